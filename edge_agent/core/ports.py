@@ -1,0 +1,92 @@
+"""The seams between the thinking and the machine. Adapters implement these; nothing else crosses."""
+
+from typing import Callable, List, Mapping, Optional, Protocol, Sequence
+
+from edge_agent.core.contract import ModelContract
+from edge_agent.core.frame import Frame, Picture
+from edge_agent.core.messages import Message, OutboxStatus, Stored
+from edge_agent.core.types import Array, Counters, EngineInfo, Moment
+
+Clock = Callable[[], Moment]
+NewId = Callable[[], str]
+EncodeJpeg = Callable[[Array], bytes]
+
+
+class Source(Protocol):
+    """A camera, stream, file or scene. Owned and called by one thread; only `Frame.release` may come from others.
+
+    Attributes:
+        uri: What was opened, without credentials.
+        kind: "sensor" (raw pixels: a live one always shows noise), "encoded" (a codec may repeat a picture), or
+            "still" (pictures that rightly never change). Decides how a frozen picture is told.
+    """
+
+    uri: str
+    kind: str
+
+    def open(self) -> None:
+        """Take the device. Bounded in time.
+
+        Raises:
+            SourceError: It cannot be opened now; `close` has been done.
+        """
+
+    def read(self, timeout_s: float) -> Optional[Frame]:
+        """The next frame, or None when none came within `timeout_s`.
+
+        Raises:
+            EndOfStream: There will be no more.
+            SourceError: The device is gone or broken; close and open again.
+        """
+
+    def close(self) -> None:
+        """Give everything back. Idempotent; frames still lent stay readable until released."""
+
+    def counters(self) -> Counters:
+        """What was lost inside the source since it was made: e.g. sequence gaps, error-flagged buffers."""
+
+
+class Engine(Protocol):
+    """Preprocessing and network of one model. Owned and called by one thread.
+
+    Attributes:
+        info: What runs, for `B/info`.
+        contract: Which tensors mean what.
+    """
+
+    info: EngineInfo
+    contract: ModelContract
+
+    def infer(self, picture: Picture) -> Mapping[str, Array]:
+        """Raw outputs by role (see `core.contract`), without the batch axis.
+
+        The arrays are valid until the next call.
+
+        Raises:
+            EngineError: The engine failed.
+        """
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+
+
+class Outbox(Protocol):
+    """Store first, send second, forget only upon acknowledgement. Used by the publish thread only."""
+
+    def put(self, messages: Sequence[Message], moment: Moment) -> None:
+        """Keep messages, in order, all or none; what must be dropped to make room is counted and announced."""
+
+    def batch(self, limit: int) -> List[Stored]:
+        """The oldest messages that are not in flight, in order, marked in flight; at most `limit`."""
+
+    def accept(self, key: int) -> None:
+        """The broker has acknowledged it: forget it."""
+
+    def reject(self, key: int, reason: str, fatal: bool) -> None:
+        """It was not delivered: send again, or (fatal, or too often) put it into quarantine."""
+
+    def status(self) -> OutboxStatus:
+        """Sizes and losses."""
+
+    def close(self) -> None:
+        """Idempotent."""

@@ -19,6 +19,7 @@ class CameraParams:
         "or test://",
         min_length=1,
         restart=True,
+        show=False,
     )
     label: str = param("", "Name that people see, e.g. in Home Assistant; the camera's id when empty")
     width: Optional[int] = param(

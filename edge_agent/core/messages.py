@@ -1,7 +1,19 @@
 """The MQTT messages as data: what is sent, how it is kept, and the JSON of each payload (see `schemas/`)."""
 
+import json
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from datetime import datetime, timezone
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from edge_agent.core.types import Box, CameraReport, FaceEvent, Moment
+
+EVENT_SCHEMA = "edge-agent.face-event/1"
+GAP_SCHEMA = "edge-agent.gap/1"
+INFO_SCHEMA = "edge-agent.info/1"
+HEALTH_SCHEMA = "edge-agent.health/1"
+ATTRIBUTES_SCHEMA = "edge-agent.presence/1"
+ONLINE = b"online"
+OFFLINE = b"offline"
 
 
 @dataclass(frozen=True)
@@ -14,8 +26,10 @@ class Message:
         properties: MQTT 5 user properties.
         expiry_s: MQTT 5 message expiry, or None.
         camera: For events and crops, whose they are.
-        seq: For events, (boot, camera)'s counter.
-        boot: For events, the boot counter.
+        seq: For events, (boot, camera)'s counter; for a crop, the one of the "end" event that it belongs to.
+        boot: For events and crops, the boot counter.
+        event_type: For events, "start", "update" or "end": updates are dropped before the others.
+        gap_topic: Where the loss of this message is announced, or None.
     """
 
     topic: str
@@ -29,11 +43,26 @@ class Message:
     camera: Optional[str] = None
     seq: Optional[int] = None
     boot: Optional[int] = None
+    event_type: Optional[str] = None
+    gap_topic: Optional[str] = None
+
+    @property
+    def packet_bytes(self) -> int:
+        """An upper bound of the PUBLISH packet's size: header, topic, packet id, properties, stamped payload."""
+        properties = sum(5 + len(key.encode()) + len(value.encode()) for key, value in self.properties)
+        return 32 + STAMP_BYTES + len(self.topic.encode()) + len(self.content_type or "") + properties + len(self.payload)
+
+
+STAMP_BYTES = 128
+"""Room for what `stamp_delivery` adds."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A message in the outbox. `key` orders them; `queued_t` and `queued_at` tell how late it is."""
+    """A message in the outbox. `key` orders them; `queued_t` and `queued_at` tell how late it is.
+
+    `queued_t` is on this process's monotonic clock; a durable outbox translates it from `queued_at` when it loads.
+    """
 
     key: int
     message: Message
@@ -52,3 +81,131 @@ class OutboxStatus:
     oldest_s: float = 0.0
     dropped: int = 0
     quarantined: int = 0
+
+
+@dataclass(frozen=True)
+class CropInfo:
+    """What an "end" event says of its crop."""
+
+    topic: str
+    sha256: str
+    bytes: int
+    box: Box
+    encoding: str = "jpeg"
+
+
+def timestamp(at: datetime) -> str:
+    """RFC 3339, UTC, microseconds, Z."""
+    return at.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def to_json(payload: Mapping[str, Any]) -> bytes:
+    """Compact UTF-8 JSON.
+
+    Raises:
+        ValueError: It holds NaN or infinity, which JSON has no word for.
+    """
+    return json.dumps(payload, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def encode_event(
+    event: FaceEvent, node: str, boot: int, now: Moment, crop: Optional[CropInfo] = None
+) -> Dict[str, Any]:
+    """The event as it is kept, `now` being the time of enqueuing; `stamp_delivery` adds what only sending knows."""
+    info = event.info
+    last = event.ended or info.moment
+    quality = event.quality
+    return {
+        "schema": EVENT_SCHEMA,
+        "event_id": event.event_id,
+        "event_type": event.event_type,
+        "seq": event.seq,
+        "node": node,
+        "camera": info.camera,
+        "boot": boot,
+        "track_id": event.track_id,
+        "ts": timestamp(info.moment.at),
+        "start_ts": timestamp(event.started.at),
+        "end_ts": None if event.ended is None else timestamp(event.ended.at),
+        "duration_ms": max(0, round(1000.0 * (last.t - event.started.t))),
+        "clock_synced": info.moment.synced,
+        "frame": {"sequence": info.sequence, "width": info.width, "height": info.height},
+        "box": _box(event.box),
+        "score": round(float(event.score), 4),
+        "top_score": round(float(event.top_score), 4),
+        "score_kind": event.score_kind,
+        "zones": list(event.zones),
+        "quality": None
+        if quality is None
+        else {
+            "score": round(float(quality.score), 4),
+            "sharpness": round(float(quality.sharpness), 1),
+            "face_px": int(quality.face_px),
+            "exposure": round(float(quality.exposure), 3),
+            "edge": bool(quality.edge),
+        },
+        "crop": None
+        if crop is None
+        else {
+            "topic": crop.topic,
+            "sha256": crop.sha256,
+            "bytes": crop.bytes,
+            "box": _box(crop.box),
+            "encoding": crop.encoding,
+        },
+        "latency_ms": {
+            "capture_to_infer": _ms(event.infer_started_t - info.moment.t) if event.infer_started_t else None,
+            "infer": _ms(event.infer_s),
+            "capture_to_outbox": _ms(now.t - info.moment.t),
+        },
+        "end_reason": event.end_reason,
+    }
+
+
+def stamp_delivery(payload: bytes, now: datetime, queued_ms: int, replayed: bool) -> bytes:
+    """An event's payload with `published_at` and `delivery`, known only when it is sent."""
+    delivery = {"published_at": timestamp(now), "delivery": {"replayed": replayed, "queued_ms": queued_ms}}
+    return payload[:-1] + b"," + to_json(delivery)[1:]
+
+
+def encode_attributes(report: CameraReport, parameters: Mapping[str, Any]) -> Dict[str, Any]:
+    """What stands beside a camera's presence: since when, why, and by which parameters it was decided."""
+    return {
+        "schema": ATTRIBUTES_SCHEMA,
+        "presence": report.presence.value,
+        "reason": report.sight.value,
+        "since": timestamp(report.since.at),
+        "faces": report.faces,
+        "best_score": None if report.best_score is None else round(float(report.best_score), 4),
+        "event_ids": list(report.event_ids),
+        "parameters": dict(parameters),
+    }
+
+
+def encode_count(faces: Optional[int]) -> bytes:
+    """A plain integer, or None."""
+    return b"None" if faces is None else b"%d" % faces
+
+
+def encode_availability(available: bool) -> bytes:
+    """A plain word."""
+    return ONLINE if available else OFFLINE
+
+
+def encode_info(info: Mapping[str, Any], node: str, boot: int) -> Dict[str, Any]:
+    """What the agent is; `info` comes from the app."""
+    schemas = [EVENT_SCHEMA, GAP_SCHEMA, INFO_SCHEMA, HEALTH_SCHEMA, ATTRIBUTES_SCHEMA]
+    return {"schema": INFO_SCHEMA, "node": node, "boot": boot, "schemas": schemas, **info}
+
+
+def encode_health(health: Mapping[str, Any], node: str, boot: int, now: Moment) -> Dict[str, Any]:
+    """How the agent is; `health` comes from `core.health`."""
+    return {"schema": HEALTH_SCHEMA, "node": node, "boot": boot, "ts": timestamp(now.at), **health}
+
+
+def _box(box: Box) -> Dict[str, float]:
+    return {side: round(float(getattr(box, side)), 4) for side in ("left", "top", "right", "bottom")}
+
+
+def _ms(seconds: float) -> float:
+    return round(1000.0 * seconds, 2)

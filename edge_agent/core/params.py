@@ -15,6 +15,7 @@ def param(
     factory: Optional[Callable[[], Any]] = None,
     restart: bool = False,
     secret: bool = False,
+    show: bool = True,
     **bounds: Any,
 ) -> Any:
     """A dataclass field that documents and bounds itself.
@@ -25,6 +26,7 @@ def param(
         factory: Makes a mutable default.
         restart: True when a change takes effect only at the next start; else it is live.
         secret: True when the value must never be shown.
+        show: False keeps the value out of `repr`, because it may hold credentials; a secret is never in it.
         bounds: `gt`, `ge`, `lt`, `le`, `min_length`, `max_length`, `pattern`, as pydantic names them.
     """
     metadata: Dict[str, Any] = {
@@ -33,5 +35,5 @@ def param(
         **bounds,
     }
     if factory is not None:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=factory, metadata=metadata, repr=show and not secret)
+    return field(default=default, metadata=metadata, repr=show and not secret)

@@ -9,7 +9,7 @@ from edge_agent.core.types import Array, Counters, EngineInfo, Moment
 
 Clock = Callable[[], Moment]
 NewId = Callable[[], str]
-EncodeJpeg = Callable[[Array], bytes]
+EncodeJpeg = Callable[[Array, int], bytes]
 
 
 class Source(Protocol):
@@ -84,6 +84,9 @@ class Outbox(Protocol):
 
     def reject(self, key: int, reason: str, fatal: bool) -> None:
         """It was not delivered: send again, or (fatal, or too often) put it into quarantine."""
+
+    def release(self, keys: Sequence[int]) -> None:
+        """They are no longer in flight, through no fault of theirs: send again, in order."""
 
     def status(self) -> OutboxStatus:
         """Sizes and losses."""

@@ -1,0 +1,111 @@
+"""Engines: what finds faces in a picture. `open_engine` chooses one and says which and why."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Dict, Literal, Optional
+
+from edge_agent.core.params import param
+from edge_agent.core.ports import Engine
+from edge_agent.errors import MissingPackage, ModelError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineParams:
+    """Which network finds faces, and by what it runs."""
+
+    model: str = param(
+        "centerface", "Name of a model ('edge-agent model list'), or path of an .onnx file", min_length=1, restart=True
+    )
+    backend: Literal["auto", "onnxruntime", "tensorrt", "scripted"] = param(
+        "auto", "What runs the network; a choice that cannot be met is an error, never silently another", restart=True
+    )
+    threads: int = param(
+        1,
+        "CPU cores that work on one picture; more shorten the latency and cost more CPU per frame",
+        ge=1,
+        le=64,
+        restart=True,
+    )
+    long_side: int = param(
+        384,
+        "Longer side of CenterFace's input, px, a multiple of 32; larger finds smaller faces, time grows by its square",
+        ge=64,
+        le=4096,
+        multiple_of=32,
+        restart=True,
+    )
+    interpolation: Literal["linear", "area"] = param(
+        "linear", "How pictures shrink: linear is fastest, area averages the noise of large pictures away", restart=True
+    )
+    class_name: Optional[str] = param(
+        None, "For a model of several classes: the one that means a face; 'face' when unset", restart=True
+    )
+    models_dir: Optional[str] = param(
+        None,
+        "Folder of fetched models; when unset the service's state directory, else the user's data directory",
+        restart=True,
+    )
+
+
+def open_engine(params: EngineParams, directory: Path) -> Engine:
+    """The engine that `params` ask for.
+
+    Args:
+        params: What was asked. The scripted engine takes its options from the model: "scripted?slow_s=0.05".
+        directory: Folder of fetched models: `models.models_dir(params.models_dir, os.environ)`.
+
+    Raises:
+        ModelError: The model is missing, damaged, of an unknown contract, or not for this backend.
+        MissingPackage: The backend's package is not installed.
+    """
+    backend, why = (params.backend, "as asked")
+    if backend == "auto":
+        backend, why = "onnxruntime", "auto: it runs ONNX files on any CPU"
+    engine = _BACKENDS[backend](params, directory)
+    info = engine.info
+    detail = "".join(f", {key} {value}" for key, value in info.detail.items())
+    _log.info("engine: %s, model %s, %s%s (%s)", info.backend, info.model, info.precision, detail, why)
+    return engine
+
+
+def _open_onnxruntime(params: EngineParams, directory: Path) -> Engine:
+    from edge_agent.inference import models
+    from edge_agent.inference.onnx_contract import derive
+    from edge_agent.inference.onnx_file import read_onnx
+    from edge_agent.inference.ort import OrtEngine
+
+    if params.model.endswith(".onnx"):
+        path = Path(params.model)
+        labels = models.labels_beside(path)
+        contract = derive(read_onnx(path), str(path), labels, params.class_name, params.long_side)
+        return OrtEngine(path, contract, params.threads, params.interpolation)
+    card = models.card_of(params.model)
+    if "onnxruntime" not in card.backends:
+        raise ModelError(
+            f"model {card.name} needs {' or '.join(card.backends)}, which this version cannot run yet",
+            "use model centerface, or a DetectNet_v2 model exported to ONNX",
+        )
+    path = models.locate(card, directory)
+    contract = replace(card.contract, long_side=params.long_side)
+    return OrtEngine(path, contract, params.threads, params.interpolation, card.name, card.files[0].sha256)
+
+
+def _open_scripted(params: EngineParams, directory: Path) -> Engine:
+    from edge_agent.inference.scripted import ScriptedEngine
+
+    return ScriptedEngine(query=params.model.partition("?")[2])
+
+
+def _open_tensorrt(params: EngineParams, directory: Path) -> Engine:
+    raise MissingPackage("backend tensorrt: this version has no TensorRT engine yet", "use backend auto or onnxruntime")
+
+
+# Each loads its packages when it is chosen, not before.
+_BACKENDS: Dict[str, Callable[[EngineParams, Path], Engine]] = {
+    "onnxruntime": _open_onnxruntime,
+    "scripted": _open_scripted,
+    "tensorrt": _open_tensorrt,
+}

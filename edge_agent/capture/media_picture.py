@@ -1,0 +1,42 @@
+"""From PyAV's decoded picture to pixels, untouched where the luma plane is enough."""
+
+import re
+from typing import Any, Tuple
+
+import numpy as np
+
+from edge_agent.core.frame import FULL_RANGE, Levels
+from edge_agent.core.types import Array
+
+# Planar or semi-planar formats whose first plane is luma: yuv420p, yuvj422p, yuv420p10le, gray12le, nv12, ...
+_LUMA_FIRST = re.compile(r"(?:(?P<yuv>yuv[aj]?4\d\dp|nv12|nv16|nv21|nv24|nv42)|gray)(?:(?P<bits>\d+)le)?")
+_MPEG_RANGE, _JPEG_RANGE = 1, 2  # AVCOL_RANGE_*; 0 is unspecified
+
+
+def gray_of(picture: Any) -> Tuple[Array, Levels]:
+    """The luma of an `av.VideoFrame`.
+
+    Returns:
+        (H, W) uint8 or uint16, a strided view of the decoder's buffer that keeps it alive, and how its values become
+        8-bit gray: YUV is limited range unless the stream says otherwise (as FFmpeg reads it), gray is full range.
+    """
+    known = _LUMA_FIRST.fullmatch(picture.format.name)
+    if known is None or picture.planes[0].line_size <= 0:
+        picture = picture.reformat(format="gray")  # swscale gives full range
+        known = _LUMA_FIRST.fullmatch("gray")
+    if known is None:
+        raise RuntimeError("gray is a luma format")
+    bits = int(known["bits"] or 8)
+    plane = picture.planes[0]
+    values = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)
+    per_row = plane.line_size // values.itemsize
+    pixels = values[: picture.height * per_row].reshape(picture.height, per_row)[:, : picture.width]
+    range_ = int(picture.color_range)
+    unit = 1 << (bits - 8)
+    limited = range_ == _MPEG_RANGE or (range_ != _JPEG_RANGE and known["yuv"] and not known["yuv"].startswith("yuvj"))
+    return pixels, Levels(16.0 * unit, 255.0 / 219.0 / unit) if limited else Levels(0.0, 1.0 / unit)
+
+
+def rgb_of(picture: Any) -> Tuple[Array, Levels]:
+    """(H, W, 3 RGB) uint8, full range, converted by FFmpeg; owns its pixels."""
+    return np.asarray(picture.to_ndarray(format="rgb24")), FULL_RANGE

@@ -1,0 +1,185 @@
+"""Draws synthetic scenes, cheaply and deterministically: the same index gives the same picture."""
+
+import math
+from pathlib import Path
+from typing import Callable, Dict, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from edge_agent.capture.scene import FACE_ASPECT, Placed, Scene, within
+from edge_agent.core.types import Array
+
+_SHIFTS = 32  # the noise is one larger plane, seen through a window that jumps about
+_SIZE_STEP_PX = 4  # faces are drawn in sizes that are multiples of this, so that few are ever made
+_KEPT_SPRITES = 64
+_STROBE_SHIFT, _DARK_SHIFT = 4, 6  # what is left of the light: 1/16 between flashes, 1/64 in the dark
+
+
+class Sprite(NamedTuple):
+    """A face to be pasted.
+
+    Attributes:
+        pixels: (h, w) uint8.
+        mask: (h, w) bool, True where the face covers the background; None: everywhere.
+        anchor_x: Where the face's centre lies in it, px from its left.
+        anchor_y: Likewise, px from its top.
+    """
+
+    pixels: Array
+    mask: Optional[Array]
+    anchor_x: float
+    anchor_y: float
+
+
+Artist = Callable[[int], Sprite]
+
+
+def marker(height_px: int) -> Sprite:
+    """A bright ellipse of that height, brightest in its middle."""
+    width_px = max(1, round(height_px * FACE_ASPECT))
+    y = (np.arange(height_px, dtype=np.float32)[:, None] + 0.5) / height_px * 2 - 1
+    x = (np.arange(width_px, dtype=np.float32)[None, :] + 0.5) / width_px * 2 - 1
+    radius2 = x * x + y * y
+    return Sprite((235 - 25 * radius2).clip(0, 255).astype(np.uint8), radius2 <= 1.0, width_px / 2, height_px / 2)
+
+
+class PictureArtist:
+    """Faces cut from a real picture.
+
+    Args:
+        path: The picture.
+        face: Its face: left, top, right, bottom, normalised; the face, not the picture, gets the wanted height.
+        cut: What of the picture is shown, likewise: enough around the face for a detector to recognise it.
+
+    Raises:
+        SourceError: The picture cannot be read.
+    """
+
+    def __init__(self, path: Path, face: Tuple[float, ...], cut: Tuple[float, ...]) -> None:
+        from edge_agent.capture.images import load_picture
+
+        pixels, levels = load_picture(path)
+        gray = levels.to_gray8(pixels)
+        height, width = gray.shape
+        self._face_px = max(1.0, (face[3] - face[1]) * height)
+        self._pixels = gray[
+            round(cut[1] * height) : round(cut[3] * height), round(cut[0] * width) : round(cut[2] * width)
+        ]
+        self._anchor = (
+            (face[0] + face[2]) / 2 * width - round(cut[0] * width),
+            (face[1] + face[3]) / 2 * height - round(cut[1] * height),
+        )
+
+    def __call__(self, height_px: int) -> Sprite:
+        """The picture, scaled so that its face is `height_px` tall."""
+        import cv2
+
+        scale = height_px / self._face_px
+        rows, columns = (max(1, round(side * scale)) for side in self._pixels.shape)
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        scaled = np.asarray(cv2.resize(self._pixels, (columns, rows), interpolation=how))
+        return Sprite(scaled, None, self._anchor[0] * scale, self._anchor[1] * scale)
+
+
+class Renderer:
+    """Pictures of one scene.
+
+    Args:
+        scene: What to show.
+        size: Width and height, px.
+        fps: Index / fps is the scene's second.
+        artist: Draws a face of a height.
+        noise: Standard deviation of the sensor noise, gray levels.
+        seed: Of background and noise.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        size: Tuple[int, int],
+        fps: float,
+        artist: Artist = marker,
+        noise: float = 2.0,
+        seed: int = 1,
+    ) -> None:
+        self._scene = scene
+        self._width, self._height = size
+        self._fps = fps
+        self._artist = artist
+        self._sprites: Dict[int, Sprite] = {}
+        generator = np.random.default_rng(seed)
+        self._reach = min(60, math.ceil(3 * noise))
+        shape = (self._height + _SHIFTS, self._width + _SHIFTS)
+        grain = (
+            np.rint(generator.normal(0.0, noise, shape)).clip(-self._reach, self._reach) if noise else np.zeros(shape)
+        )
+        self._noise = grain.astype(np.int8).view(np.uint8)  # adding it with wrap-around is adding a signed number
+        self._background = self._bounded(_room(self._width, self._height, generator))
+
+    def draw(self, index: int) -> Array:
+        """(H, W) uint8 picture of one index; a new array."""
+        disturbances = self._scene.disturbances
+        t_s = index / self._fps
+        frozen = within(disturbances.freeze, t_s)
+        if frozen is not None:
+            index = math.ceil(frozen[0] * self._fps)
+            t_s = index / self._fps
+        noise = self._noise_at(index)
+        if within(disturbances.cover, t_s) is not None:
+            return np.asarray(noise + np.uint8(60 + self._reach))
+        picture = np.asarray(self._background + noise)
+        for face in self._scene.faces(t_s):
+            self._paste(picture, noise, face)
+        if within(disturbances.dark, t_s) is not None:
+            return np.asarray((picture >> _DARK_SHIFT) + (noise & 1))
+        if disturbances.strobe is not None and index % sum(disturbances.strobe) >= disturbances.strobe[0]:
+            return np.asarray((picture >> _STROBE_SHIFT) + (noise & 3))
+        return picture
+
+    def _noise_at(self, index: int) -> Array:
+        """A window of the noise, never the same for neighbours: 7 and 11 have no factor in common with the shifts."""
+        top, left = index * 7 % _SHIFTS, (index * 11 + index // _SHIFTS) % _SHIFTS
+        return self._noise[top : top + self._height, left : left + self._width]
+
+    def _bounded(self, pixels: Array) -> Array:
+        """Pixels that noise cannot carry beyond 0..255."""
+        return np.asarray(np.clip(pixels, self._reach, 255 - self._reach).astype(np.uint8))
+
+    def _paste(self, picture: Array, noise: Array, face: Placed) -> None:
+        sprite = self._sprite(face.size * self._height)
+        left = round(face.x * self._width - sprite.anchor_x)
+        top = round(face.y * self._height - sprite.anchor_y)
+        rows, columns = sprite.pixels.shape
+        x0, y0 = max(0, left), max(0, top)
+        x1, y1 = min(self._width, left + columns), min(self._height, top + rows)
+        if x0 >= x1 or y0 >= y1:
+            return
+        inside = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+        noisy = sprite.pixels[inside] + noise[y0:y1, x0:x1]
+        where = True if sprite.mask is None else sprite.mask[inside]
+        np.copyto(picture[y0:y1, x0:x1], noisy, where=where)
+
+    def _sprite(self, height_px: float) -> Sprite:
+        wanted = max(_SIZE_STEP_PX, round(height_px / _SIZE_STEP_PX) * _SIZE_STEP_PX)
+        sprite = self._sprites.get(wanted)
+        if sprite is None:
+            if len(self._sprites) >= _KEPT_SPRITES:
+                self._sprites.clear()
+            drawn = self._artist(wanted)
+            sprite = drawn._replace(pixels=self._bounded(drawn.pixels))
+            self._sprites[wanted] = sprite
+        return sprite
+
+
+def _room(width: int, height: int, generator: np.random.Generator) -> Array:
+    """(H, W) float32, 35..125: a wall that darkens to one side, plaster, and some furniture with edges."""
+    x = np.linspace(0.0, 1.0, width, dtype=np.float32)[None, :]
+    y = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
+    room = 90.0 - 30.0 * x - 10.0 * y
+    plaster = generator.uniform(-9.0, 9.0, (height // 8 + 1, width // 8 + 1))
+    room = room + np.kron(plaster, np.ones((8, 8)))[:height, :width]
+    for _ in range(6):
+        x0, y0 = int(generator.uniform(0, 0.9) * width), int(generator.uniform(0, 0.9) * height)
+        wide, tall = int(generator.uniform(0.05, 0.3) * width), int(generator.uniform(0.05, 0.4) * height)
+        room[y0 : y0 + tall, x0 : x0 + wide] += generator.uniform(-25.0, 25.0)
+    return np.asarray(room.clip(35.0, 125.0))

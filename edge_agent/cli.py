@@ -1,0 +1,57 @@
+"""The command line: parses, runs one command, and turns every expected error into one clear line."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from typing import List, Optional
+
+from edge_agent import __version__
+from edge_agent.errors import ConfigError, EdgeAgentError
+
+COMMANDS = ("run", "demo", "check", "config", "model", "evaluate")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Importing a command's module loads nothing heavy; running it does."""
+    top = argparse.ArgumentParser(
+        prog="edge-agent",
+        description="Face-presence agent for infrared cameras: yes, no, or cannot see, published over MQTT.",
+    )
+    top.add_argument("--version", action="version", version=f"edge-agent {__version__}")
+    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"edge_agent.commands.{name}").add_parser(subparsers)
+    return top
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 on success, 78 for a configuration that cannot be used, 130 after Ctrl-C, else 1 or the command's own code.
+    """
+    args = parser().parse_args(argv)
+    command = importlib.import_module(f"edge_agent.commands.{args.command}")
+    try:
+        code: int = command.run(args)
+        sys.stdout.flush()
+    except ConfigError as error:
+        for fault in error.faults:
+            print(f"edge-agent: {fault}", file=sys.stderr)
+        if error.hint:
+            print(f"edge-agent: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except EdgeAgentError as error:
+        print(f"edge-agent: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`edge-agent ... | head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code

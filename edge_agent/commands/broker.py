@@ -1,0 +1,92 @@
+"""A broker on loopback for the demo: mosquitto where it is installed, else the one inside the `demo` extra."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional
+
+from edge_agent.errors import InputError, MissingPackage
+
+START_S = 10.0
+
+
+@dataclass(frozen=True)
+class BrokerAddress:
+    """Where a broker listens, and the newest MQTT version that it speaks."""
+
+    host: str
+    port: int
+    protocol: str
+    name: str
+
+
+def find_mosquitto() -> Optional[str]:
+    """Its path. Debian keeps it in /usr/sbin, which is not in every user's PATH."""
+    return shutil.which("mosquitto", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def local_broker() -> Iterator[BrokerAddress]:
+    """A broker for as long as the block lasts.
+
+    Raises:
+        MissingPackage: There is none to start; the hint names the one package to install.
+    """
+    mosquitto = find_mosquitto()
+    if mosquitto is not None:
+        with _mosquitto(mosquitto) as address:
+            yield address
+        return
+    try:
+        from iotcore import Broker
+    except ImportError:
+        raise MissingPackage(
+            "no MQTT broker found", "sudo apt-get install mosquitto, or give one with --broker mqtt://HOST:PORT"
+        ) from None
+    port = free_port()
+    # The default limit of 20 kB would throw out a client that sends a crop.
+    with Broker(port=port, listen="127.0.0.1", max_payload_size=2_000_000):
+        yield BrokerAddress("127.0.0.1", port, "3.1.1", "iotcore (embedded)")
+
+
+@contextmanager
+def _mosquitto(program: str) -> Iterator[BrokerAddress]:
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="edge-agent-broker-") as folder:
+        config = Path(folder) / "mosquitto.conf"
+        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_type error\n")
+        process = subprocess.Popen([program, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            _wait_until_listening(process, port)
+            yield BrokerAddress("127.0.0.1", port, "5", "mosquitto")
+        finally:
+            process.terminate()
+            process.communicate(timeout=START_S)
+
+
+def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    said = process.communicate()[1] if process.poll() is not None else b""
+    raise InputError(
+        f"mosquitto did not start listening on port {port}", said.decode("utf-8", "replace").strip()[-200:]
+    )

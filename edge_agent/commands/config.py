@@ -1,0 +1,73 @@
+"""`edge-agent config show|check|example`: what is set, whether it can be used, what may be set."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict
+
+if TYPE_CHECKING:
+    from edge_agent.config import Loaded
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command and its three actions."""
+    command: argparse.ArgumentParser = subparsers.add_parser("config", help="show, check or explain the settings")
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="every setting in force and where it comes from; secrets are hidden")
+    show.add_argument("--json", action="store_true", help="as JSON")
+    check = actions.add_parser("check", help="exit 0 when the settings can be used, else 78 with one line per fault")
+    for action in (show, check):
+        action.add_argument("--env-file", type=Path, metavar="FILE", help="default: $EDGE_AGENT_ENV_FILE, else none")
+    actions.add_parser("example", help="print an env file with every setting, its meaning, bounds and default")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one action.
+
+    Raises:
+        ConfigError: The settings cannot be used.
+    """
+    from edge_agent import config, config_docs
+
+    if args.action == "example":
+        print(config_docs.example(), end="")
+        return 0
+    loaded = config.load(os.environ, args.env_file)
+    if args.action == "show":
+        print(_as_json(loaded) if args.json else _as_lines(loaded))
+        return 0
+    config.require_cameras(loaded.settings)
+    print(f"ok: {len(loaded.origins)} settings given, cameras: {', '.join(sorted(loaded.settings.cameras))}")
+    return 0
+
+
+def _as_lines(loaded: "Loaded") -> str:
+    from edge_agent.env_file import quote
+
+    lines = [f"{name}={quote(row['value'])}  # {row['source']}" for name, row in _rows(loaded).items()]
+    return "\n".join(lines)
+
+
+def _as_json(loaded: "Loaded") -> str:
+    from edge_agent import config
+
+    return json.dumps(
+        {"fingerprint": config.fingerprint(loaded.settings), "settings": _rows(loaded, as_text=False)}, indent=2
+    )
+
+
+def _rows(loaded: "Loaded", as_text: bool = True) -> Dict[str, Dict[str, Any]]:
+    """By variable name: value (secrets and credentials as ***), source, reload."""
+    from edge_agent import config
+    from edge_agent.config_variables import name_of, shown
+
+    rows: Dict[str, Dict[str, Any]] = {}
+    for path, (variable, value) in config.values(loaded.settings).items():
+        sources = [origin for given, origin in loaded.origins.items() if given[: len(path)] == path]
+        if variable.secret:
+            value = "***" if value else ""
+        elif as_text or isinstance(value, str):
+            value = shown(value)
+        rows[name_of(path)] = {"value": value, "source": ", ".join(sources) or "default", "reload": variable.reload}
+    return rows

@@ -1,0 +1,188 @@
+"""`edge-agent demo`: the real agent on a real face, watched by a separate subscriber."""
+
+import argparse
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+from urllib.parse import urlsplit
+
+from edge_agent.commands.broker import BrokerAddress, local_broker
+from edge_agent.commands.live import Account
+from edge_agent.errors import EdgeAgentError, InputError
+
+NODE, CAMERA, BASE = "demo", "camera", "edge-agent"
+WANTED = ("presence ON", "event start", "event end", "presence OFF")
+STOP_S = 6.0
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser("demo", help="watch the agent do its job on a made clip, on this machine")
+    parser.add_argument("--duration", type=float, default=60.0, metavar="SECONDS", help="how long (default 60)")
+    parser.add_argument("--source", default="test://demo", metavar="URI", help="what to look at (default test://demo)")
+    parser.add_argument("--broker", metavar="URL", help="mqtt://[USER@]HOST[:PORT] instead of a broker of its own")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="where crops are saved")
+    parser.add_argument("--json", action="store_true", help="print the messages and the verdict as JSON lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 only if the subscriber itself saw ON, start, end and OFF."""
+    if args.duration <= 0:
+        raise InputError(f"--duration {args.duration:g}: expected a number above 0")
+    _ensure_model()
+    with ExitStack() as stack:
+        broker = _given(args.broker) if args.broker else stack.enter_context(local_broker())
+        if not args.json:
+            print(f"broker: {broker.name} at {broker.host}:{broker.port}; source: {args.source}", flush=True)
+        return _Demo(broker, args).run()
+
+
+def _ensure_model() -> None:
+    from edge_agent.inference.models import ensure
+
+    ensure("centerface")
+
+
+def _given(url: str) -> BrokerAddress:
+    parts = urlsplit(url if "//" in url else f"mqtt://{url}")
+    if parts.scheme != "mqtt" or not parts.hostname:
+        raise InputError(f"--broker {url}: not a broker's address", "expected mqtt://HOST or mqtt://HOST:PORT")
+    return BrokerAddress(parts.hostname, parts.port or 1883, "5", "given")
+
+
+class _Demo:
+    """One run: an agent as its own process, a subscriber here, a verdict at the end."""
+
+    def __init__(self, broker: BrokerAddress, args: argparse.Namespace) -> None:
+        self._broker, self._args = broker, args
+        self._account = Account(BASE)
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._started_t = time.monotonic()
+        self._crops: List[str] = []
+
+    def run(self) -> int:
+        client = self._subscribe()
+        agent = self._start_agent()
+        code: Optional[int] = None
+        try:
+            deadline = time.monotonic() + self._args.duration
+            while time.monotonic() < deadline and code is None:
+                self._tell(deadline)
+                code = agent.poll()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._stop(agent)
+            self._tell(time.monotonic() + 0.3)
+            client.disconnect()
+            client.loop_stop()
+        return self._verdict(code)
+
+    def _subscribe(self) -> Any:
+        from paho.mqtt import client as mqtt
+        from paho.mqtt.enums import CallbackAPIVersion
+
+        version = mqtt.MQTTv5 if self._broker.protocol == "5" else mqtt.MQTTv311
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=version)
+        client.on_message = lambda _client, _data, message: self._messages.put(message)
+        client.on_connect = lambda client, *_: client.subscribe(f"{BASE}/{NODE}/#", qos=1)
+        try:
+            client.connect(self._broker.host, self._broker.port)
+        except OSError as error:
+            where = f"{self._broker.host}:{self._broker.port}"
+            raise InputError(
+                f"no broker at {where}: {error.strerror or error}", "start one, or leave --broker out"
+            ) from None
+        client.loop_start()
+        return client
+
+    def _start_agent(self) -> "subprocess.Popen[bytes]":
+        settings = {
+            "NODE": NODE,
+            f"CAMERAS__{CAMERA.upper()}__URI": self._args.source,
+            "MQTT__HOST": self._broker.host,
+            "MQTT__PORT": str(self._broker.port),
+            "MQTT__PROTOCOL": self._broker.protocol,
+            "PRESENCE__DELAY_OFF_S": "1",
+            "LOG_LEVEL": "WARNING",
+        }
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("EDGE_AGENT_")}
+        environ.update({f"EDGE_AGENT_{name}": value for name, value in settings.items()})
+        return subprocess.Popen([sys.executable, "-m", "edge_agent", "run"], env=environ, start_new_session=True)
+
+    def _stop(self, agent: "subprocess.Popen[bytes]") -> None:
+        if agent.poll() is None:
+            agent.send_signal(signal.SIGTERM)
+        try:
+            agent.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            agent.kill()
+            agent.wait()
+
+    def _tell(self, deadline: float) -> None:
+        """Print what arrives until `deadline`, at most for half a second."""
+        until = min(deadline, time.monotonic() + 0.5)
+        while True:
+            try:
+                message = self._messages.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return
+            self._tell_one(message.topic, message.payload, message.retain)
+
+    def _tell_one(self, topic: str, payload: bytes, retained: bool) -> None:
+        line = self._account.line(topic, payload, retained)
+        stamp = time.monotonic() - self._started_t
+        saved = self._save(topic, payload) if "/crops/" in topic else ""
+        if self._args.json:
+            shown = None if saved else payload.decode("utf-8", "replace")
+            print(
+                json.dumps({"t_s": round(stamp, 3), "topic": topic, "payload": shown, "file": saved or None}),
+                flush=True,
+            )
+        elif line is not None:
+            print(f"{stamp:6.1f} s  {line}{f'  -> {saved}' if saved else ''}", flush=True)
+
+    def _save(self, topic: str, payload: bytes) -> str:
+        self._args.output.mkdir(parents=True, exist_ok=True)
+        path: Path = self._args.output / f"{topic.rsplit('/', 1)[1]}.jpg"
+        path.write_bytes(payload)
+        self._crops.append(str(path))
+        return str(path)
+
+    def _verdict(self, code: Optional[int]) -> int:
+        presence, events = self._account.presence, self._account.events
+        after_on = presence[presence.index("ON") :] if "ON" in presence else []
+        seen = dict(zip(WANTED, ("ON" in presence, "start" in events, "end" in events, "OFF" in after_on)))
+        missing = [name for name, there in seen.items() if not there]
+        result: Dict[str, Any] = {
+            "ok": not missing,
+            "missing": missing,
+            "appearances": events.count("start"),
+            "crops": self._crops,
+            "start_latency_ms": sorted(self._account.latencies_ms),
+        }
+        if self._args.json:
+            print(json.dumps(result), flush=True)
+        else:
+            print(self._summary(result), flush=True)
+        if code not in (None, 0):
+            raise EdgeAgentError(f"the agent ended by itself with exit code {code}", "its own message is above")
+        return 0 if not missing else 1
+
+    def _summary(self, result: Dict[str, Any]) -> str:
+        if not result["ok"]:
+            return f"NOT seen: {', '.join(result['missing'])} (is --duration long enough for the clip?)"
+        latencies = result["start_latency_ms"]
+        middle = latencies[len(latencies) // 2] if latencies else float("nan")
+        where = f"; look at {result['crops'][0]}" if result["crops"] else ""
+        return (
+            f"the subscriber saw ON, start, end and OFF: {result['appearances']} appearance(s), "
+            f"median {middle:.0f} ms from picture to event{where}"
+        )

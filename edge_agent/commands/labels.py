@@ -1,0 +1,92 @@
+"""Label files: COCO (one JSON) and KITTI (one text file per picture, as NVIDIA TAO uses it)."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Tuple
+
+import numpy as np
+
+from edge_agent.core.evaluation import Truth
+from edge_agent.errors import InputError
+
+COCO_HINT = 'expected COCO JSON: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "bbox": [x, y, w, h]}]}'
+KITTI_HINT = "expected KITTI lines: face 0 0 0 LEFT TOP RIGHT BOTTOM ..."
+FACE_NAMES = ("face", "faces", "head_face")
+IGNORED_NAMES = ("dontcare", "ignore")
+Boxes = List[Tuple[float, float, float, float]]
+
+
+def read_labels(path: Path, layout: str) -> List[Truth]:
+    """Labels of all pictures that the file (COCO) or folder (KITTI) speaks of.
+
+    Args:
+        path: File or folder.
+        layout: "coco", "kitti" or "auto" (a folder or .txt is KITTI, else COCO).
+
+    Raises:
+        InputError: It cannot be read, or is not of the layout.
+    """
+    if layout == "auto":
+        layout = "kitti" if path.is_dir() or path.suffix == ".txt" else "coco"
+    try:
+        return _kitti(path) if layout == "kitti" else _coco(path)
+    except OSError as error:
+        raise InputError(f"labels {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"labels {path}: not a text file", COCO_HINT) from error
+
+
+def _coco(path: Path) -> List[Truth]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"labels {path}: not JSON (line {error.lineno}: {error.msg})", COCO_HINT) from error
+    try:
+        names = {image["id"]: str(image["file_name"]) for image in data["images"]}
+        wanted = _face_categories(data.get("categories", ()))
+        faces: Dict[Any, Boxes] = {key: [] for key in names}
+        ignored: Dict[Any, Boxes] = {key: [] for key in names}
+        for note in data["annotations"]:
+            if wanted and note.get("category_id") not in wanted:
+                continue
+            x, y, w, h = (float(v) for v in note["bbox"])
+            target = ignored if note.get("iscrowd") or note.get("ignore") else faces
+            target[note["image_id"]].append((x, y, x + w, y + h))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"labels {path}: {type(error).__name__}: {error}", COCO_HINT) from error
+    return [Truth(name, _array(faces[key]), _array(ignored[key])) for key, name in names.items()]
+
+
+def _face_categories(categories: Iterable[Dict[str, Any]]) -> List[Any]:
+    """Ids of the categories called face; empty (take all) where none is called so."""
+    return [c["id"] for c in categories if str(c.get("name", "")).lower() in FACE_NAMES]
+
+
+def _kitti(path: Path) -> List[Truth]:
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"labels {path}: no .txt file in this folder", KITTI_HINT)
+    return [_kitti_file(file) for file in files]
+
+
+def _kitti_file(path: Path) -> Truth:
+    faces: Boxes = []
+    ignored: Boxes = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            left, top, right, bottom = (float(word) for word in words[4:8])
+        except ValueError as error:
+            raise InputError(f"labels {path}, line {number}: {error}", KITTI_HINT) from error
+        name = words[0].lower()
+        if name in IGNORED_NAMES:
+            ignored.append((left, top, right, bottom))
+        elif name in FACE_NAMES:
+            faces.append((left, top, right, bottom))
+    return Truth(path.stem, _array(faces), _array(ignored))
+
+
+def _array(boxes: Boxes) -> np.ndarray:
+    return np.array(boxes, np.float32).reshape(-1, 4)

@@ -1,0 +1,95 @@
+"""What an agent publishes, told in one readable line per message."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+PRESENCE = {"ON": "a face is here", "OFF": "nobody", "None": "cannot see"}
+
+
+@dataclass
+class Account:
+    """Follows the messages of agents under one base topic and keeps what a summary needs.
+
+    Attributes:
+        presence: Every value seen on a presence topic, in order, without repeats.
+        events: Event types seen, in order.
+        latencies_ms: Capture to outbox, of the events.
+    """
+
+    base: str
+    presence: List[str] = field(default_factory=list)
+    events: List[str] = field(default_factory=list)
+    latencies_ms: List[float] = field(default_factory=list)
+
+    def line(self, topic: str, payload: bytes, retained: bool = False) -> Optional[str]:
+        """One message in words, or None for what a person need not see."""
+        parts = topic.split("/")[len(self.base.split("/")) :]
+        if len(parts) == 2:
+            return self._of_node(parts[0], parts[1], payload, retained)
+        if len(parts) >= 3:
+            return self._of_camera(f"{parts[0]}/{parts[1]}", parts[2:], payload, retained)
+        return None
+
+    def _of_node(self, node: str, name: str, payload: bytes, retained: bool) -> Optional[str]:
+        if name == "availability":
+            return f"{node}: agent is {_text(payload)}{_old(retained)}"
+        if name == "info":
+            info = _json(payload)
+            engine = info.get("engine") or {}
+            return f"{node}: edge-agent {info.get('version')}, {_engine(engine)}"
+        if name == "health":
+            health = _json(payload)
+            why = "; ".join(health.get("reasons", ()))
+            return f"{node}: health {health.get('state')}{f' ({why})' if why else ''}"
+        return None
+
+    def _of_camera(self, camera: str, rest: List[str], payload: bytes, retained: bool) -> Optional[str]:
+        if rest == ["presence"]:
+            value = _text(payload)
+            if not self.presence or self.presence[-1] != value:
+                self.presence.append(value)
+            return f"{camera}: presence {value:4} {PRESENCE.get(value, '')}{_old(retained)}"
+        if rest == ["events"]:
+            return f"{camera}: {self._event(_json(payload))}"
+        if rest[0] == "crops":
+            return f"{camera}: crop of {rest[1][:13]}..., {len(payload)} bytes"
+        if rest[0] == "zones" and rest[-1] == "presence":
+            return f"{camera}: zone {rest[1]} {_text(payload)}{_old(retained)}"
+        return None
+
+    def _event(self, event: Dict[str, Any]) -> str:
+        if "from_seq" in event:
+            return f"GAP: {event.get('count')} messages lost ({event.get('reason')})"
+        kind = str(event.get("event_type"))
+        self.events.append(kind)
+        latency = (event.get("latency_ms") or {}).get("capture_to_outbox")
+        if latency is not None and kind == "start":
+            self.latencies_ms.append(float(latency))
+        late = " (late)" if (event.get("delivery") or {}).get("replayed") else ""
+        why = f", {event['end_reason']}" if event.get("end_reason") else ""
+        took = f", {latency:.0f} ms after the picture" if latency is not None and kind == "start" else ""
+        lasted = f", after {event.get('duration_ms', 0) / 1000:.1f} s" if kind == "end" else ""
+        return f"face {kind:6} #{event.get('seq')} score {event.get('score', 0):.2f}{lasted}{took}{why}{late}"
+
+
+def _text(payload: bytes) -> str:
+    return payload.decode("utf-8", "replace")
+
+
+def _json(payload: bytes) -> Dict[str, Any]:
+    try:
+        value = json.loads(payload)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _old(retained: bool) -> str:
+    return " (retained)" if retained else ""
+
+
+def _engine(engine: Dict[str, Any]) -> str:
+    if not engine.get("backend"):
+        return "engine is starting"
+    return f"{engine['model']} on {engine['backend']}, {engine['precision']}"

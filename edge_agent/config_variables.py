@@ -1,0 +1,296 @@
+"""Every setting as an environment variable: name, type, bounds and meaning, taken from the parameters' dataclasses."""
+
+import dataclasses
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Literal,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+PREFIX = "EDGE_AGENT_"
+ANY_KEY = "*"
+RESERVED_CAMERAS = ("availability", "info", "health", "request", "response")
+
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_USER_INFO = re.compile(r"(?<=://).*@", re.DOTALL)
+_QUERY_SECRET = re.compile(r"([?&;][^=&;]*(?:pass|pwd|token|key|auth|secret|sig|user)[^=&;]*=)[^&;#]*", re.IGNORECASE)
+_LONGEST_SHOWN = 60
+
+Keys = Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One setting.
+
+    Attributes:
+        path: From the root; `*` stands for a key that the user chooses (a camera's id, a zone's name).
+        annotation: Its type, as declared.
+        default: Of that type; `dataclasses.MISSING` when it must be given.
+        description: One sentence.
+        bounds: `gt`, `ge`, `lt`, `le`, `min_length`, `max_length`, `pattern`.
+        reload: "live" or "restart".
+        secret: True when its value must never be shown.
+        member: True for one entry of a mapping that may also be given whole.
+    """
+
+    path: Keys
+    annotation: Any
+    default: Any
+    description: str
+    bounds: Mapping[str, Any]
+    reload: str
+    secret: bool
+    member: bool = False
+
+    @property
+    def type(self) -> Any:
+        """The type without `Optional`."""
+        return _without_optional(self.annotation)
+
+    @property
+    def optional(self) -> bool:
+        """True when an empty value means unset."""
+        return self.type is not self.annotation
+
+    @property
+    def required(self) -> bool:
+        """True when it has no default."""
+        return self.default is dataclasses.MISSING
+
+    @property
+    def choices(self) -> Tuple[Any, ...]:
+        """The only values, for a setting that has such."""
+        if get_origin(self.type) is Literal:
+            return get_args(self.type)
+        if isinstance(self.type, type) and issubclass(self.type, Enum):
+            return tuple(choice.value for choice in self.type)
+        return ()
+
+    @property
+    def is_json(self) -> bool:
+        """True for lists and mappings, which are written as JSON."""
+        return get_origin(self.type) in (dict, list, tuple)
+
+    @property
+    def expected(self) -> str:
+        """Type, choices and bounds in words, for people."""
+        parts = [self.type_name]
+        if self.choices:
+            parts = ["one of " + ", ".join(str(choice) for choice in self.choices)]
+        if self.bounds_text:
+            parts.append(self.bounds_text)
+        return ", ".join(parts) + (", or empty for unset" if self.optional else "")
+
+    @property
+    def type_name(self) -> str:
+        """The type in words, for people."""
+        if self.choices:
+            return "choice"
+        if self.is_json:
+            return f"JSON {_shape(self.type)}"
+        return {bool: "true or false", int: "an integer", float: "a number"}.get(self.type, "text")
+
+    @property
+    def bounds_text(self) -> str:
+        """The bounds in words; empty when there are none."""
+        bounds = self.bounds
+        words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "multiple_of": "a multiple of"}
+        parts = [f"{word} {bounds[key]}" for key, word in words.items() if key in bounds]
+        if "ge" in bounds and "le" in bounds:
+            parts[:2] = [f"{bounds['ge']} to {bounds['le']}"]
+        if "min_length" in bounds:
+            parts.append("not empty" if bounds["min_length"] == 1 else f"at least {bounds['min_length']} characters")
+        if "max_length" in bounds:
+            parts.append(f"at most {bounds['max_length']} characters")
+        if "pattern" in bounds:
+            parts.append(f"matching {bounds['pattern']}")
+        return " and ".join(parts)
+
+    def decode(self, text: str) -> Any:
+        """What is handed to validation for an environment's `text`; scalars stay text.
+
+        Raises:
+            ValueError: Saying what is wrong with it, without showing it.
+        """
+        if self.optional and not text.strip():
+            return None
+        if self.is_json:
+            try:
+                return json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"is not JSON ({error.msg} at character {error.pos + 1})") from None
+            except (ValueError, RecursionError):
+                raise ValueError("is not JSON that can be used") from None
+        if self.choices:
+            wanted = text.strip().lower()
+            return next((choice for choice in self.choices if str(choice).lower() == wanted), text)
+        return text if self.type is str else text.strip()
+
+
+def variables(owner: Any, above: Keys = ()) -> Iterator[Variable]:
+    """The settings that a parameters' dataclass declares, its nested ones in place, in order of declaration."""
+    hints = get_type_hints(owner)
+    for declared in dataclasses.fields(owner):
+        yield from declared_variables(hints[declared.name], declared, (*above, declared.name))
+
+
+def declared_variables(annotation: Any, declared: "dataclasses.Field[Any]", path: Keys) -> Iterator[Variable]:
+    """The settings under one field: itself, or those of the dataclass (or mapping of dataclasses) that it holds."""
+    inner = _without_optional(annotation)
+    is_mapping = get_origin(inner) is dict
+    owner = dataclass_of(annotation)
+    if owner is not None:
+        yield from variables(owner, (*path, ANY_KEY) if is_mapping else path)
+        return
+    default = declared.default
+    if declared.default_factory is not dataclasses.MISSING:
+        default = declared.default_factory()
+    if default is None and inner is annotation:
+        default = dataclasses.MISSING
+    metadata = dict(declared.metadata)
+    extra = metadata.pop("json_schema_extra", {})
+    variable = Variable(
+        path,
+        annotation,
+        default,
+        metadata.pop("description", ""),
+        metadata,
+        extra.get("reload", "live"),
+        extra.get("secret", False),
+    )
+    yield variable
+    if is_mapping:
+        yield dataclasses.replace(
+            variable,
+            path=(*path, ANY_KEY),
+            annotation=get_args(inner)[1],
+            default=dataclasses.MISSING,
+            bounds={},
+            member=True,
+        )
+
+
+def dataclass_of(annotation: Any) -> Any:
+    """The parameters' dataclass behind a section (optional, or a mapping to it); None for a plain setting."""
+    inner = _without_optional(annotation)
+    if get_origin(inner) is dict:
+        inner = get_args(inner)[1]
+    return inner if dataclasses.is_dataclass(inner) else None
+
+
+def name_of(path: Sequence[str]) -> str:
+    """The environment variable's name in full."""
+    return PREFIX + _suffix(path)
+
+
+def _suffix(path: Sequence[str]) -> str:
+    return "__".join(part.upper() for part in path)
+
+
+class Catalogue:
+    """All settings, to be found by name."""
+
+    def __init__(self, declared: Iterable[Variable]) -> None:
+        self.variables: Tuple[Variable, ...] = tuple(declared)
+
+    def find(self, path: Keys) -> Optional[Variable]:
+        """The setting at `path` (lower case, keys filled in), or None."""
+        for variable in self.variables:
+            if len(variable.path) == len(path) and all(
+                pattern in (part, ANY_KEY) for pattern, part in zip(variable.path, path)
+            ):
+                return variable
+        return None
+
+    def resolve(self, path: Keys, known_keys: Iterable[str] = ()) -> Variable:
+        """The setting at `path`.
+
+        Args:
+            path: Lower case, from the root.
+            known_keys: Ids of cameras that the user has, for the suggestion.
+
+        Raises:
+            ValueError: Saying what is wrong with the name, with the nearest known one.
+        """
+        variable = self.find(path)
+        if variable is None:
+            raise ValueError(f"unknown setting{self._suggestion(path, known_keys)}")
+        for depth, (pattern, key) in enumerate(zip(variable.path, path)):
+            if pattern == ANY_KEY:
+                check_key(key, is_camera=path[0] == "cameras" and depth == 1)
+        return variable
+
+    def _suggestion(self, path: Keys, known_keys: Iterable[str]) -> str:
+        keys = sorted({key.upper() for key in (*known_keys, *path[1:2])})
+        candidates: List[str] = []
+        for variable in self.variables:
+            if not variable.member:
+                name = _suffix(variable.path)
+                candidates += [name.replace(ANY_KEY, key) for key in keys] if ANY_KEY in name else [name]
+        nearest = difflib.get_close_matches(_suffix(path), candidates, 1)
+        return f"; did you mean {PREFIX}{nearest[0]}?" if nearest else "; `edge-agent config example` lists all names"
+
+
+def shown(value: Any) -> str:
+    """`value` as text without credentials: a URI's user information and secret-looking query values become ***."""
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
+    return _QUERY_SECRET.sub(r"\1***", _USER_INFO.sub("***@", text))
+
+
+def quoted(value: Any) -> str:
+    """`value` for a one-line message: without credentials, shortened, every odd character escaped."""
+    text = repr(shown(value)) if isinstance(value, str) else shown(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 2] + "…" + text[-1]
+
+
+def check_key(key: str, is_camera: bool = False) -> None:
+    """Refuse a name (of a camera, zone, control) that MQTT topics cannot carry.
+
+    Raises:
+        ValueError: Saying why.
+    """
+    if not _ID.fullmatch(key):
+        raise ValueError(
+            f"the name {key!r} cannot be used; expected a to z, 0 to 9, _ and -, beginning with a letter or digit, "
+            "at most 63 characters"
+        )
+    if is_camera and key in RESERVED_CAMERAS:
+        raise ValueError(f"the camera id {key!r} is reserved; expected none of {', '.join(RESERVED_CAMERAS)}")
+
+
+def _without_optional(annotation: Any) -> Any:
+    if get_origin(annotation) is Union:
+        inner = [part for part in get_args(annotation) if part is not type(None)]
+        if len(inner) == 1 and len(inner) < len(get_args(annotation)):
+            return inner[0]
+    return annotation
+
+
+def _shape(annotation: Any) -> str:
+    """What a JSON value of this type looks like."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is dict:
+        return f'{{"name": {_shape(parts[1])}}}'
+    if origin is list or (origin is tuple and parts[1:] == (...,)):
+        return f"[{_shape(parts[0])}, ...]"
+    if origin is tuple:
+        return f"[{', '.join(_shape(part) for part in parts)}]"
+    names: Dict[Any, str] = {bool: "true or false", int: "integer", float: "number"}
+    return names.get(annotation, "text")

@@ -1,0 +1,143 @@
+"""From a picture to faces: engine, decoding, clustering, and the way back to the picture's own pixels."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from edge_agent.core import centerface, gridbox
+from edge_agent.core.cluster import SCORE_KIND, ClusterParams, cluster
+from edge_agent.core.contract import ModelContract
+from edge_agent.core.frame import Picture
+from edge_agent.core.geometry import Placement, Size
+from edge_agent.core.params import param
+from edge_agent.core.ports import Engine
+from edge_agent.core.types import Array, Detections
+from edge_agent.errors import ModelError
+
+
+class _Model(NamedTuple):
+    """A kind of model: how its outputs are decoded, and what its makers recommend."""
+
+    decode: Callable[[Mapping[str, Array], ModelContract, float], Tuple[Array, Array]]
+    pre_cluster_threshold: float
+    nms_iou_threshold: float
+
+
+_MODELS: Dict[str, _Model] = {
+    "gridbox": _Model(gridbox.decode, gridbox.PRE_CLUSTER_THRESHOLD, gridbox.NMS_IOU_THRESHOLD),
+    "centerface": _Model(centerface.decode, centerface.PRE_CLUSTER_THRESHOLD, centerface.NMS_IOU_THRESHOLD),
+}
+
+
+@dataclass(frozen=True)
+class DetectionParams(ClusterParams):
+    """What counts as a face. Names are DeepStream's, unset means the model's own."""
+
+    pre_cluster_threshold: Optional[float] = param(
+        None,
+        "Score from which a spot of the picture is a candidate; raise it against false alarms, lower it when faces are "
+        "missed; the model's own when unset (0.4 FaceDetectIR, 0.35 CenterFace)",
+        gt=0,
+        le=1,
+    )
+    # DeepStream's detected-min-w and detected-min-h: 4 in NVIDIA's commented DBSCAN settings, off as shipped.
+    min_width_px: int = param(0, "Faces narrower than this many source px are ignored", ge=0, le=8192)
+    min_height_px: int = param(0, "Faces lower than this many source px are ignored", ge=0, le=8192)
+
+
+class Decoder:
+    """Raw outputs to faces. Holds what is fixed for one model; used by one thread.
+
+    Args:
+        contract: Of the model whose outputs are decoded.
+        params: What counts as a face.
+
+    Raises:
+        ModelError: A kind of model that nothing here decodes.
+    """
+
+    def __init__(self, contract: ModelContract, params: DetectionParams) -> None:
+        model = _MODELS.get(contract.kind)
+        if model is None:
+            raise ModelError(f"model kind {contract.kind!r} is unknown", f"expected one of {', '.join(_MODELS)}")
+        self.contract = contract
+        self._model = model
+        self._place: Callable[[Size], Placement] = lru_cache(maxsize=16)(contract.place)
+        self.configure(params)
+
+    def configure(self, params: DetectionParams) -> None:
+        """Take other parameters from the next picture on; what `set_threshold` changed is set back to them."""
+        self.params = params
+        self._clustering: ClusterParams = params
+        if params.nms_iou_threshold is None:
+            self._clustering = replace(params, nms_iou_threshold=self._model.nms_iou_threshold)
+        self.set_threshold(None)
+
+    @property
+    def threshold(self) -> float:
+        """The pre-cluster threshold in force, 0..1."""
+        return self._threshold
+
+    def set_threshold(self, value: Optional[float]) -> None:
+        """Change the pre-cluster threshold from the next picture on; None goes back to the setting, or the model's own.
+
+        Raises:
+            ValueError: Not in 0 < value <= 1.
+        """
+        if value is None:
+            value = self.params.pre_cluster_threshold
+        if value is None:
+            value = self._model.pre_cluster_threshold
+        if not 0 < value <= 1:
+            raise ValueError(f"threshold: expected a number above 0 and at most 1, got {value}")
+        self._threshold = float(value)
+
+    def decode(self, outputs: Mapping[str, Array], source: Size) -> Detections:
+        """Faces in the picture that `outputs` belong to, in its px and clipped to it, best first.
+
+        Args:
+            outputs: As the engine gave them, or recorded; by role, without the batch axis.
+            source: The picture's (width, height), px.
+
+        Raises:
+            ModelError: The outputs are not of the contract's shape.
+        """
+        xyxy, confidence = self._model.decode(outputs, self.contract, self._threshold)
+        if not len(xyxy):
+            return Detections.empty(SCORE_KIND)
+        xyxy, confidence = cluster(xyxy, confidence, self._clustering)
+        xyxy = self._place(source).to_source(xyxy)
+        np.maximum(xyxy, 0, out=xyxy)
+        np.minimum(xyxy, np.array(source + source, np.float32), out=xyxy)
+        # A box inside the letterbox padding alone is empty once clipped.
+        sides = xyxy[:, 2:] - xyxy[:, :2]
+        seen = ((sides > 0) & (sides >= (self.params.min_width_px, self.params.min_height_px))).all(axis=1)
+        return Detections(xyxy[seen], confidence[seen], SCORE_KIND)
+
+
+class FaceDetector(Decoder):
+    """A decoder with the engine whose outputs it decodes. Belongs to the thread that owns the engine.
+
+    Args:
+        engine: Preprocessing and network; not closed here.
+        params: What counts as a face.
+
+    Raises:
+        ModelError: The engine's model is of an unknown kind.
+    """
+
+    def __init__(self, engine: Engine, params: DetectionParams) -> None:
+        super().__init__(engine.contract, params)
+        self.engine = engine
+
+    def detect(self, picture: Picture) -> Detections:
+        """Faces in px of the picture given, clipped to it, best first.
+
+        Raises:
+            EngineError: The engine failed.
+            ModelError: Its outputs are not of its contract's shape.
+        """
+        height, width = picture.pixels.shape[:2]
+        return self.decode(self.engine.infer(picture), (width, height))

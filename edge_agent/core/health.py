@@ -1,0 +1,105 @@
+"""The agent's own state in words and numbers: what `B/health` carries."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional
+
+from edge_agent.core.messages import OutboxStatus
+from edge_agent.core.params import param
+from edge_agent.core.types import Counters, Sight
+
+
+@dataclass(frozen=True)
+class HealthParams:
+    """How often the agent speaks of itself."""
+
+    interval_s: float = param(30.0, "Seconds between health messages; a change of state is sent at once", ge=1, le=3600)
+
+
+@dataclass(frozen=True)
+class CameraHealth:
+    """One camera's figures since start.
+
+    Attributes:
+        fps_in: Frames a second that came in, over ten seconds.
+        fps_inferred: Frames a second that were inferred.
+        counters: Drops by cause, dark frames, stalls, faults, recoveries.
+        latency_ms: Frame to result, p50, p95, p99, or None while nothing was measured.
+        last_fault: In words; empty when there was none.
+    """
+
+    sight: Sight
+    fps_in: float
+    fps_inferred: float
+    counters: Counters
+    latency_ms: Mapping[str, Optional[float]]
+    last_fault: str = ""
+
+
+@dataclass(frozen=True)
+class AgentHealth:
+    """Everything that `B/health` is made of."""
+
+    cameras: Mapping[str, CameraHealth]
+    outbox: OutboxStatus
+    connected: bool
+    reconnects: int
+    broker_fault: str
+    lost_events: int
+    uptime_s: float
+    rss_bytes: Optional[int]
+    rss_slope_bytes_per_hour: Optional[float]
+    clock_synced: bool
+    faults: List[str] = field(default_factory=list)
+
+
+def as_payload(health: AgentHealth) -> Dict[str, Any]:
+    """The health message as a dict; `state` is the worst of what `reasons` say.
+
+    "failed": no camera can see. "degraded": a camera cannot, or messages were lost or set aside. Else "ok".
+    """
+    blind = [
+        f"camera {camera}: {state.sight.value}"
+        for camera, state in health.cameras.items()
+        if not state.sight.available and state.sight is not Sight.STARTING
+    ]
+    reasons = blind + list(health.faults)
+    if health.outbox.dropped or health.lost_events:
+        reasons.append("messages were dropped")
+    if health.outbox.quarantined:
+        reasons.append("messages are in quarantine")
+    failed = bool(health.cameras) and len(blind) == len(health.cameras)
+    return {
+        "schema": "edge-agent.health/1",
+        "state": "failed" if failed else "degraded" if reasons else "ok",
+        "reasons": reasons,
+        "uptime_s": round(health.uptime_s, 1),
+        "cameras": {camera: _camera(state) for camera, state in health.cameras.items()},
+        "rss_bytes": health.rss_bytes,
+        "rss_slope_bytes_per_hour": _rounded(health.rss_slope_bytes_per_hour),
+        "outbox": {
+            "pending": health.outbox.pending,
+            "in_flight": health.outbox.in_flight,
+            "bytes": health.outbox.bytes,
+            "oldest_s": round(health.outbox.oldest_s, 1),
+            "dropped": health.outbox.dropped,
+            "quarantined": health.outbox.quarantined,
+            "lost_before": health.lost_events,
+        },
+        "mqtt": {"connected": health.connected, "reconnects": health.reconnects, "last_fault": health.broker_fault},
+        "clock_synced": health.clock_synced,
+    }
+
+
+def _camera(state: CameraHealth) -> Dict[str, Any]:
+    return {
+        "sight": state.sight.value,
+        "fps_in": round(state.fps_in, 2),
+        "fps_inferred": round(state.fps_inferred, 2),
+        "counters": dict(state.counters),
+        "latency_ms": dict(state.latency_ms),
+        "last_fault": state.last_fault,
+    }
+
+
+def _rounded(value: Optional[float]) -> Optional[int]:
+    return None if value is None else round(value)

@@ -1,0 +1,297 @@
+"""Can a camera see? Strobed emitters, darkness, dead emitters, frozen and covered cameras.
+
+Gray levels are 8-bit, 0..255. Of every frame, about 8,000 evenly spread pixels are looked at:
+
+- `p99`, the 99th percentile: below 4 the frame is black (a bad read, or no light): nothing but noise is in it.
+- `top`, the mean of the brightest tenth: how well it is lit. The whole mean would not do: a face that an emitter
+  lights well may fill a twentieth of a dark room.
+
+On any doubt a camera counts as seeing: "cannot see" has to be proven over time.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Deque, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from edge_agent.core.flatness import Flatness
+from edge_agent.core.frame import Levels
+from edge_agent.core.params import param
+from edge_agent.core.repetition import Repetition
+from edge_agent.core.types import Array, Counters, Sight
+
+_SAMPLED_PX = 8192
+
+# p99 below the first is black; a camera that was dark is lit again from the second on.
+_BLACK = 4
+_LIT_AGAIN = 6
+
+# A flat picture this dim is dark, not covered: sensors add a black level of up to 16 (OV9281: 64 of 1023).
+_PEDESTAL = 24
+
+# With so bright a `top` (a quarter of full scale) ambient light does without an emitter.
+_AMBIENT = 64.0
+
+# Two clusters of `top` are a strobe when they lie so far apart: absolutely, and relative to the high one.
+_MIN_GAP = 12.0
+_MIN_GAP_PART = 0.35
+_WINDOW = 16
+_SHORT_WINDOW = 8
+_MIN_WINDOW = 6
+
+# Frames dropped in a row at most while the camera can see: strobe patterns have one or two dark frames in a row, and
+# a wrong judgement must not silence a camera.
+_MAX_DROPS = 3
+
+# Dark frames in a row that prove darkness: more than any strobe pattern has, and a short window full of them.
+_DARK_RUN = 8
+
+# Lit frames that end a darkness: one could be a damaged read.
+_LIT_FRAMES = 2
+
+_FLATNESS_EVERY_S = 0.19
+
+
+@dataclass(frozen=True)
+class IlluminationParams:
+    """When a camera that delivers frames counts as unable to see all the same.
+
+    The defaults for dark and covered are shorter than presence's `delay_off_s`: presence turns "cannot see" before an
+    unseen face could count as gone.
+    """
+
+    drop_dark_frames: bool = param(
+        True, "Drop the dark frames of a strobed emitter; off: every frame is looked at, and faces flicker"
+    )
+    dark_after_s: float = param(
+        1.5,
+        "Seconds without light after which the camera counts as dark; more rides out longer blackouts",
+        ge=0.2,
+        le=60,
+    )
+    frozen_after_s: float = param(
+        5.0, "Seconds of bit-identical pictures after which a sensor counts as frozen; 0 turns it off", ge=0, le=3600
+    )
+    frozen_stream_after_s: float = param(
+        60.0, "Likewise for encoded streams, where a codec may rightly repeat a picture; 0 turns it off", ge=0, le=3600
+    )
+    covered_after_s: float = param(
+        1.5,
+        "Seconds without any structure in the picture after which the camera counts as covered; 0 turns it off, for "
+        "cameras that look at nothing but a plain wall",
+        ge=0,
+        le=3600,
+    )
+
+
+class Verdict(NamedTuple):
+    """What is thought of one frame.
+
+    Attributes:
+        keep: Whether it is worth looking for faces in it.
+        sight: Whether the camera can see.
+    """
+
+    keep: bool
+    sight: Sight
+
+
+class Light(NamedTuple):
+    """How bright a frame is, gray levels: 99th percentile, mean of the brightest tenth, and median."""
+
+    p99: int
+    top: float
+    median: int
+
+
+class IlluminationMonitor:
+    """Watches every frame of one camera, in the thread that captures it; about 0.1 ms per frame.
+
+    While the camera can see, at most three frames in a row are dropped. Until the first lit frame the sight is
+    `STARTING`, so that a camera which begins in the dark never says "no face".
+
+    Args:
+        params: Times.
+        kind: `Source.kind`: "sensor", "encoded" or "still".
+    """
+
+    def __init__(self, params: IlluminationParams, kind: str) -> None:
+        self._params = params
+        self._frozen_after_s = {"sensor": params.frozen_after_s, "encoded": params.frozen_stream_after_s}.get(kind, 0.0)
+        self._strobe = Strobe()
+        self._darkness = _Darkness(params.dark_after_s)
+        self._cover = _Cover(params.covered_after_s)
+        self._repetition = Repetition()
+        self._drops = 0
+        self._dark_frames = 0
+        self._blind_frames = 0
+
+    @property
+    def strobed(self) -> bool:
+        """Whether the emitter strobes, as far as is known."""
+        return self._strobe.split is not None
+
+    @property
+    def counters(self) -> Counters:
+        """Frames not kept: `dark_frames` of a seeing camera, `blind_frames` of one that cannot see."""
+        return {"dark_frames": self._dark_frames, "blind_frames": self._blind_frames}
+
+    def observe(self, pixels: Array, levels: Levels, t: float) -> Verdict:
+        """Judge one frame.
+
+        Args:
+            pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8, as captured; only read.
+            levels: How they become 8-bit. A fixed conversion: one that follows the brightness would hide darkness.
+            t: Monotonic seconds of the frame.
+        """
+        plane = pixels if pixels.ndim == 2 else pixels[:, :, 1]
+        step = max(1, math.isqrt(plane.size // _SAMPLED_PX))
+        sample = plane[::step, ::step]
+        light = brightness(levels.to_gray8(sample))
+        dark = self._strobe.observe(light.top) or light.p99 < _BLACK
+        sight = self._darkness.observe(light, self._strobe, t)
+        if sight is Sight.OK and not dark:
+            sight = self._cover.observe(plane, levels, light, t)
+        elif sight is Sight.OK:
+            sight = self._cover.sight
+        # Black and saturated pictures may rightly repeat, so only a seeing camera can be frozen.
+        if sight is Sight.OK and 0 < self._frozen_after_s <= self._repetition.observe(sample, pixels, t):
+            sight = Sight.FROZEN
+        return Verdict(self._keep(dark, sight), sight)
+
+    def _keep(self, dark: bool, sight: Sight) -> bool:
+        if not sight.can_see:
+            self._drops = 0
+            self._blind_frames += 1
+            return False
+        if dark and self._params.drop_dark_frames and self._drops < _MAX_DROPS:
+            self._drops += 1
+            self._dark_frames += 1
+            return False
+        self._drops = 0
+        return True
+
+
+class Strobe:
+    """Finds out whether an emitter alternates lit and dark frames (1:1, 2:1, 1:2), by the last 16 values of `top`.
+
+    Attributes:
+        split: Values below it are dark frames; None while no strobe is known. It outlives the strobe, so that an
+            emitter that dies is noticed, until all of the last 16 frames were lit.
+    """
+
+    def __init__(self) -> None:
+        self.split: Optional[float] = None
+        self._window: Deque[float] = deque(maxlen=_WINDOW)
+
+    def observe(self, top: float) -> bool:
+        """True when this frame is a dark one of a strobe that goes on."""
+        self._window.append(top)
+        values = list(self._window)
+        split = strobe_split(values)
+        proven = split is not None and len(values) == _WINDOW
+        if split is None and self.split is not None:
+            # The light around it has changed, and so have both clusters: the newest values tell sooner.
+            split = strobe_split(values[-_SHORT_WINDOW:])
+            proven = split is not None
+        if proven:
+            self.split = split
+        elif self.split is not None and min(values) >= self.split:
+            self.split = None
+        return split is not None and top < split
+
+    def forget(self) -> None:
+        """Ambient light does without the emitter."""
+        self.split = None
+
+
+def strobe_split(values: Sequence[float]) -> Optional[float]:
+    """The value between the lit and the dark frames of a strobe, or None when successive `values` show none.
+
+    The widest gap between the sorted values has to exceed 12 gray levels and 35 % of the upper cluster's median, and
+    the values have to change sides at least every other frame on average: a lamp switched off changes once.
+    """
+    if len(values) < _MIN_WINDOW:
+        return None
+    ordered = sorted(values)
+    gaps = [high - low for low, high in zip(ordered, ordered[1:])]
+    widest = max(range(len(gaps)), key=gaps.__getitem__)
+    upper = ordered[widest + 1 :]
+    if gaps[widest] <= max(_MIN_GAP, _MIN_GAP_PART * upper[len(upper) // 2]):
+        return None
+    split = (ordered[widest] + ordered[widest + 1]) / 2.0
+    lit = [value >= split for value in values]
+    changes = sum(before != after for before, after in zip(lit, lit[1:]))
+    return split if 2 * changes >= len(values) else None
+
+
+def brightness(gray: Array) -> Light:
+    """Of a (H, W) uint8 picture, from its histogram."""
+    counts = np.bincount(gray.ravel(), minlength=256)
+    below = np.cumsum(counts)
+    total = int(below[-1])
+    tenth = max(1, total // 10)
+    brightest = np.diff(np.minimum(np.cumsum(counts[::-1]), tenth), prepend=0)
+    top = float(brightest @ np.arange(255, -1, -1)) / tenth
+    p99, median = np.searchsorted(below, (0.99 * total, 0.5 * total))
+    return Light(int(p99), top, int(median))
+
+
+class _Darkness:
+    """No lit frame for long: DARK, or EMITTER where a strobe has lost its lit frames while dark ones go on."""
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._sight = Sight.STARTING
+        self._since: Optional[float] = None
+        self._run = 0
+        self._lit = 0
+
+    def observe(self, light: Light, strobe: Strobe, t: float) -> Sight:
+        """OK, STARTING, DARK or EMITTER. Forgets a strobe whose dark frames are bright enough to see by."""
+        blind = self._sight in (Sight.DARK, Sight.EMITTER)
+        unlit = strobe.split is not None and light.top < strobe.split
+        if light.p99 < (_LIT_AGAIN if blind else _BLACK) or unlit:
+            self._run += 1
+            if self._since is None:
+                self._since = t
+            if self._run > _MAX_DROPS:
+                self._lit = 0
+            if self._run >= _DARK_RUN and t - self._since >= self._after_s:
+                if unlit and light.top >= _AMBIENT:
+                    strobe.forget()
+                elif not blind:
+                    self._sight = Sight.DARK if strobe.split is None else Sight.EMITTER
+        else:
+            self._since, self._run = None, 0
+            self._lit += 1
+            if not blind or self._lit >= _LIT_FRAMES:
+                self._sight = Sight.OK
+        return self._sight
+
+
+class _Cover:
+    """No structure for long: COVERED, or DARK where the flat picture is no brighter than a sensor's black level."""
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._flatness = Flatness()
+        self._since: Optional[float] = None
+        self._due_t = -math.inf
+        self.sight = Sight.OK
+
+    def observe(self, plane: Array, levels: Levels, light: Light, t: float) -> Sight:
+        """OK, COVERED or DARK; looks at about five frames per second."""
+        if self._after_s <= 0 or t < self._due_t:
+            return self.sight
+        self._due_t = t + _FLATNESS_EVERY_S
+        flat = self._flatness.observe(plane, levels, self.sight is not Sight.OK)
+        if not flat:
+            self._since, self.sight = None, Sight.OK
+        elif self._since is None:
+            self._since = t
+        elif t - self._since >= self._after_s and self.sight is Sight.OK:
+            self.sight = Sight.DARK if light.median <= _PEDESTAL else Sight.COVERED
+        return self.sight

@@ -1,0 +1,133 @@
+"""Networks on the CPU by ONNX Runtime."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Tuple, Type
+
+import numpy as np
+
+from edge_agent.core.contract import ModelContract
+from edge_agent.core.frame import Picture
+from edge_agent.core.types import Array, EngineInfo
+from edge_agent.errors import EngineError, MissingPackage, ModelError
+from edge_agent.inference.onnx_contract import bind, require
+from edge_agent.inference.onnx_file import parse_onnx, read_model
+from edge_agent.inference.preprocess import Preprocessor
+
+_FATAL = 4  # ONNX Runtime's own log lines would only repeat what our errors say
+_WARM_UP_PX = (480, 640)
+
+
+class OrtEngine:
+    """One ONNX model on CPU cores. Owned and called by one thread.
+
+    Args:
+        path: The ONNX file.
+        contract: What it must keep; `onnx_contract.derive` reads it off the file.
+        threads: Cores that work on one picture.
+        interpolation: See `Preprocessor`.
+        name: What to call the model; the file's name when None.
+        sha256: Hex sum that the file must have; any when None.
+
+    Raises:
+        MissingPackage: onnxruntime is not installed.
+        ModelError: The file cannot be read, is damaged, keeps another contract, or does not run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        contract: ModelContract,
+        threads: int = 1,
+        interpolation: str = "linear",
+        name: Optional[str] = None,
+        sha256: Optional[str] = None,
+    ) -> None:
+        data = read_model(path)
+        digest = hashlib.sha256(data).hexdigest()
+        if sha256 is not None and digest != sha256:
+            raise ModelError(
+                f"model {path}: sha256 is {digest}, expected {sha256}", "the file is damaged: fetch it again"
+            )
+        model = parse_onnx(data, str(path))
+        require(model, str(path), contract)
+        binding = bind(model, str(path))
+        ort = _onnxruntime()
+        self.contract = contract
+        self._faults = _faults(ort)
+        self._input = binding.input
+        self._roles = tuple(binding.outputs)
+        self._outputs = [binding.outputs[role] for role in self._roles]
+        self._preprocess = Preprocessor(contract, interpolation)
+        self.info = EngineInfo(
+            backend="onnxruntime",
+            precision=model.precision,
+            model=name or path.name,
+            model_sha256=digest,
+            detail={"version": ort.__version__, "threads": threads, "resizer": self._preprocess.resizer},
+        )
+        try:
+            self._session: Any = ort.InferenceSession(
+                str(path), sess_options=_options(ort, threads), providers=["CPUExecutionProvider"]
+            )
+            self.infer(Picture(np.zeros(_WARM_UP_PX, np.uint8)))
+        except (*self._faults, EngineError) as error:
+            raise ModelError(
+                f"model {path}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}",
+                "look into it with: edge-agent model inspect FILE",
+            ) from error
+
+    def infer(self, picture: Picture) -> Mapping[str, Array]:
+        """Raw outputs by role (see `core.contract`), without the batch axis.
+
+        Raises:
+            EngineError: The runtime failed, or answered with something that is no number.
+        """
+        if self._session is None:
+            raise EngineError(f"model {self.info.model}: used after it was closed")
+        try:
+            answers = self._session.run(self._outputs, {self._input: self._preprocess(picture)})
+        except self._faults as error:
+            raise EngineError(f"model {self.info.model}: ONNX Runtime failed: {_first_line(error)}") from error
+        outputs: Dict[str, Array] = {role: answer[0] for role, answer in zip(self._roles, answers)}
+        for role, values in outputs.items():
+            if not np.isfinite(values).all():
+                raise EngineError(f"model {self.info.model}: its {role} output holds NaN or infinity")
+        return outputs
+
+    def close(self) -> None:
+        """Free the session. Idempotent."""
+        self._session = None
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackage(
+            f"onnxruntime cannot be imported: {error}", "install it with: pip install 'edge-agent[cpu]'"
+        ) from error
+    onnxruntime.set_default_logger_severity(_FATAL)
+    return onnxruntime
+
+
+def _options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads burn 3.5 times the CPU of the work itself between camera frames.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def _faults(ort: Any) -> Tuple[Type[BaseException], ...]:
+    """ONNX Runtime's exceptions have no common parent of their own."""
+    names = vars(ort.capi.onnxruntime_pybind11_state).values()
+    own = [entry for entry in names if isinstance(entry, type) and issubclass(entry, Exception)]
+    return (*own, RuntimeError, ValueError)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,168 @@
+"""From a picture to a network's input: one resize and one multiply, into arrays that are made once."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Callable, Optional, Tuple
+
+import numpy as np
+
+from edge_agent.core.contract import ModelContract
+from edge_agent.core.frame import Picture
+from edge_agent.core.geometry import Placement, Size
+from edge_agent.core.types import Array
+from edge_agent.errors import EngineError
+
+Resize = Callable[[Array, Size], Array]
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as cv2's RGB2GRAY
+_PLANS = 16  # pictures of so many sizes (cameras, regions of interest) keep their arrays
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where pictures of one size go, and the input tensor kept for them; its padding stays zero."""
+
+    placement: Placement
+    tensor: Array
+
+
+class Preprocessor:
+    """Fills the input of one model. Used by one thread.
+
+    Args:
+        contract: What the model takes.
+        interpolation: "linear" (half-pixel centres, clamped at the edge), or "area" (mean over the covered source
+            px when shrinking; dearer, less aliasing of noisy pictures).
+        opencv: False never uses OpenCV, True requires it, None uses it when installed.
+
+    Attributes:
+        resizer: "opencv" or "numpy": who resizes.
+    """
+
+    def __init__(self, contract: ModelContract, interpolation: str = "linear", opencv: Optional[bool] = None) -> None:
+        self._contract = contract
+        self.resizer, self._resize = _resizer(interpolation, opencv)
+        self._plans: "OrderedDict[Size, _Plan]" = OrderedDict()
+
+    def __call__(self, picture: Picture) -> Array:
+        """The picture as (1, C, net_h, net_w) float32, RGB planes, scaled by the contract's gain.
+
+        Levels are applied after resizing and in the same multiply: where `core.frame.Levels` would clip, the two
+        orders differ at the rim of the clipped area only.
+
+        Returns:
+            An array owned by this object, valid until the next call with a picture of the same size.
+
+        Raises:
+            EngineError: Pixels that no source may deliver.
+        """
+        pixels = picture.pixels
+        if pixels.dtype not in (np.uint8, np.uint16) or pixels.shape[2:] not in ((), (3,)) or pixels.size == 0:
+            raise EngineError(
+                f"a picture of shape {pixels.shape} and {pixels.dtype}", "expected (H, W) or (H, W, 3), uint8 or uint16"
+            )
+        plan = self._plan((pixels.shape[1], pixels.shape[0]))
+        where = plan.placement
+        size = (where.inner_w, where.inner_h)
+        resized = pixels if size == pixels.shape[1::-1] else self._resize(pixels, size)
+        if resized.ndim == 3 and self._contract.channels == 1:
+            resized = resized @ _LUMA
+        planes = plan.tensor[0, :, : where.inner_h, : where.inner_w]
+        if resized.ndim == 3:
+            for index, plane in enumerate(planes):
+                self._scale(resized[:, :, index], picture, plane)
+        else:
+            self._scale(resized, picture, planes[0])
+            planes[1:] = planes[0]
+        return plan.tensor
+
+    def _scale(self, values: Array, picture: Picture, out: Array) -> None:
+        levels = picture.levels
+        gain = self._contract.gain
+        np.multiply(values, np.float32(levels.gain * gain), out=out, dtype=np.float32)
+        if levels.offset == 0.0 and levels.gain == 1.0 and picture.pixels.dtype == np.uint8:
+            return
+        out -= np.float32(levels.offset * levels.gain * gain)
+        np.clip(out, 0.0, np.float32(255.0 * gain), out=out)
+
+    def _plan(self, source: Size) -> _Plan:
+        plan = self._plans.get(source)
+        if plan is None:
+            where = self._contract.place(source)
+            plan = _Plan(where, np.zeros((1, self._contract.channels, where.net_h, where.net_w), np.float32))
+            if len(self._plans) == _PLANS:
+                self._plans.popitem(last=False)
+            self._plans[source] = plan
+        return plan
+
+
+def _resizer(interpolation: str, opencv: Optional[bool]) -> Tuple[str, Resize]:
+    if opencv is not False:
+        try:
+            return "opencv", _opencv_resizer(interpolation)
+        except ImportError:
+            if opencv:
+                raise
+    return "numpy", resize_area if interpolation == "area" else resize_linear
+
+
+def _opencv_resizer(interpolation: str) -> Resize:
+    import cv2
+
+    # A picture takes 0.2 ms; waking a pool of threads for it costs the machine more than it saves.
+    cv2.setNumThreads(1)
+
+    def resize(pixels: Array, size: Size) -> Array:
+        shrinks = size[0] <= pixels.shape[1] and size[1] <= pixels.shape[0]
+        area = interpolation == "area" and shrinks
+        return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR))
+
+    return resize
+
+
+def resize_linear(pixels: Array, size: Size) -> Array:
+    """(H, W[, 3]) float32 of `pixels` at `size` (width, height): bilinear, half-pixel centres, clamped at the edge.
+
+    Same formula as cv2.resize INTER_LINEAR; within 0.6 gray levels of it, which rounds to integers.
+    """
+    x0, x1, wx = _taps(pixels.shape[1], size[0])
+    y0, y1, wy = _taps(pixels.shape[0], size[1])
+    trailing = (1,) * (pixels.ndim - 2)
+    rows = _mix(pixels[y0], pixels[y1], wy.reshape((-1, 1, *trailing)))
+    return _mix(rows[:, x0], rows[:, x1], wx.reshape((1, -1, *trailing)))
+
+
+def resize_area(pixels: Array, size: Size) -> Array:
+    """(H, W[, 3]) float32 of `pixels` at `size` (width, height): mean over the source px that each pixel covers.
+
+    Only shrinks; otherwise `resize_linear`, as cv2's INTER_AREA in effect does.
+    """
+    if size[0] > pixels.shape[1] or size[1] > pixels.shape[0]:
+        return resize_linear(pixels, size)
+    rows = _area(pixels, size[1])
+    return np.asarray(_area(rows.swapaxes(0, 1), size[0]).swapaxes(0, 1), np.float32)
+
+
+def _taps(source: int, target: int) -> Tuple[Array, Array, Array]:
+    """Lower and upper source index, and the upper one's weight, per target pixel."""
+    at = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0, source - 1.0)
+    lower = at.astype(np.intp)
+    return lower, np.minimum(lower + 1, source - 1), (at - lower).astype(np.float32)
+
+
+def _mix(lower: Array, upper: Array, weight: Array) -> Array:
+    mixed = lower.astype(np.float32)
+    mixed += (upper - mixed) * weight
+    return mixed
+
+
+def _area(values: Array, target: int) -> Array:
+    """Mean along axis 0 over `target` equal spans: differences of the running sum, read between its samples."""
+    source = len(values)
+    sums = np.zeros((source + 1, *values.shape[1:]))
+    np.cumsum(values, axis=0, out=sums[1:])
+    edges = np.linspace(0.0, source, target + 1)
+    lower = np.minimum(edges.astype(np.intp), source - 1)
+    weight = (edges - lower).reshape((-1,) + (1,) * (values.ndim - 1))
+    at_edges = sums[lower] + (sums[lower + 1] - sums[lower]) * weight
+    return np.asarray(np.diff(at_edges, axis=0) * (target / source))

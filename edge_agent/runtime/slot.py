@@ -1,0 +1,120 @@
+"""The hand-over from capture to infer: newest frame wins, and a camera's loss is never overwritten."""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Deque, Dict, Iterable, List, Mapping, Optional, Tuple
+
+from edge_agent.core.frame import Frame
+from edge_agent.core.types import Counters, Moment, Sight
+
+MAX_PENDING_SIGHTS = 16
+"""More changes than this between two looks are noise; the oldest go, the newest stays."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What is new of one camera: first its changes of sight, in order, then at most one frame, now the taker's."""
+
+    camera: str
+    sights: Tuple[Tuple[Sight, Moment], ...]
+    frame: Optional[Frame]
+
+
+class _Slot:
+    def __init__(self) -> None:
+        self.frame: Optional[Frame] = None
+        self.sights: Deque[Tuple[Sight, Moment]] = deque(maxlen=MAX_PENDING_SIGHTS)
+        self.sight = Sight.STARTING
+        self.served = 0
+        self.taken = 0
+        self.dropped = 0
+
+
+class SlotBoard:
+    """One slot per camera under one condition; the least recently served camera goes first.
+
+    Args:
+        cameras: Their ids; fixed for life.
+    """
+
+    def __init__(self, cameras: Iterable[str]) -> None:
+        self._slots: Dict[str, _Slot] = {camera: _Slot() for camera in cameras}
+        self._condition = threading.Condition()
+        self._turn = 0
+
+    def put(self, camera: str, frame: Frame) -> None:
+        """Hand a frame over; a frame that nobody took is released and counted as dropped."""
+        slot = self._slots[camera]
+        with self._condition:
+            displaced, slot.frame = slot.frame, frame
+            if displaced is not None:
+                slot.dropped += 1
+            self._condition.notify()
+        if displaced is not None:
+            displaced.release()
+
+    def set_sight(self, camera: str, sight: Sight, moment: Moment) -> bool:
+        """Tell whether the camera can see. Returns False when that was known already.
+
+        A waiting frame from before a loss is dropped: it would otherwise be taken for news from after it.
+        """
+        slot = self._slots[camera]
+        displaced: Optional[Frame] = None
+        with self._condition:
+            if slot.sight is sight:
+                return False
+            slot.sight = sight
+            slot.sights.append((sight, moment))
+            if not sight.can_see and slot.frame is not None:
+                displaced, slot.frame = slot.frame, None
+                slot.dropped += 1
+            self._condition.notify()
+        if displaced is not None:
+            displaced.release()
+        return True
+
+    def take(self, timeout_s: float) -> Optional[Delivery]:
+        """What is new of the camera that waited longest, or None after `timeout_s`."""
+        with self._condition:
+            camera = self._next()
+            if camera is None:
+                self._condition.wait(timeout_s)
+                camera = self._next()
+            if camera is None:
+                return None
+            slot = self._slots[camera]
+            self._turn += 1
+            slot.served = self._turn
+            frame, slot.frame = slot.frame, None
+            if frame is not None:
+                slot.taken += 1
+            sights = tuple(slot.sights)
+            slot.sights.clear()
+        return Delivery(camera, sights, frame)
+
+    def close(self) -> None:
+        """Release what nobody will take any more."""
+        with self._condition:
+            left: List[Frame] = [slot.frame for slot in self._slots.values() if slot.frame is not None]
+            for slot in self._slots.values():
+                if slot.frame is not None:
+                    slot.dropped += 1
+                    slot.frame = None
+        for frame in left:
+            frame.release()
+
+    def sights(self) -> Mapping[str, Sight]:
+        """Each camera's newest sight."""
+        with self._condition:
+            return {camera: slot.sight for camera, slot in self._slots.items()}
+
+    def counters(self, camera: str) -> Counters:
+        """`inferred`: frames taken; `dropped_busy`: frames that a newer one displaced."""
+        slot = self._slots[camera]
+        with self._condition:
+            return {"inferred": slot.taken, "dropped_busy": slot.dropped}
+
+    def _next(self) -> Optional[str]:
+        waiting = [(slot.served, camera) for camera, slot in self._slots.items() if slot.frame or slot.sights]
+        return min(waiting)[1] if waiting else None

@@ -1,0 +1,318 @@
+"""The three stages, each with a bounded `step()`, so that tests need no threads."""
+
+import logging
+import random
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Callable, Dict, Mapping, Optional, Protocol
+
+from edge_agent.core.frame import Frame, Levels
+from edge_agent.core.meters import LatencyMeter
+from edge_agent.core.ports import Clock, Source
+from edge_agent.core.types import Array, Counters, FrameInfo, Moment, Outcome, Sight
+from edge_agent.errors import EndOfStream, SourceError
+from edge_agent.runtime.inbox import Inbox
+from edge_agent.runtime.slot import SlotBoard
+
+log = logging.getLogger(__name__)
+
+READ_TIMEOUT_S = 0.25
+REOPEN_FIRST_S = 0.5
+REOPEN_MAX_S = 5.0
+PUMP_S = 0.1
+HEALTH_LOOK_S = 1.0
+TICK_S = 0.1
+"""The infer thread looks at the clock at least this often, so that delays end without frames."""
+
+
+class Monitor(Protocol):
+    """What the capture stage needs of `core.illumination`."""
+
+    @property
+    def counters(self) -> Counters:
+        """Dark frames and the like."""
+
+    def observe(self, pixels: Array, levels: Levels, t: float) -> "VerdictLike":
+        """Judge one frame."""
+
+
+class VerdictLike(Protocol):
+    """Whether the frame goes on, and whether the camera can see."""
+
+    @property
+    def keep(self) -> bool:
+        """True when the frame is worth inferring."""
+
+    @property
+    def sight(self) -> Sight:
+        """The camera's state as of this frame."""
+
+
+class Pipeline(Protocol):
+    """What the infer stage needs of `core.pipeline.FacePipeline`."""
+
+    def info(self, frame: Frame, moment: Moment) -> FrameInfo:
+        """The frame's identity, upright."""
+
+    def step(self, frame: Frame, info: FrameInfo) -> Outcome:
+        """One frame through."""
+
+    def tick(self, moment: Moment) -> Optional[Outcome]:
+        """Let delays end."""
+
+    def sight(self, sight: Sight, moment: Moment) -> Optional[Outcome]:
+        """The camera gained or lost sight."""
+
+
+def moment_of(t: float, now: Moment) -> Moment:
+    """The moment at monotonic `t`, given both clocks now: the camera's stamp turned to UTC."""
+    return Moment(t, now.at - timedelta(seconds=now.t - t), now.synced)
+
+
+@dataclass
+class CaptureCounters:
+    """What happened to one camera since start. Written by its capture thread."""
+
+    frames: int = 0
+    dark: int = 0
+    stalls: int = 0
+    faults: int = 0
+    recoveries: int = 0
+    source: Counters = field(default_factory=dict)
+    last_fault: str = ""
+
+
+class CaptureStage:
+    """One camera: open, read, judge the light, hand over; on a fault close, back off and open again.
+
+    Args:
+        camera: Its id.
+        source: Closed; opened here, by the thread that calls `step`.
+        monitor: Judges light and life of each frame; made anew at every open, since exposure may differ.
+        board: Where frames and sight go.
+        clock: Both clocks.
+        wait: Sleeps up to so many seconds, or less when the worker is to stop.
+        stall_after_s: Without a frame for so long the source is closed and opened again.
+        jitter: Spreads the reopening of many cameras on one bus.
+    """
+
+    def __init__(
+        self,
+        camera: str,
+        source: Source,
+        monitor: Callable[[], Monitor],
+        board: SlotBoard,
+        clock: Clock,
+        wait: Callable[[float], None],
+        stall_after_s: float = 5.0,
+        jitter: Optional[random.Random] = None,
+    ) -> None:
+        self.camera = camera
+        self.source = source
+        self.counters = CaptureCounters()
+        self.first_open_done = False
+        self.ended = False
+        self._make_monitor, self._board, self._clock, self._wait = monitor, board, clock, wait
+        self._stall_after_s = stall_after_s
+        self._jitter = jitter or random.Random()
+        self._monitor: Optional[Monitor] = None
+        self._last_frame_t = 0.0
+        self._retry_t = 0.0
+        self._failures = 0
+
+    def step(self) -> None:
+        """Open, or read at most one frame; at most about a quarter of a second, plus the time an open takes."""
+        if self.ended:
+            self._wait(READ_TIMEOUT_S)
+        elif self._monitor is None:
+            self._open()
+        else:
+            self._read(self._monitor)
+
+    def close(self) -> None:
+        """Give the device back. Idempotent."""
+        self.source.close()
+        self._monitor = None
+
+    def _open(self) -> None:
+        now = self._clock()
+        if now.t < self._retry_t:
+            self._wait(min(READ_TIMEOUT_S, self._retry_t - now.t))
+            return
+        try:
+            self.source.open()
+        except SourceError as error:
+            self._fault(error)
+            return
+        finally:
+            self.first_open_done = True
+        self._monitor = self._make_monitor()
+        self._last_frame_t = self._clock().t
+
+    def _read(self, monitor: Monitor) -> None:
+        try:
+            frame = self.source.read(READ_TIMEOUT_S)
+        except EndOfStream:
+            log.info("%s: %s has ended", self.camera, self.source.uri)
+            self.ended = True
+            self._board.set_sight(self.camera, Sight.ENDED, self._clock())
+            self.close()
+            return
+        except SourceError as error:
+            self._fault(error)
+            return
+        now = self._clock()
+        if frame is None:
+            if now.t - self._last_frame_t >= self._stall_after_s:
+                self.counters.stalls += 1
+                self._fault(SourceError(f"{self.source.uri}: no frame for {self._stall_after_s:g} s"))
+            return
+        self._last_frame_t = now.t
+        self.counters.frames += 1
+        self._judge(monitor, frame, now)
+
+    def _judge(self, monitor: Monitor, frame: Frame, now: Moment) -> None:
+        if self._failures:
+            log.info("%s: %s delivers again after %d failed attempts", self.camera, self.source.uri, self._failures)
+            self.counters.recoveries += 1
+            self._failures = 0
+        verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
+        if self._board.set_sight(self.camera, verdict.sight, moment_of(frame.t, now)):
+            log.info("%s: sight is %s", self.camera, verdict.sight.value)
+        if verdict.keep:
+            self._board.put(self.camera, frame)
+        else:
+            frame.release()
+            self.counters.dark += 1
+        self.counters.source = self.source.counters()
+
+    def _fault(self, error: SourceError) -> None:
+        self.counters.faults += 1
+        self.counters.last_fault = str(error)
+        self.counters.source = self.source.counters()
+        self.close()
+        self._failures += 1
+        first = self._failures == 1
+        log.log(logging.WARNING if first else logging.DEBUG, "%s: %s", self.camera, error)
+        delay = min(REOPEN_MAX_S, REOPEN_FIRST_S * 2 ** min(self._failures - 1, 8))
+        now = self._clock()
+        self._retry_t = now.t + delay * self._jitter.uniform(0.5, 1.0)
+        self._board.set_sight(self.camera, Sight.LOST, now)
+
+
+class InferStage:
+    """Frames of all cameras, one at a time, through their pipelines.
+
+    Args:
+        board: Where frames come from.
+        pipelines: One per camera; called by one thread only.
+        clock: Both clocks.
+        sink: Takes every outcome that says something; must not block.
+        every_frame: True when each frame's detections are news too.
+    """
+
+    def __init__(
+        self,
+        board: SlotBoard,
+        pipelines: Mapping[str, Pipeline],
+        clock: Clock,
+        sink: Callable[[Outcome], None],
+        every_frame: bool = False,
+    ) -> None:
+        self._board, self._pipelines, self._clock, self._sink = board, pipelines, clock, sink
+        self._every_frame = every_frame
+        self._next_tick_t = 0.0
+        self.capture_to_result: Dict[str, LatencyMeter] = {camera: LatencyMeter() for camera in pipelines}
+
+    def step(self) -> None:
+        """Wait up to `TICK_S` for news, think about it, and let delays end."""
+        delivery = self._board.take(TICK_S)
+        if delivery is not None:
+            pipeline = self._pipelines[delivery.camera]
+            for sight, moment in delivery.sights:
+                self._emit(pipeline.sight(sight, moment))
+            if delivery.frame is not None:
+                with delivery.frame as frame:
+                    info = pipeline.info(frame, moment_of(frame.t, self._clock()))
+                    self._emit(pipeline.step(frame, info))
+                    self.capture_to_result[delivery.camera].add(self._clock().t - frame.t)
+        now = self._clock()
+        if now.t >= self._next_tick_t:
+            self._next_tick_t = now.t + TICK_S
+            for pipeline in self._pipelines.values():
+                self._emit(pipeline.tick(now))
+
+    def finish(self) -> None:
+        """Say what is true at the end: open events close with "shutdown", presence becomes unknown."""
+        now = self._clock()
+        for pipeline in self._pipelines.values():
+            self._emit(pipeline.sight(Sight.STOPPED, now))
+
+    def _emit(self, outcome: Optional[Outcome]) -> None:
+        if outcome is None:
+            return
+        if outcome.events or outcome.report or outcome.first_crop or (self._every_frame and outcome.info):
+            self._sink(outcome)
+
+
+class Publisher(Protocol):
+    """What the publish stage needs of `mqtt.publisher`."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Keep what must be sent."""
+
+    def notice(self, notice: object) -> None:
+        """Something the broker client noticed."""
+
+    def health(self, health: Mapping[str, object]) -> None:
+        """Send the agent's own state, if it can be sent now."""
+
+    def pump(self) -> None:
+        """Send what can be sent. Never blocks."""
+
+
+class PublishStage:
+    """From outcomes to the outbox to the broker.
+
+    Args:
+        inbox: Where outcomes and notices come from.
+        publisher: Called by one thread only.
+        health: Makes the agent's own state.
+        clock: Both clocks.
+        health_interval_s: The state is sent this often, and within a second of a change.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        publisher: Publisher,
+        health: Callable[[], Mapping[str, object]],
+        clock: Clock,
+        health_interval_s: float = 30.0,
+    ) -> None:
+        self._inbox, self._publisher, self._health, self._clock = inbox, publisher, health, clock
+        self._interval_s = health_interval_s
+        self._next_look_t = 0.0
+        self._next_send_t = 0.0
+        self._told: object = None
+
+    def step(self) -> None:
+        """Wait up to `PUMP_S` for something to do, and do all of it."""
+        for item in self._inbox.take(PUMP_S):
+            if isinstance(item, Outcome):
+                self._publisher.outcome(item)
+            else:
+                self._publisher.notice(item)
+        self._publisher.pump()
+        now = self._clock()
+        if now.t >= self._next_look_t:
+            self._next_look_t = now.t + HEALTH_LOOK_S
+            self._look(now)
+
+    def _look(self, now: Moment) -> None:
+        health = self._health()
+        told = (health["state"], health["reasons"])
+        if told != self._told or now.t >= self._next_send_t:
+            self._told = told
+            self._next_send_t = now.t + self._interval_s
+            self._publisher.health(health)

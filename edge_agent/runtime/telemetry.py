@@ -1,0 +1,85 @@
+"""Gathers the stages' own counters into one `AgentHealth`. Reads only; called from the publish thread."""
+
+from typing import Callable, Dict, Mapping, Optional, Tuple
+
+from edge_agent.core.health import AgentHealth, CameraHealth
+from edge_agent.core.messages import OutboxStatus
+from edge_agent.core.meters import LatencyMeter, RateMeter, SlopeMeter
+from edge_agent.core.ports import Clock
+from edge_agent.core.types import Counters, Sight
+from edge_agent.runtime.inbox import Inbox
+from edge_agent.runtime.slot import SlotBoard
+from edge_agent.runtime.stages import CaptureStage
+
+
+class Telemetry:
+    """Callable: the agent's health now.
+
+    Args:
+        captures: One stage per camera.
+        board: The slots.
+        inbox: The publish queue.
+        latencies: Frame to result, per camera.
+        outbox: Its status.
+        link: (connected, reconnects, last fault in words) of the broker client.
+        rss: Resident bytes, or None.
+        clock: Both clocks.
+    """
+
+    def __init__(
+        self,
+        captures: Mapping[str, CaptureStage],
+        board: SlotBoard,
+        inbox: Inbox,
+        latencies: Mapping[str, LatencyMeter],
+        outbox: Callable[[], OutboxStatus],
+        link: Callable[[], Tuple[bool, int, str]],
+        rss: Callable[[], Optional[int]],
+        clock: Clock,
+    ) -> None:
+        self._captures, self._board, self._inbox, self._latencies = captures, board, inbox, latencies
+        self._outbox, self._link, self._rss, self._clock = outbox, link, rss, clock
+        self._started_t = clock().t
+        self._rates: Dict[str, Tuple[RateMeter, RateMeter]] = {name: (RateMeter(), RateMeter()) for name in captures}
+        self._slope = SlopeMeter()
+
+    def __call__(self) -> AgentHealth:
+        now = self._clock()
+        rss = self._rss()
+        connected, reconnects, fault = self._link()
+        sights = self._board.sights()
+        return AgentHealth(
+            cameras={name: self._camera(name, stage, sights[name], now.t) for name, stage in self._captures.items()},
+            outbox=self._outbox(),
+            connected=connected,
+            reconnects=reconnects,
+            broker_fault=fault,
+            lost_events=self._inbox.lost_events,
+            uptime_s=now.t - self._started_t,
+            rss_bytes=rss,
+            rss_slope_bytes_per_hour=None if rss is None else self._slope.sample(now.t, float(rss)),
+            clock_synced=now.synced,
+        )
+
+    def _camera(self, name: str, stage: CaptureStage, sight: Sight, t: float) -> CameraHealth:
+        slot = self._board.counters(name)
+        own = stage.counters
+        counters: Counters = {
+            "frames": own.frames,
+            "inferred": slot["inferred"],
+            "dropped_busy": slot["dropped_busy"],
+            "dropped_dark": own.dark,
+            "stalls": own.stalls,
+            "faults": own.faults,
+            "recoveries": own.recoveries,
+        }
+        counters.update({f"source_{cause}": count for cause, count in own.source.items()})
+        fps_in, fps_inferred = self._rates[name]
+        return CameraHealth(
+            sight=sight,
+            fps_in=fps_in.sample(t, own.frames),
+            fps_inferred=fps_inferred.sample(t, slot["inferred"]),
+            counters=counters,
+            latency_ms=self._latencies[name].percentiles_ms(),
+            last_fault=own.last_fault,
+        )

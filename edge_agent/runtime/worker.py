@@ -1,0 +1,92 @@
+"""A named thread that takes bounded steps, shows progress by having returned from one, and never dies unnoticed."""
+
+import logging
+import threading
+import time
+from typing import Callable, Optional
+
+from edge_agent.errors import EdgeAgentError
+
+log = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    return None
+
+
+class Worker:
+    """Calls `step` until told to stop.
+
+    Args:
+        name: Of the thread; appears in logs and health.
+        step: One bounded piece of work. Returning is progress, even when there was nothing to do.
+        setup: Called first, in the thread; what it makes belongs to this thread.
+        teardown: Called last, in the thread, also after a fault.
+        on_exit: Called when the thread ends for any reason, so that a waiting supervisor wakes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], None],
+        setup: Callable[[], None] = _nothing,
+        teardown: Callable[[], None] = _nothing,
+        on_exit: Callable[[], None] = _nothing,
+    ) -> None:
+        self.name = name
+        self.error: Optional[BaseException] = None
+        self.ready = threading.Event()
+        self.progress_t = time.monotonic()
+        self._step, self._setup, self._teardown, self._on_exit = step, setup, teardown, on_exit
+        self._stop = threading.Event()
+        # A call that never returns must not keep the process alive after an ordered stop has given up on it.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask to end after the current step."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; False when the thread is still inside a step."""
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, timeout_s))
+        return not self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not past a request to stop. For use inside `step`."""
+        self._stop.wait(seconds)
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def stopping(self) -> bool:
+        """True once `stop` was called."""
+        return self._stop.is_set()
+
+    def _run(self) -> None:
+        try:
+            self._setup()
+            self.ready.set()
+            while not self._stop.is_set():
+                self._step()
+                self.progress_t = time.monotonic()
+        except EdgeAgentError as error:
+            self.error = error
+            log.error("%s stopped: %s", self.name, error)
+        # One of two broad excepts: a thread that dies silently is the fault this agent exists to avoid.
+        except Exception as error:
+            self.error = error
+            log.exception("%s stopped by a defect", self.name)
+        finally:
+            try:
+                self._teardown()
+            except EdgeAgentError as error:
+                log.warning("%s: while stopping: %s", self.name, error)
+            self._on_exit()

@@ -1,0 +1,183 @@
+"""The architecture of the design, held by one test: layers, third-party imports, cycles, sizes, lazy imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, Iterator, List, Set, Tuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "edge_agent"
+
+LAYERS = {
+    "errors": set(),
+    "core": {"errors", "core"},
+    "capture": {"errors", "core", "capture"},
+    "inference": {"errors", "core", "inference"},
+    "mqtt": {"errors", "core", "mqtt"},
+    "host": {"errors", "core", "host"},
+    "runtime": {"errors", "core", "runtime"},
+}
+LAYERS["config"] = set(LAYERS) | {"config"}
+LAYERS["app"] = set(LAYERS) | {"app"}
+LAYERS["commands"] = set(LAYERS) | {"commands"}
+LAYERS["cli"] = set(LAYERS) | {"cli"}
+LAYERS["__init__"] = set()
+LAYERS["__main__"] = {"cli"}
+PARTS_OF_CONFIG = {"env_file": "config", "config_docs": "config"}
+
+THIRD_PARTY = {
+    "numpy": ("core/", "capture/", "inference/", "host/jpeg.py", "commands/"),
+    "cv2": ("capture/", "inference/preprocess.py", "host/jpeg.py", "commands/"),
+    "simplejpeg": ("capture/", "host/jpeg.py"),
+    "av": ("capture/media",),
+    "onnxruntime": ("inference/ort.py", "inference/inspect.py", "commands/check.py"),
+    "paho": ("mqtt/", "commands/demo.py", "commands/watch.py", "commands/check.py"),
+    "pydantic": ("config.py", "config_docs.py"),
+    "pydantic_settings": ("config.py",),
+    "iotcore": ("commands/",),
+}
+CORE_STDLIB = {
+    "abc",
+    "bisect",
+    "collections",
+    "copy",
+    "dataclasses",
+    "datetime",
+    "enum",
+    "functools",
+    "hashlib",
+    "heapq",
+    "itertools",
+    "json",
+    "math",
+    "operator",
+    "re",
+    "string",
+    "struct",
+    "types",
+    "typing",
+    "unicodedata",
+    "zlib",
+}
+HEAVY = ("cv2", "onnxruntime", "av", "paho", "pydantic", "tensorrt", "pycuda", "jetson_utils_python", "iotcore")
+
+
+def modules() -> List[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer(module: str) -> str:
+    parts = module.split(".")
+    name = parts[1] if len(parts) > 1 else "__init__"
+    return PARTS_OF_CONFIG.get(name, name)
+
+
+def imports(path: Path) -> Iterator[Tuple[str, int]]:
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            base = PACKAGE.parent.joinpath(*node.module.split("."))
+            for alias in node.names:
+                inner = base / f"{alias.name}.py"
+                yield (f"{node.module}.{alias.name}" if inner.exists() else node.module), node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield "." * node.level, node.lineno
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_imports_run_one_way(path: Path) -> None:
+    here = layer(dotted(path))
+    assert here in LAYERS, f"{path.name}: no layer of that name in the design; name where it belongs"
+    for name, line in imports(path):
+        assert not name.startswith("."), f"{path}:{line}: relative import"
+        if name == "edge_agent":
+            continue
+        if name.startswith("edge_agent."):
+            there = layer(name)
+            assert there in LAYERS[here], f"{path}:{line}: {here} must not import {there}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_third_party_imports_are_where_they_belong(path: Path) -> None:
+    where = path.relative_to(PACKAGE).as_posix()
+    for name, line in imports(path):
+        top = name.split(".")[0]
+        if top in THIRD_PARTY:
+            assert where.startswith(THIRD_PARTY[top]), f"{where}:{line}: {top} is not allowed here"
+        if where.startswith("core/") and top not in ("edge_agent", "numpy"):
+            assert top in CORE_STDLIB, f"{where}:{line}: core is pure; it may not import {top}"
+
+
+def test_there_are_no_cycles() -> None:
+    known = {dotted(path) for path in modules()}
+    edges: Dict[str, Set[str]] = {
+        dotted(path): {name for name, _ in imports(path) if name in known and name != dotted(path)}
+        for path in modules()
+    }
+    done: Set[str] = set()
+
+    def visit(name: str, trail: Tuple[str, ...]) -> None:
+        assert name not in trail, "cycle: " + " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for other in edges[name]:
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_modules_stay_small() -> None:
+    sizes = {dotted(path): len(path.read_text("utf-8").splitlines()) for path in modules()}
+    too_long = {name: size for name, size in sizes.items() if size > 400}
+    assert not too_long, f"over 400 lines: {too_long}"
+    bad = [name for name in sizes if {"utils", "helpers", "common", "misc"} & set(name.split("."))]
+    assert not bad, f"names that say nothing: {bad}"
+
+
+def test_the_top_level_is_as_the_user_fixed_it() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout: run the tests from a clone to check the top level")
+    allowed = {
+        "edge_agent",
+        "systemd",
+        "config",
+        "tests",
+        "scripts",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    }
+    found = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    assert {name for name in found if not name.startswith(".")} <= allowed
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    """In a fresh interpreter: neither importing the CLI nor building its parser loads a heavy package."""
+    code = f"import sys, edge_agent.cli as cli; cli.parser(); print([m for m in {HEAVY!r} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_broad_excepts_are_the_two_that_the_design_allows() -> None:
+    found = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"Exception"}
+                if names & {"Exception", "BaseException"}:
+                    found.append(path.relative_to(PACKAGE).as_posix())
+    assert len(found) <= 2 and set(found) <= {"runtime/worker.py", "mqtt/client.py"}, found

@@ -1,0 +1,106 @@
+"""The hand-over: newest wins, losses are never overwritten, cameras take turns."""
+
+import threading
+from datetime import datetime, timezone
+
+import numpy as np
+
+from edge_agent.core.frame import Frame
+from edge_agent.core.types import Moment, Sight
+from edge_agent.runtime.slot import MAX_PENDING_SIGHTS, SlotBoard
+
+NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
+
+
+def frame(sequence: int, released=None) -> Frame:
+    on_release = (lambda: released.append(sequence)) if released is not None else None
+    return Frame(np.zeros((2, 2), np.uint8), sequence, float(sequence), on_release=on_release)
+
+
+def test_newest_frame_wins_and_the_displaced_one_is_released_and_counted():
+    board, released = SlotBoard(["a"]), []
+    for sequence in (1, 2, 3):
+        board.put("a", frame(sequence, released))
+    delivery = board.take(0)
+    assert delivery.frame.sequence == 3
+    assert released == [1, 2]
+    assert board.counters("a") == {"inferred": 1, "dropped_busy": 2}
+    assert board.take(0) is None
+
+
+def test_a_loss_is_delivered_even_when_sight_came_back_before_anyone_looked():
+    board, released = SlotBoard(["a"]), []
+    board.set_sight("a", Sight.OK, NOW)
+    board.put("a", frame(1, released))
+    board.set_sight("a", Sight.LOST, NOW)
+    assert released == [1], "a frame from before the loss is not news from after it"
+    board.set_sight("a", Sight.OK, NOW)
+    board.put("a", frame(2))
+    delivery = board.take(0)
+    assert [sight for sight, _ in delivery.sights] == [Sight.OK, Sight.LOST, Sight.OK]
+    assert delivery.frame.sequence == 2
+
+
+def test_the_same_sight_is_told_once_and_pending_changes_are_bounded():
+    board = SlotBoard(["a"])
+    assert board.set_sight("a", Sight.DARK, NOW) is True
+    assert board.set_sight("a", Sight.DARK, NOW) is False
+    for _ in range(100):
+        board.set_sight("a", Sight.OK, NOW)
+        board.set_sight("a", Sight.LOST, NOW)
+    sights = [sight for sight, _ in board.take(0).sights]
+    assert len(sights) == MAX_PENDING_SIGHTS
+    assert sights[-1] is Sight.LOST is board.sights()["a"]
+
+
+def test_the_least_recently_served_camera_goes_first():
+    board, order = SlotBoard(["a", "b", "c"]), []
+    for turn in range(9):
+        for camera in "abc":
+            board.put(camera, frame(turn))
+        order.append(board.take(0).camera)
+    assert {tuple(sorted(order[i : i + 3])) for i in (0, 3, 6)} == {("a", "b", "c")}
+
+
+def test_take_wakes_on_a_put_from_another_thread_and_else_times_out():
+    board = SlotBoard(["a"])
+    assert board.take(0.01) is None
+    threading.Timer(0.02, board.put, ("a", frame(7))).start()
+    assert board.take(10).frame.sequence == 7
+
+
+def test_close_releases_what_nobody_will_take():
+    board, released = SlotBoard(["a", "b"]), []
+    board.put("a", frame(1, released))
+    board.close()
+    board.close()
+    assert released == [1]
+    assert board.counters("a") == {"inferred": 0, "dropped_busy": 1}
+
+
+def test_every_frame_is_either_inferred_or_dropped_under_contention():
+    cameras, each = ["a", "b", "c"], 2000
+    board, released = SlotBoard(cameras), []
+    done = threading.Event()
+
+    def capture(camera: str) -> None:
+        for sequence in range(each):
+            board.put(camera, frame(sequence, released))
+
+    def infer() -> None:
+        while not done.is_set():
+            delivery = board.take(0.01)
+            if delivery is not None:
+                delivery.frame.release()
+
+    threads = [threading.Thread(target=capture, args=(camera,)) for camera in cameras]
+    consumer = threading.Thread(target=infer)
+    for thread in (*threads, consumer):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    consumer.join()
+    board.close()
+    assert len(released) == each * len(cameras)
+    assert sum(sum(board.counters(camera).values()) for camera in cameras) == each * len(cameras)

@@ -1,0 +1,168 @@
+"""Capture and infer stages, stepped by hand on an injected clock: ladder, stalls, ends, truthful times."""
+
+import random
+
+import pytest
+
+from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams
+from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
+from edge_agent.runtime.slot import SlotBoard
+from edge_agent.runtime.stages import REOPEN_FIRST_S, REOPEN_MAX_S, CaptureStage, InferStage, moment_of
+from tests.fakes.camera import END, FRAME, GONE, NOTHING, ScriptedCamera
+from tests.fakes.clock import FakeClock
+
+
+class Rig:
+    """A capture stage on a scripted camera; `wait` moves the clock instead of sleeping."""
+
+    def __init__(self, scripts, stall_after_s=5.0):
+        self.clock = FakeClock()
+        self.camera = ScriptedCamera(lambda: self.clock.t, scripts)
+        self.board = SlotBoard(["door"])
+        self.stage = CaptureStage(
+            "door",
+            self.camera,
+            lambda: IlluminationMonitor(IlluminationParams(), "sensor"),
+            self.board,
+            self.clock,
+            self.clock.advance,
+            stall_after_s,
+            random.Random(1),
+        )
+
+    def run(self, seconds, frame_s=0.1):
+        until = self.clock.t + seconds
+        while self.clock.t < until:
+            self.stage.step()
+            self.clock.advance(frame_s)
+
+    @property
+    def sight(self):
+        return self.board.sights()["door"]
+
+
+def test_a_live_camera_is_seen_at_its_first_frame():
+    rig = Rig([[FRAME] * 3])
+    rig.stage.step()
+    assert rig.sight is Sight.STARTING
+    rig.stage.step()
+    assert rig.sight is Sight.OK
+    delivery = rig.board.take(0)
+    assert delivery.frame.sequence == 1
+    assert rig.stage.counters.frames == 1
+
+
+def test_a_camera_that_is_not_there_is_lost_and_tried_again_with_growing_jittered_delay():
+    rig = Rig([None] * 500)
+    opened_at = []
+    for _ in range(4000):
+        before = rig.camera.history.count("open")
+        rig.stage.step()
+        if rig.camera.history.count("open") > before:
+            opened_at.append(rig.clock.t)
+        rig.clock.advance(0.01)
+    gaps = [b - a for a, b in zip(opened_at, opened_at[1:])]
+    assert rig.sight is Sight.LOST
+    assert rig.stage.first_open_done
+    assert REOPEN_FIRST_S / 2 <= gaps[0] <= REOPEN_FIRST_S + 0.3
+    assert max(gaps) <= REOPEN_MAX_S + 0.3
+    assert sum(gaps[-3:]) > 3 * REOPEN_MAX_S / 2
+    assert rig.stage.counters.faults == len(opened_at)
+
+
+def test_a_camera_that_goes_and_comes_back_is_lost_meanwhile_and_counted():
+    rig = Rig([[FRAME] * 5 + [GONE], None, [FRAME] * 500])
+    rig.run(0.6)
+    assert rig.sight is Sight.LOST
+    assert rig.camera.history.count("close") >= 1
+    rig.run(5.0)
+    assert rig.sight is Sight.OK
+    assert rig.stage.counters.recoveries == 1
+    assert rig.stage.counters.faults == 2
+    sights = [sight for sight, _ in rig.board.take(0).sights]
+    assert sights == [Sight.OK, Sight.LOST, Sight.OK]
+
+
+def test_silence_counts_as_a_stall_and_is_never_taken_for_an_empty_room():
+    rig = Rig([[FRAME] + [NOTHING] * 1000, [FRAME] * 1000], stall_after_s=3.0)
+    rig.run(2.9)
+    assert rig.sight is Sight.OK
+    rig.run(0.6)
+    assert rig.sight is Sight.LOST
+    assert rig.stage.counters.stalls == 1
+    assert "no frame for 3 s" in rig.stage.counters.last_fault
+    rig.run(5)
+    assert rig.sight is Sight.OK
+
+
+def test_an_end_is_an_end_and_not_a_fault():
+    rig = Rig([[FRAME, END]])
+    rig.run(2)
+    assert rig.sight is Sight.ENDED
+    assert rig.stage.ended
+    assert rig.stage.counters.faults == 0
+    assert rig.camera.history.count("open") == 1
+
+
+def test_frames_judged_dark_are_released_and_counted():
+    import numpy as np
+
+    black = np.zeros((48, 64), np.uint8)
+    rig = Rig([[black] * 200])
+    rig.run(10)
+    assert rig.sight is Sight.DARK
+    assert rig.stage.counters.dark > 0
+    left = rig.board.take(0)
+    held = 1 if left.frame else 0
+    assert rig.camera.history.count("release") == rig.stage.counters.frames - held
+
+
+def test_the_picture_s_time_is_exposure_time_on_both_clocks_even_when_the_wall_clock_steps():
+    clock = FakeClock(1000.0)
+    clock.step_wall(3600.0)
+    now = clock()
+    then = moment_of(999.9, now)
+    assert then.t == 999.9
+    assert (now.at - then.at).total_seconds() == pytest.approx(0.1)
+
+
+class Recorder:
+    """A pipeline that writes down what it is asked."""
+
+    def __init__(self, name):
+        self.name, self.asked = name, []
+
+    def info(self, frame, moment):
+        return FrameInfo(self.name, frame.sequence, moment, 64, 48)
+
+    def step(self, frame, info):
+        assert not frame.released
+        self.asked.append(("frame", info.sequence))
+        return Outcome(self.name, info=info)
+
+    def tick(self, moment):
+        self.asked.append(("tick", moment.t))
+
+    def sight(self, sight, moment):
+        self.asked.append(("sight", sight))
+        return Outcome(self.name, report=CameraReport(self.name, Presence.UNKNOWN, sight, moment))
+
+
+def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames():
+    rig = Rig([[FRAME] * 5])
+    out, pipeline = [], Recorder("door")
+    stage = InferStage(rig.board, {"door": pipeline}, rig.clock, out.append)
+    rig.stage.step()
+    rig.stage.step()
+    stage.step()
+    assert pipeline.asked[0] == ("sight", Sight.OK)
+    assert pipeline.asked[1] == ("frame", 1)
+    assert rig.camera.history[-1] == "release"
+    ticks = sum(1 for what, _ in pipeline.asked if what == "tick")
+    for _ in range(10):
+        rig.clock.advance(0.1)
+        stage.step()
+    assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10
+    assert [outcome.report.sight for outcome in out] == [Sight.OK], "a frame that says nothing new is no news"
+    stage.finish()
+    assert out[-1].report.sight is Sight.STOPPED

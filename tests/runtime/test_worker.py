@@ -1,0 +1,64 @@
+"""Threads that cannot die unnoticed."""
+
+import logging
+import threading
+import time
+
+from edge_agent.errors import EngineError
+from edge_agent.runtime.worker import Worker
+
+
+def test_progress_advances_with_each_step_and_stops_with_a_hung_one():
+    release = threading.Event()
+    steps = []
+
+    def step() -> None:
+        steps.append(time.monotonic())
+        if len(steps) == 3:
+            release.wait(10)
+        time.sleep(0.001)
+
+    worker = Worker("w", step)
+    worker.start()
+    deadline = time.monotonic() + 5
+    while len(steps) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    stuck_at = worker.progress_t
+    assert stuck_at <= steps[2]
+    worker.stop()
+    assert worker.join(0.05) is False, "it is inside a step that does not return"
+    assert worker.progress_t == stuck_at
+    release.set()
+    assert worker.join(5) is True
+
+
+def test_setup_step_and_teardown_run_in_one_thread_and_the_end_is_told():
+    seen, ended = [], threading.Event()
+
+    def note() -> None:
+        seen.append(threading.current_thread().name)
+        worker.stop()
+
+    worker = Worker("w", note, setup=note, teardown=note, on_exit=ended.set)
+    worker.start()
+    assert ended.wait(5)
+    assert set(seen) == {"w"}
+    assert worker.error is None
+
+
+def test_an_expected_error_is_one_line_and_a_defect_has_its_traceback(caplog):
+    def fail(error: Exception) -> Worker:
+        def step() -> None:
+            raise error
+
+        worker = Worker("w", step)
+        worker.start()
+        assert worker.join(5)
+        return worker
+
+    with caplog.at_level(logging.ERROR):
+        assert isinstance(fail(EngineError("the engine went away", "restart")).error, EngineError)
+        assert isinstance(fail(ZeroDivisionError("defect")).error, ZeroDivisionError)
+    expected, defect = caplog.records
+    assert expected.exc_info is None and "restart" in expected.getMessage()
+    assert defect.exc_info is not None

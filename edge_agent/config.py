@@ -6,7 +6,6 @@ imports pydantic, and nothing is read when it is imported.
 
 import hashlib
 import json
-import re
 import socket
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Literal, Mapping, NamedTuple, Optional, Tuple, Type
@@ -35,25 +34,31 @@ from edge_agent.core.illumination import IlluminationParams
 from edge_agent.core.params import param
 from edge_agent.core.presence import PresenceParams
 from edge_agent.core.quality import CropParams
+from edge_agent.core.topics import ID, Topics, slug
 from edge_agent.core.tracker import TrackerParams
 from edge_agent.core.view import check_geometry
 from edge_agent.errors import ConfigError
 from edge_agent.inference import EngineParams
+from edge_agent.mqtt.params import MqttParams, OutboxParams
 
 ENV_FILE = PREFIX + "ENV_FILE"
 
 
-def host_slug() -> str:
+def default_node() -> str:
     """The host's name as an id for topics."""
-    slug = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().lower()).strip("-_")
-    return slug[:63] or "node"
+    return slug(socket.gethostname())
 
 
 _UNSECTIONED: Dict[str, Any] = {
     "node": param(
-        factory=host_slug,
+        factory=default_node,
         description="Name of this agent in MQTT topics, between the base and the cameras",
-        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
+        pattern=f"^{ID.pattern}$",
+        restart=True,
+    ),
+    "state_dir": param(
+        None,
+        "Folder for what must survive a restart; when unset the service's state directory, else the user's",
         restart=True,
     ),
     "log_level": param("info", "How much is logged; debug also tells every repeat of a fault"),
@@ -65,7 +70,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
-    node: str = Field(default_factory=host_slug, pattern=_UNSECTIONED["node"].metadata["pattern"])
+    node: str = Field(default_factory=default_node, pattern=_UNSECTIONED["node"].metadata["pattern"])
+    state_dir: Optional[str] = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     cameras: Dict[str, CameraParams] = {}
     model: EngineParams = EngineParams()
@@ -74,6 +80,8 @@ class Settings(BaseSettings):
     presence: PresenceParams = PresenceParams()
     illumination: IlluminationParams = IlluminationParams()
     crops: CropParams = CropParams()
+    mqtt: MqttParams = MqttParams()
+    outbox: OutboxParams = OutboxParams()
     health: HealthParams = HealthParams()
 
     def __init__(self, given: Iterable[Given] = ()) -> None:
@@ -235,6 +243,10 @@ class _Reader:
             origin = f"{path}:{entry.line}"
             if entry.name.upper() == ENV_FILE:
                 self.faults.append(f"{ENV_FILE}: has no effect inside an env file [{origin}]")
+            elif not entry.name.upper().startswith(PREFIX):
+                self.faults.append(
+                    f"{entry.name}: unknown setting{CATALOGUE.suggestion(_path_of(entry.name))} [{origin}]"
+                )
             else:
                 self._found.append((0, _path_of(entry.name), entry.name, entry.value, origin))
 
@@ -291,7 +303,10 @@ def _keyed(value: Any) -> Any:
             check_key(key.lower())
     except ValueError as error:
         raise ValueError(f"cannot be used: {error}") from None
-    return {key.lower(): item for key, item in value.items()}
+    keyed = {key.lower(): item for key, item in value.items()}
+    if len(keyed) < len(value):
+        raise ValueError("has a name twice")
+    return keyed
 
 
 def _expand(owner: Any, path: Keys, above: Keys = ()) -> Iterator[Tuple[Keys, Any]]:
@@ -305,14 +320,36 @@ def _expand(owner: Any, path: Keys, above: Keys = ()) -> Iterator[Tuple[Keys, An
 
 
 def _misfits(settings: Settings, given: Mapping[Keys, Given]) -> Iterator[str]:
-    """Faults of settings that are right one by one but do not fit together, or are no geometry."""
+    """Faults of settings that are right one by one but do not fit together, are no geometry, or no topic."""
     for camera_id, camera in settings.cameras.items():
+        # One shape at a time, so that each fault names its own variable.
         shapes: Dict[Keys, Dict[str, Any]] = {("roi",): {"roi": camera.roi}, ("masks",): {"masks": camera.masks}}
         shapes.update({("zones", zone): {"zones": {zone: points}} for zone, points in camera.zones.items()})
         for field, shape in shapes.items():
-            problem = _geometry_problem(CameraParams(camera.uri, **shape))
+            label, _, problem = _geometry_problem(CameraParams(camera.uri, **shape)).partition(": ")
             if problem:
-                yield misfit_fault(("cameras", camera_id, *field), problem, given)
+                item = label[label.index("[") :] if "[" in label else ""
+                yield misfit_fault(("cameras", camera_id, *field), problem, given, item)
+
+    mqtt = settings.mqtt
+    try:
+        Topics(mqtt.base, settings.node)
+    except ConfigError as error:
+        yield misfit_fault(("mqtt", "base"), f"{error.faults[0]}; expected {error.hint}", given)
+    if set(mqtt.host) & set("/@ "):
+        problem = f"is no host name; expected a name or address alone, the port in {PREFIX}MQTT__PORT"
+        yield misfit_fault(("mqtt", "host"), problem, given)
+    if mqtt.retry_min_s > mqtt.retry_max_s:
+        problem = f"{mqtt.retry_min_s} is above {PREFIX}MQTT__RETRY_MAX_S; expected at most {mqtt.retry_max_s}"
+        yield misfit_fault(("mqtt", "retry_min_s"), problem, given)
+    if mqtt.tls.key_file and not mqtt.tls.cert_file:
+        problem = f"is set without {PREFIX}MQTT__TLS__CERT_FILE; expected both or none"
+        yield misfit_fault(("mqtt", "tls", "key_file"), problem, given)
+    for name in ("ca_file", "cert_file"):
+        # Who names an authority believes the connection to be encrypted.
+        if getattr(mqtt.tls, name) and not mqtt.tls.enabled:
+            problem = f"is set while TLS is off; expected {PREFIX}MQTT__TLS__ENABLED=true"
+            yield misfit_fault(("mqtt", "tls", name), problem, given)
 
 
 def _geometry_problem(camera: CameraParams) -> str:

@@ -92,8 +92,6 @@ def _validation_fault(error: Mapping[str, Any], given: Mapping[Keys, Given], cat
     setter = next((given[path] for path in prefixes if path in given), None)
     if setter is not None:
         rest = where[len(setter.path) :]
-        if error["type"] == "value_error":
-            return f"{setter.name}: {_raised(error, setter.variable)} [{setter.origin}]"
         name = setter.name + "".join(f"[{part!r}]" for part in rest)
         problem = _PROBLEMS.get(error["type"], "cannot be used")
         return value_fault(name, setter.variable, error["input"], problem, setter.origin)
@@ -106,18 +104,12 @@ def _validation_fault(error: Mapping[str, Any], given: Mapping[Keys, Given], cat
     return misfit_fault(path, str(error.get("ctx", {}).get("error", error["msg"])), given)
 
 
-def misfit_fault(path: Keys, problem: str, given: Mapping[Keys, Given]) -> str:
+def misfit_fault(path: Keys, problem: str, given: Mapping[Keys, Given], item: str = "") -> str:
     """The line for settings that do not fit together, with all that was set at, above or under `path`."""
     involved = [entry for entry in given.values() if path[: len(entry.path)] == entry.path]
-    name = name_of(path)
+    name = name_of(path) + item
     if not involved:
         involved = [entry for entry in given.values() if entry.path[: len(path)] == path]
         name += "__*"
     because = "; ".join(f"{entry.name}, {entry.origin}" if name.endswith("*") else entry.origin for entry in involved)
     return f"{name}: {problem} [{because or 'default'}]"
-
-
-def _raised(error: Mapping[str, Any], variable: Variable) -> str:
-    if variable.secret:
-        return f"the value (hidden) cannot be used; expected {variable.expected}"
-    return str(error["ctx"]["error"])

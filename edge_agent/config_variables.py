@@ -23,11 +23,11 @@ from typing import (
     get_type_hints,
 )
 
+from edge_agent.core.topics import ID, RESERVED_CAMERAS
+
 PREFIX = "EDGE_AGENT_"
 ANY_KEY = "*"
-RESERVED_CAMERAS = ("availability", "info", "health", "request", "response")
 
-_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _USER_INFO = re.compile(r"(?<=://).*@", re.DOTALL)
 _QUERY_SECRET = re.compile(r"([?&;][^=&;]*(?:pass|pwd|token|key|auth|secret|sig|user)[^=&;]*=)[^&;#]*", re.IGNORECASE)
 _LONGEST_SHOWN = 60
@@ -129,6 +129,8 @@ class Variable:
         Raises:
             ValueError: Saying what is wrong with it, without showing it.
         """
+        if not _is_utf8(text):
+            raise ValueError("is not UTF-8 text")
         if self.optional and not text.strip():
             return None
         if self.is_json:
@@ -212,12 +214,7 @@ class Catalogue:
 
     def find(self, path: Keys) -> Optional[Variable]:
         """The setting at `path` (lower case, keys filled in), or None."""
-        for variable in self.variables:
-            if len(variable.path) == len(path) and all(
-                pattern in (part, ANY_KEY) for pattern, part in zip(variable.path, path)
-            ):
-                return variable
-        return None
+        return next((variable for variable in self.variables if _matches(variable.path, path)), None)
 
     def resolve(self, path: Keys, known_keys: Iterable[str] = ()) -> Variable:
         """The setting at `path`.
@@ -231,13 +228,18 @@ class Catalogue:
         """
         variable = self.find(path)
         if variable is None:
-            raise ValueError(f"unknown setting{self._suggestion(path, known_keys)}")
+            inside = next((v for v in self.variables if _matches(v.path[: len(path)], path)), None)
+            if inside is not None:
+                example = name_of(inside.path).replace(ANY_KEY, "<CAMERA>")
+                raise ValueError(f"is a section, not a setting; expected a name inside it, such as {example}")
+            raise ValueError(f"unknown setting{self.suggestion(path, known_keys)}")
         for depth, (pattern, key) in enumerate(zip(variable.path, path)):
             if pattern == ANY_KEY:
                 check_key(key, is_camera=path[0] == "cameras" and depth == 1)
         return variable
 
-    def _suggestion(self, path: Keys, known_keys: Iterable[str]) -> str:
+    def suggestion(self, path: Keys, known_keys: Iterable[str] = ()) -> str:
+        """The end of a message about an unknown name: the nearest known one."""
         keys = sorted({key.upper() for key in (*known_keys, *path[1:2])})
         candidates: List[str] = []
         for variable in self.variables:
@@ -256,7 +258,7 @@ def shown(value: Any) -> str:
 
 def quoted(value: Any) -> str:
     """`value` for a one-line message: without credentials, shortened, every odd character escaped."""
-    text = repr(shown(value)) if isinstance(value, str) else shown(value)
+    text = repr(shown(value)) if isinstance(value, str) else shown(json.dumps(value, default=str))
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 2] + "…" + text[-1]
 
 
@@ -266,13 +268,26 @@ def check_key(key: str, is_camera: bool = False) -> None:
     Raises:
         ValueError: Saying why.
     """
-    if not _ID.fullmatch(key):
+    if not ID.fullmatch(key):
         raise ValueError(
             f"the name {key!r} cannot be used; expected a to z, 0 to 9, _ and -, beginning with a letter or digit, "
             "at most 63 characters"
         )
     if is_camera and key in RESERVED_CAMERAS:
-        raise ValueError(f"the camera id {key!r} is reserved; expected none of {', '.join(RESERVED_CAMERAS)}")
+        raise ValueError(f"the camera id {key!r} is reserved; expected none of {', '.join(sorted(RESERVED_CAMERAS))}")
+
+
+def _matches(pattern: Keys, path: Keys) -> bool:
+    return len(pattern) == len(path) and all(part in (key, ANY_KEY) for part, key in zip(pattern, path))
+
+
+def _is_utf8(text: str) -> bool:
+    """False for what Python could not decode when it took the environment over."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_optional(annotation: Any) -> Any:

@@ -35,6 +35,10 @@ class Assignment:
     line: int
 
 
+class _Unclosed(ValueError):
+    """A quote that is not closed: what follows cannot be told apart into lines."""
+
+
 def read(path: Path) -> List[Assignment]:
     """The file's assignments, in order.
 
@@ -78,6 +82,9 @@ def parse(text: str, origin: str) -> List[Assignment]:
         try:
             _check_name(name.rstrip(), bool(equals))
             value, position = _value(text, start + len(name) + 1)
+        except _Unclosed as error:
+            faults.append(f"{origin}:{line}: {error}")
+            break
         except ValueError as error:
             faults.append(f"{origin}:{line}: {error}")
             continue
@@ -120,13 +127,13 @@ def _value(text: str, position: int) -> Tuple[str, int]:
         if text[position] == "'":
             end = text.find("'", position + 1)
             if end < 0:
-                raise ValueError("a single quote is not closed")
+                raise _Unclosed("a single quote is not closed")
             value += text[position + 1 : end]
             position = end + 1
         elif text[position] == '"':
             quoted = _DOUBLE_QUOTED.match(text, position)
             if quoted is None:
-                raise ValueError("a double quote is not closed")
+                raise _Unclosed("a double quote is not closed")
             value += _DOUBLE_ESCAPE.sub(lambda match: match[1].replace("\n", ""), quoted[1])
             position = quoted.end()
         elif after_quote and begin < position and text[position] in "#;":

@@ -76,6 +76,8 @@ def open_source(uri: str, options: Optional[SourceOptions] = None) -> Source:
 
 
 def _choose(uri: str) -> Tuple[_Choice, str]:
+    if not uri:
+        raise InputError("an empty source", _EXPECTED)
     scheme, colon, rest = uri.partition(":")
     scheme = scheme.lower()
     if colon and scheme in _SCHEMES:

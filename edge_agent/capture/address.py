@@ -12,8 +12,10 @@ def hide_credentials(uri: str) -> str:
     if "://" not in uri or uri.startswith(("test:", "file:")):
         return uri
     scheme, _, rest = uri.partition("://")
-    address = rest.partition("?")[0]
+    address, _, query = rest.partition("?")
     place, slash, path = address.partition("/")
+    if not slash and "@" in query:  # an unescaped question mark in the password, or an @ in the query: show neither
+        return f"{scheme}://..."
     if "@" in path:  # an unescaped slash in the password: everything up to the last @ may be secret
         place, slash, path = path.rpartition("@")[2].partition("/")
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"

@@ -104,13 +104,19 @@ class MediaSource:
         return {"skipped": self._skipped, "decode_errors": self._decode_errors}
 
     def _look_ahead(self, count: int) -> None:
-        while self._pictures is not None and len(self._ahead) < count and not self._ended:
-            try:
-                self._ahead.append(next(self._pictures))
-            except StopIteration:
+        """Decode until `count` pictures wait, or the file has ended."""
+        while len(self._ahead) < count and not self._ended:
+            following = self._decode_next()
+            if following is None:
                 self._ended = True
-            except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter: from the file's tags
-                raise SourceError(f"{self.uri}: {getattr(error, 'strerror', error)}", _EXPECTED) from error
+            else:
+                self._ahead.append(following)
+
+    def _decode_next(self) -> Optional[_Timed]:
+        try:
+            return None if self._pictures is None else next(self._pictures, None)
+        except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter: from the file's tags
+            raise SourceError(f"{self.uri}: {getattr(error, 'strerror', error)}", _EXPECTED) from error
 
     def _skip_late(self, deadline: float) -> None:
         while time.monotonic() < deadline:

@@ -125,6 +125,8 @@ class _Reader(threading.Thread):
             fault = getattr(error, "strerror", None) or "FFmpeg cannot read what is sent"
             if isinstance(error, av.error.ExitError):
                 fault = "no answer in time"
+            if self._connected:
+                fault = f"the stream broke off: {fault}"
         with self._changed:
             self._fault = fault
             self._changed.notify_all()
@@ -183,7 +185,7 @@ class _Reader(threading.Thread):
                 if self._stopping:
                     return
                 if self._newest is not None:
-                    self._counters["dropped"] += 1
+                    pass
                 self._newest = (picture, self._sequence, t)
                 self._sequence += 1
                 self._last_t = t

@@ -207,7 +207,7 @@ class SampleDepth:
 
 
 def _limits(scale: float, offset: float, centre: float) -> Array:
-    return np.clip(np.rint((np.arange(256) - centre) * scale + offset), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint((np.arange(256) - centre) * scale + offset), 0, 255), np.uint8)
 
 
 # ITU-R BT.601 quantisation: full-range values to limited range.

@@ -12,7 +12,7 @@ from edge_agent.core.types import Array
 _SHIFTS = 32  # the noise is one larger plane, seen through a window that jumps about
 _SIZE_STEP_PX = 4  # faces are drawn in sizes that are multiples of this, so that few are ever made
 _KEPT_SPRITES = 64
-_STROBE_SHIFT, _DARK_SHIFT = 4, 6  # what is left of the light: 1/16 between flashes, 1/64 in the dark
+_STROBE_SHIFT, _DARK_SHIFT = 4, 7  # what is left of the light: 1/16 between flashes, 1/128 in the dark
 
 
 class Sprite(NamedTuple):

@@ -115,7 +115,7 @@ class Scene:
         return [face for face in placed if face is not None]
 
     def boxes(self, t_s: float, width: int, height: int) -> Array:
-        """(N, 4) float32 true boxes, left, top, right, bottom in px, clipped to the frame; those outside are left out."""
+        """(N, 4) float32 true boxes: left, top, right, bottom in px, clipped to the frame; none of those outside."""
         boxes = np.array([face.xyxy(width, height) for face in self.faces(t_s)], np.float32).reshape(-1, 4)
         np.clip(boxes, 0, np.array([width, height] * 2, np.float32), out=boxes)
         return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]

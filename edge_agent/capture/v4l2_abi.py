@@ -5,7 +5,7 @@ Names are the header's, shortened by their prefix (`struct v4l2_buffer` -> `Buff
 
 import ctypes
 from ctypes import c_char, c_int32, c_int64, c_long, c_uint8, c_uint32, c_uint64, c_ulong, c_void_p
-from typing import Dict, Type
+from typing import Dict, Type, Union
 
 BUF_TYPE_VIDEO_CAPTURE = 1
 FIELD_ANY = 0
@@ -75,6 +75,10 @@ PIX_FMT_YUYV = fourcc("YUYV")
 PIX_FMT_UYVY = fourcc("UYVY")
 PIX_FMT_NV12 = fourcc("NV12")
 PIX_FMT_MJPEG = fourcc("MJPG")
+
+
+BufType = ctypes.c_int  # enum v4l2_buf_type, as STREAMON and STREAMOFF take it
+Argument = Union[ctypes.Structure, ctypes.c_int]
 
 
 class Capability(ctypes.Structure):
@@ -340,7 +344,7 @@ class ExtControls(ctypes.Structure):
 _WRITE, _READ = 1, 2  # as asm-generic/ioctl.h names them: what the kernel may do with the argument
 
 
-def _ioc(direction: int, number: int, argument: Type["ctypes._CData"]) -> int:
+def _ioc(direction: int, number: int, argument: Type[Argument]) -> int:
     return direction << 30 | ctypes.sizeof(argument) << 16 | ord("V") << 8 | number
 
 
@@ -352,8 +356,8 @@ REQBUFS = _ioc(_READ | _WRITE, 8, RequestBuffers)
 QUERYBUF = _ioc(_READ | _WRITE, 9, Buffer)
 QBUF = _ioc(_READ | _WRITE, 15, Buffer)
 DQBUF = _ioc(_READ | _WRITE, 17, Buffer)
-STREAMON = _ioc(_WRITE, 18, ctypes.c_int)
-STREAMOFF = _ioc(_WRITE, 19, ctypes.c_int)
+STREAMON = _ioc(_WRITE, 18, BufType)
+STREAMOFF = _ioc(_WRITE, 19, BufType)
 G_PARM = _ioc(_READ | _WRITE, 21, StreamParm)
 S_PARM = _ioc(_READ | _WRITE, 22, StreamParm)
 S_EXT_CTRLS = _ioc(_READ | _WRITE, 72, ExtControls)

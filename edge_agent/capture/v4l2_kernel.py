@@ -1,6 +1,5 @@
 """The seam to the kernel: the few system calls that capture needs, and their faults in words."""
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -19,7 +18,7 @@ class Kernel(Protocol):
     def open(self, path: str) -> int:
         """A descriptor, read-write and non-blocking."""
 
-    def ioctl(self, fd: int, code: int, argument: ctypes.Structure) -> None:
+    def ioctl(self, fd: int, code: int, argument: abi.Argument) -> None:
         """Fills `argument` in place."""
 
     def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
@@ -39,7 +38,7 @@ class LinuxKernel:
         """See `Kernel`. Non-blocking, because a DQBUF that blocks may hang for ever after an unplug."""
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def ioctl(self, fd: int, code: int, argument: ctypes.Structure) -> None:
+    def ioctl(self, fd: int, code: int, argument: abi.Argument) -> None:
         """See `Kernel`."""
         fcntl.ioctl(fd, code, argument, True)
 
@@ -75,7 +74,7 @@ class Device:
         self.path = path
         self.fd = kernel.open(path)
 
-    def ioctl(self, code: int, argument: ctypes.Structure) -> None:
+    def ioctl(self, code: int, argument: abi.Argument) -> None:
         """Call the driver, again when a signal came in between (Python repeats most calls, but not ioctl).
 
         Raises:
@@ -91,7 +90,7 @@ class Device:
                 raise OSError(number, os.strerror(number), abi.IOCTL_NAMES[code]) from error
             return
 
-    def supports(self, code: int, argument: ctypes.Structure) -> bool:
+    def supports(self, code: int, argument: abi.Argument) -> bool:
         """Call the driver; False where it has no such ioctl, or no such item (enumerations end by EINVAL)."""
         try:
             self.ioctl(code, argument)
@@ -141,19 +140,19 @@ def explain(uri: str, path: str, error: OSError) -> SourceError:
     return SourceError(message, hint)
 
 
-def holders(path: str, proc: Optional[Path] = None) -> List[str]:
+def holders(path: str) -> List[str]:
     """Processes that have `path` open, as "name (pid N)"; only those that we may look into."""
-    found = []
-    for process in sorted((proc or Path("/proc")).glob("[0-9]*"), key=lambda entry: int(entry.name)):
-        try:
-            if any(os.readlink(link) == path for link in _links(process / "fd")):
-                name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
-                itself = ", this program: a frame is not released yet" if int(process.name) == os.getpid() else ""
-                found.append(f"{name} (pid {process.name}{itself})")
-        except OSError:  # it has ended, or belongs to another user
-            continue
-    return found
+    processes = sorted(Path("/proc").glob("[0-9]*"), key=lambda entry: int(entry.name))
+    return [name for name in (_name_if_open(process, path) for process in processes) if name]
 
 
-def _links(folder: Path) -> List[str]:
-    return [entry.path for entry in os.scandir(folder)]
+def _name_if_open(process: Path, path: str) -> Optional[str]:
+    try:
+        if not any(os.readlink(entry.path) == path for entry in os.scandir(process / "fd")):
+            return None
+        name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:  # it has ended, or belongs to another user
+        return None
+    if int(process.name) == os.getpid():
+        return f"{name} (this program, which still holds a frame of it or uses it as another camera)"
+    return f"{name} (pid {process.name})"

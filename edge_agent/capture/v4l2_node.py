@@ -67,8 +67,7 @@ class NodeFinder:
             try:
                 device, identity = self._open_node(kernel, node)
             except SourceError as error:
-                if path == self._path or fault is None:
-                    fault = error
+                fault = fault or error
                 continue
             if self._accepts(path, identity):
                 self._known = identity
@@ -87,14 +86,16 @@ class NodeFinder:
     def _accepts(self, path: str, identity: Identity) -> bool:
         """A link that the user gave is trusted; a bare number must still be the same camera."""
         return (
-            self._known is None or (path == self._path and os.path.islink(path)) or self._known.is_same_camera(identity)
+            self._known is None
+            or (path == self._path and Path(path).is_symlink())
+            or self._known.is_same_camera(identity)
         )
 
     def _candidates(self) -> Iterator[str]:
         yield self._path
         if self._known is None:
             return
-        yield from (link for link in self._links if os.path.exists(link))
+        yield from (link for link in self._links if Path(link).exists())
         yield from (str(node) for node in sorted((self._root / "dev").glob("video*")))
 
     def _links_to(self, node: str) -> Iterator[str]:
@@ -131,7 +132,7 @@ class NodeFinder:
             )
         if not caps & abi.CAP_STREAMING:
             raise SourceError(f"{self._uri}: {device.path} cannot stream", "expected a driver with streaming I/O")
-        usb, serial, unit = self._sysfs(os.path.basename(device.path))
+        usb, serial, unit = self._sysfs(Path(device.path).name)
         return Identity(
             driver=capability.driver.decode("utf-8", "replace"),
             card=capability.card.decode("utf-8", "replace"),

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """0 only if the subscriber itself saw ON, start, end and OFF."""
     if args.duration <= 0:
         raise InputError(f"--duration {args.duration:g}: expected a number above 0")
-    _ensure_model()
+    _ensure_model(args.json)
     with ExitStack() as stack:
         broker = _given(args.broker) if args.broker else stack.enter_context(local_broker())
         if not args.json:
@@ -44,10 +44,15 @@ def run(args: argparse.Namespace) -> int:
         return _Demo(broker, args).run()
 
 
-def _ensure_model() -> None:
-    from edge_agent.inference.models import ensure
+def _ensure_model(quiet: bool) -> None:
+    from edge_agent.inference.fetch import fetch
+    from edge_agent.inference.models import CENTERFACE_CARD, models_dir
 
-    ensure("centerface")
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, flush=True)
+
+    fetch(CENTERFACE_CARD, models_dir(None, os.environ), say, lambda done, total: None)
 
 
 def _given(url: str) -> BrokerAddress:

@@ -89,7 +89,7 @@ def cluster(xyxy: Array, confidence: Array, params: ClusterParams) -> Tuple[Arra
     if params.nms_iou_threshold is None:
         raise ValueError("nms_iou_threshold: the model's own was not filled in")
     best = nms(xyxy, confidence, params.nms_iou_threshold, params.top_k)
-    xyxy, confidence = xyxy[best], confidence[best]
+    xyxy, confidence = xyxy.take(best, axis=0), confidence.take(best)
     if params.post_cluster_threshold > 0:
         strong = confidence > params.post_cluster_threshold
         xyxy, confidence = xyxy[strong], confidence[strong]
@@ -103,9 +103,8 @@ def nms(xyxy: Array, confidence: Array, iou_threshold: float, top_k: int) -> Arr
     threshold. As they are kept in falling order, stopping at `top_k` equals cutting afterwards.
     """
     order = np.argsort(-confidence, kind="stable")
-    boxes = xyxy[order].astype(np.float64)
     suppress = _suppress_lists if len(order) <= LIST_LIMIT else _suppress_arrays
-    return np.asarray(order[suppress(boxes, iou_threshold, top_k)])
+    return order.take(suppress(xyxy.take(order, axis=0), iou_threshold, top_k))
 
 
 def _suppress_lists(boxes: Array, iou_threshold: float, top_k: int) -> List[int]:
@@ -136,7 +135,7 @@ def _suppress_lists(boxes: Array, iou_threshold: float, top_k: int) -> List[int]
 def _suppress_arrays(boxes: Array, iou_threshold: float, top_k: int) -> List[int]:
     """The same for many boxes."""
     kept: List[int] = []
-    rest = _columns(boxes)
+    rest = _columns(boxes.astype(np.float64))
     positions = np.arange(len(boxes))
     while len(positions) and len(kept) < top_k:
         kept.append(int(positions[0]))
@@ -183,11 +182,9 @@ def dbscan(xyxy: Array, confidence: Array, eps: float, min_boxes: int, min_score
 
 
 def _near(xyxy: Array, eps: float) -> Array:
-    """(N, N) bool: which boxes are neighbours; each is its own. In float32, as NVIDIA's, and thrice as fast."""
+    """(N, N) bool: which boxes are neighbours; each is its own, at distance 0. In float32, as NVIDIA's, and faster."""
     columns = _columns(xyxy.astype(np.float32))
-    near = 1.0 - _iou(columns[:, :, None], columns[:, None, :]) < eps
-    near.flat[:: len(near) + 1] = True
-    return np.asarray(near)
+    return np.asarray(1.0 - _iou(columns[:, :, None], columns[:, None, :]) < eps)
 
 
 def _core(near: Array, min_boxes: int) -> Array:

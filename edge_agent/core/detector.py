@@ -73,6 +73,7 @@ class Decoder:
         self._clustering: ClusterParams = params
         if params.nms_iou_threshold is None:
             self._clustering = replace(params, nms_iou_threshold=self._model.nms_iou_threshold)
+        self._least = np.array([params.min_width_px, params.min_height_px], np.float32)
         self.set_threshold(None)
 
     @property
@@ -111,10 +112,13 @@ class Decoder:
         xyxy = self._place(source).to_source(xyxy)
         np.maximum(xyxy, 0, out=xyxy)
         np.minimum(xyxy, np.array(source + source, np.float32), out=xyxy)
-        # A box inside the letterbox padding alone is empty once clipped.
         sides = xyxy[:, 2:] - xyxy[:, :2]
-        seen = ((sides > 0) & (sides >= (self.params.min_width_px, self.params.min_height_px))).all(axis=1)
-        return Detections(xyxy[seen], confidence[seen], SCORE_KIND)
+        # A box inside the letterbox padding alone is empty once clipped.
+        seen = (sides > 0) & (sides >= self._least)
+        if not seen.all():
+            seen = seen.all(axis=1)
+            xyxy, confidence = xyxy[seen], confidence[seen]
+        return Detections(xyxy, confidence, SCORE_KIND)
 
 
 class FaceDetector(Decoder):

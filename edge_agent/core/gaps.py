@@ -1,8 +1,8 @@
-"""A loss within the outbox's bounds is announced: `edge-agent.gap/1`, on the topic and in the place of what was lost."""
+"""A bounded loss is announced: `edge-agent.gap/1`, on the topic of the events and in the place of what was lost."""
 
 import json
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 from edge_agent.core.messages import GAP_SCHEMA, Message, to_json
 
@@ -27,8 +27,19 @@ def gap_for(lost: Message, reason: str) -> Optional[Message]:
         "reason": reason,
     }
     return Message(
-        lost.gap_topic, to_json(payload), kind="gap", content_type="application/json", camera=lost.camera, boot=lost.boot
+        lost.gap_topic,
+        to_json(payload),
+        kind="gap",
+        content_type="application/json",
+        camera=lost.camera,
+        boot=lost.boot,
     )
+
+
+def stream(gap: Message) -> Tuple[str, str, str, str]:
+    """What two gaps must share to be joined: topic, boot, what was lost, why."""
+    payload = _read(gap)
+    return gap.topic, str(payload["boot"]), payload["of"], payload["reason"]
 
 
 def merge_gaps(first: Message, second: Message) -> Optional[Message]:
@@ -37,8 +48,7 @@ def merge_gaps(first: Message, second: Message) -> Optional[Message]:
     Lost crops always merge: their `seq` are those of "end" events, which arrive themselves.
     """
     a, b = _read(first), _read(second)
-    same = first.topic == second.topic and all(a[key] == b[key] for key in ("boot", "of", "reason"))
-    if not same or (a["of"] == "events" and b["from_seq"] != a["to_seq"] + 1):
+    if stream(first) != stream(second) or (a["of"] == "events" and b["from_seq"] != a["to_seq"] + 1):
         return None
     return replace(first, payload=to_json({**a, "to_seq": b["to_seq"], "count": a["count"] + b["count"]}))
 

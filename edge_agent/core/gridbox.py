@@ -43,23 +43,22 @@ def decode(outputs: Mapping[str, Array], contract: ModelContract, threshold: flo
             f"gridbox outputs have shapes cov {cov.shape} and bbox {bbox.shape}",
             f"expected (C, gh, gw) and (4C, gh, gw) with C > {contract.target}: is this a DetectNet_v2 model?",
         )
-    rows, columns = cov.shape[1:]
-    coverage = cov[contract.target].reshape(-1)
-    active = np.flatnonzero(coverage >= threshold)
+    coverage = cov[contract.target].ravel()
+    active = (coverage >= threshold).nonzero()[0]
     if not len(active):
         return np.empty((0, 4), np.float32), np.empty(0, np.float32)
 
     first = 4 * contract.target
-    distances = bbox[first : first + 4].reshape(4, -1)[:, active]
-    distances *= _signs(contract.box_scale)
-    edges = _centres(rows, columns, contract.stride, contract.box_offset)[:, active]
-    edges += distances
+    edges = bbox[first : first + 4].reshape(4, -1).take(active, axis=1)
+    edges *= _signs(contract.box_scale)
+    edges += _centres(cov.shape[1], cov.shape[2], contract.stride, contract.box_offset).take(active, axis=1)
     np.maximum(edges, 0.0, out=edges)
     np.minimum(edges, _limits(contract.net), out=edges)
-    solid = (edges[2] > edges[0]) & (edges[3] > edges[1])
+    solid = edges[2:] > edges[:2]
     if not solid.all():
+        solid = solid.all(axis=0)
         active, edges = active[solid], edges[:, solid]
-    return edges.T, coverage[active]
+    return edges.T, coverage.take(active)
 
 
 @lru_cache(maxsize=8)

@@ -50,7 +50,9 @@ class Message:
     def packet_bytes(self) -> int:
         """An upper bound of the PUBLISH packet's size: header, topic, packet id, properties, stamped payload."""
         properties = sum(5 + len(key.encode()) + len(value.encode()) for key, value in self.properties)
-        return 32 + STAMP_BYTES + len(self.topic.encode()) + len(self.content_type or "") + properties + len(self.payload)
+        return (
+            32 + STAMP_BYTES + len(self.topic.encode()) + len(self.content_type or "") + properties + len(self.payload)
+        )
 
 
 STAMP_BYTES = 128

@@ -19,7 +19,7 @@ class PresenceParams:
     delay_off_s: float = param(
         2.0,
         "Seconds after a face was last seen before presence turns OFF; raise it when presence flaps, lower it for a "
-        "faster OFF (a face lost for a moment, tracking.max_lost_s, still counts as there)",
+        "faster OFF (a face lost for a moment, tracker.max_lost_s, still counts as there)",
         ge=0,
         le=86400,
     )
@@ -43,7 +43,10 @@ class PresenceMachine:
         self.params = params
         self.state = Presence.UNKNOWN
         self._can_see = False
-        self._forget()
+        self._looked = False
+        self._face = False
+        self._face_since_t = 0.0
+        self._face_t = 0.0
 
     def observe(self, face: bool, t: float) -> None:
         """A frame of time `t` shows a face, or none. A frame that leaves it open (a short gap) is not observed."""
@@ -73,10 +76,5 @@ class PresenceMachine:
             return
         self._can_see = sight.can_see
         self.state = Presence.UNKNOWN
-        self._forget()
-
-    def _forget(self) -> None:
         self._looked = False
         self._face = False
-        self._face_since_t = 0.0
-        self._face_t = 0.0

@@ -12,7 +12,7 @@ _BASE = re.compile(r"[^+#$/\x00][^+#\x00]*")
 
 
 def slug(name: str) -> str:
-    """An id made from any name, such as a host's: "Café Lobby.local" -> "cafe-lobby-local"; "node" when nothing is left."""
+    """An id made from any name, such as a host's: "Café Lobby.local" -> "cafe-lobby-local"; else "node"."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
     return re.sub(r"[^a-z0-9_]+", "-", ascii_name).strip("-_")[:63].rstrip("-_") or "node"
 
@@ -45,7 +45,8 @@ class Topics:
     def __init__(self, base: str, node: str) -> None:
         if not _BASE.fullmatch(base) or base.endswith("/"):
             raise ConfigError(
-                [f"MQTT base topic {base!r} cannot be used"], "no +, #, leading or trailing /, leading $; e.g. edge-agent"
+                [f"MQTT base topic {base!r} cannot be used"],
+                "no +, #, leading or trailing /, leading $; e.g. edge-agent",
             )
         self.node = check_id("node", node)
         self.root = f"{base}/{node}"

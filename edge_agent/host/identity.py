@@ -1,8 +1,10 @@
 """Names that stay unique: event ids, the boot counter, the node's default name."""
 
+import hashlib
 import os
 import threading
 import time
+import uuid
 from pathlib import Path
 
 
@@ -31,3 +33,12 @@ def next_boot(state_dir: Path) -> int:
     partial.write_text(f"{last + 1}\n", "ascii")
     partial.replace(path)
     return last + 1
+
+
+def machine_suffix(path: Path = Path("/etc/machine-id")) -> str:
+    """A few characters that tell this machine from another with the same node name; not the machine id itself."""
+    try:
+        seed = path.read_bytes().strip()
+    except OSError:
+        seed = b""
+    return hashlib.sha256(b"edge-agent" + (seed or str(uuid.getnode()).encode())).hexdigest()[:8]

@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]
 
 _TIMEOUT_S = 30.0
 _BLOCK_BYTES = 1 << 16
-_ATTEMPTS = 4
+_ATTEMPTS = 20
 
 
 def download(url: str, target: Path, size_bytes: int, progress: Progress) -> None:
@@ -34,24 +34,25 @@ def download(url: str, target: Path, size_bytes: int, progress: Progress) -> Non
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise ModelError(f"cannot download {url}", "expected an http or https address")
-    fault = ""
+    fault, before = "", -1
     for _ in range(_ATTEMPTS):
-        have = target.stat().st_size if target.exists() else 0
+        have = _size(target)
         if have == size_bytes:
             return
+        if have == before:
+            break
         if have > size_bytes:
             target.unlink()
             raise ModelError(
                 f"{url} is larger than the {size_bytes} bytes it must be", "the publisher's file has changed"
             )
-        fault = _take_up(url, target, have, size_bytes, progress)
-    have = target.stat().st_size if target.exists() else 0
-    if have == size_bytes:
-        return
-    raise ModelError(
-        f"cannot download {url}: {fault or 'the connection broke off'} ({have} of {size_bytes} bytes are here)",
-        "run the same command again to go on from there",
-    )
+        fault, before = _take_up(url, target, have, size_bytes, progress), have
+    have = _size(target)
+    if have != size_bytes:
+        raise ModelError(
+            f"cannot download {url}: {fault or 'the connection broke off'} ({have} of {size_bytes} bytes are here)",
+            "run the same command again to go on from there",
+        )
 
 
 def _take_up(url: str, target: Path, have: int, size_bytes: int, progress: Progress) -> str:
@@ -90,6 +91,10 @@ def _copy(response: Any, file: Any, done: int, size_bytes: int, progress: Progre
         file.write(block)
         done += len(block)
         progress(done, size_bytes)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _first_byte(response: Any) -> int:

@@ -226,7 +226,7 @@ def _write_atomically(target: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, target)
+        scratch.replace(target)
     except OSError:
         scratch.unlink(missing_ok=True)
         raise

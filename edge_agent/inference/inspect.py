@@ -61,7 +61,7 @@ def inspect_onnx(data: bytes, name: str) -> Inspection:
         ModelError: It is damaged.
     """
     model = parse_onnx(data, name)
-    facts = {
+    facts: Dict[str, Any] = {
         "inputs": [str(tensor) for tensor in model.inputs],
         "outputs": [str(tensor) for tensor in model.outputs],
         "precision": model.precision,
@@ -130,7 +130,7 @@ def inspect_calibration(data: bytes, name: str) -> Inspection:
 
 
 def _scale(line: str, number: int, name: str) -> Tuple[str, float]:
-    tensor, colon, code = line.rpartition(":")
+    tensor, _, code = line.rpartition(":")
     try:
         scale = struct.unpack(">f", bytes.fromhex(code.strip()))[0]
     except (ValueError, struct.error) as error:
@@ -143,4 +143,4 @@ def _inspect_labels(data: bytes, name: str) -> Inspection:
         labels = [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: neither a calibration cache nor text", "expected labels, one per line") from error
-    return Inspection("labels", {"labels": labels}, [f"{len(labels)} class(es)"])
+    return Inspection("labels", {"labels": labels}, ["one class per line, in the order of the coverage planes"])

@@ -94,24 +94,22 @@ def describe(contract: ModelContract, classes: int) -> str:
         return f"{contract.kind}, {contract.channels} channels, any size, stride {contract.stride[0]:g}"
     width, height = contract.net
     across, down = contract.stride
-    return (
-        f"{contract.kind}, input {contract.channels}x{height}x{width}, stride {across:g}x{down:g}, {classes} class(es)"
-    )
+    return f"{contract.kind}, input {contract.channels}x{height}x{width}, stride {across:g}x{down:g}, classes {classes}"
 
 
 def structure(model: OnnxModel, name: str) -> Tuple[ModelContract, int]:
     """The contract up to the labels, and the number of classes."""
     roles = bind(model, name).outputs
     batch, channels, height, width = _shape(model.inputs[0])
-    if batch > 1:
-        raise _misfit(model, name, f"has a fixed batch of {batch}; export it with batch 1 or free")
     if "heatmap" in roles:
-        if height or width or channels not in (0, 3):
+        if height or width or batch > 1 or channels not in (0, 3):
             raise ModelError(
                 f"model {name}: a CenterFace whose input is fixed at {model.inputs[0]}",
                 "prepare it with: edge-agent model fetch centerface --from FILE",
             )
         return CENTERFACE, 1
+    if batch > 1:
+        raise _misfit(model, name, f"has a fixed batch of {batch}; export it with batch 1 or free")
     if channels not in (1, 3) or not (height and width):
         raise _misfit(model, name, "needs 1 or 3 channels and a fixed height and width")
     by_name = {tensor.name: tensor for tensor in model.outputs}

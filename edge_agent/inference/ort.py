@@ -66,12 +66,13 @@ class OrtEngine:
             model_sha256=digest,
             detail={"version": ort.__version__, "threads": threads, "resizer": self._preprocess.resizer},
         )
+        refusals: Tuple[Type[BaseException], ...] = (*self._faults, EngineError)
         try:
             self._session: Any = ort.InferenceSession(
                 str(path), sess_options=_options(ort, threads), providers=["CPUExecutionProvider"]
             )
             self.infer(Picture(np.zeros(_WARM_UP_PX, np.uint8)))
-        except (*self._faults, EngineError) as error:
+        except refusals as error:
             raise ModelError(
                 f"model {path}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}",
                 "look into it with: edge-agent model inspect FILE",

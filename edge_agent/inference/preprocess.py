@@ -1,8 +1,7 @@
 """From a picture to a network's input: one resize and one multiply, into arrays that are made once."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Callable, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import numpy as np
 
@@ -42,7 +41,7 @@ class Preprocessor:
     def __init__(self, contract: ModelContract, interpolation: str = "linear", opencv: Optional[bool] = None) -> None:
         self._contract = contract
         self.resizer, self._resize = _resizer(interpolation, opencv)
-        self._plans: "OrderedDict[Size, _Plan]" = OrderedDict()
+        self._plans: Dict[Size, _Plan] = {}
 
     def __call__(self, picture: Picture) -> Array:
         """The picture as (1, C, net_h, net_w) float32, RGB planes, scaled by the contract's gain.
@@ -57,7 +56,8 @@ class Preprocessor:
             EngineError: Pixels that no source may deliver.
         """
         pixels = picture.pixels
-        if pixels.dtype not in (np.uint8, np.uint16) or pixels.shape[2:] not in ((), (3,)) or pixels.size == 0:
+        layout_fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+        if pixels.dtype not in (np.uint8, np.uint16) or not layout_fits or pixels.size == 0:
             raise EngineError(
                 f"a picture of shape {pixels.shape} and {pixels.dtype}", "expected (H, W) or (H, W, 3), uint8 or uint16"
             )
@@ -91,7 +91,7 @@ class Preprocessor:
             where = self._contract.place(source)
             plan = _Plan(where, np.zeros((1, self._contract.channels, where.net_h, where.net_w), np.float32))
             if len(self._plans) == _PLANS:
-                self._plans.popitem(last=False)
+                del self._plans[next(iter(self._plans))]
             self._plans[source] = plan
         return plan
 

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import replace
 from typing import Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
 
-from edge_agent.core.gaps import gap_for, merge_gaps
+from edge_agent.core.gaps import gap_for, merge_gaps, stream
 from edge_agent.core.messages import Message, OutboxStatus, Stored, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.mqtt.params import OutboxParams
@@ -43,9 +43,9 @@ class MemoryOutbox:
 
     def __init__(self, params: OutboxParams, monotonic: Callable[[], float]) -> None:
         self._params, self._monotonic = params, monotonic
-        self._entries: "OrderedDict[int, Stored]" = OrderedDict()
-        self._by_class: Dict[str, "OrderedDict[int, None]"] = {name: OrderedDict() for name in DROP_ORDER}
-        self._gaps: Dict[Tuple[str, Optional[int]], List[int]] = {}
+        self._entries: OrderedDict[int, Stored] = OrderedDict()
+        self._by_class: Dict[str, OrderedDict[int, None]] = {name: OrderedDict() for name in DROP_ORDER}
+        self._gaps: Dict[Tuple[str, ...], List[int]] = {}
         self._in_flight: Set[int] = set()
         self._quarantine: Deque[Stored] = deque(maxlen=QUARANTINE)
         self._next_key = 1
@@ -124,7 +124,7 @@ class MemoryOutbox:
             self._by_class[kind][stored.key] = None
             self._crop_bytes += size_of(message) if kind == "crop" else 0
         else:
-            bisect.insort(self._gaps.setdefault((message.topic, message.boot), []), stored.key)
+            bisect.insort(self._gaps.setdefault(stream(message), []), stored.key)
 
     def _remove(self, key: int) -> None:
         self._forget(self._entries.pop(key))
@@ -138,10 +138,10 @@ class MemoryOutbox:
             del self._by_class[kind][stored.key]
             self._crop_bytes -= size_of(message) if kind == "crop" else 0
         else:
-            stream = (message.topic, message.boot)
-            self._gaps[stream].remove(stored.key)
-            if not self._gaps[stream]:
-                del self._gaps[stream]
+            keys = self._gaps[stream(message)]
+            keys.remove(stored.key)
+            if not keys:
+                del self._gaps[stream(message)]
 
     def _make_room(self) -> None:
         while self._crop_bytes > self._params.max_crop_bytes and self._drop_oldest("crop"):
@@ -168,8 +168,8 @@ class MemoryOutbox:
             self._remove(key)
             return
         self._set(replace(stored, message=gap, tries=0))
-        keys = self._gaps[(gap.topic, gap.boot)]
-        at = keys.index(key)
+        keys = self._gaps[stream(gap)]
+        at = bisect.bisect_left(keys, key)
         after = keys[at + 1] if at + 1 < len(keys) else None
         before = keys[at - 1] if at else None
         if after is not None:

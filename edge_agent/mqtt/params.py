@@ -48,7 +48,9 @@ class MqttParams:
     ack_timeout_s: float = param(
         30.0, "Seconds without acknowledgement after which the connection counts as dead", gt=0, le=600, restart=True
     )
-    retry_min_s: float = param(1.0, "Upper end of the first, random delay before reconnecting", gt=0, le=60, restart=True)
+    retry_min_s: float = param(
+        1.0, "Upper end of the first, random delay before reconnecting", gt=0, le=60, restart=True
+    )
     retry_max_s: float = param(
         60.0, "Upper end that the random delay doubles up to; more spares a broker with many clients", gt=0, le=3600,
         restart=True,
@@ -62,7 +64,7 @@ class MqttParams:
 
 @dataclass(frozen=True)
 class OutboxParams:
-    """How much may wait while the broker is away. When full, crops go first, then updates, then events, oldest first."""
+    """How much may wait while the broker is away. When full, crops go, then updates, then events, oldest first."""
 
     max_bytes: int = param(64_000_000, "Everything that waits, bytes", ge=65_536, restart=True)
     max_crop_bytes: int = param(32_000_000, "Of that, crops; beyond it the oldest crops go", ge=0, restart=True)

@@ -4,7 +4,7 @@ import logging
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Callable, Dict, Mapping, Optional, Protocol
+from typing import Callable, Dict, Iterable, Mapping, Optional, Protocol
 
 from edge_agent.core.frame import Frame, Levels
 from edge_agent.core.meters import LatencyMeter
@@ -205,7 +205,9 @@ class InferStage:
 
     Args:
         board: Where frames come from.
-        pipelines: One per camera; called by one thread only.
+        cameras: Their ids.
+        open_pipelines: Makes one pipeline per camera, and the engine behind them; called by `setup`, in the thread that
+            will own them.
         clock: Both clocks.
         sink: Takes every outcome that says something; must not block.
         every_frame: True when each frame's detections are news too.
@@ -214,15 +216,21 @@ class InferStage:
     def __init__(
         self,
         board: SlotBoard,
-        pipelines: Mapping[str, Pipeline],
+        cameras: Iterable[str],
+        open_pipelines: Callable[[], Mapping[str, Pipeline]],
         clock: Clock,
         sink: Callable[[Outcome], None],
         every_frame: bool = False,
     ) -> None:
-        self._board, self._pipelines, self._clock, self._sink = board, pipelines, clock, sink
+        self._board, self._open_pipelines, self._clock, self._sink = board, open_pipelines, clock, sink
+        self._pipelines: Mapping[str, Pipeline] = {}
         self._every_frame = every_frame
         self._next_tick_t = 0.0
-        self.capture_to_result: Dict[str, LatencyMeter] = {camera: LatencyMeter() for camera in pipelines}
+        self.capture_to_result: Dict[str, LatencyMeter] = {camera: LatencyMeter() for camera in cameras}
+
+    def setup(self) -> None:
+        """Make what only this thread may touch."""
+        self._pipelines = self._open_pipelines()
 
     def step(self) -> None:
         """Wait up to `TICK_S` for news, think about it, and let delays end."""
@@ -264,8 +272,11 @@ class Publisher(Protocol):
     def notice(self, notice: object) -> None:
         """Something the broker client noticed."""
 
+    def info(self, info: Mapping[str, object]) -> None:
+        """What the agent is, from now on."""
+
     def health(self, health: Mapping[str, object]) -> None:
-        """Send the agent's own state, if it can be sent now."""
+        """How the agent is, now."""
 
     def pump(self) -> None:
         """Send what can be sent. Never blocks."""
@@ -277,7 +288,8 @@ class PublishStage:
     Args:
         inbox: Where outcomes and notices come from.
         publisher: Called by one thread only.
-        health: Makes the agent's own state.
+        health: Tells how the agent is.
+        info: Tells what it is.
         clock: Both clocks.
         health_interval_s: The state is sent this often, and within a second of a change.
     """
@@ -287,14 +299,17 @@ class PublishStage:
         inbox: Inbox,
         publisher: Publisher,
         health: Callable[[], Mapping[str, object]],
+        info: Callable[[], Mapping[str, object]],
         clock: Clock,
         health_interval_s: float = 30.0,
     ) -> None:
-        self._inbox, self._publisher, self._health, self._clock = inbox, publisher, health, clock
+        self._inbox, self._publisher, self._clock = inbox, publisher, clock
+        self._health, self._info = health, info
         self._interval_s = health_interval_s
         self._next_look_t = 0.0
         self._next_send_t = 0.0
         self._told: object = None
+        self._told_info: object = None
 
     def step(self) -> None:
         """Wait up to `PUMP_S` for something to do, and do all of it."""
@@ -303,13 +318,17 @@ class PublishStage:
                 self._publisher.outcome(item)
             else:
                 self._publisher.notice(item)
-        self._publisher.pump()
         now = self._clock()
         if now.t >= self._next_look_t:
             self._next_look_t = now.t + HEALTH_LOOK_S
             self._look(now)
+        self._publisher.pump()
 
     def _look(self, now: Moment) -> None:
+        info = self._info()
+        if info != self._told_info:
+            self._told_info = info
+            self._publisher.info(info)
         health = self._health()
         told = (health["state"], health["reasons"])
         if told != self._told or now.t >= self._next_send_t:

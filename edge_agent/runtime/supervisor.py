@@ -1,8 +1,7 @@
-"""Starts the stages, watches that they progress, and stops them in order."""
+"""Watches the workers until there is a reason to stop. Starting and stopping them is their own (see `worker`)."""
 
 import logging
 import threading
-import time
 from typing import Mapping, Optional, Sequence
 
 from edge_agent.errors import EdgeAgentError
@@ -12,81 +11,49 @@ from edge_agent.runtime.worker import Worker
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
-STOP_CAPTURE_S = 1.0
-STOP_INFER_S = 1.5
-STOP_PUBLISH_S = 2.0
-"""Together under the five seconds that a stop may take."""
 
 
 class Supervisor:
-    """Owns the worker threads.
+    """Looks at all workers twice a second, and at once when something asks for it.
 
     Args:
-        capture: One worker per camera.
-        stages: The same cameras' stages, to see when all have ended.
-        infer: The worker that makes and owns the engine.
-        publish: The worker that owns outbox and broker client.
-        wake: Set by anything that wants attention, such as a signal or a worker's end.
+        captures: The capture stages, to see when every source has ended.
     """
 
-    def __init__(
-        self,
-        capture: Sequence[Worker],
-        stages: Mapping[str, CaptureStage],
-        infer: Worker,
-        publish: Worker,
-        wake: threading.Event,
-    ) -> None:
-        self._capture, self._stages = capture, stages
-        self._infer, self._publish = infer, publish
-        self._wake = wake
-        self._stopping = threading.Event()
+    def __init__(self, captures: Mapping[str, CaptureStage]) -> None:
+        self._captures = captures
+        self._wake = threading.Event()
+        self._stop = False
+
+    def wake(self) -> None:
+        """Look now."""
+        self._wake.set()
 
     def request_stop(self) -> None:
         """Ask for an ordered stop. Safe in a signal handler."""
-        self._stopping.set()
+        self._stop = True
         self._wake.set()
 
-    def run(self) -> int:
-        """Until a stop is asked for, all sources have ended, or a stage has failed.
+    def watch(self, workers: Sequence[Worker]) -> None:
+        """Return when a stop was asked for, a worker has failed, or every source has ended."""
+        while not self._stop:
+            self._wake.wait(LOOK_S)
+            self._wake.clear()
+            if failed(workers) is not None:
+                return
+            if self._captures and all(stage.ended for stage in self._captures.values()):
+                log.info("every source has ended")
+                return
 
-        Returns:
-            The process's exit code.
-        """
-        for worker in (self._publish, self._infer, *self._capture):
-            worker.start()
-        try:
-            while not self._stopping.is_set():
-                self._wake.wait(LOOK_S)
-                self._wake.clear()
-                if self._failed() is not None:
-                    break
-                if self._stages and all(stage.ended for stage in self._stages.values()):
-                    log.info("every source has ended")
-                    break
-        finally:
-            clean = self._stop()
-        failed = self._failed()
-        if failed is not None:
-            return failed.error.exit_code if isinstance(failed.error, EdgeAgentError) else 1
-        return 0 if clean else 1
 
-    def _failed(self) -> Optional[Worker]:
-        return next((w for w in (self._infer, self._publish, *self._capture) if w.error is not None), None)
+def failed(workers: Sequence[Worker]) -> Optional[Worker]:
+    """The first worker that ended by an error, if any."""
+    return next((worker for worker in workers if worker.error is not None), None)
 
-    def _stop(self) -> bool:
-        started = time.monotonic()
-        for worker in self._capture:
-            worker.stop()
-        deadline = time.monotonic() + STOP_CAPTURE_S
-        stuck = [w.name for w in self._capture if not w.join(deadline - time.monotonic())]
-        self._infer.stop()
-        if not self._infer.join(STOP_INFER_S):
-            stuck.append(self._infer.name)
-        self._publish.stop()
-        if not self._publish.join(STOP_PUBLISH_S):
-            stuck.append(self._publish.name)
-        if stuck:
-            log.error("did not stop in time: %s", ", ".join(stuck))
-        log.info("stopped in %.1f s", time.monotonic() - started)
-        return not stuck
+
+def exit_code(workers: Sequence[Worker]) -> int:
+    """0 after an ordered stop; the error's own code, or 1, after a failure or a worker that would not stop."""
+    worker = failed(workers)
+    if worker is not None:
+        return worker.error.exit_code if isinstance(worker.error, EdgeAgentError) else 1
+    return 1 if any(worker.stuck for worker in workers) else 0

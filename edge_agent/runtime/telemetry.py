@@ -1,6 +1,6 @@
 """Gathers the stages' own counters into one `AgentHealth`. Reads only; called from the publish thread."""
 
-from typing import Callable, Dict, Mapping, Optional, Tuple
+from typing import Callable, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
 from edge_agent.core.health import AgentHealth, CameraHealth
 from edge_agent.core.messages import OutboxStatus
@@ -12,6 +12,22 @@ from edge_agent.runtime.slot import SlotBoard
 from edge_agent.runtime.stages import CaptureStage
 
 
+class Link(Protocol):
+    """What the broker client says of itself."""
+
+    @property
+    def connected(self) -> bool:
+        """True only after an accepting CONNACK."""
+
+    @property
+    def reconnects(self) -> int:
+        """Connections after the first."""
+
+    @property
+    def last_fault(self) -> str:
+        """In words; empty when there was none."""
+
+
 class Telemetry:
     """Callable: the agent's health now.
 
@@ -21,7 +37,7 @@ class Telemetry:
         inbox: The publish queue.
         latencies: Frame to result, per camera.
         outbox: Its status.
-        link: (connected, reconnects, last fault in words) of the broker client.
+        link: The broker client's.
         rss: Resident bytes, or None.
         clock: Both clocks.
     """
@@ -33,7 +49,7 @@ class Telemetry:
         inbox: Inbox,
         latencies: Mapping[str, LatencyMeter],
         outbox: Callable[[], OutboxStatus],
-        link: Callable[[], Tuple[bool, int, str]],
+        link: Callable[[], Link],
         rss: Callable[[], Optional[int]],
         clock: Clock,
     ) -> None:
@@ -43,22 +59,24 @@ class Telemetry:
         self._rates: Dict[str, Tuple[RateMeter, RateMeter]] = {name: (RateMeter(), RateMeter()) for name in captures}
         self._slope = SlopeMeter()
 
-    def __call__(self) -> AgentHealth:
+    def __call__(self, faults: Sequence[str] = ()) -> AgentHealth:
+        """Now; `faults` are reasons that others know of."""
         now = self._clock()
         rss = self._rss()
-        connected, reconnects, fault = self._link()
+        link = self._link()
         sights = self._board.sights()
         return AgentHealth(
             cameras={name: self._camera(name, stage, sights[name], now.t) for name, stage in self._captures.items()},
             outbox=self._outbox(),
-            connected=connected,
-            reconnects=reconnects,
-            broker_fault=fault,
+            connected=link.connected,
+            reconnects=link.reconnects,
+            broker_fault=link.last_fault,
             lost_events=self._inbox.lost_events,
             uptime_s=now.t - self._started_t,
             rss_bytes=rss,
             rss_slope_bytes_per_hour=None if rss is None else self._slope.sample(now.t, float(rss)),
             clock_synced=now.synced,
+            faults=list(faults),
         )
 
     def _camera(self, name: str, stage: CaptureStage, sight: Sight, t: float) -> CameraHealth:

@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from typing import Callable, Optional
+from types import TracebackType
+from typing import Callable, Optional, Type
 
 from edge_agent.errors import EdgeAgentError
 
@@ -15,7 +16,7 @@ def _nothing() -> None:
 
 
 class Worker:
-    """Calls `step` until told to stop.
+    """Calls `step` until told to stop. A context manager: entering starts it, leaving stops it within its time.
 
     Args:
         name: Of the thread; appears in logs and health.
@@ -23,6 +24,12 @@ class Worker:
         setup: Called first, in the thread; what it makes belongs to this thread.
         teardown: Called last, in the thread, also after a fault.
         on_exit: Called when the thread ends for any reason, so that a waiting supervisor wakes.
+        stop_within_s: How long leaving the block waits.
+
+    Attributes:
+        error: What ended it, or None.
+        stuck: True after a stop that it did not follow in time.
+        progress_t: Monotonic seconds of the last return from a step.
     """
 
     def __init__(
@@ -32,29 +39,37 @@ class Worker:
         setup: Callable[[], None] = _nothing,
         teardown: Callable[[], None] = _nothing,
         on_exit: Callable[[], None] = _nothing,
+        stop_within_s: float = 1.0,
     ) -> None:
         self.name = name
         self.error: Optional[BaseException] = None
-        self.ready = threading.Event()
+        self.stuck = False
         self.progress_t = time.monotonic()
         self._step, self._setup, self._teardown, self._on_exit = step, setup, teardown, on_exit
+        self._stop_within_s = stop_within_s
         self._stop = threading.Event()
         # A call that never returns must not keep the process alive after an ordered stop has given up on it.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
+    def __enter__(self) -> "Worker":
         self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.stop()
+        self._thread.join(self._stop_within_s)
+        self.stuck = self._thread.is_alive()
+        if self.stuck:
+            log.error("%s did not stop within %.1f s; left behind", self.name, self._stop_within_s)
 
     def stop(self) -> None:
         """Ask to end after the current step."""
         self._stop.set()
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the end; False when the thread is still inside a step."""
-        if self._thread.ident is not None:
-            self._thread.join(max(0.0, timeout_s))
-        return not self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but not past a request to stop. For use inside `step`."""
@@ -65,15 +80,9 @@ class Worker:
         """True while the thread runs."""
         return self._thread.is_alive()
 
-    @property
-    def stopping(self) -> bool:
-        """True once `stop` was called."""
-        return self._stop.is_set()
-
     def _run(self) -> None:
         try:
             self._setup()
-            self.ready.set()
             while not self._stop.is_set():
                 self._step()
                 self.progress_t = time.monotonic()
@@ -85,8 +94,11 @@ class Worker:
             self.error = error
             log.exception("%s stopped by a defect", self.name)
         finally:
-            try:
-                self._teardown()
-            except EdgeAgentError as error:
-                log.warning("%s: while stopping: %s", self.name, error)
-            self._on_exit()
+            self._end()
+
+    def _end(self) -> None:
+        try:
+            self._teardown()
+        except EdgeAgentError as error:
+            log.warning("%s: while stopping: %s", self.name, error)
+        self._on_exit()

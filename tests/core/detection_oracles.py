@@ -1,4 +1,4 @@
-"""Literal scalar implementations of what NVIDIA documents, and random grids to try them on. Slow and plain on purpose."""
+"""Literal scalar implementations of what NVIDIA documents, and random grids to try them on: slow and plain."""
 
 import math
 from typing import Dict, List, Tuple
@@ -9,7 +9,7 @@ Row = Tuple[float, float, float, float, float]  # left, top, right, bottom, conf
 
 
 def gridbox(cov, bbox, target, threshold, net, stride=16, scale=35.0, offset=0.5) -> List[Row]:
-    """nvdsinfer's parseBoundingBox for one class: normalised centres, its clipping, its underflow test."""
+    """DeepStream's parseBoundingBox for one class: normalised centres, its clipping, its underflow test."""
     width, height = net
     cov, bbox = cov.tolist(), bbox.tolist()
     rows = []
@@ -49,7 +49,7 @@ def overlap(a, b) -> float:
 
 
 def nms(rows: List[Row], iou_threshold: float, post_threshold: float = 0.0, top_k: int = 10**6) -> List[Row]:
-    """nvinfer's NMS: stable sort, keep if IoU with all kept <= threshold, then the post threshold, then top k."""
+    """DeepStream's NMS: stable sort, keep if IoU with all kept <= threshold, then the post threshold, then top k."""
     kept: List[Row] = []
     for row in sorted(rows, key=lambda r: -r[4]):
         if all(overlap(row, other) <= iou_threshold for other in kept):
@@ -94,7 +94,7 @@ def dbscan_labels(rows: List[Row], eps: float, min_boxes: int) -> List[int]:
 
 
 def dbscan(rows, eps, min_boxes, min_score=0.0, post_threshold=0.0, top_k=10**6, ratio=60.0) -> List[Row]:
-    """nvinfer's DBSCAN: confidence-weighted left, top, width, height; area filter; max confidence; post; top k."""
+    """DeepStream's DBSCAN: confidence-weighted left, top, width, height; area filter; max confidence; post; top k."""
     labels = dbscan_labels(rows, eps, min_boxes)
     merged = []
     for label in range(max(labels, default=-1) + 1):
@@ -114,7 +114,7 @@ def dbscan(rows, eps, min_boxes, min_score=0.0, post_threshold=0.0, top_k=10**6,
 
 
 def hybrid(rows, eps, min_boxes, iou_threshold, post_threshold=0.0, top_k=10**6) -> List[Row]:
-    """nvinfer's hybrid: members of groups, unmerged, then NMS."""
+    """DeepStream's hybrid: members of groups, unmerged, then NMS."""
     labels = dbscan_labels(rows, eps, min_boxes)
     return nms([row for row, label in zip(rows, labels) if label != -1], iou_threshold, post_threshold, top_k)
 
@@ -125,7 +125,7 @@ def rows_of(xyxy, confidence) -> List[Row]:
 
 
 def random_rows(rng: np.random.Generator, count: int, size: float = 384.0) -> Tuple[np.ndarray, np.ndarray]:
-    """`count` boxes in clumps of all tightness, with some loners, as float32 (xyxy, confidence); scores may be equal."""
+    """`count` boxes in clumps of all tightness, as float32 (xyxy, confidence); scores may be equal."""
     clumps = rng.integers(1, max(2, count // 4) + 1)
     centres = rng.uniform(0, size, (clumps, 2))
     sides = rng.uniform(8, 160, (clumps, 2))
@@ -134,7 +134,7 @@ def random_rows(rng: np.random.Generator, count: int, size: float = 384.0) -> Tu
     centre = centres[which] + rng.normal(0, 1, (count, 2)) * sides[which] * jitter[which, None]
     half = sides[which] * rng.uniform(0.8, 1.25, (count, 2)) / 2
     xyxy = np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
-    return xyxy, rng.integers(1, 400, count).astype(np.float32) / 400
+    return xyxy, rng.integers(1, 512, count).astype(np.float32) / 512
 
 
 def random_grid(rng: np.random.Generator, classes: int, rows: int, columns: int, lit: float) -> Dict[str, np.ndarray]:
@@ -142,3 +142,19 @@ def random_grid(rng: np.random.Generator, classes: int, rows: int, columns: int,
     cov = np.where(rng.random((classes, rows, columns)) < lit, rng.random((classes, rows, columns)), 0.0)
     bbox = rng.uniform(-0.5, 4.0, (4 * classes, rows, columns))
     return {"cov": cov.astype(np.float32), "bbox": bbox.astype(np.float32)}
+
+
+def face_grid(rng: np.random.Generator, classes: int, rows: int, columns: int, faces: int) -> Dict[str, np.ndarray]:
+    """A random grid with, in every class, faces that several neighbouring cells nearly agree on."""
+    outputs = random_grid(rng, classes, rows, columns, lit=8 / (rows * columns))
+    for _ in range(faces):
+        side = rng.uniform(40, 140, 2)
+        middle = rng.uniform(0, 1, 2) * (columns * 16, rows * 16)
+        edges = np.concatenate([middle - side / 2, middle + side / 2])
+        for row in range(max(0, int(middle[1] / 16) - 1), min(rows, int(middle[1] / 16) + 2)):
+            for column in range(max(0, int(middle[0] / 16) - 1), min(columns, int(middle[0] / 16) + 2)):
+                x, y = column * 16 + 0.5, row * 16 + 0.5
+                own = (edges + rng.normal(0, rng.choice([0.02, 0.2]) * side.mean(), 4)) * (-1, -1, 1, 1)
+                outputs["cov"][:, row, column] = rng.uniform(0.1, 1.0, classes)
+                outputs["bbox"][:, row, column] = np.tile((own + np.array([x, y, -x, -y])) / 35, classes)
+    return outputs

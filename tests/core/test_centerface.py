@@ -87,7 +87,7 @@ def test_a_face_over_the_edge_keeps_its_inner_edge():
     np.testing.assert_allclose(xyxy, [[0, 0, 22, 22]], atol=1e-4)
 
 
-def test_broken_values_neither_warn_nor_make_faces():
+def test_what_is_not_a_number_is_not_a_face_and_an_endless_face_is_clipped():
     outputs = blank()
     outputs["heatmap"][0, 5, :4] = [np.nan, 1, 1, 1]
     outputs["scale"][:, 5, 1] = np.nan

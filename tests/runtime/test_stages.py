@@ -151,7 +151,8 @@ class Recorder:
 def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames():
     rig = Rig([[FRAME] * 5])
     out, pipeline = [], Recorder("door")
-    stage = InferStage(rig.board, {"door": pipeline}, rig.clock, out.append)
+    stage = InferStage(rig.board, ["door"], lambda: {"door": pipeline}, rig.clock, out.append)
+    stage.setup()
     rig.stage.step()
     rig.stage.step()
     stage.step()

@@ -8,6 +8,13 @@ from edge_agent.errors import EngineError
 from edge_agent.runtime.worker import Worker
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_progress_advances_with_each_step_and_stops_with_a_hung_one():
     release = threading.Event()
     steps = []
@@ -18,18 +25,15 @@ def test_progress_advances_with_each_step_and_stops_with_a_hung_one():
             release.wait(10)
         time.sleep(0.001)
 
-    worker = Worker("w", step)
-    worker.start()
-    deadline = time.monotonic() + 5
-    while len(steps) < 3 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    stuck_at = worker.progress_t
-    assert stuck_at <= steps[2]
-    worker.stop()
-    assert worker.join(0.05) is False, "it is inside a step that does not return"
+    worker = Worker("w", step, stop_within_s=0.05)
+    with worker:
+        wait_until(lambda: len(steps) == 3)
+        stuck_at = worker.progress_t
+        assert stuck_at <= steps[2]
+    assert worker.stuck, "it is inside a step that does not return"
     assert worker.progress_t == stuck_at
     release.set()
-    assert worker.join(5) is True
+    wait_until(lambda: not worker.alive)
 
 
 def test_setup_step_and_teardown_run_in_one_thread_and_the_end_is_told():
@@ -40,8 +44,9 @@ def test_setup_step_and_teardown_run_in_one_thread_and_the_end_is_told():
         worker.stop()
 
     worker = Worker("w", note, setup=note, teardown=note, on_exit=ended.set)
-    worker.start()
-    assert ended.wait(5)
+    with worker:
+        assert ended.wait(5)
+    assert not worker.stuck
     assert set(seen) == {"w"}
     assert worker.error is None
 
@@ -51,9 +56,8 @@ def test_an_expected_error_is_one_line_and_a_defect_has_its_traceback(caplog):
         def step() -> None:
             raise error
 
-        worker = Worker("w", step)
-        worker.start()
-        assert worker.join(5)
+        with Worker("w", step) as worker:
+            wait_until(lambda: not worker.alive)
         return worker
 
     with caplog.at_level(logging.ERROR):

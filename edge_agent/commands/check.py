@@ -1,0 +1,69 @@
+"""`edge-agent check`: what works on this machine, what does not, and what to do about it."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List
+
+from edge_agent.commands.findings import FAIL, OK, Finding
+from edge_agent.errors import ConfigError, EdgeAgentError
+
+if TYPE_CHECKING:
+    from edge_agent.config import Settings
+
+MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser("check", help="tell what works on this machine and what does not, with the remedy")
+    parser.add_argument("--env-file", type=Path, metavar="FILE", help="settings to check against")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when nothing that the settings need has failed."""
+    findings: List[Finding] = []
+    for finding in _findings(args):
+        findings.append(finding)
+        if not args.json:
+            print(_line(finding), flush=True)
+    failed = [finding for finding in findings if finding.state == FAIL]
+    if args.json:
+        print(json.dumps({"ok": not failed, "findings": [vars(finding) for finding in findings]}, indent=2))
+    else:
+        print(f"{len(failed)} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
+    return 1 if failed else 0
+
+
+def _line(finding: Finding) -> str:
+    text = f"{MARKS[finding.state]}  {finding.name}: {finding.found}"
+    return f"{text}\n      -> {finding.remedy}" if finding.remedy and finding.state != OK else text
+
+
+def _findings(args: argparse.Namespace) -> Iterator[Finding]:
+    from edge_agent.commands import probes
+
+    yield from probes.software()
+    try:
+        settings = _settings(args)
+    except ConfigError as error:
+        for fault in error.faults:
+            yield Finding("settings", FAIL, fault, error.hint or "see config/README.md")
+        return
+    yield Finding("settings", OK, f"node {settings.node}, cameras {', '.join(settings.cameras) or 'none yet'}")
+    checks: List[Callable[[Settings], Iterator[Finding]]] = [
+        probes.machine, probes.engine, probes.cameras, probes.broker,
+    ]  # fmt: skip
+    for check in checks:
+        try:
+            yield from check(settings)
+        except EdgeAgentError as error:
+            yield Finding(check.__name__, FAIL, error.message, error.hint)
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from edge_agent.config import load_settings
+
+    return load_settings(os.environ, args.env_file)

@@ -1,0 +1,301 @@
+"""What is said to the broker, and when. Used by the publish thread only; never blocks, except in `close`."""
+
+import logging
+from dataclasses import replace
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Union
+
+from edge_agent.core.messages import (
+    OFFLINE,
+    ONLINE,
+    Message,
+    Stored,
+    encode_attributes,
+    encode_availability,
+    encode_count,
+    encode_health,
+    encode_info,
+    stamp_delivery,
+    to_json,
+)
+from edge_agent.core.ports import Clock, Outbox
+from edge_agent.core.topics import Topics
+from edge_agent.core.types import CameraReport, Moment, Outcome, Presence, Sight
+from edge_agent.mqtt.letters import Letters
+from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected
+from edge_agent.mqtt.truth import Rank, RetainedTruth
+
+log = logging.getLogger(__name__)
+
+WINDOW = 20
+"""Unacknowledged messages at a time."""
+REPLAYED_AFTER_S = 30.0
+COUNT_INTERVAL_S = 1.0
+HEALTH_EXPIRY_S = 180
+CLOSE_POLL_S = 0.05
+PAUSES_S = {0x87: 60.0, 0x97: 10.0}
+"""Not authorised, quota exceeded: somebody has to mend it at the broker, so wait and try again."""
+REFUSED_STATE_S = 60.0
+SUSPECT_TRIES = 2
+"""A message that two lost connections may be due to goes alone, so that the third convicts no innocent one."""
+
+
+class Client(Protocol):
+    """What the publisher needs of `mqtt.client.MqttClient`."""
+
+    def publish(self, message: Message, session: int) -> int:
+        """Send; returns a token that a notice will name."""
+
+    def subscribe(self, filters: Sequence[str], session: int) -> None:
+        """Ask for topics."""
+
+    def status(self) -> LinkStatus:
+        """How it stands."""
+
+
+def last_will(topics: Topics) -> Message:
+    """What the broker says when the agent dies."""
+    return Message(topics.availability, OFFLINE, retain=True)
+
+
+def ignore(received: Received) -> None:
+    """Nobody listens."""
+
+
+class Publisher:
+    """Turns outcomes into messages, keeps the retained truth true, and drains the outbox.
+
+    Args:
+        topics: Where to.
+        outbox: Keeps events and crops until the broker has acknowledged them.
+        client: The broker's.
+        clock: Both clocks.
+        letters: Encodes events and crops.
+        reports: Every camera's truth at the start; a camera that is not among them is not published.
+        boot: The boot counter.
+        parameters: Per camera, what presence is decided by; published beside it.
+        subscriptions: Topics to ask for at every connect.
+        received: Takes what arrives on them.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        outbox: Outbox,
+        client: Client,
+        clock: Clock,
+        letters: Letters,
+        reports: Sequence[CameraReport],
+        boot: int,
+        parameters: Optional[Mapping[str, Mapping[str, Any]]] = None,
+        subscriptions: Sequence[str] = (),
+        received: Callable[[Received], None] = ignore,
+    ) -> None:
+        self._topics, self._outbox, self._client, self._clock = topics, outbox, client, clock
+        self._letters, self._boot, self._parameters = letters, boot, parameters or {}
+        self._subscriptions, self._received = tuple(subscriptions), received
+        self._truth = RetainedTruth()
+        self._reports: Dict[str, CameraReport] = {}
+        self._session: Optional[int] = None
+        self._window = WINDOW
+        self._in_flight: Dict[int, Union[Stored, str]] = {}
+        self._careful = False
+        self._outbox_paused_until_t = 0.0
+        self._refused: Dict[str, str] = {}
+        self._closing = False
+        self._truth.set(Message(topics.availability, ONLINE, retain=True), Rank.ONLINE)
+        for report in reports:
+            self._report(report)
+
+    @property
+    def faults(self) -> List[str]:
+        """What keeps messages from being taken, in words, for health."""
+        return [f"the broker refuses {topic}: {reason}" for topic, reason in self._refused.items()]
+
+    @property
+    def told(self) -> bool:
+        """True when the broker has acknowledged the whole retained truth in this session."""
+        return self._session is not None and self._truth.told
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Keep its events and crops, and note what is true now."""
+        if outcome.events:
+            now = self._clock()
+            self._outbox.put([m for event in outcome.events for m in self._letters.of_event(event, now)], now)
+        if outcome.report is not None and not self._closing:
+            self._report(outcome.report)
+
+    def info(self, info: Mapping[str, Any]) -> None:
+        """What the agent is, from now on."""
+        self._state(self._topics.info, to_json(encode_info(info, self._topics.node, self._boot)), Rank.INFO)
+
+    def discovery(self, messages: Sequence[Message]) -> None:
+        """What other systems shall find of us: retained messages of theirs, told after presence and before `online`."""
+        for message in messages:
+            self._truth.set(message, Rank.DISCOVERY)
+
+    def health(self, health: Mapping[str, Any]) -> None:
+        """How the agent is; only the newest waits, and only one is under way."""
+        status = self._client.status()
+        link = {"state": status.state, "protocol": status.protocol, "fault": status.fault}
+        merged = {**health, "mqtt": {**health.get("mqtt", {}), **link}}
+        payload = to_json(encode_health(merged, self._topics.node, self._boot, self._clock()))
+        message = Message(
+            self._topics.health, payload, qos=0, retain=True, kind="health", content_type="application/json",
+            expiry_s=HEALTH_EXPIRY_S,
+        )  # fmt: skip
+        self._truth.set(message, Rank.HEALTH)
+
+    def republish(self) -> None:
+        """Tell the whole retained truth again, e.g. when Home Assistant has restarted."""
+        if self._session is not None:
+            self._truth.connected()
+
+    def notice(self, notice: object) -> None:
+        """Something that the client noticed."""
+        if isinstance(notice, Acked):
+            sent = self._in_flight.pop(notice.token, None)
+            if isinstance(sent, Stored):
+                self._outbox.accept(sent.key)
+            elif sent is not None:
+                self._truth.accepted(sent)
+            if sent is not None:
+                self._refused.pop(_subject(sent), None)
+        elif isinstance(notice, Rejected):
+            self._rejected(notice)
+        elif isinstance(notice, Connected):
+            self._connected(notice)
+        elif isinstance(notice, Disconnected):
+            self._disconnected(notice.reason)
+        elif isinstance(notice, Received):
+            self._received(notice)
+
+    def pump(self) -> None:
+        """Send what can be sent: retained truth first, then the outbox, within the broker's window."""
+        now = self._clock()
+        if self._session is None:
+            return
+        for message in self._truth.due(now.t):
+            if len(self._in_flight) >= self._window:
+                return
+            if not self._letters.fits(message):
+                log.error("%s: %d bytes are more than the broker takes", message.topic, len(message.payload))
+                self._truth.forget(message.topic)
+                return
+            self._truth.sent(message.topic, now.t)
+            self._in_flight[self._client.publish(message, self._session)] = message.topic
+        if now.t >= self._outbox_paused_until_t:
+            self._drain(now, self._session)
+
+    def close(self, moment: Moment, take: Callable[[float], Sequence[object]], deadline_s: float = 1.5) -> bool:
+        """Say that nothing is seen any more, let the outbox drain, and say `offline` last.
+
+        Args:
+            moment: Now.
+            take: Waits up to so many seconds and returns what came for the publish thread: notices and outcomes.
+            deadline_s: For all of it.
+
+        Returns:
+            True when the broker has acknowledged everything.
+        """
+        self._closing = True
+        for report in list(self._reports.values()):
+            zones = dict.fromkeys(report.zones, Presence.UNKNOWN)
+            self._report(CameraReport(report.camera, Presence.UNKNOWN, Sight.STOPPED, moment, zones=zones))
+        until_t = self._clock().t + deadline_s
+        self._settle(take, until_t, lambda: self._truth.told and not self._outbox.status().pending)
+        self._state(self._topics.availability, OFFLINE, Rank.ONLINE)
+        return self._settle(take, until_t, lambda: self._truth.told) and not self._outbox.status().pending
+
+    def _settle(self, take: Callable[[float], Sequence[object]], until_t: float, done: Callable[[], bool]) -> bool:
+        while True:
+            self.pump()
+            if done():
+                return True
+            hopeless = self._session is None and self._client.status().state != "connecting"
+            if hopeless or self._clock().t >= until_t:
+                return False
+            for item in take(CLOSE_POLL_S):
+                if isinstance(item, Outcome):
+                    self.outcome(item)
+                else:
+                    self.notice(item)
+
+    def _report(self, report: CameraReport) -> None:
+        """The camera's truth, topic by topic. Counts may jitter and are slowed; a change of the answer never is."""
+        topics = self._topics.camera(report.camera)
+        before = self._reports.get(report.camera)
+        self._reports[report.camera] = report
+        turned = before is None or (before.presence, before.sight) != (report.presence, report.sight)
+        interval_s = 0.0 if turned else COUNT_INTERVAL_S
+        attributes = encode_attributes(report, self._parameters.get(report.camera, {}))
+        self._state(topics.availability, encode_availability(report.sight.available), Rank.AVAILABILITY)
+        self._state(topics.presence, report.presence.value.encode(), Rank.PRESENCE)
+        self._state(topics.attributes, to_json(attributes), Rank.PRESENCE, interval_s)
+        self._state(topics.face_count, encode_count(report.faces), Rank.PRESENCE, interval_s)
+        for zone, presence in report.zones.items():
+            self._state(topics.zone(zone), presence.value.encode(), Rank.PRESENCE)
+
+    def _state(self, topic: str, payload: bytes, rank: Rank, interval_s: float = 0.0) -> None:
+        content_type = "application/json" if payload[:1] == b"{" else None
+        self._truth.set(Message(topic, payload, retain=True, content_type=content_type), rank, interval_s)
+
+    def _connected(self, notice: Connected) -> None:
+        if self._session is not None:
+            self._disconnected("the client was rebuilt")
+        self._session = notice.session
+        self._window = max(1, min(WINDOW, notice.receive_maximum or WINDOW))
+        self._letters.limit(notice.maximum_packet_size)
+        self._outbox_paused_until_t = 0.0
+        self._refused.clear()
+        if self._subscriptions:
+            self._client.subscribe(self._subscriptions, notice.session)
+        self._truth.connected()
+
+    def _disconnected(self, reason: str) -> None:
+        self._session = None
+        waiting, self._in_flight = self._in_flight, {}
+        for sent in waiting.values():
+            if isinstance(sent, Stored):
+                self._outbox.reject(sent.key, reason, fatal=False)
+                self._careful = self._careful or sent.tries + 1 >= SUSPECT_TRIES
+
+    def _rejected(self, notice: Rejected) -> None:
+        sent = self._in_flight.pop(notice.token, None)
+        if sent is None:
+            return
+        topic = _subject(sent)
+        level = logging.DEBUG if topic in self._refused else logging.WARNING
+        log.log(level, "mqtt: the broker refuses %s: %s", topic, notice.reason)
+        self._refused[topic] = notice.reason
+        pause_s = PAUSES_S.get(notice.code, 0.0)
+        now = self._clock()
+        if not isinstance(sent, Stored):
+            self._truth.refused(topic, now.t + (pause_s or REFUSED_STATE_S))
+        elif pause_s:
+            self._outbox.release([sent.key])
+            self._outbox_paused_until_t = now.t + pause_s
+        else:
+            self._outbox.reject(sent.key, notice.reason, notice.fatal)
+
+    def _drain(self, now: Moment, session: int) -> None:
+        stored_in_flight = any(isinstance(sent, Stored) for sent in self._in_flight.values())
+        room = self._window - len(self._in_flight)
+        if self._careful:
+            room = 0 if stored_in_flight else min(room, 1)
+        for stored in self._outbox.batch(room) if room > 0 else ():
+            self._careful = self._careful and stored.tries >= SUSPECT_TRIES
+            message = stored.message
+            if not self._letters.fits(message):
+                self._outbox.reject(stored.key, "larger than the broker takes", fatal=True)
+                continue
+            if message.kind == "event":
+                late_s = max(0.0, now.t - stored.queued_t)
+                stamped = stamp_delivery(message.payload, now.at, round(1000.0 * late_s), late_s > REPLAYED_AFTER_S)
+                message = replace(message, payload=stamped)
+            self._in_flight[self._client.publish(message, session)] = stored
+
+
+def _subject(sent: Union[Stored, str]) -> str:
+    """The topic, for people; all crops of a camera share one."""
+    topic = sent.message.topic if isinstance(sent, Stored) else sent
+    return topic.rsplit("/", 1)[0] if isinstance(sent, Stored) and sent.message.kind == "crop" else topic

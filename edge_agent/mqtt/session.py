@@ -1,0 +1,306 @@
+"""One connection to the broker: one paho client, made new, used by one thread, thrown away.
+
+A new client for each connection leaves paho nothing to remember: no queue that outlives the session, no resend behind
+the outbox's back, no stale retained value, no message that kills its loop for ever. Every call into paho comes from
+the thread that runs `Session.run`, so its callbacks cannot race with `publish`; they only note what happened.
+"""
+
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
+
+from paho.mqtt import MQTTException
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_agent.core.messages import Message
+from edge_agent.errors import BrokerError
+from edge_agent.mqtt.backoff import Ending
+from edge_agent.mqtt.notices import Acked, Connected, Notice, Received, Rejected
+from edge_agent.mqtt.params import MqttParams
+from edge_agent.mqtt.tls import context, explain
+from edge_agent.mqtt.wake import Wake
+
+log = logging.getLogger(__name__)
+
+STEP_S = 0.5
+INBOUND_BYTES = 65_536
+UNSUPPORTED_VERSION = 0x84
+CREDENTIALS = frozenset({0x86, 0x87, 0x8A, 0x8C})
+TAKEN_OVER = 0x8E
+FATAL = frozenset({0x90, 0x95, 0x99})
+"""PUBACK: topic name invalid, packet too large, payload format invalid."""
+
+
+class Outgoing:
+    """What a session is asked to send: a message, or filters to subscribe to."""
+
+    __slots__ = ("session", "token", "what")
+
+    def __init__(self, session: int, token: int, what: Union[Message, Sequence[str]]) -> None:
+        self.session, self.token, self.what = session, token, what
+
+
+class Session:
+    """Connects, works, and says how it ended.
+
+    Args:
+        number: Of this connection.
+        params: The broker.
+        version: "5" or "3.1.1".
+        client_id: Unique among the broker's clients.
+        will: Published by the broker when the connection dies.
+        outgoing: What to send; filled by other threads.
+        wake: Set by them afterwards.
+        tell: Takes notices, in order.
+        monotonic: Seconds.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        params: MqttParams,
+        version: str,
+        client_id: str,
+        will: Message,
+        outgoing: Deque[Outgoing],
+        wake: Wake,
+        tell: Callable[[Notice], None],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._number, self._params, self._version, self._will = number, params, version, will
+        self._outgoing, self._wake, self._tell, self._monotonic = outgoing, wake, tell, monotonic
+        self._client_id = client_id
+        self._client: Optional[Client] = None
+        self._close_by_t: Optional[float] = None
+        self._connected_t: Optional[float] = None
+        self._verdict: Optional[ReasonCode] = None
+        self._parting: Optional[ReasonCode] = None
+        self._noted: List[Notice] = []
+        self._acks: List[Tuple[int, ReasonCode]] = []
+        self._tokens: Dict[int, Tuple[int, float]] = {}
+
+    @property
+    def connected_t(self) -> Optional[float]:
+        """When the broker accepted, or None."""
+        return self._connected_t
+
+    def request_close(self, by_t: float) -> None:
+        """From any thread: end when everything is acknowledged, at the latest at `by_t`."""
+        self._close_by_t = by_t
+        self._wake.set()
+
+    def run(self) -> Ending:
+        """Connect and work until the connection ends. Whatever paho or `tell` raises comes out; then `dispose`."""
+        params = self._params
+        try:
+            client = self._client = self._make()
+            # A clean session each time: an old subscription must not replay commands that were meant for yesterday.
+            if self._version == "5":
+                properties = _connect_properties()
+                client.connect(params.host, params.port, params.keepalive_s, clean_start=True, properties=properties)
+            else:
+                client.connect(params.host, params.port, params.keepalive_s)
+        except BrokerError as error:
+            return Ending(str(error))
+        except (OSError, ValueError) as error:
+            return Ending(explain(error, params.host, params.port))
+        answer_by_t = self._monotonic() + params.connect_timeout_s
+        while client.socket() is not None:
+            self._step(client)
+            if self._connected_t is None:
+                if self._verdict is not None or self._monotonic() >= answer_by_t or self._close_by_t is not None:
+                    break
+                continue
+            self._send(client)
+            if self._oldest_unacked_s() > params.ack_timeout_s:
+                return self._ended(f"no acknowledgement for {params.ack_timeout_s:g} s")
+            if self._close_by_t is not None and self._closed(client, self._close_by_t):
+                return self._ended("closed", closed=True)
+        return self._ended(None)
+
+    def dispose(self) -> None:
+        """Drop the connection (where it still stands, the broker publishes the will) and break the reference cycle."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        sock = client.socket()
+        if sock is not None:
+            sock.close()
+        client.on_connect = client.on_disconnect = client.on_publish = client.on_message = client.on_subscribe = None
+
+    def _make(self) -> Client:
+        params = self._params
+        five = self._version == "5"
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            clean_session=None if five else True,
+            protocol=MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.suppress_exceptions = True
+        client.connect_timeout = params.connect_timeout_s
+        client.max_inflight_messages_set(0)
+        client.will_set(self._will.topic, self._will.payload, self._will.qos, self._will.retain)
+        if params.username is not None:
+            client.username_pw_set(params.username, _password(params.password_file))
+        if params.tls.enabled:
+            client.tls_set_context(context(params.tls))
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
+        return client
+
+    def _step(self, client: Client) -> None:
+        sock = client.socket()
+        if sock is None:
+            return
+        # TLS may hold decrypted bytes that poll cannot see.
+        buffered = getattr(sock, "pending", int)() > 0
+        readable, writable = self._wake.wait(0.0 if buffered else STEP_S, sock, client.want_write())
+        if readable or buffered:
+            client.loop_read()
+        if writable:
+            client.loop_write()
+        client.loop_misc()
+        self._report()
+
+    def _send(self, client: Client) -> None:
+        while self._outgoing and client.socket() is not None:
+            item = self._outgoing.popleft()
+            if item.session != self._number:
+                continue
+            if isinstance(item.what, Message):
+                self._publish(client, item.token, item.what)
+            elif item.what:
+                client.subscribe([(topic, 1) for topic in item.what])
+        self._report()
+
+    def _publish(self, client: Client, token: int, message: Message) -> None:
+        properties = _publish_properties(message) if self._version == "5" else None
+        try:
+            info = client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        except (ValueError, MQTTException) as error:
+            self._noted.append(Rejected(token, str(error), fatal=True))
+            return
+        if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+            self._noted.append(Rejected(token, "paho took no more messages"))
+            return
+        self._tokens[info.mid] = (token, self._monotonic())
+
+    def _closed(self, client: Client, by_t: float) -> bool:
+        late = self._monotonic() >= by_t
+        if not late and (self._outgoing or self._tokens or client.want_write()):
+            return False
+        if not self._tokens:
+            client.disconnect()
+        return True
+
+    def _ended(self, reason: Optional[str], closed: bool = False) -> Ending:
+        self._report()
+        where = f"{self._params.host}:{self._params.port}"
+        if self._connected_t is not None:
+            if reason is None:
+                reason = f"{where}: connection lost"
+                if self._parting is not None:
+                    reason += f" ({self._parting.getName()})"
+                if self._parting is not None and self._parting.value == TAKEN_OVER:
+                    reason = f"{where}: another client took over the client id {self._client_id}"
+            return Ending(reason, connected=True, lasted_s=self._monotonic() - self._connected_t, closed=closed)
+        if self._close_by_t is not None:
+            return Ending("closed", closed=True)
+        if self._verdict is None:
+            silent = "takes connections, but does not answer as a broker"
+            return Ending(f"{where}: {silent} of MQTT {self._version} would", answered=False)
+        code = self._verdict.value
+        hint = "; check username and password_file" if code in CREDENTIALS else ""
+        return Ending(
+            f"{where}: refused: {self._verdict.getName()}{hint}",
+            unsupported=code == UNSUPPORTED_VERSION,
+            credentials=code in CREDENTIALS,
+        )
+
+    def _oldest_unacked_s(self) -> float:
+        oldest = next(iter(self._tokens.values()), None)
+        return 0.0 if oldest is None else self._monotonic() - oldest[1]
+
+    def _report(self) -> None:
+        """Tell what the callbacks have noted; a mid is known here, which it need not be in `on_publish`."""
+        noted, self._noted = self._noted, []
+        for notice in noted:
+            self._tell(notice)
+        acks, self._acks = self._acks, []
+        for mid, reason in acks:
+            token, _ = self._tokens.pop(mid, (None, 0.0))
+            if token is None:
+                continue
+            if reason.is_failure:
+                self._tell(Rejected(token, reason.getName(), reason.value, reason.value in FATAL))
+            else:
+                self._tell(Acked(token))
+
+    def _on_connect(self, client: Client, _: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        self._verdict = reason
+        if not reason.is_failure:
+            self._connected_t = self._monotonic()
+            size = getattr(properties, "MaximumPacketSize", None)
+            window = getattr(properties, "ReceiveMaximum", None)
+            self._noted.append(Connected(self._number, self._version, size, window))
+
+    def _on_disconnect(self, client: Client, _: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        self._parting = reason
+
+    def _on_publish(self, client: Client, _: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
+        self._acks.append((mid, reason))
+
+    def _on_message(self, client: Client, _: Any, message: MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return
+        pairs = getattr(message.properties, "UserProperty", ()) if message.properties is not None else ()
+        self._noted.append(Received(topic, bytes(message.payload), message.retain, tuple(pairs)))
+
+    def _on_subscribe(self, client: Client, _: Any, mid: int, reasons: Sequence[ReasonCode], properties: Any) -> None:
+        for reason in reasons:
+            if reason.is_failure:
+                log.warning("the broker refused a subscription: %s; commands will not arrive", reason.getName())
+
+
+def new_outgoing() -> Deque[Outgoing]:
+    """A queue that several threads may share."""
+    return deque()
+
+
+def _password(path: Optional[str]) -> Optional[str]:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text("utf-8").split("\n", 1)[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise BrokerError(f"password_file {path}: {reason}", "expected a file that this user may read") from None
+
+
+def _connect_properties() -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = INBOUND_BYTES
+    return properties
+
+
+def _publish_properties(message: Message) -> Properties:
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if message.content_type is not None:
+        properties.ContentType = message.content_type
+    if message.expiry_s is not None:
+        properties.MessageExpiryInterval = message.expiry_s
+    if message.properties:
+        properties.UserProperty = list(message.properties)
+    return properties

@@ -1,0 +1,285 @@
+"""Video files and live streams, by real files and a real HTTP server."""
+
+import socket
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import List
+
+import numpy as np
+import pytest
+
+from edge_agent.capture import SourceOptions, open_source
+from edge_agent.capture.media import MediaSource
+from edge_agent.capture.media_stream import StreamSource, stream_options
+from edge_agent.core.ports import Source
+from edge_agent.errors import EndOfStream, InputError, SourceError
+from tests.capture.contract import MakeSource, SourceContract, next_frame
+from tests.fakes.mjpeg_server import MjpegServer
+from tests.fakes.pictures import HEIGHT, WIDTH, number_of, numbered, write_clip
+
+PLAIN = SourceOptions()
+
+
+def opened(uri: str, options: SourceOptions = PLAIN) -> Source:
+    source = open_source(uri, options)
+    source.open()
+    return source
+
+
+def numbers_until_the_end(source: Source) -> List[int]:
+    seen = []
+    while True:
+        try:
+            with next_frame(source) as frame:
+                seen.append(number_of(frame.levels.to_gray8(frame.pixels)))
+        except EndOfStream:
+            return seen
+
+
+class TestFastFileContract(SourceContract):
+    @pytest.fixture
+    def make_source(self, tmp_path: Path) -> MakeSource:
+        clip = write_clip(tmp_path / "clip.mkv", 20)
+        return lambda: MediaSource(f"{clip}?pace=fast&loop=1", PLAIN)
+
+
+class TestRealTimeFileContract(SourceContract):
+    @pytest.fixture
+    def make_source(self, tmp_path: Path) -> MakeSource:
+        clip = write_clip(tmp_path / "clip.mp4", 30, "mpeg4", "yuv420p", fps=50)
+        return lambda: MediaSource(f"{clip}?loop=1", PLAIN)
+
+
+class TestStreamContract(SourceContract):
+    @pytest.fixture
+    def make_source(self):
+        with MjpegServer() as server:
+            yield lambda: StreamSource(server.uri(), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "dtype"),
+    [
+        ("mjpeg", "yuvj420p", np.uint8),  # full range
+        ("mpeg4", "yuv420p", np.uint8),  # limited range
+        ("ffv1", "yuv422p", np.uint8),
+        ("ffv1", "gray", np.uint8),
+        ("ffv1", "yuv420p10le", np.uint16),
+        ("ffv1", "gray16le", np.uint16),
+        ("ffv1", "bgr0", np.uint8),  # no luma plane: converted
+    ],
+)
+def test_black_is_black_and_white_is_white_in_every_format(tmp_path: Path, codec: str, pix_fmt: str, dtype) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", 3, codec, pix_fmt)
+    with closing(opened(f"{clip}?pace=fast")) as source, next_frame(source) as frame:
+        assert frame.pixels.dtype == dtype
+        gray = frame.levels.to_gray8(frame.pixels)
+        assert gray.shape == (HEIGHT, WIDTH)
+        assert gray[8, 8] >= 252
+        assert gray[8, WIDTH - 8] <= 3
+        assert number_of(gray) == 0
+
+
+def test_luma_is_a_view_not_a_copy(tmp_path: Path) -> None:
+    with closing(opened(f"{write_clip(tmp_path / 'clip.mkv', 2)}?pace=fast")) as source, next_frame(source) as frame:
+        assert not frame.pixels.flags.owndata
+        assert frame.pixels.strides[0] > WIDTH
+
+
+def test_colour_is_kept_when_asked(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mkv"
+    write_clip(clip, 2, "ffv1", "bgr0")
+    with closing(opened(f"{clip}?pace=fast", SourceOptions(color=True))) as source, next_frame(source) as frame:
+        np.testing.assert_array_equal(frame.pixels, numbered(0))
+
+
+def test_fast_pace_gives_every_frame_once_and_then_ends(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", 60)
+    with closing(opened(f"{clip}?pace=fast")) as source:
+        assert numbers_until_the_end(source) == list(range(60))
+        with pytest.raises(EndOfStream):
+            source.read(0.1)
+        source.open()
+        with next_frame(source) as frame:
+            assert frame.sequence == 60, "the sequence goes on over a reopen"
+
+
+def test_loop_starts_over_and_the_sequence_goes_on(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", 7)
+    with closing(opened(f"{clip}?pace=fast&loop=1")) as source:
+        frames = [next_frame(source) for _ in range(20)]
+        assert [number_of(frame.pixels) for frame in frames] == [index % 7 for index in range(20)]
+        assert [frame.sequence for frame in frames] == list(range(20))
+
+
+def test_real_pace_skips_what_is_late_and_counts_it(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", 100, fps=100)
+    with closing(opened(str(clip))) as source:
+        seen = []
+        while True:
+            try:
+                with next_frame(source) as frame:
+                    seen.append(number_of(frame.pixels))
+                    assert seen[-1] == frame.sequence
+            except EndOfStream:
+                break
+            time.sleep(0.045)  # a slow reader, not synchronisation
+        assert seen == sorted(set(seen))
+        assert len(seen) < 50
+        assert len(seen) + source.counters()["skipped"] == 100
+
+
+def test_real_pace_takes_as_long_as_the_clip(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", 20, fps=25)
+    with closing(opened(str(clip))) as source:
+        started = time.monotonic()
+        assert numbers_until_the_end(source)[-1] == 19
+        assert time.monotonic() - started >= 19 / 25 - 0.05
+
+
+def test_a_truncated_file_gives_what_is_there(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", 40)
+    data = clip.read_bytes()
+    clip.write_bytes(data[: len(data) * 6 // 10])
+    with closing(opened(f"{clip}?pace=fast")) as source:
+        seen = numbers_until_the_end(source)
+    assert seen[:15] == list(range(15))
+    assert len(seen) < 40
+
+
+def test_unreadable_files_are_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(1).bytes(4096))
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name in ("noise.mp4", "empty.mp4", "missing.mp4"):
+        source = open_source(str(tmp_path / name))
+        for _ in range(2):
+            with pytest.raises(SourceError, match=name) as caught:
+                source.open()
+            assert not isinstance(caught.value, EndOfStream)
+            assert caught.value.hint
+        with pytest.raises(SourceError, match="not open"):
+            source.read(0.01)
+
+
+def test_sound_is_no_video(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "sound.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(SourceError, match="no video"):
+        open_source(str(path)).open()
+
+
+def test_options_of_a_file_are_checked() -> None:
+    with pytest.raises(InputError, match="pace=quick"):
+        open_source("clip.mp4?pace=quick")
+    with pytest.raises(InputError, match="unknown option speed"):
+        open_source("clip.mp4?speed=2")
+
+
+def test_a_stream_gives_the_newest_picture_and_counts_the_rest() -> None:
+    with MjpegServer() as server, closing(opened(server.uri())) as source:
+        next_frame(source).release()
+        deadline = time.monotonic() + 5
+        while source.counters()["dropped"] < 5 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with next_frame(source) as first, next_frame(source) as second:
+            assert first.sequence >= 6, "five were dropped before it"
+            assert second.sequence > first.sequence
+            assert number_of(first.pixels) < number_of(second.pixels)
+            assert number_of(second.pixels) - number_of(first.pixels) == second.sequence - first.sequence
+
+
+def test_a_stream_in_colour() -> None:
+    with MjpegServer() as server, closing(opened(server.uri(), SourceOptions(color=True))) as source:
+        assert next_frame(source).pixels.shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize(("path", "reason"), [("/stall", "no picture|broke off"), ("/gone", "ended|broke off")])
+def test_a_stream_that_breaks_off_is_an_error_and_can_be_opened_again(path: str, reason: str) -> None:
+    with MjpegServer() as server, closing(opened(server.uri(path), SourceOptions(stall_after_s=1.0))) as source:
+        for _ in range(2):
+            last = -1
+            with pytest.raises(SourceError, match=reason) as caught:
+                deadline = time.monotonic() + 15
+                while time.monotonic() < deadline:
+                    frame = source.read(0.1)
+                    if frame is not None:
+                        last = frame.sequence
+            assert not isinstance(caught.value, EndOfStream), "a live stream does not end truthfully"
+            assert last >= 0
+            source.open()
+            with next_frame(source) as frame:
+                assert frame.sequence > last
+
+
+@pytest.mark.parametrize("path", ["/garbage", "/text", "/silent"])
+def test_what_is_no_video_is_an_error(path: str) -> None:
+    with MjpegServer() as server:
+        source = StreamSource(server.uri(path), SourceOptions(stall_after_s=1.0))
+        with closing(source), pytest.raises(SourceError, match=r"127\.0\.0\.1"):
+            source.open()
+            deadline = time.monotonic() + 15
+            while time.monotonic() < deadline:
+                source.read(0.1)
+
+
+def test_damaged_pictures_do_not_end_a_stream() -> None:
+    with MjpegServer() as server, closing(opened(server.uri("/damaged"))) as source:
+        for _ in range(12):
+            next_frame(source).release()
+        assert source.counters()["decode_errors"] > 0
+
+
+def test_credentials_open_the_stream_and_are_never_shown(caplog, capfd) -> None:
+    with MjpegServer(locked=True) as server:
+        with closing(opened(server.uri("/live?token=t0k3n", "door:s3cr3t@"))) as source:
+            next_frame(source).release()
+            said = [source.uri]
+        for who in ("", "door:wr0ng@"):
+            with pytest.raises(SourceError, match=r"nauthorized|401") as caught:
+                opened(server.uri("/live?token=t0k3n", who))
+            said.append(str(caught.value))
+        for uri in ("rtsp://door:s3cr3t@127.0.0.1:9/x?token=t0k3n", "http://door:s3c/r3t@127.0.0.1:9/x"):
+            with pytest.raises(SourceError) as caught:
+                opened(uri)
+            said.append(str(caught.value))
+    said += [caplog.text, *capfd.readouterr()]
+    for secret in ("s3cr3t", "wr0ng", "t0k3n", "r3t@"):
+        assert not any(secret in text for text in said), said
+
+
+def test_close_does_not_wait_for_a_silent_camera() -> None:
+    with MjpegServer() as server:
+        source = opened(server.uri("/stall"))
+        next_frame(source).release()
+        before = time.monotonic()
+        source.close()
+        assert time.monotonic() - before < 3.0
+
+
+def test_rtsp_to_a_port_where_nobody_listens_is_an_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refuses
+        port = taken.getsockname()[1]
+        with pytest.raises(SourceError, match=f"rtsp://127.0.0.1:{port}/live: .*refused"):
+            opened(f"rtsp://user:secret@127.0.0.1:{port}/live")
+
+
+def test_rtsp_options_follow_ffmpegs_version() -> None:
+    new = stream_options("rtsp", 5.0, (59, 16, 100))
+    assert new["timeout"] == "5000000"
+    assert new["rtsp_transport"] == "tcp"
+    assert "stimeout" not in new
+    old = stream_options("rtsps", 5.0, (58, 76, 100))
+    assert old["stimeout"] == "5000000"
+    assert "timeout" not in old, "in FFmpeg 4 it means: listen"
+    http = stream_options("http", 2.5, (59, 16, 100))
+    assert http["rw_timeout"] == "2500000"
+    assert "rtsp_transport" not in http

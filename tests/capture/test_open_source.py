@@ -1,0 +1,105 @@
+"""Which URI opens what, and what is said to those that open nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_agent.capture import open_source
+from edge_agent.capture.address import hide_credentials
+from edge_agent.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("test://one", "SyntheticSource"),
+        ("rtsp://camera/live", "StreamSource"),
+        ("RTSPS://camera/live", "StreamSource"),
+        ("http://camera/video.mjpg", "StreamSource"),
+        ("https://camera/snapshot.jpg", "StreamSource"),
+        ("clip.mp4", "MediaSource"),
+        ("/videos/CLIP.MKV?loop=1", "MediaSource"),
+        ("file:///videos/a%20clip.avi", "MediaSource"),
+        ("picture.PNG", "ImageSource"),
+        ("file:///pictures/a.tif?fps=2", "ImageSource"),
+    ],
+)
+def test_the_uri_chooses(uri: str, kind: str) -> None:
+    assert type(open_source(uri)).__name__ == kind
+
+
+def test_a_folder_is_pictures_even_with_a_dot_or_a_file_uri(tmp_path: Path) -> None:
+    folder = tmp_path / "day.one"
+    folder.mkdir()
+    assert type(open_source(str(folder))).__name__ == "ImageSource"
+    assert type(open_source(folder.as_uri() + "?loop=1")).__name__ == "ImageSource"
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("csi://0", "csi:// is not supported yet"),
+        ("ftp://user:secret@host/clip.mp4", "ftp://host/clip.mp4: unknown kind of source 'ftp'.*rtsp"),
+        ("nothing-like-it", "no such file or folder.*test://"),
+        ("clip.docx", "no such file"),
+        ("", "empty source"),
+    ],
+)
+def test_anything_else_is_refused_with_what_is_allowed(uri: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected) as caught:
+        open_source(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("text")
+    with pytest.raises(InputError, match="does not tell what it is"):
+        open_source(str(path))
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("rtsp://user:pw@camera:554/live?token=1", "rtsp://camera:554/live"),
+        ("http://user:p@ss@camera/live", "http://camera/live"),
+        ("http://user:a/b@camera/live#part", "http://camera/live#part"),
+        ("rtsp://user:a?b@camera/live", "rtsp://..."),
+        ("rtsp://user:a#b@camera/live", "rtsp://camera/live"),
+        ("rtsp://[::1]:554/live", "rtsp://[::1]:554/live"),
+        ("test://one?dark=1-2", "test://one?dark=1-2"),
+        ("/videos/a@b.mp4?loop=1", "/videos/a@b.mp4?loop=1"),
+        ("http://camera?password=b@c", "http://..."),
+        ("http://camera/live?password=b@c", "http://camera/live"),
+        ("http://camera/live@home?user=a&password=b@c", "http://home"),
+    ],
+)
+def test_credentials_are_hidden(uri: str, shown: str) -> None:
+    assert hide_credentials(uri) == shown
+
+
+@pytest.mark.parametrize(("module", "uri", "extra"), [("av", "clip.mp4", "media"), ("cv2", "picture.png", "cpu")])
+def test_a_missing_package_names_what_to_install(module: str, uri: str, extra: str) -> None:
+    script = (
+        f"import sys; sys.modules['{module}'] = None\n"
+        "from edge_agent.capture import open_source\n"
+        "from edge_agent.errors import MissingPackage\n"
+        f"try: open_source('{uri}')\n"
+        "except MissingPackage as error: print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"edge-agent[{extra}]" in result.stdout
+    assert uri in result.stdout
+
+
+def test_markers_need_neither_opencv_nor_pyav() -> None:
+    script = (
+        "import sys; sys.modules['cv2'] = sys.modules['av'] = None\n"
+        "from edge_agent.capture import open_source\n"
+        "source = open_source('test://crowd?pace=fast'); source.open()\n"
+        "print(source.read(1.0).pixels.shape)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "(480, 640)"

@@ -1,0 +1,258 @@
+"""The CPU engine on graphs with known answers, on the real CenterFace, and on everything that is wrong."""
+
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
+from edge_agent.core.frame import Picture
+from edge_agent.errors import EngineError, MissingPackage, ModelError
+from edge_agent.inference import EngineParams, open_engine
+from edge_agent.inference.onnx_file import with_shapes
+from tests.fakes.weights import centerface_models_dir
+from tests.inference import graphs
+
+pytest.importorskip("onnxruntime", reason="the CPU engine needs it: pip install 'edge-agent[cpu]'")
+
+from edge_agent.inference.ort import OrtEngine
+
+
+def opened(path: Path, **params: Any) -> Any:
+    return open_engine(EngineParams(model=str(path), **params), path.parent)
+
+
+def picture_with_cell(net: Any, stride: int, row: int, column: int) -> Picture:
+    """Twice the network's size, dark, with one cell of the grid white."""
+    pixels = np.zeros((net[1] * 2, net[0] * 2), np.uint8)
+    size = stride * 2
+    pixels[row * size : (row + 1) * size, column * size : (column + 1) * size] = 255
+    return Picture(pixels)
+
+
+@pytest.mark.parametrize("suffix", ["", ":0"])
+@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_detectnet_is_taken_as_the_file_says(tmp_path: Path, suffix: str, batch: Any, channels: int) -> None:
+    path = graphs.gridbox(tmp_path / "m.onnx", suffix=suffix, batch=batch, channels=channels)
+    engine = opened(path)
+    assert engine.contract == replace(FACEDETECTIR, channels=channels)
+    outputs = engine.infer(picture_with_cell((384, 240), 16, 4, 20))
+    assert {role: array.shape for role, array in outputs.items()} == {"cov": (1, 15, 24), "bbox": (4, 15, 24)}
+    assert [tuple(cell) for cell in np.argwhere(outputs["cov"][0] > 0.5)] == [(4, 20)]
+    np.testing.assert_allclose(outputs["bbox"][:, 4, 20], graphs.BOX)
+    assert outputs["cov"].dtype == outputs["bbox"].dtype == np.float32
+
+
+@pytest.mark.parametrize(("net", "stride"), [((960, 544), 16), ((736, 416), 16), ((320, 320), 32), ((64, 32), 8)])
+def test_other_sizes_come_from_the_file(tmp_path: Path, net: Any, stride: int) -> None:
+    engine = opened(graphs.gridbox(tmp_path / "m.onnx", net=net, stride=stride))
+    assert engine.contract.net == net
+    assert engine.contract.stride == (stride, stride)
+    cov = engine.infer(picture_with_cell(net, stride, 3, 1))["cov"]
+    assert [tuple(cell) for cell in np.argwhere(cov[0] > 0.5)] == [(3, 1)]
+
+
+def test_of_several_classes_one_is_the_face(tmp_path: Path) -> None:
+    path = graphs.gridbox(tmp_path / "m.onnx", classes=3)
+    with pytest.raises(ModelError, match="no class is called 'face'.*one of: 0, 1, 2"):
+        opened(path)
+    assert opened(path, class_name="2").contract.target == 2
+    (tmp_path / "labels.txt").write_text("person\nbag\nFace\n")
+    engine = opened(path)
+    assert (engine.contract.labels, engine.contract.target) == (("person", "bag", "Face"), 2)
+    assert engine.infer(Picture(np.zeros((240, 384), np.uint8)))["cov"].shape == (3, 15, 24)
+    assert opened(path, class_name="bag").contract.target == 1
+    (tmp_path / "labels.txt").write_text("person\nbag\n")
+    with pytest.raises(ModelError, match="3 classes, but the labels file beside it names 2"):
+        opened(path)
+
+
+def test_a_single_class_needs_no_name(tmp_path: Path) -> None:
+    path = graphs.gridbox(tmp_path / "m.onnx")
+    (tmp_path / "labels.txt").write_text("Gesicht")
+    assert opened(path).contract.labels == ("Gesicht",)
+
+
+@pytest.mark.parametrize("ids", [("537", "538", "539", "540"), ("a", "b", "c", "d"), ("hm", "wh", "off")])
+def test_centerface_is_known_by_its_ids_or_its_shape(tmp_path: Path, ids: Any) -> None:
+    engine = opened(graphs.centerface(tmp_path / "m.onnx", ids=ids), long_side=320)
+    assert engine.contract == replace(CENTERFACE, long_side=320)
+    for width, height, grid in [
+        (640, 480, (64, 80)),
+        (480, 640, (80, 64)),
+        (1280, 800, (56, 80)),
+        (640, 480, (64, 80)),
+    ]:
+        outputs = engine.infer(Picture(np.full((height, width), 255, np.uint8)))
+        assert sorted(outputs) == ["heatmap", "offset", "scale"]
+        assert outputs["heatmap"].shape == (1, *grid)
+        assert outputs["heatmap"].max() == pytest.approx(1.0)
+        np.testing.assert_allclose(outputs["scale"][:, 0, 0], [0.1, 0.2], rtol=1e-6)
+        assert outputs["offset"].shape == (2, *grid)
+
+
+def test_centerface_as_published_says_how_to_prepare_it(tmp_path: Path) -> None:
+    path = graphs.centerface(tmp_path / "m.onnx", shape=(10, 3, 32, 32), grid=(8, 8), as_published=True)
+    with pytest.raises(ModelError, match="fixed at .*10x3x32x32.*model fetch centerface --from"):
+        opened(path)
+
+
+def test_the_runtime_stays_silent(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    path = graphs.centerface(tmp_path / "m.onnx", shape=(10, 3, 32, 32), grid=(8, 8), as_published=True)
+    path.write_bytes(with_shapes(path.read_bytes(), {"input.1": (1, 3, "h", "w")}))  # outputs stay stale: it would warn
+    engine = OrtEngine(path, CENTERFACE)
+    engine.infer(Picture(np.zeros((480, 640), np.uint8)))
+    assert capfd.readouterr() == ("", "")
+
+
+WRONG = [
+    ("float64", {}, "takes input_1 float64"),
+    ("inputs", {}, "has 2 inputs"),
+    ("outputs", {}, "outputs of unknown meaning"),
+    ("bbox", {"bbox_planes": 5}, "grids that do not belong together"),
+    ("batch", {"batch": 4}, "fixed batch of 4"),
+    ("channels", {"channels": 4}, "needs 1 or 3 channels"),
+]
+
+
+@pytest.mark.parametrize(("fault", "how", "says"), WRONG, ids=[entry[0] for entry in WRONG])
+def test_other_contracts_are_refused_with_what_was_found(tmp_path: Path, fault: str, how: Any, says: str) -> None:
+    path = tmp_path / "m.onnx"
+    if fault == "float64":
+        nodes = [
+            helper.make_node("Identity", ["input_1"], ["cov"]),
+            helper.make_node("Identity", ["input_1"], ["bbox"]),
+        ]
+        ends = [graphs.tensor(name, [1, 3, 8, 8], 11) for name in ("input_1", "cov", "bbox")]
+        graphs.save(path, nodes, ends[:1], ends[1:])
+    elif fault == "inputs":
+        nodes = [helper.make_node("Add", ["a", "b"], ["cov"])]
+        graphs.save(path, nodes, [graphs.tensor(name, [1, 3, 8, 8]) for name in "ab"], [graphs.tensor("cov", None)])
+    elif fault == "outputs":
+        nodes = [helper.make_node("Identity", ["a"], ["boxes"])]
+        graphs.save(path, nodes, [graphs.tensor("a", [1, 3, 8, 8])], [graphs.tensor("boxes", [1, 3, 8, 8])])
+    else:
+        graphs.gridbox(path, **how)
+    with pytest.raises(ModelError) as caught:
+        opened(path)
+    assert says in caught.value.message
+    assert "found inputs" in caught.value.message
+    assert "expected DetectNet_v2" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "contract",
+    [CENTERFACE, replace(FACEDETECTIR, net=(384, 256)), ModelContract("gridbox", labels=("face", "person"))],
+)
+def test_a_file_that_keeps_another_contract_than_told(tmp_path: Path, contract: ModelContract) -> None:
+    with pytest.raises(ModelError, match="found gridbox, input 3x240x384, stride 16x16, classes 1.*expected"):
+        OrtEngine(graphs.gridbox(tmp_path / "m.onnx"), contract)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    whole = graphs.gridbox(tmp_path / "m.onnx").read_bytes()
+    for name, data in (("cut", whole[:-200]), ("empty", b""), ("text", b"<html>not found</html>")):
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(data)
+        with pytest.raises(ModelError, match=f"{name}.onnx: (damaged|no ONNX)"):
+            opened(path)
+    with pytest.raises(ModelError, match="sha256 is .* expected 00"):
+        OrtEngine(tmp_path / "m.onnx", FACEDETECTIR, sha256="00")
+
+
+def test_what_the_runtime_refuses_is_a_model_error(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    path = graphs.gridbox(tmp_path / "m.onnx", activation="NoSuchOperator")
+    with pytest.raises(ModelError, match="cannot run it: .*NoSuchOperator"):
+        opened(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_answers_that_are_no_numbers_are_an_engine_error(tmp_path: Path) -> None:
+    engine = opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=200.0, net=(64, 32)))
+    assert engine.infer(Picture(np.zeros((32, 64), np.uint8)))["cov"].max() < 1.0
+    with pytest.raises(EngineError, match="cov output holds NaN or infinity"):
+        engine.infer(Picture(np.full((32, 64), 255, np.uint8)))
+
+
+def test_a_network_that_never_answers_in_numbers_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        opened(graphs.gridbox(tmp_path / "m.onnx", activation="Log"))
+
+
+def test_use_after_close(tmp_path: Path) -> None:
+    engine = opened(graphs.gridbox(tmp_path / "m.onnx"))
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="after it was closed"):
+        engine.infer(Picture(np.zeros((8, 8), np.uint8)))
+
+
+def test_the_choice_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "edge_agent"):
+        engine = opened(graphs.gridbox(tmp_path / "m.onnx"), threads=2)
+    (line,) = caplog.messages
+    assert line.startswith("engine: onnxruntime, model m.onnx, fp32")
+    assert "threads 2" in line
+    assert "auto" in line
+    assert (engine.info.backend, engine.info.precision, len(engine.info.model_sha256)) == ("onnxruntime", "fp32", 64)
+
+
+def test_choices_that_cannot_be_met(tmp_path: Path) -> None:
+    with pytest.raises(MissingPackage, match="tensorrt"):
+        open_engine(EngineParams(backend="tensorrt"), tmp_path)
+    with pytest.raises(ModelError, match="needs tensorrt"):
+        open_engine(EngineParams(model="facedetectir"), tmp_path)
+    with pytest.raises(ModelError, match="did you mean 'centerface'"):
+        open_engine(EngineParams(model="centreface"), tmp_path)
+    with pytest.raises(ModelError) as caught:
+        open_engine(EngineParams(), tmp_path)
+    assert caught.value.hint == f"run: edge-agent model fetch centerface --models-dir {tmp_path}"
+
+
+def test_the_scripted_engine_is_chosen_like_any_other(tmp_path: Path) -> None:
+    engine = open_engine(EngineParams(backend="scripted", model="scripted?fail_after=0"), tmp_path)
+    assert engine.info.backend == "scripted"
+    with pytest.raises(EngineError):
+        engine.infer(Picture(np.zeros((240, 384), np.uint8)))
+
+
+def test_nothing_heavy_is_loaded_before_it_is_chosen() -> None:
+    code = (
+        "import sys, edge_agent.inference, edge_agent.commands.model\n"
+        "print(sorted({'onnxruntime', 'cv2', 'onnx', 'pydantic', 'pip'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_missing_runtime_is_named_with_its_remedy(tmp_path: Path) -> None:
+    path = graphs.gridbox(tmp_path / "m.onnx")
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from pathlib import Path; from edge_agent.errors import MissingPackage\n"
+        "from edge_agent.inference import EngineParams, open_engine\n"
+        f"try: open_engine(EngineParams(model={str(path)!r}), Path('.'))\n"
+        "except MissingPackage as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "pip install 'edge-agent[cpu]'" in done.stdout, done.stderr
+
+
+def test_the_real_centerface_runs_at_any_size_with_the_same_answers_for_gray() -> None:
+    directory = centerface_models_dir()
+    engine = open_engine(EngineParams(), directory)
+    assert engine.contract == CENTERFACE
+    gray = np.random.default_rng(3).integers(0, 256, (480, 640), dtype=np.uint8)
+    heatmap = engine.infer(Picture(gray))["heatmap"]
+    assert heatmap.shape == (1, 72, 96)
+    assert 0.0 <= heatmap.min() <= heatmap.max() <= 1.0
+    colour = engine.infer(Picture(np.repeat(gray[:, :, None], 3, axis=2)))["heatmap"]
+    np.testing.assert_allclose(colour, heatmap, atol=1e-6)
+    assert engine.infer(Picture(gray[:200]))["heatmap"].shape == (1, 32, 96)

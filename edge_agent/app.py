@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from edge_agent import __version__
 from edge_agent.capture import SourceOptions, open_source
-from edge_agent.config import Settings, fingerprint
+from edge_agent.config.settings import Settings, fingerprint
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.detector import FaceDetector
 from edge_agent.core.health import as_payload

@@ -185,7 +185,7 @@ class _Reader(threading.Thread):
                 if self._stopping:
                     return
                 if self._newest is not None:
-                    pass
+                    self._counters["dropped"] += 1
                 self._newest = (picture, self._sequence, t)
                 self._sequence += 1
                 self._last_t = t

@@ -148,8 +148,9 @@ def holders(path: str) -> List[str]:
 
 def _name_if_open(process: Path, path: str) -> Optional[str]:
     try:
-        if not any(os.readlink(entry.path) == path for entry in os.scandir(process / "fd")):
-            return None
+        with os.scandir(process / "fd") as descriptors:
+            if not any(os.readlink(entry.path) == path for entry in descriptors):
+                return None
         name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:  # it has ended, or belongs to another user
         return None

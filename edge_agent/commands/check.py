@@ -10,7 +10,7 @@ from edge_agent.commands.findings import FAIL, OK, Finding
 from edge_agent.errors import ConfigError, EdgeAgentError
 
 if TYPE_CHECKING:
-    from edge_agent.config import Settings
+    from edge_agent.config.settings import Settings
 
 MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
@@ -64,6 +64,6 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
-    from edge_agent.config import load_settings
+    from edge_agent.config.settings import load_settings
 
     return load_settings(os.environ, args.env_file)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict
 
 if TYPE_CHECKING:
-    from edge_agent.config import Loaded
+    from edge_agent.config.settings import Loaded
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: The settings cannot be used.
     """
-    from edge_agent import config, config_docs
+    from edge_agent.config import docs as config_docs
+    from edge_agent.config import settings as config
 
     if args.action == "example":
         print(config_docs.example(), end="")
@@ -43,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_lines(loaded: "Loaded") -> str:
-    from edge_agent.env_file import quote
+    from edge_agent.config.env_file import quote
 
     lines = [f"{name}={quote(row['value'])}  # {row['source']}" for name, row in _rows(loaded).items()]
     return "\n".join(lines)
 
 
 def _as_json(loaded: "Loaded") -> str:
-    from edge_agent import config
+    from edge_agent.config import settings as config
 
     return json.dumps(
         {"fingerprint": config.fingerprint(loaded.settings), "settings": _rows(loaded, as_text=False)}, indent=2
@@ -59,8 +60,8 @@ def _as_json(loaded: "Loaded") -> str:
 
 def _rows(loaded: "Loaded", as_text: bool = True) -> Dict[str, Dict[str, Any]]:
     """By variable name: value (secrets and credentials as ***), source, reload."""
-    from edge_agent import config
-    from edge_agent.config_variables import name_of, shown
+    from edge_agent.config import settings as config
+    from edge_agent.config.variables import name_of, shown
 
     rows: Dict[str, Dict[str, Any]] = {}
     for path, (variable, value) in config.values(loaded.settings).items():

@@ -4,11 +4,11 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from edge_agent.commands.labels import read_labels
+from edge_agent.commands.pictures import Miss, read_picture
 from edge_agent.commands.progress import progress
 from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.evaluation import Match, Tally, Truth
@@ -18,15 +18,6 @@ from edge_agent.errors import InputError
 
 CURVE_THRESHOLD = 0.02
 """The curve is drawn from this score on; below it there is only noise."""
-
-
-@dataclass(frozen=True)
-class Miss:
-    """One mistake, to look at: a face not found, or something found that is no face."""
-
-    picture: Path
-    box: Array
-    kind: str
 
 
 def add_parser(subparsers: Any) -> None:
@@ -143,20 +134,6 @@ def _evaluate(
 def _misses(path: Path, truth: Truth, verdict: Match) -> List[Miss]:
     missed = [Miss(path, truth.faces[index], "missed") for index in verdict.missed]
     return missed + [Miss(path, box, "false alarm") for box in verdict.false_alarms]
-
-
-def read_picture(path: Path, color: bool) -> Array:
-    """(H, W) uint8 gray, or (H, W, 3) uint8 RGB.
-
-    Raises:
-        InputError: It is not a picture.
-    """
-    import cv2
-
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
-        raise InputError(f"{path}: not a picture that can be read", "expected PNG, JPEG, BMP, TIFF or PGM")
-    return pixels[:, :, ::-1] if color else pixels
 
 
 def _table(figures: Dict[str, Any]) -> str:

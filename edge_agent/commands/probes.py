@@ -15,7 +15,7 @@ from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
 from edge_agent.errors import EdgeAgentError
 
 if TYPE_CHECKING:
-    from edge_agent.config import Settings
+    from edge_agent.config.settings import Settings
     from edge_agent.core.camera import CameraParams
 
 FREE_MB = 500
@@ -139,7 +139,28 @@ def _camera(name: str, params: "CameraParams") -> Finding:
 
 def broker(settings: "Settings") -> Iterator[Finding]:
     """The broker takes a connection with these credentials."""
-    from edge_agent.mqtt.probe import try_connect
+    from edge_agent.core.messages import OFFLINE, Message
+    from edge_agent.core.topics import Topics
+    from edge_agent.mqtt.client import MqttClient
 
     where = f"{settings.mqtt.host}:{settings.mqtt.port}"
-    yield Finding("broker", OK, f"{where}: {try_connect(settings.mqtt)}")
+    # Not retained, and never sent after an orderly goodbye; but the ACL is asked for the topic that the agent needs.
+    will = Message(Topics(settings.mqtt.base, settings.node).availability, OFFLINE)
+    client = MqttClient(settings.mqtt, f"edge-agent-check-{os.getpid()}", will, lambda notice: None)
+    client.start()
+    try:
+        deadline = time.monotonic() + settings.mqtt.connect_timeout_s + 1.0
+        while time.monotonic() < deadline and not client.status().connected and not client.status().fault:
+            time.sleep(0.02)
+        status = client.status()
+    finally:
+        client.close(1.0)
+    if status.connected:
+        yield Finding("broker", OK, f"{where}: MQTT {status.protocol}")
+    else:
+        yield Finding(
+            "broker",
+            FAIL,
+            f"{where}: {status.last_fault or 'no answer'}",
+            "the agent keeps trying; see EDGE_AGENT_MQTT__*",
+        )

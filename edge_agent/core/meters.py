@@ -32,7 +32,7 @@ class LatencyMeter:
 
     def percentiles_ms(self) -> Dict[str, Optional[float]]:
         """p50, p95, p99 in ms (nearest rank), or None while nothing was measured."""
-        values = sorted(tuple(self._values))
+        values = sorted(self._values)
         if not values:
             return {"p50": None, "p95": None, "p99": None}
         return {

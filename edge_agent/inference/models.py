@@ -196,7 +196,7 @@ def recorded_sums(card: ModelCard, directory: Path) -> Dict[str, str]:
     try:
         entries: Dict[str, Any] = json.loads(path.read_text("utf-8"))["files"]
         return {name: str(entry["sha256"]) for name, entry in entries.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"manifest {path} cannot be read: {error}", "delete it and fetch the model again") from error

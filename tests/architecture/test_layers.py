@@ -26,8 +26,6 @@ LAYERS["commands"] = set(LAYERS) | {"commands"}
 LAYERS["cli"] = set(LAYERS) | {"cli"}
 LAYERS["__init__"] = set()
 LAYERS["__main__"] = {"cli"}
-PARTS_OF_CONFIG = {"env_file": "config", "config_docs": "config"}
-
 THIRD_PARTY = {
     "numpy": ("core/", "capture/", "inference/", "host/jpeg.py", "commands/"),
     "cv2": ("capture/", "inference/preprocess.py", "host/jpeg.py", "commands/"),
@@ -35,8 +33,8 @@ THIRD_PARTY = {
     "av": ("capture/media",),
     "onnxruntime": ("inference/ort.py", "inference/inspect.py", "commands/check.py"),
     "paho": ("mqtt/", "commands/demo.py", "commands/watch.py", "commands/check.py"),
-    "pydantic": ("config.py", "config_docs.py"),
-    "pydantic_settings": ("config.py",),
+    "pydantic": ("config/settings.py",),
+    "pydantic_settings": ("config/settings.py",),
     "iotcore": ("commands/",),
 }
 CORE_STDLIB = {
@@ -76,8 +74,7 @@ def dotted(path: Path) -> str:
 
 def layer(module: str) -> str:
     parts = module.split(".")
-    name = parts[1] if len(parts) > 1 else "__init__"
-    return PARTS_OF_CONFIG.get(name, name)
+    return parts[1] if len(parts) > 1 else "__init__"
 
 
 def imports(path: Path) -> Iterator[Tuple[str, int]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_agent.capture.pixels import FORMATS, Decoder, ImageLayout, SampleDepth
-from tests.fakes.kernel import encode
+from tests.fakes.v4l2_camera import encode
 
 HEIGHT, WIDTH = 24, 32
 PITCHES = [0, WIDTH * 2 + 64]

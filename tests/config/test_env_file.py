@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import env_file
+from edge_agent.config import env_file
 from edge_agent.errors import ConfigError
 
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from edge_agent import config
-from edge_agent.config_faults import value_fault
-from edge_agent.config_variables import quoted, shown, variables
+from edge_agent.config import settings as config
+from edge_agent.config.faults import value_fault
+from edge_agent.config.variables import quoted, shown, variables
 from edge_agent.core.params import param
 from edge_agent.errors import EXIT_CONFIG, ConfigError
 
@@ -168,6 +168,19 @@ def test_a_camera_without_a_uri_says_what_made_it():
     assert faults({"EDGE_AGENT_CAMERAS__DOR__COLOR": "1"}) == [
         "EDGE_AGENT_CAMERAS__DOR__URI: is missing; expected text, not empty "
         "[needed by EDGE_AGENT_CAMERAS__DOR__COLOR, environment]"
+    ]
+
+
+def test_a_camera_of_zones_only_says_so_too():
+    assert faults({"EDGE_AGENT_CAMERAS__DOR__ZONES__DESK": "[[0, 0], [1, 0], [1, 1]]"}) == [
+        "EDGE_AGENT_CAMERAS__DOR__URI: is missing; expected text, not empty "
+        "[needed by EDGE_AGENT_CAMERAS__DOR__ZONES__DESK, environment]"
+    ]
+
+
+def test_a_default_that_does_not_fit_is_named_as_such():
+    assert faults({"EDGE_AGENT_MQTT__RETRY_MAX_S": "0.5"}) == [
+        "EDGE_AGENT_MQTT__RETRY_MIN_S: 1.0 is above EDGE_AGENT_MQTT__RETRY_MAX_S; expected at most 0.5 [default]"
     ]
 
 

@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edge_agent import config, config_docs
+from edge_agent.config import docs as config_docs
+from edge_agent.config import settings as config
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "config" / "edge-agent.env.example"
 
 
 def generate(*arguments):
-    command = [sys.executable, "-m", "edge_agent.config_docs", *arguments]
+    command = [sys.executable, "-m", "edge_agent.config.docs", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from edge_agent import config
-from edge_agent.config_variables import name_of
+from edge_agent.config import settings as config
+from edge_agent.config.variables import name_of
 from edge_agent.errors import ConfigError
 
 DOOR = {"EDGE_AGENT_CAMERAS__DOOR__URI": "test://"}

@@ -14,6 +14,7 @@ from tests.fakes.clock import FakeClock
 WIDTH, HEIGHT = 640, 480
 SIDE = 80
 INFER_S = 0.004
+EMPTY_ROOM = np.full((HEIGHT, WIDTH), 90, np.uint8)
 
 Centre = Tuple[float, float]
 
@@ -65,8 +66,7 @@ class StagedCamera:
         c = np.array(centres, np.float32).reshape(-1, 2)
         self.detector.answer = Detections(np.hstack([c - side / 2, c + side / 2]), np.full(len(c), score))
         self.sequence += 1
-        pixels = np.full((HEIGHT, WIDTH), 90, np.uint8) if pixels is None else pixels
-        with Frame(pixels, self.sequence, taken.t) as frame:
+        with Frame(EMPTY_ROOM if pixels is None else pixels, self.sequence, taken.t) as frame:
             return self._note(self.pipeline.step(frame, self.pipeline.info(frame, taken)))
 
     def tick(self, after_s=0.1) -> Optional[Outcome]:

@@ -17,210 +17,15 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
-
-import numpy as np
+from typing import Callable, Dict, List, Optional
 
 from edge_agent.capture import v4l2_abi as abi
-
-FOURCC = {
-    "GREY": abi.PIX_FMT_GREY,
-    "Y10": abi.PIX_FMT_Y10,
-    "Y12": abi.PIX_FMT_Y12,
-    "Y16": abi.PIX_FMT_Y16,
-    "Y16_BE": abi.PIX_FMT_Y16_BE,
-    "NV12": abi.PIX_FMT_NV12,
-    "YUYV": abi.PIX_FMT_YUYV,
-    "UYVY": abi.PIX_FMT_UYVY,
-    "MJPG": abi.PIX_FMT_MJPEG,
-    "H264": abi.fourcc("H264"),
-}
-NAMES = {code: name for name, code in FOURCC.items()}
-BYTES_PER_PIXEL = {"Y10": 2, "Y12": 2, "Y16": 2, "Y16_BE": 2, "YUYV": 2, "UYVY": 2, "MJPG": 0, "H264": 0}
-PADDING = 0xA5
+from tests.fakes.device_tree import DeviceTree
+from tests.fakes.v4l2_camera import BYTES_PER_PIXEL, FOURCC, NAMES, PADDING, Buffer, FakeCamera
 
 
 class Misuse(AssertionError):
     """A call that a real kernel would take and that would do harm later."""
-
-
-def encode(scene: np.ndarray, name: str, pitch_bytes: int, chroma: Tuple[int, int] = (128, 128)) -> bytes:
-    """A gray scene as a sensor would put it into a buffer; rows padded by a value that no scene has by accident.
-
-    Args:
-        scene: (H, W) uint8.
-        name: Of the pixel format.
-        pitch_bytes: Bytes from row to row; 0 for no padding.
-        chroma: Cb and Cr of the YUV formats.
-    """
-    height, width = scene.shape
-    wide = scene.astype(np.uint16)
-    if name == "MJPG":
-        import cv2
-
-        return cv2.imencode(".jpg", scene, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
-    if name in ("Y10", "Y12"):
-        shift = int(name[1:]) - 8
-        rows = ((wide << shift) | (wide >> (8 - shift))).astype("<u2")
-    elif name in ("Y16", "Y16_BE"):
-        rows = (wide * 257).astype("<u2" if name == "Y16" else ">u2")
-    elif name in ("YUYV", "UYVY"):
-        pairs = np.empty((height, width, 2), np.uint8)
-        luma = 0 if name == "YUYV" else 1
-        pairs[..., luma] = scene
-        pairs[:, 0::2, 1 - luma], pairs[:, 1::2, 1 - luma] = chroma
-        rows = pairs
-    elif name == "NV12":
-        colors = np.tile(np.array(chroma, np.uint8), (height // 2, width // 2))
-        rows = np.concatenate((scene, colors))
-    else:
-        rows = scene
-    packed = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
-    padded = np.full((len(rows), max(pitch_bytes, packed.shape[1])), PADDING, np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    return padded.tobytes()
-
-
-def moving_gradient(sequence: int, width: int, height: int) -> np.ndarray:
-    """Every frame differs from its neighbours in every pixel."""
-    y, x = np.mgrid[0:height, 0:width]
-    return (x + 2 * y + 23 * sequence).astype(np.uint8)
-
-
-@dataclass
-class Control:
-    """One control of a camera."""
-
-    id: int
-    name: str
-    value: int
-    minimum: int = 0
-    maximum: int = 255
-    type: int = abi.CTRL_TYPE_INTEGER
-    flags: int = 0
-    inactive_while: Optional[Callable[["FakeCamera"], bool]] = None
-
-
-@dataclass
-class Buffer:
-    """One buffer of the driver's queue: "dequeued", "queued" or "done"."""
-
-    length: int
-    state: str = "dequeued"
-    mapping: Optional["_Mapping"] = None
-    bytesused: int = 0
-    sequence: int = 0
-    flags: int = 0
-    timestamp_s: float = 0.0
-
-
-@dataclass
-class FakeCamera:
-    """A camera and its driver. The faults are those that vivid can inject, and a few that USB cameras have.
-
-    Attributes:
-        formats: By name, the discrete sizes.
-        rates: Frames per second by (format, width, height), where it is not `fps`.
-        pitch_align: Rows are padded to a multiple of this.
-        quantization: What the driver states; YUV pixels are what `scene` says, whatever is stated.
-        inactive_nodes: "metadata" nodes are modelled by `device_caps`.
-        orphans: Since Linux 5.0, REQBUFS(0) works while buffers are mapped.
-        error_flags: So many coming frames carry V4L2_BUF_FLAG_ERROR.
-        short_frames: So many coming frames are only half filled.
-        dropped_frames: So many coming frames are lost in the driver.
-        stalled: No frame comes, and no error.
-        fatal: The stream is broken (EIO) until STREAMOFF.
-        timestamp_flag: Which clock the driver says its timestamps are on.
-        clock: Gives the timestamps.
-    """
-
-    card: str = "IR Camera: IR Camera"
-    driver: str = "uvcvideo"
-    bus_info: str = "usb-0000:00:14.0-1"
-    serial: str = "SN001"
-    usb_id: Optional[Tuple[str, str]] = ("1bcf", "2c99")
-    interface: str = "00"
-    formats: Dict[str, List[Tuple[int, int]]] = field(default_factory=lambda: {"GREY": [(64, 48)]})
-    fps: float = 30.0
-    rates: Dict[Tuple[str, int, int], float] = field(default_factory=dict)
-    has_rate: bool = True
-    controls: List[Control] = field(default_factory=list)
-    capabilities: int = abi.CAP_VIDEO_CAPTURE | abi.CAP_META_CAPTURE | abi.CAP_STREAMING | abi.CAP_DEVICE_CAPS
-    device_caps: int = abi.CAP_VIDEO_CAPTURE | abi.CAP_STREAMING
-    pitch_align: int = 1
-    colorspace: int = abi.COLORSPACE_SRGB
-    quantization: int = abi.QUANTIZATION_DEFAULT
-    most_buffers: int = 32
-    orphans: bool = True
-    scene: Callable[[int, int, int], np.ndarray] = moving_gradient
-    error_flags: int = 0
-    short_frames: int = 0
-    dropped_frames: int = 0
-    stalled: bool = False
-    fatal: bool = False
-    gone_errno: int = errno.ENODEV
-    timestamp_flag: int = abi.BUF_FLAG_TIMESTAMP_MONOTONIC
-    clock: Callable[[], float] = time.monotonic
-    payload: Optional[bytes] = None
-    sequence: int = 0
-    sequence_step: int = 1
-    plugged: bool = False
-    format: str = ""
-    size: Tuple[int, int] = (0, 0)
-    interval: abi.Fract = field(default_factory=lambda: abi.Fract(1, 30))
-    streaming: bool = False
-    owner: Optional["_File"] = None
-    buffers: List[Buffer] = field(default_factory=list)
-    order: List[int] = field(default_factory=list)
-    failures: Dict[str, List[int]] = field(default_factory=dict)
-
-    def fail_next(self, call: str, number: int = errno.EINVAL, times: int = 1) -> None:
-        """The next such call fails, so many times ("open", "mmap", or an ioctl's name)."""
-        self.failures.setdefault(call, []).extend([number] * times)
-
-    @property
-    def pitch(self) -> int:
-        """Bytes per row."""
-        row = self.size[0] * BYTES_PER_PIXEL.get(self.format, 1)
-        return -(-row // self.pitch_align) * self.pitch_align
-
-    @property
-    def sizeimage(self) -> int:
-        """Bytes that a buffer must hold."""
-        width, height = self.size
-        if BYTES_PER_PIXEL.get(self.format, 1) == 0:
-            return width * height * 2 + 4096
-        return self.pitch * (height * 3 // 2 if self.format == "NV12" else height)
-
-    def picture(self, sequence: int) -> np.ndarray:
-        """(H, W) uint8: what the sensor saw at that frame."""
-        return self.scene(sequence, *self.size)
-
-    def capture(self) -> bool:
-        """One frame period passes; False when the application gets nothing from it."""
-        if not self.streaming or self.stalled or self.fatal or not self.plugged:
-            return False
-        sequence, self.sequence = self.sequence, (self.sequence + self.sequence_step) & 0xFFFFFFFF
-        queued = [index for index in self.order if self.buffers[index].state == "queued"]
-        if self.dropped_frames:
-            self.dropped_frames -= 1
-            return False
-        if not queued:
-            return False
-        buffer = self.buffers[queued[0]]
-        data = self.payload or encode(self.picture(sequence), self.format, self.pitch)
-        buffer.flags = self.timestamp_flag
-        if self.short_frames:
-            self.short_frames -= 1
-            data = data[: len(data) // 2]
-        if self.error_flags:
-            self.error_flags -= 1
-            buffer.flags |= abi.BUF_FLAG_ERROR
-        if buffer.mapping is not None and not buffer.mapping.closed:
-            buffer.mapping[: len(data)] = data
-        buffer.bytesused, buffer.sequence, buffer.timestamp_s = len(data), sequence, self.clock()
-        buffer.state = "done"
-        return True
 
 
 class _Mapping(mmap.mmap):
@@ -242,6 +47,7 @@ class _File:
     camera: FakeCamera
     path: str
     closed: bool = False
+    gone: bool = False  # the camera was unplugged; this file never works again
     mappings: "weakref.WeakSet[_Mapping]" = field(default_factory=weakref.WeakSet)
 
     @property
@@ -257,14 +63,12 @@ class FakeKernel:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
         self.history: List[str] = []
         self._nodes: Dict[str, FakeCamera] = {}
         self._files: Dict[int, _File] = {}
         self._all_files: List[_File] = []
         self._next_fd = 100
-        for folder in ("dev/v4l/by-id", "dev/v4l/by-path", "sys/class/video4linux"):
-            (root / folder).mkdir(parents=True)
+        self.tree = DeviceTree(root)
 
     # What happens to cameras.
 
@@ -277,15 +81,9 @@ class FakeKernel:
         node = self.node(number)
         if self._is_busy(node):
             raise ValueError(f"{node} is in use")
-        camera.plugged, camera.sequence = True, 0
-        camera.format = next(iter(camera.formats), "")
-        camera.size = camera.formats[camera.format][0] if camera.formats else (0, 0)
+        camera.appear()
         self._nodes[node] = camera
-        Path(node).touch()
-        self._describe(camera, f"video{number}")
-        if links:
-            for link in self._links(camera):
-                link.symlink_to(f"../../video{number}")
+        self.tree.add(camera, number, links)
         self.history.append(f"plug video{number}")
         return node
 
@@ -293,24 +91,15 @@ class FakeKernel:
         """The camera is pulled out: nodes and links vanish, whoever has it open gets errors."""
         node = next(path for path, each in self._nodes.items() if each is camera)
         camera.plugged = False
+        for file in self._all_files:
+            file.gone = file.gone or file.camera is camera
         del self._nodes[node]
-        Path(node).unlink()
-        entry = self.root / "sys/class/video4linux" / Path(node).name
-        (entry / "device").unlink()
-        (entry / "index").unlink()
-        entry.rmdir()
-        for link in self._links(camera):
-            if link.is_symlink():
-                link.unlink()
+        self.tree.remove(camera, node)
         self.history.append(f"unplug {Path(node).name}")
 
     def node(self, number: int) -> str:
         """The path of /dev/videoN."""
-        return str(self.root / "dev" / f"video{number}")
-
-    def by_id(self, camera: FakeCamera) -> str:
-        """The camera's link that is named after its model and serial number."""
-        return str(self._links(camera)[0])
+        return self.tree.node(number)
 
     @property
     def open_descriptors(self) -> int:
@@ -349,7 +138,7 @@ class FakeKernel:
             if camera.streaming and camera.plugged and file.alive:
                 raise Misuse("closed while streaming into mapped buffers: the driver goes on, and nobody can stop it")
             if not file.alive:
-                self._free(camera)
+                camera.free_buffers()
 
     def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
         file = self._file(fd)
@@ -367,8 +156,9 @@ class FakeKernel:
         return mapping
 
     def poll(self, fd: int, timeout_s: float) -> int:
-        camera = self._file(fd).camera
-        if not camera.plugged:
+        file = self._file(fd)
+        camera = file.camera
+        if file.gone:
             return select.POLLERR | select.POLLHUP
         if camera.fatal or not camera.streaming:
             return select.POLLERR
@@ -389,7 +179,7 @@ class FakeKernel:
         name = abi.IOCTL_NAMES[code]
         if ctypes.sizeof(argument) != code >> 16 & 0x3FFF:
             raise Misuse(f"{name}: the argument has {ctypes.sizeof(argument)} bytes")
-        if not camera.plugged:
+        if file.gone:
             raise _os_error(camera.gone_errno)
         self._maybe_fail(camera, name)
         getattr(self, f"_{name.lower()}")(file, camera, argument)
@@ -478,8 +268,8 @@ class FakeKernel:
         control = found[0]
         argument.id, argument.type, argument.flags = control.id, control.type, control.flags
         argument.name = control.name.encode()
-        argument.minimum, argument.maximum, argument.step = control.minimum, control.maximum, 1
-        argument.default_value = control.value
+        argument.minimum, argument.maximum, argument.step = control.minimum, control.maximum, control.step
+        argument.default_value = control.default
 
     def _s_ext_ctrls(self, _file: _File, camera: FakeCamera, argument: abi.ExtControls) -> None:
         for entry in argument.controls[: argument.count]:
@@ -490,9 +280,7 @@ class FakeKernel:
                 raise _os_error(errno.EACCES)
             wide = control.type == abi.CTRL_TYPE_INTEGER64
             value = entry.value.value64 if wide else entry.value.value
-            control.value = min(max(value, control.minimum), control.maximum)
-            if control.type == abi.CTRL_TYPE_INTEGER:
-                control.value -= control.value % 2 if control.name.startswith("Even") else 0
+            control.value = min(max(value - value % control.step, control.minimum), control.maximum)
             if wide:
                 entry.value.value64 = control.value
             else:
@@ -510,7 +298,7 @@ class FakeKernel:
         mapped = any(buffer.mapping is not None and not buffer.mapping.closed for buffer in camera.buffers)
         if mapped and not camera.orphans:
             raise _os_error(errno.EBUSY)
-        self._free(camera)
+        camera.free_buffers()
         argument.count = min(argument.count, camera.most_buffers)
         argument.capabilities = abi.BUF_CAP_SUPPORTS_MMAP | (
             abi.BUF_CAP_SUPPORTS_ORPHANED_BUFS if camera.orphans else 0
@@ -599,36 +387,8 @@ class FakeKernel:
         if camera.failures.get(call):
             raise _os_error(camera.failures[call].pop(0))
 
-    @staticmethod
-    def _free(camera: FakeCamera) -> None:
-        camera.buffers, camera.owner, camera.streaming = [], None, False
-        camera.order.clear()
-
     def _is_busy(self, node: str) -> bool:
         return node in self._nodes or any(file.alive and file.path == node for file in self._all_files)
-
-    def _links(self, camera: FakeCamera) -> List[Path]:
-        model = camera.card.split(":")[0].replace(" ", "_")
-        v4l = self.root / "dev/v4l"
-        return [
-            v4l / "by-id" / f"usb-{model}_{camera.serial}-video-index{int(camera.interface)}",
-            v4l / "by-path" / f"pci-{camera.bus_info}:1.{int(camera.interface)}-video-index0",
-        ]
-
-    def _describe(self, camera: FakeCamera, name: str) -> None:
-        device = self.root / "sys/devices" / f"{camera.bus_info}-{camera.serial}"
-        interface = device / f"1-1:1.{int(camera.interface)}"
-        interface.mkdir(parents=True, exist_ok=True)
-        if camera.usb_id is not None:
-            (interface / "bInterfaceNumber").write_text(camera.interface + "\n", encoding="ascii")
-            (device / "idVendor").write_text(camera.usb_id[0] + "\n", encoding="ascii")
-            (device / "idProduct").write_text(camera.usb_id[1] + "\n", encoding="ascii")
-            if camera.serial:
-                (device / "serial").write_text(camera.serial + "\n", encoding="ascii")
-        entry = self.root / "sys/class/video4linux" / name
-        entry.mkdir()
-        (entry / "device").symlink_to(interface)
-        (entry / "index").write_text("0\n", encoding="ascii")
 
 
 def _check_type(value: int) -> None:

@@ -58,7 +58,7 @@ def test_the_models_directory_is_the_first_that_is_told() -> None:
     assert models_dir(None, everything) == Path("/data/edge-agent/models")
     everything["XDG_DATA_HOME"] = "relative"
     assert models_dir("", everything) == Path("/home/u/.local/share/edge-agent/models")
-    with pytest.raises(ModelError, match="set models_dir"):
+    with pytest.raises(ModelError, match=r"set models_dir"):
         models_dir(None, {})
 
 
@@ -149,7 +149,7 @@ def test_a_file_that_changed_since_the_first_fetch_is_refused(tmp_path: Path, nv
         get(tmp_path, server.url)
     (tmp_path / "facedetectir" / LABELS).write_bytes(b"Face")
     assert states(tmp_path) == ["ok", "ok", "damaged"]
-    with FileServer({**nvidia, LABELS: b"FACE"}) as server, pytest.raises(ModelError, match="sha256 is|has sha256"):
+    with FileServer({**nvidia, LABELS: b"FACE"}) as server, pytest.raises(ModelError, match=r"sha256 is|has sha256"):
         get(tmp_path, server.url)
     with FileServer(nvidia) as server:
         get(tmp_path, server.url)
@@ -158,7 +158,7 @@ def test_a_file_that_changed_since_the_first_fetch_is_refused(tmp_path: Path, nv
 
 
 def test_a_server_that_refuses_is_quoted(tmp_path: Path) -> None:
-    with FileServer({}) as server, pytest.raises(ModelError, match="HTTP 404"):
+    with FileServer({}) as server, pytest.raises(ModelError, match=r"HTTP 404"):
         get(tmp_path, server.url)
 
 
@@ -199,7 +199,7 @@ def test_a_source_that_lacks_a_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with FileServer(nvidia) as server, pytest.raises(ModelError, match="cannot write .*--models-dir"):
+    with FileServer(nvidia) as server, pytest.raises(ModelError, match=r"cannot write .*--models-dir"):
         get(blocked, server.url)
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     folder.mkdir()
     for text in ("{", "[]", '{"files": 3}', '{"files": {"labels.txt": 3}}'):
         (folder / "manifest.json").write_text(text)
-        with pytest.raises(ModelError, match="manifest .*delete it"):
+        with pytest.raises(ModelError, match=r"manifest .*delete it"):
             verify(FACEDETECTIR_CARD, tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_another_file_than_centerface_never_gets_in(tmp_path: Path) -> None:
             centerface_from(wheel, tmp_path / "models")
     bare = tmp_path / "centerface.onnx"
     bare.write_bytes(bytes(7_304_518))
-    with pytest.raises(ModelError, match="sha256"):
+    with pytest.raises(ModelError, match=r"sha256"):
         centerface_from(bare, tmp_path / "models")
     assert [path for path in (tmp_path / "models").rglob("*") if path.is_file()] == []
 
@@ -235,7 +235,7 @@ def test_sources_that_are_no_wheel(tmp_path: Path) -> None:
         centerface_from(tmp_path / "no.whl", tmp_path)
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
         archive.writestr("other/file", b"")
-    with pytest.raises(InputError, match="other.whl"):
+    with pytest.raises(InputError, match=r"other.whl"):
         centerface_from(tmp_path / "other.whl", tmp_path)
 
 

@@ -118,14 +118,14 @@ def test_broken_messages_are_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"hello, this is no model at all", b"\x08\x07", bytes(1000)])
 def test_what_is_no_model_is_refused(data: bytes) -> None:
-    with pytest.raises(ModelError, match="nowhere.onnx"):
+    with pytest.raises(ModelError, match=r"nowhere.onnx"):
         parse_onnx(data, "nowhere.onnx")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="No such file"):
+    with pytest.raises(ModelError, match=r"No such file"):
         read_onnx(tmp_path / "no.onnx")
-    with pytest.raises(ModelError, match="directory"):
+    with pytest.raises(ModelError, match=r"directory"):
         read_onnx(tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_other_sizes_come_from_the_file(tmp_path: Path, net: Any, stride: int) -
 
 def test_of_several_classes_one_is_the_face(tmp_path: Path) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx", classes=3)
-    with pytest.raises(ModelError, match="no class is called 'face'.*one of: 0, 1, 2"):
+    with pytest.raises(ModelError, match=r"no class is called 'face'.*one of: 0, 1, 2"):
         opened(path)
     assert opened(path, class_name="2").contract.target == 2
     (tmp_path / "labels.txt").write_text("person\nbag\nFace\n")
@@ -70,7 +70,7 @@ def test_of_several_classes_one_is_the_face(tmp_path: Path) -> None:
     assert engine.infer(Picture(np.zeros((240, 384), np.uint8)))["cov"].shape == (3, 15, 24)
     assert opened(path, class_name="bag").contract.target == 1
     (tmp_path / "labels.txt").write_text("person\nbag\n")
-    with pytest.raises(ModelError, match="3 classes, but the labels file beside it names 2"):
+    with pytest.raises(ModelError, match=r"3 classes, but the labels file beside it names 2"):
         opened(path)
 
 
@@ -100,7 +100,7 @@ def test_centerface_is_known_by_its_ids_or_its_shape(tmp_path: Path, ids: Any) -
 
 def test_centerface_as_published_says_how_to_prepare_it(tmp_path: Path) -> None:
     path = graphs.centerface(tmp_path / "m.onnx", shape=(10, 3, 32, 32), grid=(8, 8), as_published=True)
-    with pytest.raises(ModelError, match="fixed at .*10x3x32x32.*model fetch centerface --from"):
+    with pytest.raises(ModelError, match=r"fixed at .*10x3x32x32.*model fetch centerface --from"):
         opened(path)
 
 
@@ -152,7 +152,7 @@ def test_other_contracts_are_refused_with_what_was_found(tmp_path: Path, fault: 
     [CENTERFACE, replace(FACEDETECTIR, net=(384, 256)), ModelContract("gridbox", labels=("face", "person"))],
 )
 def test_a_file_that_keeps_another_contract_than_told(tmp_path: Path, contract: ModelContract) -> None:
-    with pytest.raises(ModelError, match="found gridbox, input 3x240x384, stride 16x16, classes 1.*expected"):
+    with pytest.raises(ModelError, match=r"found gridbox, input 3x240x384, stride 16x16, classes 1.*expected"):
         OrtEngine(graphs.gridbox(tmp_path / "m.onnx"), contract)
 
 
@@ -163,13 +163,13 @@ def test_damaged_files(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(ModelError, match=f"{name}.onnx: (damaged|no ONNX)"):
             opened(path)
-    with pytest.raises(ModelError, match="sha256 is .* expected 00"):
+    with pytest.raises(ModelError, match=r"sha256 is .* expected 00"):
         OrtEngine(tmp_path / "m.onnx", FACEDETECTIR, sha256="00")
 
 
 def test_what_the_runtime_refuses_is_a_model_error(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx", activation="NoSuchOperator")
-    with pytest.raises(ModelError, match="cannot run it: .*NoSuchOperator"):
+    with pytest.raises(ModelError, match=r"cannot run it: .*NoSuchOperator"):
         opened(path)
     assert capfd.readouterr().err == ""
 
@@ -177,12 +177,12 @@ def test_what_the_runtime_refuses_is_a_model_error(tmp_path: Path, capfd: pytest
 def test_answers_that_are_no_numbers_are_an_engine_error(tmp_path: Path) -> None:
     engine = opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=200.0, net=(64, 32)))
     assert engine.infer(Picture(np.zeros((32, 64), np.uint8)))["cov"].max() < 1.0
-    with pytest.raises(EngineError, match="cov output holds NaN or infinity"):
+    with pytest.raises(EngineError, match=r"cov output holds NaN or infinity"):
         engine.infer(Picture(np.full((32, 64), 255, np.uint8)))
 
 
 def test_a_network_that_never_answers_in_numbers_is_a_model_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="NaN or infinity"):
+    with pytest.raises(ModelError, match=r"NaN or infinity"):
         opened(graphs.gridbox(tmp_path / "m.onnx", activation="Log"))
 
 
@@ -190,7 +190,7 @@ def test_use_after_close(tmp_path: Path) -> None:
     engine = opened(graphs.gridbox(tmp_path / "m.onnx"))
     engine.close()
     engine.close()
-    with pytest.raises(EngineError, match="after it was closed"):
+    with pytest.raises(EngineError, match=r"after it was closed"):
         engine.infer(Picture(np.zeros((8, 8), np.uint8)))
 
 
@@ -205,11 +205,11 @@ def test_the_choice_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_choices_that_cannot_be_met(tmp_path: Path) -> None:
-    with pytest.raises(MissingPackage, match="tensorrt"):
+    with pytest.raises(MissingPackage, match=r"tensorrt"):
         open_engine(EngineParams(backend="tensorrt"), tmp_path)
-    with pytest.raises(ModelError, match="needs tensorrt"):
+    with pytest.raises(ModelError, match=r"needs tensorrt"):
         open_engine(EngineParams(model="facedetectir"), tmp_path)
-    with pytest.raises(ModelError, match="did you mean 'centerface'"):
+    with pytest.raises(ModelError, match=r"did you mean 'centerface'"):
         open_engine(EngineParams(model="centreface"), tmp_path)
     with pytest.raises(ModelError) as caught:
         open_engine(EngineParams(), tmp_path)

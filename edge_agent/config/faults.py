@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Iterable, List, Mapping, Tuple
 
-from edge_agent.config_variables import Catalogue, Keys, Variable, name_of, quoted
+from edge_agent.config.variables import Catalogue, Keys, Variable, name_of, quoted
 
 _PROBLEMS = {
     "bool_parsing": "is not true or false",
@@ -97,7 +97,7 @@ def _validation_fault(error: Mapping[str, Any], given: Mapping[Keys, Given], cat
         return value_fault(name, setter.variable, error["input"], problem, setter.origin)
     path = prefixes[0]
     variable = catalogue.find(path)
-    near = {entry.origin: entry.name for entry in given.values() if entry.path[:-1] == path[:-1]}
+    near = {entry.origin: entry.name for entry in given.values() if entry.path[: len(path) - 1] == path[:-1]}
     because = "; ".join(f"{name}, {origin}" for origin, name in near.items()) or "default"
     if variable is not None:
         return f"{name_of(path)}: is missing; expected {variable.expected} [needed by {because}]"
@@ -108,8 +108,9 @@ def misfit_fault(path: Keys, problem: str, given: Mapping[Keys, Given], item: st
     """The line for settings that do not fit together, with all that was set at, above or under `path`."""
     involved = [entry for entry in given.values() if path[: len(entry.path)] == entry.path]
     name = name_of(path) + item
-    if not involved:
-        involved = [entry for entry in given.values() if entry.path[: len(path)] == path]
+    below = [entry for entry in given.values() if entry.path[: len(path)] == path]
+    if below and not involved:
+        involved = below
         name += "__*"
     because = "; ".join(f"{entry.name}, {entry.origin}" if name.endswith("*") else entry.origin for entry in involved)
     return f"{name}: {problem} [{because or 'default'}]"

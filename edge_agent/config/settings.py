@@ -14,9 +14,9 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from edge_agent import env_file as env_files
-from edge_agent.config_faults import Given, misfit_fault, validation_faults, value_fault
-from edge_agent.config_variables import (
+from edge_agent.config import env_file as env_files
+from edge_agent.config.faults import Given, misfit_fault, validation_faults, value_fault
+from edge_agent.config.variables import (
     ANY_KEY,
     PREFIX,
     Catalogue,

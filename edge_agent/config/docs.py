@@ -8,9 +8,9 @@ import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from edge_agent.config import CATALOGUE, Settings
-from edge_agent.config_variables import ANY_KEY, PREFIX, Keys, Variable, dataclass_of, name_of
-from edge_agent.env_file import quote
+from edge_agent.config.env_file import quote
+from edge_agent.config.settings import CATALOGUE, Settings
+from edge_agent.config.variables import ANY_KEY, PREFIX, Keys, Variable, dataclass_of, name_of
 
 _CAMERA, _MEMBER = "<CAMERA>", "<NAME>"
 _DEFAULT_WORDS = {("node",): "the host's name"}

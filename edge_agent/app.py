@@ -170,6 +170,7 @@ class Agent:
         )
 
         def teardown() -> None:
+            stage.finish()
             publisher.close(self._clock(), self._inbox.take, CLOSE_PUBLISH_S)
             client.close(GOODBYE_S)
             outbox.close()

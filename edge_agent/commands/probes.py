@@ -161,6 +161,6 @@ def broker(settings: "Settings") -> Iterator[Finding]:
         yield Finding(
             "broker",
             FAIL,
-            f"{where}: {status.last_fault or 'no answer'}",
+            status.last_fault or f"{where}: no answer",
             "the agent keeps trying; see EDGE_AGENT_MQTT__*",
         )

@@ -85,7 +85,8 @@ class MemoryOutbox:
             return
         self._in_flight.discard(key)
         stored = replace(stored, tries=stored.tries + 1)
-        if not fatal and stored.tries < MAX_TRIES:
+        # A gap is small and plain: it is nobody's fault, and without it a loss would go unannounced.
+        if not fatal and (stored.tries < MAX_TRIES or stored.message.kind == "gap"):
             self._entries[key] = stored
             return
         self._quarantine.append(stored)

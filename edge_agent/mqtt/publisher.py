@@ -32,9 +32,10 @@ REPLAYED_AFTER_S = 30.0
 COUNT_INTERVAL_S = 1.0
 HEALTH_EXPIRY_S = 180
 CLOSE_POLL_S = 0.05
-PAUSES_S = {0x87: 60.0, 0x97: 10.0}
-"""Not authorised, quota exceeded: somebody has to mend it at the broker, so wait and try again."""
-REFUSED_STATE_S = 60.0
+PAUSE_S = 10.0
+NOT_AUTHORISED = 0x87
+NOT_AUTHORISED_PAUSE_S = 60.0
+"""Somebody has to mend it at the broker, so wait and try again."""
 SUSPECT_TRIES = 2
 """A message that two lost connections may be due to goes alone, so that the third convicts no innocent one."""
 
@@ -267,15 +268,14 @@ class Publisher:
         level = logging.DEBUG if topic in self._refused else logging.WARNING
         log.log(level, "mqtt: the broker refuses %s: %s", topic, notice.reason)
         self._refused[topic] = notice.reason
-        pause_s = PAUSES_S.get(notice.code, 0.0)
-        now = self._clock()
+        retry_t = self._clock().t + (NOT_AUTHORISED_PAUSE_S if notice.code == NOT_AUTHORISED else PAUSE_S)
         if not isinstance(sent, Stored):
-            self._truth.refused(topic, now.t + (pause_s or REFUSED_STATE_S))
-        elif pause_s:
-            self._outbox.release([sent.key])
-            self._outbox_paused_until_t = now.t + pause_s
+            self._truth.refused(topic, retry_t)
+        elif notice.fatal:
+            self._outbox.reject(sent.key, notice.reason, fatal=True)
         else:
-            self._outbox.reject(sent.key, notice.reason, notice.fatal)
+            self._outbox.release([sent.key])
+            self._outbox_paused_until_t = retry_t
 
     def _drain(self, now: Moment, session: int) -> None:
         stored_in_flight = any(isinstance(sent, Stored) for sent in self._in_flight.values())

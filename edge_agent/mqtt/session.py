@@ -111,7 +111,9 @@ class Session:
         except (OSError, ValueError) as error:
             return Ending(explain(error, params.host, params.port))
         # Without this, Nagle's algorithm and the broker's delayed acknowledgement cost an event 40 ms.
-        client.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock = client.socket()
+        if isinstance(sock, socket.socket):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answer_by_t = self._monotonic() + params.connect_timeout_s
         while client.socket() is not None:
             self._step(client)

@@ -252,6 +252,7 @@ class InferStage:
 
     def finish(self) -> None:
         """Say what is true at the end: open events close with "shutdown", presence becomes unknown."""
+        self._board.close()
         now = self._clock()
         for pipeline in self._pipelines.values():
             self._emit(pipeline.sight(Sight.STOPPED, now))
@@ -323,6 +324,11 @@ class PublishStage:
             self._next_look_t = now.t + HEALTH_LOOK_S
             self._look(now)
         self._publisher.pump()
+
+    def finish(self) -> None:
+        """Say how it ended, whatever was said last."""
+        self._told = None
+        self._look(self._clock())
 
     def _look(self, now: Moment) -> None:
         info = self._info()

@@ -79,6 +79,13 @@ def test_justification_is_learnt_from_the_samples(name: str, bits: int, shift: i
     np.testing.assert_array_equal(levels.to_gray8(pixels), scene)
 
 
+@pytest.mark.parametrize("name", ["Y10", "Y12"])
+def test_left_justified_samples_that_repeat_their_high_bits_below_are_told(name: str) -> None:
+    samples = (gray_scene().astype(np.uint16) * 257).astype("<u2")
+    pixels, levels = Decoder(layout_of(name)).decode(as_memory(samples.tobytes()))
+    np.testing.assert_array_equal(levels.to_gray8(pixels), gray_scene())
+
+
 def test_a_left_justified_dark_start_is_dark_and_stays_so() -> None:
     depth = SampleDepth(10)
     black = np.zeros((HEIGHT, WIDTH), np.uint16)

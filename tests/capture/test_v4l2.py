@@ -1,5 +1,6 @@
 """V4l2Source on a camera that works: streaming, leases, counters, time."""
 
+import queue
 import threading
 import time
 from contextlib import closing
@@ -170,25 +171,24 @@ def test_a_release_is_queued_by_the_capture_thread_at_its_next_read(kernel: Fake
 def test_many_frames_released_by_another_thread_are_all_true(kernel: FakeKernel) -> None:
     camera = FakeCamera()
     kernel.plug(camera)
-    handed_over: "list" = []
-    wrong: "list" = []
-    done = threading.Event()
+    handed_over: queue.Queue = queue.Queue()
+    wrong = []
 
     def consume() -> None:
-        while not (done.is_set() and not handed_over):
-            if handed_over:
-                with handed_over.pop(0) as frame:
-                    if not np.array_equal(frame.pixels, camera.picture(frame.sequence)):
-                        wrong.append(frame.sequence)
+        for frame in iter(handed_over.get, None):
+            with frame:
+                if not np.array_equal(frame.pixels, camera.picture(frame.sequence)):
+                    wrong.append(frame.sequence)
 
     consumer = threading.Thread(target=consume)
     consumer.start()
     with closing(source_of(kernel)) as source:
         source.open()
         for _ in range(500):
-            handed_over.append(next_frame(source))
-        done.set()
-        consumer.join(timeout=20)
+            handed_over.put(next_frame(source))
+        handed_over.put(None)
+        source.close()
+    consumer.join(timeout=20)
     assert not consumer.is_alive()
     assert wrong == []
     assert kernel.mapped_buffers == 0
@@ -264,11 +264,12 @@ def test_the_sequence_goes_on_where_the_driver_s_32_bits_end(kernel: FakeKernel)
         source.open()
         camera.sequence = 0xFFFFFFFE
         sequences = []
-        for _ in range(4):
+        for dropped in (0, 0, 2, 0):
+            camera.dropped_frames = dropped
             with next_frame(source) as frame:
                 sequences.append(frame.sequence)
-        assert sequences == [0xFFFFFFFE, 0xFFFFFFFF, 0x100000000, 0x100000001]
-        assert source.counters()["sequence_gaps"] == 0
+        assert sequences == [0xFFFFFFFE, 0xFFFFFFFF, 0x100000002, 0x100000003]
+        assert source.counters()["sequence_gaps"] == 2
 
 
 def test_a_driver_that_does_not_count_gets_numbers_all_the_same(kernel: FakeKernel) -> None:

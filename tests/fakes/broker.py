@@ -52,7 +52,7 @@ class Broker:
         self.port = free_port()
         self.log = folder / "mosquitto.log"
         self._folder = folder
-        self._process: Optional["subprocess.Popen[bytes]"] = None
+        self._process: Optional[subprocess.Popen[bytes]] = None
         self.configure(config, persistence)
 
     def configure(self, config: str, persistence: bool = False) -> None:

@@ -182,6 +182,8 @@ class FakeKernel:
         if file.gone:
             raise _os_error(camera.gone_errno)
         self._maybe_fail(camera, name)
+        if camera.owner is not None and not camera.owner.alive:  # its last mapping has gone: the kernel lets go
+            camera.free_buffers()
         getattr(self, f"_{name.lower()}")(file, camera, argument)
 
     # The ioctls.
@@ -291,7 +293,7 @@ class FakeKernel:
         _check_type(argument.type)
         if argument.memory != abi.MEMORY_MMAP:
             raise _os_error(errno.EINVAL)
-        if camera.owner not in (None, file) and camera.owner.alive:
+        if camera.owner not in (None, file):
             raise _os_error(errno.EBUSY)
         if camera.streaming:
             raise _os_error(errno.EBUSY)

@@ -81,7 +81,7 @@ class Agent:
         subscriptions: Sequence[str] = (),
         **params: Any,
     ) -> None:
-        self.inbox: "queue.Queue[object]" = queue.Queue()
+        self.inbox: queue.Queue[object] = queue.Queue()
         self.notices: List[object] = []
         self.topics = Topics("edge-agent", node)
         settings = MqttParams(host="127.0.0.1", port=port, **{**QUICK, **params})

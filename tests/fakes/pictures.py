@@ -1,7 +1,7 @@
 """Small pictures and clips that tests can tell apart."""
 
 from pathlib import Path
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import av
 import numpy as np
@@ -29,10 +29,19 @@ def number_of(gray: np.ndarray) -> int:
 
 def write_clip(path: Path, frames: int, codec: str = "mjpeg", pix_fmt: str = "yuvj420p", fps: int = 25) -> Path:
     """A video file of `numbered` pictures."""
+    return write_video(path, [numbered(index) for index in range(frames)], fps, codec, pix_fmt)
+
+
+def write_video(
+    path: Path, pictures: Sequence[np.ndarray], fps: int, codec: str = "mjpeg", pix_fmt: str = "yuvj420p"
+) -> Path:
+    """A video file of (H, W) gray or (H, W, 3 RGB) uint8 pictures."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
-        for index in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index), format="rgb24")))
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        for picture in pictures:
+            layout = "gray" if picture.ndim == 2 else "rgb24"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format=layout)))
         container.mux(stream.encode())
     return path

@@ -1,0 +1,133 @@
+"""Reconnecting, and the retained truth: pure, on a clock that the test moves."""
+
+import random
+from typing import List
+
+import pytest
+
+from edge_agent.core.messages import Message
+from edge_agent.mqtt.backoff import Backoff, Dialect, Ending, Flaps
+from edge_agent.mqtt.truth import Rank, RetainedTruth
+
+DOWN = Ending("connection refused")
+SILENT = Ending("silent", answered=False)
+
+
+@pytest.mark.parametrize(("failures", "bound"), [(0, 1.0), (1, 2.0), (3, 8.0), (5, 32.0), (6, 60.0), (500, 60.0)])
+def test_delays_fill_the_whole_range_evenly(failures: int, bound: float) -> None:
+    """Full jitter: quarters of the range are hit equally often, within four sigma."""
+    rng = random.Random(7)
+    delays = []
+    for _ in range(4000):
+        backoff = Backoff(rng)
+        backoff._failures = failures
+        delays.append(backoff.after(DOWN))
+    assert 0.0 <= min(delays) and max(delays) <= bound
+    for quarter in range(4):
+        hits = sum(bound * quarter / 4 <= delay < bound * (quarter + 1) / 4 for delay in delays)
+        assert abs(hits - 1000) < 4 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+def test_bounds_double_and_a_stable_session_resets_them() -> None:
+    class Most(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return b
+
+    backoff = Backoff(Most())
+    assert [backoff.after(DOWN) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert backoff.after(Ending("lost", connected=True, lasted_s=59.0)) == 60
+    assert backoff.after(Ending("lost", connected=True, lasted_s=61.0)) == 1
+
+
+def test_refused_credentials_wait_one_to_five_minutes() -> None:
+    backoff = Backoff(random.Random(3))
+    delays = [backoff.after(Ending("refused", credentials=True)) for _ in range(500)]
+    assert 60.0 <= min(delays) < 75.0 and 285.0 < max(delays) <= 300.0
+
+
+def versions(setting: str, endings: List[Ending]) -> List[str]:
+    dialect = Dialect(setting)
+    spoken = []
+    for ending in endings:
+        dialect.ended(ending)
+        spoken.append(dialect.version)
+    return spoken
+
+
+def test_version_is_given_up_when_the_broker_says_so_or_twice_says_nothing() -> None:
+    unsupported = Ending("unsupported", unsupported=True)
+    lost = Ending("lost", connected=True)
+    assert versions("5", [DOWN, unsupported, lost, SILENT, SILENT]) == ["5"] + ["3.1.1"] * 4
+    assert versions("5", [SILENT, SILENT, SILENT, SILENT]) == ["5", "3.1.1", "3.1.1", "5"]
+    assert versions("5", [SILENT, DOWN, SILENT, lost, SILENT]) == ["5"] * 5
+    assert versions("5", [SILENT, SILENT, lost]) == ["5", "3.1.1", "5"]
+    assert versions("3.1.1", [SILENT, SILENT, lost, unsupported]) == ["3.1.1"] * 4
+
+
+def test_more_than_three_losses_in_a_minute_are_flapping() -> None:
+    flaps = Flaps()
+    assert [flaps.lost(t) for t in (0, 10, 20, 30, 95, 96, 97, 98)] == [False] * 3 + [True] + [False] * 3 + [True]
+
+
+def state(topic: str, payload: bytes) -> Message:
+    return Message(topic, payload, retain=True)
+
+
+def due(truth: RetainedTruth, t: float = 0.0) -> List[bytes]:
+    sent = []
+    for message in truth.due(t):
+        truth.sent(message.topic, t)
+        sent.append(message.payload)
+    return sent
+
+
+def test_truth_is_told_in_rank_order_and_again_at_every_connect() -> None:
+    truth = RetainedTruth()
+    truth.set(state("online", b"5"), Rank.ONLINE)
+    truth.set(state("presence", b"3"), Rank.PRESENCE)
+    truth.set(state("camera", b"2"), Rank.AVAILABILITY)
+    truth.set(state("info", b"1"), Rank.INFO)
+    truth.set(state("config", b"4"), Rank.DISCOVERY)
+    for _ in range(2):
+        truth.connected()
+        assert due(truth) == [b"1", b"2", b"3", b"4", b"5"]
+        assert due(truth) == [] and not truth.told
+
+
+def test_only_the_newest_value_is_ever_sent() -> None:
+    truth = RetainedTruth()
+    for payload in (b"ON", b"OFF", b"ON", b"None"):
+        truth.set(state("p", payload), Rank.PRESENCE)
+    assert due(truth) == [b"None"]
+    truth.set(state("p", b"ON"), Rank.PRESENCE)
+    truth.set(state("p", b"OFF"), Rank.PRESENCE)
+    assert due(truth) == [], "one at a time per topic"
+    truth.accepted("p")
+    assert due(truth) == [b"OFF"]
+    truth.accepted("p")
+    truth.set(state("p", b"OFF"), Rank.PRESENCE)
+    assert due(truth) == [] and truth.told, "the same again is no news"
+
+
+def test_a_slowed_topic_waits_and_then_tells_the_newest() -> None:
+    truth = RetainedTruth()
+    truth.set(state("n", b"0"), Rank.PRESENCE)
+    assert due(truth, 10.0) == [b"0"]
+    truth.accepted("n")
+    for count in (b"1", b"2", b"3"):
+        truth.set(state("n", count), Rank.PRESENCE, 1.0)
+    assert due(truth, 10.9) == []
+    assert due(truth, 11.0) == [b"3"]
+    truth.accepted("n")
+    truth.set(state("n", b"4"), Rank.PRESENCE, 1.0)
+    truth.set(state("n", b"None"), Rank.PRESENCE)
+    assert due(truth, 11.1) == [b"None"], "a change of the answer is not slowed"
+
+
+def test_a_refused_topic_is_tried_again_later_even_when_it_changes() -> None:
+    truth = RetainedTruth()
+    truth.set(state("p", b"ON"), Rank.PRESENCE)
+    due(truth)
+    truth.refused("p", 60.0)
+    truth.set(state("p", b"OFF"), Rank.PRESENCE)
+    assert due(truth, 59.0) == [] and due(truth, 60.0) == [b"OFF"]

@@ -75,9 +75,7 @@ class V4l2Source:
 
     def _start(self, device: Device, identity: Identity, resources: ExitStack) -> Tuple[Stream, Decoder]:
         wanted = self._options
-        layout = negotiate_format(
-            device, self.uri, wanted.pixel_format, wanted.width, wanted.height, wanted.fps, wanted.color
-        )
+        layout = negotiate_format(device, self.uri, wanted)
         rate = set_frame_rate(device, self.uri, wanted.fps)
         set_controls(device, self.uri, wanted.controls)
         decoder = Decoder(layout, wanted.color)

@@ -6,6 +6,7 @@ import os
 from fractions import Fraction
 from typing import Dict, Iterator, List, Optional, Tuple
 
+from edge_agent.capture import SourceOptions
 from edge_agent.capture import v4l2_abi as abi
 from edge_agent.capture.pixels import FORMATS, ImageLayout, PixelFormat
 from edge_agent.capture.v4l2_kernel import Device
@@ -30,19 +31,14 @@ _GRAY_ORDER = list(FORMATS)
 _COLOR_ORDER = ["NV12", "YUYV", "UYVY", "MJPG", "GREY", "Y10", "Y12", "Y16", "Y16_BE"]
 
 
-def negotiate_format(
-    device: Device, uri: str, name: str, width: Optional[int], height: Optional[int], fps: Optional[float], color: bool
-) -> ImageLayout:
+def negotiate_format(device: Device, uri: str, options: SourceOptions) -> ImageLayout:
     """Choose and set the format; the driver may adjust the size, which is logged.
 
     Args:
         device: Open, with no buffers.
         uri: For messages.
-        name: A name of `FORMATS`, or "auto": the cheapest that has the wanted size and rate.
-        width: Wanted, px; None for what the driver is set to.
-        height: Likewise.
-        fps: Wanted, only to choose by.
-        color: Prefer formats that carry colour.
+        options: `pixel_format` is a name of `FORMATS`, or "auto": the cheapest that has the wanted size and rate.
+            An unset width or height is left as the driver is set.
 
     Raises:
         SourceError: The camera has no format that we read, or not the one that was asked for.
@@ -53,30 +49,30 @@ def negotiate_format(
     others = [_text(code) for code in offered if code not in _BY_FOURCC]
     current = abi.Format(type=abi.BUF_TYPE_VIDEO_CAPTURE)
     device.ioctl(abi.G_FMT, current)
-    size = (width or current.fmt.pix.width, height or current.fmt.pix.height)
-    if name != "auto":
-        wanted = name.upper().strip().replace("-", "_")
+    size = (options.width or current.fmt.pix.width, options.height or current.fmt.pix.height)
+    if options.pixel_format != "auto":
+        wanted = options.pixel_format.upper().strip().replace("-", "_")
         if wanted not in FORMATS:
-            raise SourceError(f"{uri}: unknown pixel_format '{name}'", f"expected auto or one of {', '.join(FORMATS)}")
+            raise SourceError(
+                f"{uri}: unknown pixel_format '{options.pixel_format}'", f"expected auto or one of {', '.join(FORMATS)}"
+            )
         if wanted not in names:
             raise SourceError(f"{uri}: the camera has no {wanted}", f"it offers {', '.join(names + others) or 'none'}")
     elif names:
-        order = _COLOR_ORDER if color else _GRAY_ORDER
-        wanted = min(names, key=lambda each: (_misfit(device, _FOURCC[each], size, fps), order.index(each)))
+        order = _COLOR_ORDER if options.color else _GRAY_ORDER
+        wanted = min(names, key=lambda each: (_misfit(device, _FOURCC[each], size, options.fps), order.index(each)))
     else:
         raise SourceError(
-            f"{uri}: no pixel format that can be read", f"expected one of {', '.join(FORMATS)}; it offers {others}"
+            f"{uri}: no pixel format that can be read",
+            f"expected one of {', '.join(FORMATS)}; it offers {', '.join(others) or 'none'}",
         )
-    return _set(device, uri, FORMATS[wanted], size, exact=bool(width or height))
+    return _set(device, uri, FORMATS[wanted], size, exact=bool(options.width or options.height))
 
 
 def set_frame_rate(device: Device, uri: str, fps: Optional[float]) -> Optional[float]:
     """Ask for a rate, where one is wanted, and return the one that the driver states; None where it states none."""
     parm = abi.StreamParm(type=abi.BUF_TYPE_VIDEO_CAPTURE)
-    if not device.supports(abi.G_PARM, parm):
-        adjustable = False
-    else:
-        adjustable = bool(parm.parm.capture.capability & abi.CAP_TIMEPERFRAME)
+    adjustable = device.supports(abi.G_PARM, parm) and bool(parm.parm.capture.capability & abi.CAP_TIMEPERFRAME)
     if fps is not None and not adjustable:
         log.warning("%s: the driver has no setting for the frame rate; fps=%g is not met", uri, fps)
     elif fps is not None:

@@ -122,7 +122,7 @@ class IlluminationMonitor:
         self._frozen_after_s = {"sensor": params.frozen_after_s, "encoded": params.frozen_stream_after_s}.get(kind, 0.0)
         self._strobe = Strobe()
         self._darkness = _Darkness(params.dark_after_s)
-        self._cover = _Cover(params.covered_after_s)
+        self._cover = _Cover(params.covered_after_s, kind == "encoded")
         self._repetition = Repetition()
         self._drops = 0
         self._dark_frames = 0
@@ -275,9 +275,9 @@ class _Darkness:
 class _Cover:
     """No structure for long: COVERED, or DARK where the flat picture is no brighter than a sensor's black level."""
 
-    def __init__(self, after_s: float) -> None:
+    def __init__(self, after_s: float, encoded: bool) -> None:
         self._after_s = after_s
-        self._flatness = Flatness()
+        self._flatness = Flatness(encoded)
         self._since: Optional[float] = None
         self._due_t = -math.inf
         self.sight = Sight.OK

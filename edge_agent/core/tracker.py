@@ -15,6 +15,9 @@ _MAX_AREA_RATIO = 6.0
 _SMOOTH_S = 0.02
 _MIN_ALPHA = 0.25
 
+# Nobody walks on like that for longer.
+_MAX_AHEAD_S = 1.0
+
 _XyXy = Tuple[float, float, float, float]  # left, top, right, bottom, px
 _Place = Tuple[float, float, float, float]  # centre x, centre y, width, height, px
 
@@ -85,10 +88,10 @@ class Tracker:
     """Gives each face an id that lasts through short gaps and crossings. Deterministic; one camera, one thread.
 
     Each track is an alpha-beta filter (g-h filter: constant velocity) over the box's centre. Gains follow the time
-    between sightings, beta = alpha^2 / (2 - alpha) (Benedict and Bordner, 1962), and start as least squares over the
-    first sightings do. Predicted and detected boxes are paired greedily, the best DIoU first (Zheng et al.,
-    "Distance-IoU loss", AAAI 2020: IoU - squared centre distance / squared diagonal of the enclosing box), which also
-    ranks boxes that do not overlap.
+    between sightings, beta = alpha^2 / (2 - alpha) (Benedict and Bordner, 1962); beta starts as least squares over the
+    first k sightings does, 6 / (k (k + 1)). Predicted and detected boxes are paired greedily, the best DIoU first
+    (Zheng et al., "Distance-IoU loss", AAAI 2020: IoU - squared centre distance / squared diagonal of the enclosing
+    box), which also ranks boxes that do not overlap.
 
     Args:
         params: May be replaced between calls.
@@ -147,10 +150,9 @@ class Tracker:
     def _pairs(self, places: Sequence[_Place], t: float) -> List[Tuple[float, Track, int]]:
         """Track and detection that may be the same face, most alike first, then lower id, then detection order."""
         pairs = []
-        min_overlap, longest_s = self.params.min_overlap, self.params.max_lost_s
+        min_overlap = self.params.min_overlap
         for track in self._tracks:
-            # Beyond `max_lost_s` (a slow camera) a speed says nothing any more.
-            dt = min(t - track.seen_t, longest_s)
+            dt = min(t - track.seen_t, _MAX_AHEAD_S)
             x, y, w, h = track.x + track.vx * dt, track.y + track.vy * dt, track.w, track.h
             area = w * h
             for j, (cx, cy, bw, bh) in enumerate(places):
@@ -190,14 +192,14 @@ class Tracker:
     def _correct(self, track: Track, place: _Place, t: float) -> None:
         """Alpha-beta step from the last sighting to `t`."""
         dt = t - track.seen_t
-        ahead_s = min(dt, self.params.max_lost_s)
+        ahead_s = min(dt, _MAX_AHEAD_S)
         k = track.hits + 1
         alpha = dt / (dt + _SMOOTH_S)
         speed_gain = max(
             alpha * alpha / (2 - alpha) / dt if dt > 0 else 0.0,
             6 / (k * (k + 1)) / max(dt, _SMOOTH_S),
         )
-        alpha = max(alpha, _MIN_ALPHA, 2 * (2 * k - 1) / (k * (k + 1)))
+        alpha = max(alpha, _MIN_ALPHA)
         x, y = track.x + track.vx * ahead_s, track.y + track.vy * ahead_s
         cx, cy, w, h = place
         track.x, track.y = x + alpha * (cx - x), y + alpha * (cy - y)

@@ -1,6 +1,7 @@
 """What a user may ask of a camera: format, size, rate, controls; what the driver makes of it is told."""
 
 import logging
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from edge_agent.capture import SourceOptions
 from edge_agent.capture import v4l2_abi as abi
 from edge_agent.capture.v4l2 import V4l2Source
 from edge_agent.capture.v4l2_controls import control_name
-from edge_agent.errors import SourceError
+from edge_agent.errors import MissingPackage, SourceError
 from tests.capture.contract import next_frame
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.v4l2_camera import Control, FakeCamera
@@ -84,6 +85,14 @@ def test_a_format_that_is_not_there_is_a_clear_error(kernel, formats, asked, mes
         opened(kernel, FakeCamera(formats=formats), pixel_format=asked)
     assert message in fault.value.message
     assert hint in fault.value.hint
+    assert kernel.open_descriptors == 0
+
+
+@pytest.mark.parametrize(("name", "color"), [("MJPG", False), ("YUYV", True)])
+def test_a_format_that_needs_opencv_says_so_where_it_is_not_installed(kernel, monkeypatch, name, color) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as Python itself marks a module that is not there
+    with pytest.raises(MissingPackage, match=rf"{name}.*edge-agent\[cpu\]"):
+        opened(kernel, FakeCamera(formats={name: [VGA]}), color=color)
     assert kernel.open_descriptors == 0
 
 

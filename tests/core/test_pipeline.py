@@ -82,6 +82,24 @@ def test_without_frames_a_face_that_was_there_stays_there():
     assert camera.report.presence is YES
 
 
+def test_a_face_in_its_gap_counts_as_there_however_short_the_delay():
+    camera = StagedCamera(presence=PresenceParams(0.0, 0.0))
+    camera.show((320, 240))
+    for _ in range(5):
+        camera.show()
+        camera.tick(0.0)
+    assert camera.report.presence is YES
+    camera.show(after_s=1.0)
+    assert camera.report.presence is NO and camera.events[-1].end_reason == "left"
+
+
+def test_since_is_when_the_answer_changed_not_when_a_second_face_came():
+    camera = StagedCamera()
+    first = camera.show((100, 100))
+    camera.show((100, 100), (400, 100))
+    assert (camera.report.faces, camera.report.since) == (2, first.info.moment)
+
+
 def test_a_late_camera_is_not_cut_short_by_the_clock():
     """Frames arrive 0.9 s after exposure; a face that is missed for 0.3 s keeps its event, ticks or not."""
     camera = StagedCamera()

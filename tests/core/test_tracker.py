@@ -135,6 +135,13 @@ def test_a_fast_face_at_a_slow_rate_keeps_its_id_once_its_speed_is_known():
     assert set(ids) == {1}, "six steps of nearly two widths each"
 
 
+def test_three_sights_of_a_fast_face_are_enough_to_find_it_again():
+    tracker = Tracker(TrackerParams())
+    for i in range(3):
+        tracker.update(faces((100 + 500 * i / 30, 100)), i / 30)
+    assert visible(tracker.update(faces((100 + 500 * 0.5, 100)), 0.5)) == [1]
+
+
 def test_uneven_time_stamps_do_not_throw_a_track_off():
     """Frames of an even 30 fps that a network bunches: stamps 1 ms apart, then 65 ms; then equal; then a step back."""
     tracker = Tracker(TrackerParams())
@@ -157,9 +164,17 @@ def test_neighbours_do_not_take_over_an_id():
 
 
 def test_a_face_of_another_size_is_another_face():
+    for before, after in ((200, 60), (60, 200)):
+        tracker = Tracker(TrackerParams())
+        tracker.update(faces((100, 100), side=before), 0.0)
+        assert visible(tracker.update(faces((100, 100), side=after), 0.03)) == [2]
+
+
+def test_a_slow_drift_is_not_believed_in_for_ever():
     tracker = Tracker(TrackerParams())
-    tracker.update(faces((100, 100), side=200), 0.0)
-    assert visible(tracker.update(faces((100, 100), side=60), 0.03)) == [2]
+    for i in range(30):
+        tracker.update(faces((100 + i, 100)), i / 30)
+    assert visible(tracker.update(faces((130, 100)), 11.0)) == [1], "the camera stalled for ten seconds"
 
 
 def test_confirm_s_counts_time_not_frames():

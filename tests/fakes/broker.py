@@ -82,10 +82,10 @@ class Broker:
         """`kill -9`: no goodbye, nothing saved."""
         self._end(signal.SIGKILL)
 
-    def freeze(self) -> None:
-        """Keep connections, and answer nothing."""
+    def tell(self, what: signal.Signals) -> None:
+        """SIGSTOP: keep connections, and answer nothing. SIGCONT: go on. SIGHUP: read access lists again."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        self._process.send_signal(what)
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
@@ -217,6 +217,46 @@ class Gate:
                 self._pairs += [inner, outer]
             for source, sink in ((inner, outer), (outer, inner)):
                 threading.Thread(target=_forward, args=(source, sink), daemon=True).start()
+
+
+class Front:
+    """Passes MQTT 3.1.1 on to a broker; answers every other first packet with `answer`, or not at all.
+
+    Args:
+        port: Of the broker.
+        answer: Sent before the connection is closed; with b"" it is left open, mute.
+    """
+
+    def __init__(self, port: int, answer: bytes = b"") -> None:
+        self._target, self._answer = port, answer
+        self._held: List[socket.socket] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._server.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        _cut(self._server)
+        self._server.close()
+        for sock in self._held:
+            sock.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                inner, _ = self._server.accept()
+                first = inner.recv(65536)
+            except OSError:
+                return
+            self._held.append(inner)
+            if b"\x00\x04MQTT\x04" in first:
+                outer = socket.create_connection(("127.0.0.1", self._target), 5.0)
+                outer.settimeout(None)
+                outer.sendall(first)
+                for source, sink in ((inner, outer), (outer, inner)):
+                    threading.Thread(target=_forward, args=(source, sink), daemon=True).start()
+            elif self._answer:
+                inner.sendall(self._answer)
+                _cut(inner)
 
 
 def _forward(source: socket.socket, sink: socket.socket) -> None:

@@ -10,6 +10,7 @@ later harm (a call that blocks for ever, a buffer queued after munmap), raises `
 
 import ctypes
 import errno
+import itertools
 import mmap
 import os
 import select
@@ -75,9 +76,7 @@ class FakeKernel:
     def plug(self, camera: FakeCamera, number: Optional[int] = None, links: bool = True) -> str:
         """The camera appears under the lowest number that nobody uses any more; returns its node."""
         if number is None:
-            number = 0
-            while self._is_busy(self.node(number)):
-                number += 1
+            number = next(each for each in itertools.count() if not self._is_busy(self.node(each)))
         node = self.node(number)
         if self._is_busy(node):
             raise ValueError(f"{node} is in use")
@@ -236,8 +235,10 @@ class FakeKernel:
         name = NAMES.get(pix.pixelformat, "")
         camera.format = name if name in camera.formats else next(iter(camera.formats), "")
         wanted = (pix.width, pix.height)
-        sizes = camera.formats.get(camera.format, [(0, 0)])
-        camera.size = min(sizes, key=lambda size: abs(size[0] - wanted[0]) + abs(size[1] - wanted[1]))
+        camera.size = min(
+            camera.formats.get(camera.format, [(0, 0)]),
+            key=lambda size: abs(size[0] - wanted[0]) + abs(size[1] - wanted[1]),
+        )
         self._g_fmt(file, camera, argument)
         self.history.append("S_FMT {} {}x{}".format(camera.format, *camera.size))
 
@@ -260,14 +261,11 @@ class FakeKernel:
         self.history.append(f"S_PARM {camera.interval.numerator}/{camera.interval.denominator}")
 
     def _query_ext_ctrl(self, _file: _File, camera: FakeCamera, argument: abi.QueryExtCtrl) -> None:
-        wanted = argument.id & ~abi.CTRL_FLAG_NEXT_CTRL
-        if argument.id & abi.CTRL_FLAG_NEXT_CTRL:
-            found = [each for each in sorted(camera.controls, key=lambda each: each.id) if each.id > wanted]
-        else:
-            found = [each for each in camera.controls if each.id == wanted]
+        wanted, is_next = argument.id & ~abi.CTRL_FLAG_NEXT_CTRL, bool(argument.id & abi.CTRL_FLAG_NEXT_CTRL)
+        found = [each for each in camera.controls if (each.id > wanted if is_next else each.id == wanted)]
         if not found:
             raise _os_error(errno.EINVAL)
-        control = found[0]
+        control = min(found, key=lambda each: each.id)
         argument.id, argument.type, argument.flags = control.id, control.type, control.flags
         argument.name = control.name.encode()
         argument.minimum, argument.maximum, argument.step = control.minimum, control.maximum, control.step

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_agent.core.quality import CropParams
 from edge_agent.core.topics import Topics
-from edge_agent.core.types import Box, CameraReport, Crop, FaceEvent, FrameInfo, Moment, Presence, Quality, Sight
+from edge_agent.core.types import Box, CameraReport, Crop, FaceEvent, FrameInfo, Moment, Outcome, Presence, Quality, Sight
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.outbox import MemoryOutbox
@@ -81,6 +81,7 @@ class Agent:
         subscriptions: Sequence[str] = (),
         **params: Any,
     ) -> None:
+        self.skipped_s = 0.0
         self.inbox: queue.Queue[object] = queue.Queue()
         self.notices: List[object] = []
         self.topics = Topics("edge-agent", node)
@@ -91,20 +92,21 @@ class Agent:
         self.outbox = MemoryOutbox(outbox, time.monotonic)
         letters = Letters(self.topics, 41, CropParams(), fake_jpeg, settings.max_packet_bytes)
         self.publisher = Publisher(
-            self.topics, self.outbox, self.client, now, letters, reports, 41, {"door": {"delay_off_s": 2.0}},
+            self.topics, self.outbox, self.client, self.clock, letters, reports, 41, {"door": {"delay_off_s": 2.0}},
             subscriptions, self.notices.append,
         )  # fmt: skip
         self.publisher.info(INFO)
 
+    def clock(self) -> Moment:
+        """The real one, plus what the test has skipped."""
+        real = now()
+        return Moment(real.t + self.skipped_s, real.at + timedelta(seconds=self.skipped_s))
+
     def put(self, *events: FaceEvent) -> None:
         """As the infer thread's outcome would."""
-        from edge_agent.core.types import Outcome
-
         self.publisher.outcome(Outcome("door", events))
 
     def say(self, told: CameraReport) -> None:
-        from edge_agent.core.types import Outcome
-
         self.publisher.outcome(Outcome(told.camera, report=told))
 
     def step(self) -> None:

@@ -1,0 +1,265 @@
+"""The client against a real broker, and against things that are none."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Iterator, List
+
+import pytest
+
+from edge_agent.mqtt.client import default_client_id
+from edge_agent.mqtt.notices import Acked, Connected, Disconnected
+from edge_agent.mqtt.params import TlsParams
+from tests.fakes.broker import PATH, VERSIONS, Broker, Front, Gate, Listener, eventually, free_port, needs_mosquitto
+from tests.fakes.mqtt_agent import Agent, event, now
+
+ROOT = Path(__file__).resolve().parents[2]
+ONLINE = "edge-agent/lobby/availability"
+
+
+def test_client_ids_are_stable_and_differ_by_node_and_machine(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("4c4c4544\n")
+    other.write_text("5c5c5555\n")
+    assert default_client_id("lobby", one) == default_client_id("lobby", one)
+    ids = {default_client_id(node, file) for node in ("lobby", "yard") for file in (one, other, tmp_path / "none")}
+    assert len(ids) == 6 and not any("4c4c4544" in one_id for one_id in ids)
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with Agent(free_port()) as agent:
+        agent.until(lambda: agent.client.status().state == "waiting")
+        assert "refused" in agent.client.status().fault and not agent.client.status().connected
+        agent.put(event(1))
+        agent.step()
+        assert agent.outbox.status().pending == 1
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00" * 64, b""])
+def test_something_else_listens(answer: bytes) -> None:
+    front = Front(free_port(), answer)
+    with Agent(front.port, connect_timeout_s=0.3, protocol="5") as agent:
+        agent.until(lambda: agent.client.status().state == "waiting")
+        assert "does not answer as a broker" in agent.client.status().fault
+        assert not any(isinstance(notice, Connected) for notice in agent.notices)
+    front.close()
+
+
+@needs_mosquitto
+def test_the_broker_may_come_later(tmp_path: Path) -> None:
+    broker = Broker(tmp_path)
+    with Agent(broker.port) as agent:
+        agent.put(event(1))
+        agent.until(lambda: agent.client.status().state == "waiting")
+        with broker, Listener(broker, "edge-agent/#"):
+            agent.until(agent.settled)
+            assert agent.client.status().fault == "" and "refused" in agent.client.status().last_fault
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("answer", [b"\x20\x03\x00\x84\x00", b"\x20\x02\x00\x01", b""], ids=["0x84", "0x01", "mute"])
+def test_falls_back_to_3_1_1(tmp_path: Path, answer: bytes) -> None:
+    with Broker(tmp_path) as broker:
+        front = Front(broker.port, answer)
+        with Agent(front.port, connect_timeout_s=0.3) as agent:
+            agent.put(event(1))
+            agent.until(agent.settled)
+            assert agent.client.status().protocol == "3.1.1"
+        front.close()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", VERSIONS)
+def test_refused_credentials_are_said_and_not_hammered(
+    tmp_path: Path, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    tool = shutil.which("mosquitto_passwd", path=PATH)
+    assert tool is not None, "mosquitto_passwd comes with mosquitto"
+    users, secret = tmp_path / "users", tmp_path / "secret"
+    subprocess.run([tool, "-c", "-b", str(users), "agent", "correct-horse"], check=True, capture_output=True)
+    secret.write_text("wrong-horse\n")
+    login = {"username": "agent", "password_file": str(secret), "protocol": version}
+    with Broker(tmp_path, f"allow_anonymous false\npassword_file {users}") as broker:
+        with Agent(broker.port, **login) as agent:
+            agent.until(lambda: agent.client.status().state == "waiting")
+            status = agent.client.status()
+            assert "refused" in status.fault and "password_file" in status.fault
+            assert 60.0 <= status.retry_s <= 300.0 and not status.connected
+            assert not any(isinstance(notice, Connected) for notice in agent.notices)
+        secret.write_text("correct-horse\nsecond line\n")
+        with Agent(broker.port, **login) as agent:
+            agent.until(agent.settled)
+        secret.unlink()
+        with Agent(broker.port, **login) as agent:
+            agent.until(lambda: "password_file" in agent.client.status().fault)
+            assert "No such file" in agent.client.status().fault
+    assert "horse" not in caplog.text
+
+
+@needs_mosquitto
+def test_a_listener_that_raises_does_not_end_the_thread(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    raised: List[object] = []
+
+    def notify(notice: object) -> None:
+        if isinstance(notice, (Acked, Disconnected)) and len(raised) < 3:
+            raised.append(notice)
+            raise RuntimeError("from the callback")
+        agent.inbox.put(notice)
+
+    with Broker(tmp_path) as broker, Listener(broker) as listener:
+        agent = Agent(broker.port, on_notice=notify)
+        with agent:
+            for seq in range(1, 30):
+                agent.put(event(seq))
+            agent.until(agent.settled)
+            assert len(raised) == 3 and agent.client.status().reconnects >= 1
+            eventually(lambda: len(set(listener.payloads("edge-agent/lobby/door/events"))) >= 29)
+    assert "from the callback" in caplog.text
+
+
+@needs_mosquitto
+def test_a_broker_that_stops_acknowledging_is_left(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker, Agent(broker.port, ack_timeout_s=0.5) as agent:
+        agent.until(agent.settled)
+        broker.tell(signal.SIGSTOP)
+        agent.put(event(1))
+        agent.until(lambda: "no acknowledgement" in agent.client.status().last_fault)
+        broker.tell(signal.SIGCONT)
+        agent.until(agent.settled)
+
+
+@needs_mosquitto
+def test_a_second_client_of_the_same_id_is_noticed(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker, Agent(broker.port, client_id="twin") as one:
+        one.until(one.settled)
+        with Agent(broker.port, client_id="twin", node="yard", reports=()) as other:
+
+            def noticed() -> bool:
+                other.step()
+                return "twin" in one.client.status().last_fault and "client" in one.client.status().last_fault
+
+            one.until(noticed)
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_will_speaks_when_the_process_is_killed(tmp_path: Path, version: str) -> None:
+    code = """
+        import sys, threading
+        from tests.fakes.mqtt_agent import Agent
+        agent = Agent(int(sys.argv[1]), protocol=sys.argv[2])
+        agent.client.start()
+        agent.until(agent.settled)
+        print("ready", flush=True)
+        threading.Event().wait()
+    """
+    with Broker(tmp_path) as broker, Listener(broker, ONLINE) as listener:
+        command = [sys.executable, "-c", textwrap.dedent(code), str(broker.port), version]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}) as child:
+            assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+            eventually(lambda: listener.last(ONLINE) == b"online")
+            child.kill()
+        eventually(lambda: listener.last(ONLINE) == b"offline")
+        with Listener(broker, ONLINE) as late:
+            eventually(lambda: late.last(ONLINE) == b"offline")
+            assert late.heard[0].retain
+
+
+@needs_mosquitto
+def test_closing_waits_for_acknowledgements_and_otherwise_lets_the_will_speak(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker, Listener(broker) as listener, Agent(broker.port) as agent:
+        agent.until(agent.settled)
+        session = next(n.session for n in agent.notices if isinstance(n, Connected))
+        token = agent.client.publish(last_event(agent), session)
+        assert agent.client.close(5.0)
+        assert any(isinstance(n, Acked) and n.token == token for n in agent.take(0.1)), "it waited"
+        assert agent.client.status().state == "closed" and agent.client.close(0.0)
+        eventually(lambda: listener.payloads("edge-agent/lobby/door/availability")[-1:] == [b"online"])
+        assert listener.last(ONLINE) == b"online", "a clean goodbye: no will"
+    with Broker(tmp_path) as broker, Listener(broker, ONLINE) as listener, Agent(broker.port) as agent:
+        agent.until(agent.settled)
+        broker.tell(signal.SIGSTOP)
+        agent.put(event(1))
+        agent.step()
+        assert agent.client.close(0.2)
+        broker.tell(signal.SIGCONT)
+        eventually(lambda: listener.last(ONLINE) == b"offline")
+
+
+def last_event(agent: Agent) -> object:
+    from edge_agent.core.messages import Message
+
+    return Message(agent.topics.camera("door").availability, b"online")
+
+
+@needs_mosquitto
+def test_a_cut_network_comes_back(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker:
+        gate = Gate(broker.port)
+        with Agent(gate.port) as agent:
+            for cut in range(1, 3):
+                agent.until(agent.settled)
+                gate.shut()
+                agent.until(lambda: not agent.client.status().connected)
+                gate.open()
+                agent.until(lambda: agent.client.status().connected)
+                assert agent.client.status().reconnects == cut
+            assert agent.publisher.close(now(), agent.take)
+        gate.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two authorities; server certificates for this host and for another; a client's."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs certificates: apt-get install openssl")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for ca in ("ca", "stranger"):
+        run("req", "-x509", *key, "-days", "2", "-subj", f"/CN={ca}", "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
+    for name, san in (("server", "IP:127.0.0.1"), ("elsewhere", "DNS:elsewhere.example"), ("client", "DNS:lobby")):
+        (folder / f"{name}.ext").write_text(f"subjectAltName={san}\n")
+        run("req", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        run(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.pem",
+        )  # fmt: skip
+    yield folder
+
+
+@needs_mosquitto
+def test_tls_checks_authority_name_and_client(tmp_path: Path, certificates: Path) -> None:
+    def config(name: str) -> str:
+        files = f"certfile {certificates}/{name}.pem\nkeyfile {certificates}/{name}.key\ncafile {certificates}/ca.pem"
+        return f"listener PORT 127.0.0.1\n{files}\nrequire_certificate true"
+
+    own = {"cert_file": f"{certificates}/client.pem", "key_file": f"{certificates}/client.key"}
+    right = TlsParams(True, f"{certificates}/ca.pem", **own)
+    faults = [
+        (TlsParams(True, f"{certificates}/stranger.pem", **own), "not trusted"),
+        (TlsParams(True, f"{certificates}/none.pem", **own), "none.pem cannot be used"),
+        (TlsParams(True, f"{certificates}/ca.pem"), ""),
+        (TlsParams(), ""),
+    ]
+    with Broker(tmp_path, config("server")) as broker:
+        with Agent(broker.port, tls=right) as agent:
+            agent.put(event(1, "end", crop=True, side=600))
+            agent.until(agent.settled)
+        for wrong, words in faults:
+            with Agent(broker.port, tls=wrong, connect_timeout_s=1.0) as agent:
+                agent.until(lambda: agent.client.status().state == "waiting")
+                assert words in agent.client.status().fault
+                assert not any(isinstance(notice, Connected) for notice in agent.notices)
+    with Broker(tmp_path, config("elsewhere")) as broker, Agent(broker.port, tls=right) as agent:
+        agent.until(lambda: agent.client.status().state == "waiting")
+        assert "not trusted" in agent.client.status().fault and "127.0.0.1" in agent.client.status().fault

@@ -1,4 +1,4 @@
-"""`edge-agent model`: list, fetch, inspect and verify the networks."""
+"""`edge-agent model`: list, fetch, inspect, convert and verify the networks."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from edge_agent.inference.onnx_contract import describe
 
 def add_parser(subparsers: Any) -> None:
     """Add `model` and its actions to the command line."""
-    parser = subparsers.add_parser("model", help="list, fetch, inspect and verify the networks")
+    parser = subparsers.add_parser("model", help="list, fetch, inspect, convert and verify the networks")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     listing = actions.add_parser("list", help="what models there are, their licences, and which are here")
@@ -30,6 +30,21 @@ def add_parser(subparsers: Any) -> None:
     inspecting.add_argument("file", type=Path)
     inspecting.add_argument("--json", action="store_true", help="print JSON")
 
+    converting = actions.add_parser("convert", help="turn NVIDIA's .uff or .etlt into .onnx, which every backend runs")
+    converting.add_argument("file", type=Path, help=".uff, or .etlt with --key")
+    converting.add_argument("out", type=Path, help="the .onnx to write")
+    converting.add_argument("--key", help="what an .etlt is encrypted with; that of FaceDetectIR is tlt_encode")
+    converting.add_argument(
+        "--output",
+        dest="outputs",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take this output; may be repeated",
+    )
+    converting.add_argument("--free-batch", action="store_true", help="leave the batch size free instead of 1")
+    converting.add_argument("--json", action="store_true", help="print JSON")
+
     verifying = actions.add_parser("verify", help="compare a model's files with their known sums")
     verifying.add_argument("name", help="as 'list' shows it")
     _add_common(verifying)
@@ -39,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     """Do what was asked; 0 when all is well."""
     if args.action == "inspect":
         return _inspect(args)
+    if args.action == "convert":
+        return _convert(args)
     directory = models.models_dir(args.models_dir, os.environ)
     if args.action == "list":
         return _list(args, directory)
@@ -105,6 +122,23 @@ def _inspect(args: argparse.Namespace) -> int:
         for line in value if isinstance(value, list) and key in ("inputs", "outputs") else [value]:
             print(f"  {key:12} {_plain(line)}")
     for finding in found.findings:
+        print(finding)
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from edge_agent.inference.convert import convert_file
+
+    done = convert_file(args.file, args.out, args.key, args.outputs, None if args.free_batch else 1)
+    if args.json:
+        report = {"file": str(args.file), "out": str(args.out), **done.facts, "findings": done.findings}
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"{args.file}: {done.kind}")
+    for key, value in done.facts.items():
+        for line in value if isinstance(value, list) else [value]:
+            print(f"  {key:12} {_plain(line)}")
+    for finding in done.findings:
         print(finding)
     return 0
 

@@ -101,6 +101,32 @@ class OrtEngine:
         self._session = None
 
 
+def try_out(data: bytes, name: str) -> Dict[str, Tuple[int, ...]]:
+    """Run a float model once, on noise and with 1 for every free dim: the shapes of its outputs by name.
+
+    Raises:
+        MissingPackage: onnxruntime is not installed.
+        ModelError: It does not run, or answers NaN or infinity.
+    """
+    model = parse_onnx(data, name)
+    ort = _onnxruntime()
+    refusals: Tuple[Type[BaseException], ...] = (*_faults(ort), TypeError)
+    noise = np.random.default_rng(0)
+    feed = {}
+    try:
+        for tensor in model.inputs:
+            shape = [dim if isinstance(dim, int) else 1 for dim in tensor.shape or ()]
+            feed[tensor.name] = np.asarray(noise.random(shape)).astype(tensor.dtype)
+        session = ort.InferenceSession(data, sess_options=_options(ort, 1), providers=["CPUExecutionProvider"])
+        answers = session.run(None, feed)
+    except refusals as error:
+        raise ModelError(f"{name}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}") from error
+    wild = [tensor.name for tensor, answer in zip(model.outputs, answers) if not np.isfinite(answer).all()]
+    if wild:
+        raise ModelError(f"{name}: answers NaN or infinity in {', '.join(wild)}", "the file is damaged")
+    return {tensor.name: tuple(answer.shape) for tensor, answer in zip(model.outputs, answers)}
+
+
 def _onnxruntime() -> Any:
     try:
         import onnxruntime

@@ -3,7 +3,7 @@
 Source: https://protobuf.dev/programming-guides/encoding/
 """
 
-from typing import Iterator, Tuple, Union
+from typing import Iterator, List, Tuple, Union
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -80,6 +80,20 @@ def integer(value: Value) -> int:
     if not isinstance(value, int):
         raise WireError("a message where a number was expected")
     return value - (1 << 64) if value >> 63 else value
+
+
+def integers(data: Union[bytes, memoryview]) -> List[int]:
+    """The numbers of a packed repeated int32 or int64 field.
+
+    Raises:
+        WireError: The bytes are no row of varints.
+    """
+    view = memoryview(data)
+    at, numbers = 0, []
+    while at < len(view):
+        value, at = _read_varint(view, at)
+        numbers.append(integer(value))
+    return numbers
 
 
 def encode(number: int, value: Union[int, str, bytes, memoryview]) -> bytes:

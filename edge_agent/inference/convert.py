@@ -1,0 +1,86 @@
+"""A model file of NVIDIA's made into ONNX, tried out, and written."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+from edge_agent.errors import InputError, MissingPackage, ModelError
+from edge_agent.inference.etlt import open_etlt
+from edge_agent.inference.inspect import Inspection, inspect_onnx
+from edge_agent.inference.onnx_file import parse_onnx
+from edge_agent.inference.ort import try_out
+from edge_agent.inference.uff_to_onnx import convert_uff
+
+
+def convert_file(
+    source: Path, target: Path, key: Optional[str] = None, outputs: Sequence[str] = (), batch: Optional[int] = 1
+) -> Inspection:
+    """Convert `source` and write `target`, which is replaced at once or left as it was.
+
+    Args:
+        source: .uff, or .etlt.
+        target: Where the ONNX file goes.
+        key: Of an .etlt.
+        outputs: See `convert_uff`.
+        batch: See `convert_uff`.
+
+    Returns:
+        What was read, and what came out of it.
+
+    Raises:
+        InputError: A file cannot be read or written, or an output is not there.
+        ModelError: The file is damaged, its key is wrong, it cannot be converted, or the result does not run.
+        MissingPackage: An .etlt, without NVIDIA's package.
+    """
+    if target.suffix != ".onnx":
+        raise InputError(f"{target}: the result is ONNX", "expected a name that ends in .onnx")
+    kind, data = _payload(source, key)
+    facts: Dict[str, Any] = {}
+    if kind == "uff":
+        made = convert_uff(data, str(source), outputs, batch)
+        data, facts["operations"] = made.data, dict(made.operations)
+    elif outputs:
+        raise InputError(f"{source}: holds ONNX, whose outputs are as they are", "leave out --output")
+    found = inspect_onnx(data, str(target))
+    facts.update((fact, found.facts[fact]) for fact in ("inputs", "outputs", "contract"))
+    trial = _trial(data, str(source))
+    _write(target, data)
+    use = f"; to use it, set EDGE_AGENT_MODEL__MODEL={shlex.quote(str(target))}" if facts["contract"] else ""
+    return Inspection(kind, facts, [*found.findings, trial, f"wrote {target}{use}"])
+
+
+def _payload(source: Path, key: Optional[str]) -> Tuple[str, bytes]:
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}", "expected a .uff or .etlt file") from error
+    if source.suffix != ".etlt":
+        return "uff", data
+    if key is None:
+        raise InputError(f"{source}: is encrypted", "give its key by --key; that of FaceDetectIR is tlt_encode")
+    return open_etlt(data, str(source), key)
+
+
+def _trial(data: bytes, name: str) -> str:
+    """Whether the result runs, and answers in the shapes that were worked out for it."""
+    try:
+        found = try_out(data, name)
+    except MissingPackage:
+        return "not tried out: that needs onnxruntime (pip install 'edge-agent[cpu]')"
+    for tensor in parse_onnx(data, name).outputs:
+        told = tuple(dim if isinstance(dim, int) else 1 for dim in tensor.shape or ())
+        if tensor.shape is not None and told != found[tensor.name]:
+            raise ModelError(f"{name}: {tensor.name} should be {told}, and is {found[tensor.name]}")
+    return "tried out with ONNX Runtime: outputs of the shapes above, all finite"
+
+
+def _write(target: Path, data: bytes) -> None:
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(target)
+    except OSError as error:
+        if scratch.exists():
+            scratch.unlink()
+        raise InputError(f"{target}: cannot be written: {error.strerror}", "choose another place") from error

@@ -1,6 +1,7 @@
 """`test://`: deterministic scenes, with faces on a script and every disturbance that a camera can suffer."""
 
 import math
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,8 @@ class SyntheticSource:
         uri: `test://NAME` with NAME out of `scene.SCENES`, and options: `size=640x480`, `fps=30`,
             `pace=real|fast` (fast: every frame at once), `picture=PATH` (faces are this picture), `script=PATH` (JSON,
             see `scene.parse_scene`), `noise=2` (standard deviation), `strobe=1:1` (lit:dark frames), spans of scene
-            seconds `dark=10-15`, `cover=`, `freeze=`, `lose=`, `end=30`, `seed=1`, `bits=8|10|12|16`, `color=1`.
+            seconds `dark=10-15`, `cover=`, `freeze=`, `lose=`, `end=30`, `hang=30` (reading never returns), `seed=1`,
+            `bits=8|10|12|16`, `color=1`.
         options: `width` and `height`, `fps` and `color` where the URI does not say.
 
     Raises:
@@ -50,6 +52,7 @@ class SyntheticSource:
         seed = int(query.number("seed", 1, 0, 2**31))
         picture, script = query.text("picture"), query.text("script")
         disturbances = _disturbances(query)
+        self._hang_s = query.number("hang", 0.0, 0.0, _LONGEST_S) or math.inf
         query.finish()
         if self._color and self._bits != 8:
             raise query.fault("bits", str(self._bits), "8 with color=1")
@@ -99,6 +102,8 @@ class SyntheticSource:
         end_s = self.scene.disturbances.end_s
         if end_s is not None and t_s >= end_s:
             raise EndOfStream(f"{self.uri}: the scene has ended")
+        if t_s >= self._hang_s:
+            threading.Event().wait()
         lost = within(self.scene.disturbances.lose, t_s)
         if lost is not None:
             self._opened = False

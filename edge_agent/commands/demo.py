@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional
 from urllib.parse import urlsplit
 
 from edge_agent.commands.broker import BrokerAddress, local_broker
-from edge_agent.commands.live import Account
+from edge_agent.commands.live import Account, is_crop
 from edge_agent.errors import EdgeAgentError, InputError
 
 NODE, CAMERA, BASE = "demo", "camera", "edge-agent"
@@ -144,7 +144,7 @@ class _Demo:
     def _tell_one(self, topic: str, payload: bytes, retained: bool) -> None:
         line = self._account.line(topic, payload, retained)
         stamp = time.monotonic() - self._started_t
-        saved = self._save(topic, payload) if "/crops/" in topic else ""
+        saved = self._save(topic, payload) if is_crop(topic) else ""
         if self._args.json:
             shown = None if saved else payload.decode("utf-8", "replace")
             print(

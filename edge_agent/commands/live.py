@@ -21,6 +21,7 @@ class Account:
     presence: List[str] = field(default_factory=list)
     events: List[str] = field(default_factory=list)
     latencies_ms: List[float] = field(default_factory=list)
+    _told: Dict[str, str] = field(default_factory=dict)
 
     def line(self, topic: str, payload: bytes, retained: bool = False) -> Optional[str]:
         """One message in words, or None for what a person need not see."""
@@ -41,7 +42,7 @@ class Account:
         if name == "health":
             health = _json(payload)
             why = "; ".join(health.get("reasons", ()))
-            return f"{node}: health {health.get('state')}{f' ({why})' if why else ''}"
+            return self._if_new(f"{node}: health", f"{health.get('state')}{f' ({why})' if why else ''}")
         return None
 
     def _of_camera(self, camera: str, rest: List[str], payload: bytes, retained: bool) -> Optional[str]:
@@ -50,13 +51,28 @@ class Account:
             if not self.presence or self.presence[-1] != value:
                 self.presence.append(value)
             return f"{camera}: presence {value:4} {PRESENCE.get(value, '')}{_old(retained)}"
+        if rest == ["presence", "attributes"]:
+            return self._if_new(f"{camera}: sight", str(_json(payload).get("reason")))
         if rest == ["events"]:
             return f"{camera}: {self._event(_json(payload))}"
-        if rest[0] == "crops":
+        if rest[0] == "crops" and is_crop("/".join(rest)):
             return f"{camera}: crop of {rest[1][:13]}..., {len(payload)} bytes"
         if rest[0] == "zones" and rest[-1] == "presence":
             return f"{camera}: zone {rest[1]} {_text(payload)}{_old(retained)}"
+        if rest[-1] == "state":
+            return f"{camera}: switch {rest[0]} {_text(payload)}{_old(retained)}"
+        if camera.endswith("/response") and rest != ["selftest"]:
+            answer = _json(payload)
+            why = f": {answer['error']}" if answer.get("error") else ""
+            return f"{camera.split('/')[0]}: {rest[0]} {answer.get('status')}{why}"
         return None
+
+    def _if_new(self, subject: str, state: str) -> Optional[str]:
+        """What is told again and again is worth a line when it changes."""
+        if self._told.get(subject) == state:
+            return None
+        self._told[subject] = state
+        return f"{subject} {state}"
 
     def _event(self, event: Dict[str, Any]) -> str:
         if "from_seq" in event:
@@ -71,6 +87,12 @@ class Account:
         took = f", {latency:.0f} ms after the picture" if latency is not None and kind == "start" else ""
         lasted = f", after {event.get('duration_ms', 0) / 1000:.1f} s" if kind == "end" else ""
         return f"face {kind:6} #{event.get('seq')} score {event.get('score', 0):.2f}{lasted}{took}{why}{late}"
+
+
+def is_crop(topic: str) -> bool:
+    """True for `C/crops/<event_id>`; the switch of that name has `set` and `state` beside it."""
+    parts = topic.split("/")
+    return parts[-2:-1] == ["crops"] and parts[-1] not in ("set", "state")
 
 
 def _text(payload: bytes) -> str:

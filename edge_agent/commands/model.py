@@ -1,4 +1,4 @@
-"""`edge-agent model`: list, fetch, inspect, convert and verify the networks."""
+"""`edge-agent model`: list, fetch, inspect, convert, build and verify the networks."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from edge_agent.inference.onnx_contract import describe
 
 def add_parser(subparsers: Any) -> None:
     """Add `model` and its actions to the command line."""
-    parser = subparsers.add_parser("model", help="list, fetch, inspect, convert and verify the networks")
+    parser = subparsers.add_parser("model", help="list, fetch, inspect, convert, build and verify the networks")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     listing = actions.add_parser("list", help="what models there are, their licences, and which are here")
@@ -45,6 +45,18 @@ def add_parser(subparsers: Any) -> None:
     converting.add_argument("--free-batch", action="store_true", help="leave the batch size free instead of 1")
     converting.add_argument("--json", action="store_true", help="print JSON")
 
+    building = actions.add_parser("build", help="make and prove the TensorRT engine that the agent then finds ready")
+    building.add_argument("--model", default="centerface", metavar="NAME", help="as 'list' shows it, or an .onnx or .uff")
+    building.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto")
+    building.add_argument("--calibration", metavar="FILE", help="INT8 calibration cache; default: the fetched model's")
+    building.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
+    building.add_argument("--long-side", type=int, default=384, metavar="PX", help="of CenterFace's input; default 384")
+    building.add_argument("--workspace-mb", type=int, default=256, metavar="MB", help="scratch memory; default 256")
+    building.add_argument("--dla-core", type=int, metavar="N", help="use a deep learning accelerator, not the GPU")
+    building.add_argument("--rebuild", action="store_true", help="even where there is an engine already")
+    building.add_argument("--cache-dir", type=Path, metavar="DIR", help="folder of engines; default: as the agent looks")
+    _add_common(building)
+
     verifying = actions.add_parser("verify", help="compare a model's files with their known sums")
     verifying.add_argument("name", help="as 'list' shows it")
     _add_common(verifying)
@@ -59,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     directory = models.models_dir(args.models_dir, os.environ)
     if args.action == "list":
         return _list(args, directory)
+    if args.action == "build":
+        return _build(args, directory)
     card = models.card_of(args.name)
     if args.action == "verify":
         return _verify(args, card, directory)
@@ -140,6 +154,42 @@ def _convert(args: argparse.Namespace) -> int:
             print(f"  {key:12} {_plain(line)}")
     for finding in done.findings:
         print(finding)
+    return 0
+
+
+def _build(args: argparse.Namespace, directory: Path) -> int:
+    from edge_agent.inference.cuda_kernel import cache_dir
+    from edge_agent.inference.trt_cache import describe as counted
+    from edge_agent.inference.trt_open import BuildOptions, open_network
+    from edge_agent.inference.trt_source import read_network
+
+    network = read_network(args.model, directory, args.class_name, args.long_side, args.calibration)
+    options = BuildOptions(args.precision, args.workspace_mb, args.dla_core, rebuild=args.rebuild)
+    folder = args.cache_dir or cache_dir(os.environ)
+    opened = open_network(network, options, folder, os.environ, lambda line: print(line, file=sys.stderr, flush=True))
+    info, manifest = opened.engine.info, opened.manifest
+    opened.engine.close()
+    report = {
+        "model": info.model,
+        "model_sha256": info.model_sha256,
+        "tensorrt": info.detail["version"],
+        "gpu": info.detail["gpu"],
+        "precision_asked": manifest.asked,
+        "precision_used": manifest.precision,
+        "why": manifest.why,
+        "layers": manifest.layers,
+        "calibration_sha256": info.calibration_sha256,
+        "size_bytes": manifest.plan_bytes,
+        "build_s": manifest.build_s,
+        "built": "now" if opened.built else "before",
+        "off_reference": {role: round(share, 5) for role, share in opened.errors.items()},
+        "path": str(opened.path),
+    }
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    for key, value in {**report, "layers": counted(manifest.layers)}.items():
+        print(f"{key:19} {_plain(value) if value is not None else 'none'}")
     return 0
 
 

@@ -114,8 +114,8 @@ def cameras(settings: "Settings") -> Iterator[Finding]:
 
 
 def _camera(name: str, params: "CameraParams") -> Finding:
-    from edge_agent.app import source_options
     from edge_agent.capture import open_source
+    from edge_agent.config.derived import source_options
 
     try:
         source = open_source(params.uri, source_options(params))

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
     from edge_agent.config.settings import load_settings, require_cameras
     from edge_agent.host import journal
 
-    settings = load_settings(os.environ, args.env_file)
+    read = partial(load_settings, os.environ, args.env_file)
+    settings = read()
     journal.configure(settings.log_level, os.environ)
     require_cameras(settings)
-    return run_agent(settings, os.environ)
+    return run_agent(settings, os.environ, read)

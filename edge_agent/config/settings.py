@@ -29,11 +29,13 @@ from edge_agent.config.variables import (
 )
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.detector import DetectionParams
+from edge_agent.core.discovery import HomeAssistantParams
 from edge_agent.core.health import HealthParams
 from edge_agent.core.illumination import IlluminationParams
 from edge_agent.core.params import param
 from edge_agent.core.presence import PresenceParams
 from edge_agent.core.quality import CropParams
+from edge_agent.core.requests import CommandParams
 from edge_agent.core.topics import ID, Topics, slug
 from edge_agent.core.tracker import TrackerParams
 from edge_agent.core.view import check_geometry
@@ -82,6 +84,8 @@ class Settings(BaseSettings):
     crops: CropParams = CropParams()
     mqtt: MqttParams = MqttParams()
     outbox: OutboxParams = OutboxParams()
+    commands: CommandParams = CommandParams()
+    home_assistant: HomeAssistantParams = HomeAssistantParams()
     health: HealthParams = HealthParams()
 
     def __init__(self, given: Iterable[Given] = ()) -> None:
@@ -342,6 +346,10 @@ def _misfits(settings: Settings, given: Mapping[Keys, Given]) -> Iterator[str]:
     if mqtt.retry_min_s > mqtt.retry_max_s:
         problem = f"{mqtt.retry_min_s} is above {PREFIX}MQTT__RETRY_MAX_S; expected at most {mqtt.retry_max_s}"
         yield misfit_fault(("mqtt", "retry_min_s"), problem, given)
+    commands = settings.commands
+    if commands.min_threshold > commands.max_threshold:
+        problem = f"{commands.min_threshold} is above {PREFIX}COMMANDS__MAX_THRESHOLD; expected at most that"
+        yield misfit_fault(("commands", "min_threshold"), problem, given)
     if mqtt.tls.key_file and not mqtt.tls.cert_file:
         problem = f"is set without {PREFIX}MQTT__TLS__CERT_FILE; expected both or none"
         yield misfit_fault(("mqtt", "tls", "key_file"), problem, given)

@@ -21,7 +21,7 @@ class CameraParams:
         restart=True,
         show=False,
     )
-    label: str = param("", "Name that people see, e.g. in Home Assistant; the camera's id when empty")
+    label: str = param("", "Name that people see, e.g. in Home Assistant; the camera's id when empty", restart=True)
     width: Optional[int] = param(
         None, "Requested picture width, px; the source's own when unset", ge=16, le=16384, restart=True
     )
@@ -58,6 +58,8 @@ class CameraParams:
     controls: Dict[str, int] = param(
         factory=dict, description="V4L2 controls by name, set at every open, e.g. exposure, gain", restart=True
     )
-    stall_after_s: float = param(5.0, "Seconds without a frame after which the camera counts as lost", gt=0, le=600)
+    stall_after_s: float = param(
+        5.0, "Seconds without a frame after which the camera counts as lost", gt=0, le=600, restart=True
+    )
     delay_on_s: Optional[float] = param(None, "Overrides presence.delay_on_s for this camera", ge=0, le=3600)
     delay_off_s: Optional[float] = param(None, "Overrides presence.delay_off_s for this camera", ge=0, le=86400)

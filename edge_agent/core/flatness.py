@@ -14,10 +14,11 @@ largest of some 600 stays below five deviations but once in 3,000 pictures. So a
     max |r| <= sqrt(floor^2 + (5 s / 4)^2)       gray levels
 
 The floor stands for what is neither noise nor scene: rounding and fixed patterns in raw pixels, and in encoded ones
-quantisation, which freezes noise into patterns. Measured: uniform and glowing pictures as JPEG (quality 50 to 90) and
-H.264 (CRF 23 to 28) stay below 0.72; 78 real pictures, dimmed until their brightest percent is 8 of 255, leave 1.1.
+quantisation, which freezes noise into patterns. Measured at 640 x 480: the average of eight uniform or glowing
+pictures (noise 3, as JPEG of quality 50 to 90 or H.264 of CRF 23 to 28) leaves at most 0.72; that of 78 real pictures,
+dimmed until their brightest percent is at 8 of 255, at least 1.1.
 
-The means are also averaged over up to 8 successive flat pictures, which lowers s by 2.8: a static room that hides in
+The means are also averaged over about 8 successive flat pictures, which lowers s by 2.8: a static room that hides in
 the noise of one picture shows in eight. Saturated cells are left out, for where a glow is clipped it bends.
 """
 
@@ -36,8 +37,8 @@ _FLOOR_RAW = 0.4
 _FLOOR_ENCODED = 0.75
 _AVERAGED = 8
 
-# Structure must exceed the limit this much to end a cover: hysteresis.
-_LEAVING = 1.5
+# Structure is clear, and ends a cover (hysteresis), when it exceeds the limit so many times.
+_CLEAR = 1.5
 
 # About so many pixels are looked at, evenly spread.
 _SAMPLED_PX = 65536
@@ -74,19 +75,18 @@ class Flatness:
         cells = cell_means(levels.to_gray8(plane[::step, ::step]))
         means = cells.reshape(_ROWS, _CELLS, _COLUMNS, _CELLS).mean(axis=(1, 3))
         deviation = _BY_MEDIAN * float(np.median(_roughness(cells))) / _CELLS
-        factor = _LEAVING if covered else 1.0
-        flat = self._is_flat(means, deviation, factor)
-        if flat:
-            self._count = min(self._count + 1, _AVERAGED)
-            self._mean = means if self._mean is None else self._mean + (means - self._mean) / self._count
-            flat = self._is_flat(self._mean, deviation / math.sqrt(self._count), factor)
-        if not flat:
+        excess = self._excess(means, deviation)
+        if excess > _CLEAR:
             self._mean, self._count = None, 0
-        return flat
+            return False
+        self._count = min(self._count + 1, _AVERAGED)
+        self._mean = means if self._mean is None else self._mean + (means - self._mean) / self._count
+        averaged_excess = self._excess(self._mean, deviation / math.sqrt(self._count))
+        return max(excess, averaged_excess) <= (_CLEAR if covered else 1.0)
 
-    def _is_flat(self, means: Array, deviation: float, factor: float) -> bool:
-        limit = factor * math.hypot(self._floor, _DEVIATIONS * deviation)
-        return float(_roughness(means).max()) <= limit
+    def _excess(self, means: Array, deviation: float) -> float:
+        """Structure as a multiple of what noise explains."""
+        return float(_roughness(means).max()) / math.hypot(self._floor, _DEVIATIONS * deviation)
 
 
 def cell_means(gray: Array) -> Array:

@@ -41,14 +41,14 @@ _WINDOW = 16
 _SHORT_WINDOW = 8
 _MIN_WINDOW = 6
 
-# Frames dropped in a row at most while the camera can see: strobe patterns have one or two dark frames in a row, and
-# a wrong judgement must not silence a camera.
+# Frames dropped in a row at most while the camera can see: strobe patterns have one or two dark frames in a row. What
+# goes on longer puts its sight in doubt, for the time that proves darkness; a wrong judgement cannot silence a camera.
 _MAX_DROPS = 3
 
 # Dark frames in a row that prove darkness: more than any strobe pattern has, and a short window full of them.
 _DARK_RUN = 8
 
-# Lit frames that end a darkness: one could be a damaged read.
+# Lit, or structured, frames that end a blindness: one could be a damaged read.
 _LIT_FRAMES = 2
 
 _FLATNESS_EVERY_S = 0.19
@@ -63,19 +63,30 @@ class IlluminationParams:
     """
 
     drop_dark_frames: bool = param(
-        True, "Drop the dark frames of a strobed emitter; off: every frame is looked at, and faces flicker"
+        True,
+        "Drop the dark frames of a strobed emitter; off: every frame is looked at, and faces flicker",
+        restart=True,
     )
     dark_after_s: float = param(
         1.5,
         "Seconds without light after which the camera counts as dark; more rides out longer blackouts",
         ge=0.2,
         le=60,
+        restart=True,
     )
     frozen_after_s: float = param(
-        5.0, "Seconds of bit-identical pictures after which a sensor counts as frozen; 0 turns it off", ge=0, le=3600
+        5.0,
+        "Seconds of bit-identical pictures after which a sensor counts as frozen; 0 turns it off",
+        ge=0,
+        le=3600,
+        restart=True,
     )
     frozen_stream_after_s: float = param(
-        60.0, "Likewise for encoded streams, where a codec may rightly repeat a picture; 0 turns it off", ge=0, le=3600
+        60.0,
+        "Likewise for encoded streams, where a codec may rightly repeat a picture; 0 turns it off",
+        ge=0,
+        le=3600,
+        restart=True,
     )
     covered_after_s: float = param(
         1.5,
@@ -83,6 +94,7 @@ class IlluminationParams:
         "cameras that look at nothing but a plain wall",
         ge=0,
         le=3600,
+        restart=True,
     )
 
 
@@ -92,10 +104,13 @@ class Verdict(NamedTuple):
     Attributes:
         keep: Whether it is worth looking for faces in it.
         sight: Whether the camera can see.
+        doubt: True while blindness is suspected and not yet proven, with `sight` still OK: whoever is not seen
+            meanwhile must not be taken to have left.
     """
 
     keep: bool
     sight: Sight
+    doubt: bool = False
 
 
 class Light(NamedTuple):
@@ -109,8 +124,8 @@ class Light(NamedTuple):
 class IlluminationMonitor:
     """Watches every frame of one camera, in the thread that captures it; about 0.1 ms per frame.
 
-    While the camera can see, at most three frames in a row are dropped. Until the first lit frame the sight is
-    `STARTING`, so that a camera which begins in the dark never says "no face".
+    While the camera can see without doubt, at most three frames in a row are dropped. Until the first lit frame that
+    shows some structure the sight is `STARTING`, so that a camera which begins blind never says "no face".
 
     Args:
         params: Times.
@@ -135,7 +150,7 @@ class IlluminationMonitor:
 
     @property
     def counters(self) -> Counters:
-        """Frames not kept: `dark_frames` of a seeing camera, `blind_frames` of one that cannot see."""
+        """Frames not kept: `dark_frames` of a strobe, `blind_frames` of a camera that cannot, or may not, see."""
         return {"dark_frames": self._dark_frames, "blind_frames": self._blind_frames}
 
     def observe(self, pixels: Array, levels: Levels, t: float) -> Verdict:
@@ -159,10 +174,11 @@ class IlluminationMonitor:
         # Black and saturated pictures may rightly repeat, so only a seeing camera can be frozen.
         if sight is Sight.OK and 0 < self._frozen_after_s <= self._repetition.observe(sample, pixels, t):
             sight = Sight.FROZEN
-        return Verdict(self._keep(dark, sight), sight)
+        doubt = sight is Sight.OK and (self._darkness.doubt or self._cover.doubt)
+        return Verdict(self._keep(dark, sight.can_see and not doubt), sight, doubt)
 
-    def _keep(self, dark: bool, sight: Sight) -> bool:
-        if not sight.can_see:
+    def _keep(self, dark: bool, sees: bool) -> bool:
+        if not sees:
             self._drops = 0
             self._blind_frames += 1
             return False
@@ -190,12 +206,14 @@ class Strobe:
         """True when this frame is a dark one of a strobe that goes on."""
         self._window.append(top)
         values = list(self._window)
-        split = strobe_split(values)
-        proven = split is not None and len(values) == _WINDOW
-        if split is None and self.split is not None:
-            # The light around it has changed, and so have both clusters: the newest values tell sooner.
+        split, proven = None, False
+        if self.split is not None:
+            # When the light around it changes, so do both clusters: the newest values tell sooner.
             split = strobe_split(values[-_SHORT_WINDOW:])
             proven = split is not None
+        if split is None:
+            split = strobe_split(values)
+            proven = split is not None and len(values) == _WINDOW
         if proven:
             self.split = split
         elif self.split is not None and min(values) >= self.split:
@@ -249,6 +267,11 @@ class _Darkness:
         self._run = 0
         self._lit = 0
 
+    @property
+    def doubt(self) -> bool:
+        """More dark frames in a row than a strobe has."""
+        return self._run > _MAX_DROPS
+
     def observe(self, light: Light, strobe: Strobe, t: float) -> Sight:
         """OK, STARTING, DARK or EMITTER. Forgets a strobe whose dark frames are bright enough to see by."""
         blind = self._sight in (Sight.DARK, Sight.EMITTER)
@@ -279,19 +302,30 @@ class _Cover:
         self._after_s = after_s
         self._flatness = Flatness(encoded)
         self._since: Optional[float] = None
+        self._structured = 0
         self._due_t = -math.inf
-        self.sight = Sight.OK
+        self.sight = Sight.STARTING if after_s > 0 else Sight.OK
+
+    @property
+    def doubt(self) -> bool:
+        """The last picture looked at was flat."""
+        return self._since is not None
 
     def observe(self, plane: Array, levels: Levels, light: Light, t: float) -> Sight:
-        """OK, COVERED or DARK; looks at about five frames per second."""
+        """OK, STARTING, COVERED or DARK; looks at about five frames per second."""
         if self._after_s <= 0 or t < self._due_t:
             return self.sight
         self._due_t = t + _FLATNESS_EVERY_S
-        flat = self._flatness.observe(plane, levels, self.sight is not Sight.OK)
-        if not flat:
-            self._since, self.sight = None, Sight.OK
-        elif self._since is None:
+        blind = self.sight in (Sight.COVERED, Sight.DARK)
+        if not self._flatness.observe(plane, levels, blind):
+            self._since = None
+            self._structured += 1
+            if not blind or self._structured >= _LIT_FRAMES:
+                self.sight = Sight.OK
+            return self.sight
+        self._structured = 0
+        if self._since is None:
             self._since = t
-        elif t - self._since >= self._after_s and self.sight is Sight.OK:
+        elif t - self._since >= self._after_s and not blind:
             self.sight = Sight.DARK if light.median <= _PEDESTAL else Sight.COVERED
         return self.sight

@@ -12,6 +12,8 @@ GAP_SCHEMA = "edge-agent.gap/1"
 INFO_SCHEMA = "edge-agent.info/1"
 HEALTH_SCHEMA = "edge-agent.health/1"
 ATTRIBUTES_SCHEMA = "edge-agent.presence/1"
+RESPONSE_SCHEMA = "edge-agent.response/1"
+IMAGE_SCHEMA = "edge-agent.face-image/1"
 ONLINE = b"online"
 OFFLINE = b"offline"
 
@@ -29,6 +31,7 @@ class Message:
         seq: For events, (boot, camera)'s counter; for a crop, the one of the "end" event that it belongs to.
         boot: For events and crops, the boot counter.
         event_type: For events, "start", "update" or "end": updates are dropped before the others.
+        event_id: For events, the appearance's, so that one left open can be closed at the next start.
         gap_topic: Where the loss of this message is announced, or None.
     """
 
@@ -45,6 +48,7 @@ class Message:
     boot: Optional[int] = None
     event_type: Optional[str] = None
     gap_topic: Optional[str] = None
+    event_id: Optional[str] = None
 
     @property
     def packet_bytes(self) -> int:
@@ -63,7 +67,8 @@ STAMP_BYTES = 128
 class Stored:
     """A message in the outbox. `key` orders them; `queued_t` and `queued_at` tell how late it is.
 
-    `queued_t` is on this process's monotonic clock; a durable outbox translates it from `queued_at` when it loads.
+    `queued_t` is on this machine's monotonic clock; a durable outbox translates it from `queued_at` after a reboot.
+    `synced` tells whether `queued_at` can be believed.
     """
 
     key: int
@@ -71,6 +76,7 @@ class Stored:
     queued_t: float
     queued_at: str
     tries: int = 0
+    synced: bool = True
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,19 @@ def stamp_delivery(payload: bytes, now: datetime, queued_ms: int, replayed: bool
     return payload[:-1] + b"," + to_json(delivery)[1:]
 
 
+def close_after_restart(last: bytes, seq: int) -> bytes:
+    """The "end" of an appearance that a crash has left open, from its last event: nothing is known beyond that.
+
+    Raises:
+        ValueError: `last` is no event.
+    """
+    event = json.loads(last)
+    if not isinstance(event, dict) or event.get("schema") != EVENT_SCHEMA:
+        raise ValueError("not an event")
+    end = {"event_type": "end", "seq": seq, "end_ts": event["ts"], "crop": None, "end_reason": "restart"}
+    return to_json({**event, **end})
+
+
 def encode_attributes(report: CameraReport, parameters: Mapping[str, Any]) -> Dict[str, Any]:
     """What stands beside a camera's presence: since when, why, and by which parameters it was decided."""
     return {
@@ -196,7 +215,9 @@ def encode_availability(available: bool) -> bytes:
 
 def encode_info(info: Mapping[str, Any], node: str, boot: int) -> Dict[str, Any]:
     """What the agent is; `info` comes from the app."""
-    schemas = [EVENT_SCHEMA, GAP_SCHEMA, INFO_SCHEMA, HEALTH_SCHEMA, ATTRIBUTES_SCHEMA]
+    schemas = [
+        EVENT_SCHEMA, GAP_SCHEMA, INFO_SCHEMA, HEALTH_SCHEMA, ATTRIBUTES_SCHEMA, RESPONSE_SCHEMA, IMAGE_SCHEMA
+    ]  # fmt: skip
     return {"schema": INFO_SCHEMA, "node": node, "boot": boot, "schemas": schemas, **info}
 
 

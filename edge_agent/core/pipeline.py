@@ -10,9 +10,9 @@ from edge_agent.core.camera import CameraParams
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Clock, NewId
 from edge_agent.core.presence import PresenceMachine, PresenceParams
-from edge_agent.core.quality import CropParams
+from edge_agent.core.quality import CropParams, assess, cut
 from edge_agent.core.tracker import Tracker, TrackerParams
-from edge_agent.core.types import CameraReport, Detections, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
+from edge_agent.core.types import CameraReport, Crop, Detections, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
 from edge_agent.core.view import View
 
 _TRACKER = TrackerParams()
@@ -142,6 +142,12 @@ class FacePipeline:
     def set_crops(self, on: bool) -> None:
         """Switch crops on, or off, which forgets those that are held."""
         self._book.set_crops(on)
+
+    def snapshot(self, frame: Frame, info: FrameInfo) -> Crop:
+        """The whole frame as a crop: upright, masked, no larger than a crop is; the caller releases the frame."""
+        picture = self._view.upright(frame)
+        whole = np.array([0, 0, info.width, info.height], np.float32)
+        return cut(picture, whole, replace(self._book.params, margin=0.0), assess(picture, whole, 1.0), info)
 
     def set_threshold(self, value: Optional[float]) -> None:
         """Change the detector's threshold from the next frame on; None goes back to the setting.

@@ -73,6 +73,13 @@ class Engine(Protocol):
 class Outbox(Protocol):
     """Store first, send second, forget only upon acknowledgement. Used by the publish thread only."""
 
+    def open(self) -> None:
+        """Take what it needs; first of all, in the thread that uses it.
+
+        Raises:
+            InputError: Another agent uses it.
+        """
+
     def put(self, messages: Sequence[Message], moment: Moment) -> None:
         """Keep messages, in order, all or none; what must be dropped to make room is counted and announced."""
 
@@ -88,8 +95,15 @@ class Outbox(Protocol):
     def release(self, keys: Sequence[int]) -> None:
         """They are no longer in flight, through no fault of theirs: send again, in order."""
 
+    def flush(self) -> None:
+        """Make what was put so far as safe as this outbox can; called once for all that one step has put."""
+
     def status(self) -> OutboxStatus:
         """Sizes and losses."""
+
+    @property
+    def faults(self) -> Sequence[str]:
+        """What is wrong with the outbox itself, in words, for health."""
 
     def close(self) -> None:
         """Idempotent."""

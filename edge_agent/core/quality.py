@@ -8,6 +8,7 @@ import numpy as np
 
 from edge_agent.core.frame import Levels, Picture
 from edge_agent.core.params import param
+from edge_agent.core.privacy import Privacy, hide
 from edge_agent.core.types import Array, Box, Crop, FrameInfo, Quality
 
 # ITU-R BT.601 luma.
@@ -32,7 +33,9 @@ _CLEARLY = 1.2
 class CropParams:
     """Pictures of faces: whether they are taken, how large, how good."""
 
-    enabled: bool = param(True, "Take and publish one picture of each appearance; off: no picture leaves the agent")
+    enabled: bool = param(
+        True, "Take and publish one picture of each appearance; off: no picture leaves the agent", restart=True
+    )
     margin: float = param(0.25, "Widens the crop on each side, as a part of the face's size", ge=0, le=2)
     max_side_px: int = param(
         320, "Longer side of the crop at most, px; larger shows more, and costs more", ge=32, le=4096
@@ -43,6 +46,19 @@ class CropParams:
     min_quality: float = param(
         0.05, "Faces of a lower quality score (0..1) are not worth a crop; 0 takes what there is", ge=0, le=1
     )
+    privacy: Privacy = param(
+        "off",
+        "How much of a crop is hidden before it leaves the frame: nothing, all but coarse blocks (pixelate), or all "
+        "but its mean brightness (full); unless off, snapshots are refused",
+        restart=True,
+    )
+    image: bool = param(
+        False,
+        "Also keep each camera's newest crop retained at the broker, for Home Assistant's image; cleared when its time "
+        "is over",
+        restart=True,
+    )
+    image_ttl_s: float = param(300.0, "Seconds after which that image is cleared", ge=5, le=86400, restart=True)
 
 
 def assess(picture: Picture, xyxy: Array, confidence: float) -> Quality:
@@ -116,7 +132,7 @@ def cut(picture: Picture, xyxy: Array, params: CropParams, quality: Quality, inf
     # `to_gray8` hands back its argument where nothing changes: a crop has to own its pixels.
     gray = np.array(picture.levels.to_gray8(pixels), order="C")
     box = Box(round(x0 / width, 4), round(y0 / height, 4), round(x1 / width, 4), round(y1 / height, 4))
-    return Crop(gray, box, quality, info)
+    return Crop(hide(gray, params.privacy), box, quality, info)
 
 
 def laplacian_variance(gray: Array) -> float:

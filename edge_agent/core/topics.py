@@ -87,6 +87,7 @@ class CameraTopics:
         self.face_count = f"{root}/face_count"
         self.events = f"{root}/events"
         self.image = f"{root}/face/image"
+        self.image_attributes = f"{root}/face/image/attributes"
         self.detections = f"{root}/detections"
 
     def zone(self, zone: str) -> str:
@@ -98,7 +99,7 @@ class CameraTopics:
         return f"{self.root}/zones/{check_id('zone', zone)}/presence"
 
     def crop(self, event_id: str) -> str:
-        """The crop of one appearance."""
+        """The crop of one appearance by its event id, or a snapshot by its transaction."""
         return f"{self.root}/crops/{event_id}"
 
     def switch_set(self, name: str) -> str:

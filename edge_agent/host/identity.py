@@ -1,7 +1,9 @@
 """Names that stay unique: event ids, the boot counter, the node's default name."""
 
+import contextlib
 import hashlib
 import os
+import secrets
 import threading
 import time
 import uuid
@@ -17,22 +19,41 @@ def uuid7() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def next_boot(state_dir: Path) -> int:
-    """One more than at the last start, kept in `state_dir`, written whole or not at all.
+EPOCH_SPREAD = 1 << 20
+
+
+def new_epoch() -> int:
+    """A boot counter above all that were counted up, and unlike any other even where the clock is wrong."""
+    return int(time.time()) + secrets.randbelow(EPOCH_SPREAD)
+
+
+def next_boot(state_dir: Path, known: int = 0) -> int:
+    """One more than at the last start, or a new epoch; kept in `state_dir`, written whole or not at all.
+
+    Args:
+        state_dir: Made when missing.
+        known: The last one, as others remember it; 0 when they do not.
 
     Raises:
         OSError: The folder cannot be written.
     """
     path = state_dir / "boot"
-    try:
-        last = int(path.read_text("ascii"))
-    except (OSError, ValueError):
-        last = 0
+    with contextlib.suppress(OSError, ValueError):
+        known = max(known, int(path.read_text("ascii")))
+    boot = known + 1 if known > 0 else new_epoch()
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-    partial.write_text(f"{last + 1}\n", "ascii")
+    partial.write_text(f"{boot}\n", "ascii")
     partial.replace(path)
-    return last + 1
+    return boot
+
+
+def kernel_boot(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """This run of the machine: within one, and only then, monotonic times of different processes compare."""
+    try:
+        return path.read_text("ascii").strip()
+    except OSError:
+        return uuid.uuid4().hex
 
 
 def machine_suffix(path: Path = Path("/etc/machine-id")) -> str:

@@ -1,13 +1,14 @@
 """Engines: what finds faces in a picture. `open_engine` chooses one and says which and why."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Dict, Literal, Optional
+from typing import Callable, Dict, Literal, Optional, Tuple
 
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
-from edge_agent.errors import MissingPackage, ModelError
+from edge_agent.errors import EngineError, MissingPackage, ModelError
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +18,10 @@ class EngineParams:
     """Which network finds faces, and by what it runs."""
 
     model: str = param(
-        "centerface", "Name of a model ('edge-agent model list'), or path of an .onnx file", min_length=1, restart=True
+        "centerface",
+        "Name of a model ('edge-agent model list'), or path of an .onnx file; TensorRT takes .uff, too",
+        min_length=1,
+        restart=True,
     )
     backend: Literal["auto", "onnxruntime", "tensorrt", "scripted"] = param(
         "auto", "What runs the network; a choice that cannot be met is an error, never silently another", restart=True
@@ -43,6 +47,31 @@ class EngineParams:
     class_name: Optional[str] = param(
         None, "For a model of several classes: the one that means a face; 'face' when unset", restart=True
     )
+    precision: Literal["auto", "int8", "fp16", "fp32"] = param(
+        "auto",
+        "What TensorRT computes in; auto takes int8 where the GPU has it and a calibration exists, else fp16, else fp32; "
+        "a precision that cannot be met is an error",
+        restart=True,
+    )
+    calibration: Optional[str] = param(
+        None,
+        "Path of the model's INT8 calibration cache for TensorRT; the fetched model's own when unset",
+        restart=True,
+    )
+    workspace_mb: int = param(
+        256,
+        "Scratch memory that TensorRT's layers may use, MB; too little excludes the fastest ones",
+        ge=16,
+        le=65536,
+        restart=True,
+    )
+    dla_core: Optional[int] = param(
+        None,
+        "Deep learning accelerator (Xavier, Orin) that TensorRT uses; the GPU when unset",
+        ge=0,
+        le=7,
+        restart=True,
+    )
     models_dir: Optional[str] = param(
         None,
         "Folder of fetched models; when unset the service's state directory, else the user's data directory",
@@ -60,15 +89,30 @@ def open_engine(params: EngineParams, directory: Path) -> Engine:
     Raises:
         ModelError: The model is missing, damaged, of an unknown contract, or not for this backend.
         MissingPackage: The backend's package is not installed.
+        EngineError: The GPU does not answer, or a newly built engine answers wrongly.
+        InputError: TensorRT's engine cache cannot be used.
     """
-    backend, why = (params.backend, "as asked")
-    if backend == "auto":
-        backend, why = "onnxruntime", "auto: it runs ONNX files on any CPU"
+    backend, why = _choose() if params.backend == "auto" else (params.backend, "as asked")
     engine = _BACKENDS[backend](params, directory)
     info = engine.info
     detail = "".join(f", {key} {value}" for key, value in info.detail.items())
     _log.info("engine: %s, model %s, %s%s (%s)", info.backend, info.model, info.precision, detail, why)
     return engine
+
+
+def _choose() -> Tuple[str, str]:
+    """TensorRT where it is installed and a GPU answers; and why."""
+    from edge_agent.inference.cuda import open_cuda
+    from edge_agent.inference.trt_api import load_tensorrt
+
+    try:
+        load_tensorrt()
+        cuda = open_cuda()
+        gpu = cuda.name
+        cuda.close()
+    except (MissingPackage, EngineError) as error:
+        return "onnxruntime", f"auto: not TensorRT, because {error.message}"
+    return "tensorrt", f"auto: TensorRT is installed, and {gpu} answers"
 
 
 def _open_onnxruntime(params: EngineParams, directory: Path) -> Engine:
@@ -85,8 +129,8 @@ def _open_onnxruntime(params: EngineParams, directory: Path) -> Engine:
     card = models.card_of(params.model)
     if "onnxruntime" not in card.backends:
         raise ModelError(
-            f"model {card.name} needs {' or '.join(card.backends)}, which this version cannot run yet",
-            "use model centerface, or a DetectNet_v2 model exported to ONNX",
+            f"model {card.name} needs backend {' or '.join(card.backends)}",
+            "use that, or model centerface, or what 'edge-agent model convert' makes of it",
         )
     path = models.locate(card, directory)
     contract = replace(card.contract, long_side=params.long_side)
@@ -100,7 +144,13 @@ def _open_scripted(params: EngineParams, directory: Path) -> Engine:
 
 
 def _open_tensorrt(params: EngineParams, directory: Path) -> Engine:
-    raise MissingPackage("backend tensorrt: this version has no TensorRT engine yet", "use backend auto or onnxruntime")
+    from edge_agent.inference.cuda_kernel import cache_dir
+    from edge_agent.inference.trt_open import BuildOptions, open_network
+    from edge_agent.inference.trt_source import read_network
+
+    network = read_network(params.model, directory, params.class_name, params.long_side, params.calibration)
+    options = BuildOptions(params.precision, params.workspace_mb, params.dla_core, params.interpolation)
+    return open_network(network, options, cache_dir(os.environ), os.environ, _log.info).engine
 
 
 # Each loads its packages when it is chosen, not before.

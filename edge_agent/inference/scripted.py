@@ -1,5 +1,6 @@
 """An engine without a network: it sees bright markers, and answers as FaceDetectIR would. For tests and soak runs."""
 
+import threading
 import time
 from typing import Dict, List, Mapping, Optional, Set, Tuple
 from urllib.parse import parse_qsl
@@ -17,7 +18,7 @@ _CONTRAST = 60.0  # how far above the picture's mean
 _SEEN = 0.35  # one cell of a marker must be bright to this part
 _TOUCHED = 0.1  # and each of its cells to this part
 _COVERAGE = 0.95
-_OPTIONS = ("fail_after", "slow_s", "wrong_golden")
+_OPTIONS = ("fail_after", "hang_after", "slow_s", "wrong_golden")
 
 Cell = Tuple[int, int]
 
@@ -28,7 +29,8 @@ class ScriptedEngine:
     Args:
         net: Input (width, height) of the pretended network, px.
         query: Misbehaviour for tests, e.g. `fail_after=100&slow_s=0.05`: fail from the 101st call on, take so long,
-            `wrong_golden=1`: answer every picture with a face that is not there.
+            `hang_after=100`: never return from the 101st, `wrong_golden=1`: answer every picture with a face that is
+            not there.
 
     Raises:
         InputError: The query cannot be understood.
@@ -39,6 +41,7 @@ class ScriptedEngine:
         self.contract = ModelContract("gridbox", net=net)
         self.info = EngineInfo("scripted", "fp32", "scripted", "", detail={"options": query})
         self._fail_after = options.get("fail_after")
+        self._hang_after = options.get("hang_after")
         self._slow_s = options.get("slow_s", 0.0)
         self._wrong = bool(options.get("wrong_golden", 0.0))
         self._calls = 0
@@ -56,6 +59,8 @@ class ScriptedEngine:
         self._calls += 1
         if self._fail_after is not None and self._calls > self._fail_after:
             raise EngineError(f"scripted engine: failed at call {self._calls}", "as fail_after asks")
+        if self._hang_after is not None and self._calls > self._hang_after:
+            threading.Event().wait()
         if self._slow_s:
             time.sleep(self._slow_s)
         self._cov[...] = 0.0

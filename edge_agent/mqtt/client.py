@@ -8,18 +8,20 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Callable, Optional, Sequence, TypeVar
+from typing import Callable, Optional, Sequence, Set, TypeVar
 
 from edge_agent.core.messages import Message
 from edge_agent.mqtt.backoff import Backoff, Dialect, Ending, Flaps
+from edge_agent.mqtt.certificates import Signature, signature
 from edge_agent.mqtt.notices import Disconnected, LinkStatus, Notice
 from edge_agent.mqtt.params import MqttParams
-from edge_agent.mqtt.session import Outgoing, Session, new_outgoing
+from edge_agent.mqtt.session import Outgoing, Session, new_outgoing, tls_files
 from edge_agent.mqtt.wake import Wake
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+WARNINGS = 10
 FAULTY = Ending("a fault inside the client; the log has its traceback")
 
 
@@ -65,7 +67,8 @@ class MqttClient:
         self._closing = threading.Event()
         self._sessions = 0
         self._connections = 0
-        self._failing = False
+        self._warned: Set[str] = set()
+        self._flipped = False
         self._status = LinkStatus("connecting", self._dialect.version)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
@@ -144,21 +147,31 @@ class MqttClient:
         spoken = self._dialect.version
         self._dialect.ended(ending)
         if self._dialect.version != spoken:
-            log.warning("mqtt: trying version %s instead of %s", self._dialect.version, spoken)
+            level = logging.DEBUG if self._flipped else logging.WARNING
+            self._flipped = True
+            log.log(level, "mqtt: trying version %s instead of %s", self._dialect.version, spoken)
         delay_s = self._backoff.after(ending)
-        first = not self._failing
-        self._failing = True
+        # Each fault once until a connection succeeds; what is wrong may change while nobody is let in.
+        first = ending.reason not in self._warned and len(self._warned) < WARNINGS
+        if first:
+            self._warned.add(ending.reason)
         log.log(logging.WARNING if first else logging.DEBUG, "mqtt: %s; next attempt in %.1f s", ending.reason, delay_s)
         self._set("waiting", fault=ending.reason, retry_s=delay_s)
         until_t = now + delay_s
-        while not self._closing.is_set() and self._monotonic() < until_t:
+        files = self._files()
+        # Who has mended a certificate or a password need not wait for the rest of five minutes.
+        while not self._closing.is_set() and self._monotonic() < until_t and self._files() == files:
             self._wake.wait(min(1.0, until_t - self._monotonic()))
+
+    def _files(self) -> Signature:
+        return signature((*tls_files(self._params), self._params.password_file))
 
     def _tell(self, notice: Notice) -> None:
         session = self._session
         if session is not None and session.connected_t is not None and not self._status.connected:
             self._connections += 1
-            self._failing = False
+            self._warned.clear()
+            self._flipped = False
             log.info(
                 "mqtt: connected to %s:%d, version %s", self._params.host, self._params.port, self._dialect.version
             )
@@ -168,6 +181,7 @@ class MqttClient:
     def _set(self, state: str, fault: str = "", retry_s: float = 0.0) -> None:
         if state == "connecting":
             fault = self._status.fault
+        session, told = self._session, self._status
         self._status = LinkStatus(
             state=state,
             protocol=self._dialect.version,
@@ -175,6 +189,8 @@ class MqttClient:
             fault=fault,
             last_fault=fault or self._status.last_fault,
             retry_s=round(retry_s, 1),
+            own_until=(session and session.own_until) or told.own_until,
+            broker_until=(session and session.broker_until) or told.broker_until,
         )
 
     def _survive(self, call: Callable[[], T], fallback: T) -> T:

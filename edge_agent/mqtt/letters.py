@@ -36,7 +36,7 @@ class Letters:
         encode_jpeg: Optional[EncodeJpeg],
         max_packet_bytes: int = 1_000_000,
     ) -> None:
-        self._topics, self._boot, self._crops, self._encode_jpeg = topics, boot, crops, encode_jpeg
+        self._topics, self._boot, self.crops, self._encode_jpeg = topics, boot, crops, encode_jpeg
         self._setting = self._max_packet_bytes = max_packet_bytes
 
     def limit(self, maximum_packet_size: Optional[int]) -> None:
@@ -50,12 +50,12 @@ class Letters:
     def of_event(self, event: FaceEvent, now: Moment) -> List[Message]:
         """The event's message, after its crop's; a gap in its place when it is larger than the broker takes."""
         topics = self._topics.camera(event.info.camera)
-        crop = self._of_crop(event) if event.crop is not None and self._crops.enabled else None
+        crop = self._of_crop(event) if event.crop is not None and self.crops.enabled else None
         payload = encode_event(event, self._topics.node, self._boot, now, crop[1] if crop else None)
         message = Message(
             topics.events, to_json(payload), kind="event", content_type="application/json",
             camera=event.info.camera, seq=event.seq, boot=self._boot, event_type=event.event_type,
-            gap_topic=topics.events,
+            gap_topic=topics.events, event_id=event.event_id,
         )  # fmt: skip
         if not self.fits(message):
             log.warning("%s: event %d is larger than the broker takes", event.info.camera, event.seq)
@@ -69,7 +69,7 @@ class Letters:
             return None
         topics = self._topics.camera(event.info.camera)
         topic = topics.crop(event.event_id)
-        jpeg = self._encode(crop, self._encode_jpeg)
+        jpeg = self.jpeg(crop)
         if jpeg is None:
             log.warning("%s: the crop of %s cannot be made small enough", event.info.camera, event.event_id)
             return None
@@ -84,13 +84,16 @@ class Letters:
             return None
         return message, CropInfo(topic, sha256, len(jpeg), crop.box)
 
-    def _encode(self, crop: Crop, encode_jpeg: EncodeJpeg) -> Optional[bytes]:
-        """Coarser first, then half the size, until it fits."""
-        limit = min(self._crops.max_bytes, self._max_packet_bytes - 1024)
+    def jpeg(self, crop: Crop) -> Optional[bytes]:
+        """Coarser first, then half the size, until it fits; None when nothing does, or crops are off."""
+        encode_jpeg = self._encode_jpeg
+        if encode_jpeg is None:
+            return None
+        limit = min(self.crops.max_bytes, self._max_packet_bytes - 1024)
         pixels = crop.pixels
         while min(pixels.shape[:2]) >= min(MIN_SIDE_PX, *crop.pixels.shape[:2]):
             for step in QUALITY_STEPS:
-                jpeg = encode_jpeg(pixels, max(1, round(self._crops.jpeg_quality * step)))
+                jpeg = encode_jpeg(pixels, max(1, round(self.crops.jpeg_quality * step)))
                 if len(jpeg) <= limit:
                     return jpeg
             pixels = pixels[::2, ::2].copy()

@@ -1,6 +1,7 @@
 """What the client's network thread tells the publish thread, in order, as plain data."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Optional, Tuple, Union
 
 
@@ -76,6 +77,8 @@ class LinkStatus:
         fault: What is wrong now, in words; empty while connected.
         last_fault: The newest of these, kept after recovery.
         retry_s: While waiting, how long in all.
+        own_until: Until when our certificate is valid; None without one.
+        broker_until: Until when the broker's was at the newest connection; None without TLS.
     """
 
     state: str
@@ -84,6 +87,8 @@ class LinkStatus:
     fault: str = ""
     last_fault: str = ""
     retry_s: float = 0.0
+    own_until: Optional[datetime] = None
+    broker_until: Optional[datetime] = None
 
     @property
     def connected(self) -> bool:

@@ -4,184 +4,186 @@ import bisect
 import logging
 from collections import OrderedDict, deque
 from dataclasses import replace
-from typing import Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Container, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from edge_agent.core.gaps import gap_for, merge_gaps, stream
+from edge_agent.core.gaps import stream
 from edge_agent.core.messages import Message, OutboxStatus, Stored, timestamp
 from edge_agent.core.types import Moment
+from edge_agent.mqtt.outbox_policy import DROP_ORDER, QUARANTINE, Policy, class_of, is_convicted, size_of
 from edge_agent.mqtt.params import OutboxParams
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 3
-"""A message in flight at so many lost connections is taken for their cause."""
-QUARANTINE = 100
-OVERHEAD_BYTES = 256
-"""What keeping one message costs beside topic and payload, about."""
-DROP_ORDER = ("crop", "update", "event")
 
+class MemoryShelf:
+    """See `outbox_policy.Shelf`. Keeps the order in which keys first came.
 
-def size_of(message: Message) -> int:
-    """What a message counts against the bounds, bytes."""
-    return OVERHEAD_BYTES + len(message.topic) + len(message.payload)
+    Args:
+        in_flight: Keys that must stay as they are.
+    """
 
+    def __init__(self, in_flight: Container[int]) -> None:
+        self.bytes = self.crop_bytes = 0
+        self._in_flight = in_flight
+        self._entries: OrderedDict[int, Stored] = OrderedDict()
+        self._by_class: Dict[str, OrderedDict[int, None]] = {name: OrderedDict() for name in DROP_ORDER}
+        self._gaps: Dict[Tuple[str, ...], List[int]] = {}
 
-def class_of(message: Message) -> Optional[str]:
-    """Which of `DROP_ORDER` a message is; None for what is never dropped (a gap)."""
-    if message.kind == "event":
-        return "update" if message.event_type == "update" else "event"
-    return "crop" if message.kind == "crop" else None
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Stored]:
+        return iter(self._entries.values())
+
+    def get(self, key: int) -> Optional[Stored]:
+        """The message, or None."""
+        return self._entries.get(key)
+
+    def set(self, stored: Stored) -> None:
+        """Insert, or replace in its place."""
+        message, kind = stored.message, class_of(stored.message)
+        known = self._entries.get(stored.key)
+        if known is not None and (kind is None or class_of(known.message) != kind):
+            self._unfile(known)
+        self.bytes += size_of(message) - (size_of(known.message) if known else 0)
+        self.crop_bytes += _crop_bytes(message) - (_crop_bytes(known.message) if known else 0)
+        self._entries[stored.key] = stored
+        if kind is not None:
+            self._by_class[kind][stored.key] = None
+        else:
+            bisect.insort(self._gaps.setdefault(stream(message), []), stored.key)
+
+    def remove(self, key: int) -> None:
+        """Forget; unknown keys are ignored."""
+        stored = self._entries.pop(key, None)
+        if stored is not None:
+            self._unfile(stored)
+            self.bytes -= size_of(stored.message)
+            self.crop_bytes -= _crop_bytes(stored.message)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.bytes = self.crop_bytes = 0
+        self._entries.clear()
+        self._gaps.clear()
+        for keys in self._by_class.values():
+            keys.clear()
+
+    def oldest(self, kind: str) -> Optional[Stored]:
+        """The first of a class that is not in flight."""
+        key = next((key for key in self._by_class[kind] if key not in self._in_flight), None)
+        return None if key is None else self._entries[key]
+
+    def gap_before(self, gap: Stored) -> Optional[Stored]:
+        """The next older gap of the same stream, unless it is in flight."""
+        keys = self._gaps[stream(gap.message)]
+        at = bisect.bisect_left(keys, gap.key)
+        return self._still(keys[at - 1]) if at else None
+
+    def gap_after(self, gap: Stored) -> Optional[Stored]:
+        """The next newer gap of the same stream, unless it is in flight."""
+        keys = self._gaps[stream(gap.message)]
+        at = bisect.bisect_right(keys, gap.key)
+        return self._still(keys[at]) if at < len(keys) else None
+
+    def _still(self, key: int) -> Optional[Stored]:
+        return None if key in self._in_flight else self._entries[key]
+
+    def _unfile(self, stored: Stored) -> None:
+        kind = class_of(stored.message)
+        if kind is not None:
+            del self._by_class[kind][stored.key]
+            return
+        keys = self._gaps[stream(stored.message)]
+        keys.remove(stored.key)
+        if not keys:
+            del self._gaps[stream(stored.message)]
 
 
 class MemoryOutbox:
-    """Bounded by bytes; order by key; a loss leaves a gap message in its place.
+    """Bounded by bytes and age; order by key; a loss leaves a gap message in its place.
 
     Args:
         params: The bounds.
         monotonic: For the age in `status`.
     """
 
+    faults: Sequence[str] = ()
+
     def __init__(self, params: OutboxParams, monotonic: Callable[[], float]) -> None:
         self._params, self._monotonic = params, monotonic
-        self._entries: OrderedDict[int, Stored] = OrderedDict()
-        self._by_class: Dict[str, OrderedDict[int, None]] = {name: OrderedDict() for name in DROP_ORDER}
-        self._gaps: Dict[Tuple[str, ...], List[int]] = {}
         self._in_flight: Set[int] = set()
+        self._shelf = MemoryShelf(self._in_flight)
+        self._policy = Policy(params)
         self._quarantine: Deque[Stored] = deque(maxlen=QUARANTINE)
         self._next_key = 1
-        self._bytes = self._crop_bytes = self._dropped = self._quarantined = 0
-        self._full = False
+        self._quarantined = 0
+
+    def open(self) -> None:
+        """Nothing to take."""
 
     def put(self, messages: Sequence[Message], moment: Moment) -> None:
         """Keep messages, in order; what must be dropped to make room is counted and announced."""
         for message in messages:
-            self._set(Stored(self._next_key, message, moment.t, timestamp(moment.at)))
+            self._shelf.set(Stored(self._next_key, message, moment.t, timestamp(moment.at)))
             self._next_key += 1
-        self._make_room()
+        self._policy.make_room(self._shelf, moment.t, self._params.max_bytes)
 
     def batch(self, limit: int) -> List[Stored]:
         """The oldest messages that are not in flight, in order, marked in flight; at most `limit`."""
         chosen: List[Stored] = []
-        for key, stored in self._entries.items():
+        for stored in self._shelf:
             if len(chosen) >= limit:
                 break
-            if key not in self._in_flight:
+            if stored.key not in self._in_flight:
                 chosen.append(stored)
         self._in_flight.update(stored.key for stored in chosen)
         return chosen
 
     def accept(self, key: int) -> None:
         """The broker has acknowledged it: forget it."""
-        if key in self._entries:
-            self._remove(key)
-        if self._full and not self._entries:
-            self._full = False
-            log.info("outbox: empty again; %d messages were dropped since start", self._dropped)
+        self._shelf.remove(key)
+        self._in_flight.discard(key)
+        if not len(self._shelf):
+            self._policy.emptied()
 
     def reject(self, key: int, reason: str, fatal: bool) -> None:
         """It was not delivered: send again, or (fatal, or too often) put it into quarantine."""
-        stored = self._entries.get(key)
+        stored = self._shelf.get(key)
         if stored is None:
             return
         self._in_flight.discard(key)
         stored = replace(stored, tries=stored.tries + 1)
-        # A gap is small and plain: it is nobody's fault, and without it a loss would go unannounced.
-        if not fatal and (stored.tries < MAX_TRIES or stored.message.kind == "gap"):
-            self._entries[key] = stored
+        if not is_convicted(stored, fatal):
+            self._shelf.set(stored)
             return
         self._quarantine.append(stored)
         self._quarantined += 1
         log.warning("outbox: %s of %s set aside: %s", stored.message.kind, stored.message.topic, reason)
-        self._lose(key, "quarantined")
+        self._policy.lose(self._shelf, stored, "quarantined")
 
     def release(self, keys: Sequence[int]) -> None:
         """They are no longer in flight, through no fault of theirs: send again, in order."""
         self._in_flight.difference_update(keys)
 
+    def flush(self) -> None:
+        """Memory is as safe as it gets."""
+
     def status(self) -> OutboxStatus:
         """Sizes and losses."""
-        oldest = next(iter(self._entries.values()), None)
+        oldest = next(iter(self._shelf), None)
         return OutboxStatus(
-            pending=len(self._entries),
+            pending=len(self._shelf),
             in_flight=len(self._in_flight),
-            bytes=self._bytes,
+            bytes=self._shelf.bytes,
             oldest_s=0.0 if oldest is None else max(0.0, self._monotonic() - oldest.queued_t),
-            dropped=self._dropped,
+            dropped=self._policy.dropped,
             quarantined=self._quarantined,
         )
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _set(self, stored: Stored) -> None:
-        """Insert, or replace in its place."""
-        if stored.key in self._entries:
-            self._forget(self._entries[stored.key])
-        self._entries[stored.key] = stored
-        message = stored.message
-        self._bytes += size_of(message)
-        kind = class_of(message)
-        if kind is not None:
-            self._by_class[kind][stored.key] = None
-            self._crop_bytes += size_of(message) if kind == "crop" else 0
-        else:
-            bisect.insort(self._gaps.setdefault(stream(message), []), stored.key)
 
-    def _remove(self, key: int) -> None:
-        self._forget(self._entries.pop(key))
-        self._in_flight.discard(key)
-
-    def _forget(self, stored: Stored) -> None:
-        message = stored.message
-        self._bytes -= size_of(message)
-        kind = class_of(message)
-        if kind is not None:
-            del self._by_class[kind][stored.key]
-            self._crop_bytes -= size_of(message) if kind == "crop" else 0
-        else:
-            keys = self._gaps[stream(message)]
-            keys.remove(stored.key)
-            if not keys:
-                del self._gaps[stream(message)]
-
-    def _make_room(self) -> None:
-        while self._crop_bytes > self._params.max_crop_bytes and self._drop_oldest("crop"):
-            pass
-        for kind in DROP_ORDER:
-            while self._bytes > self._params.max_bytes and self._drop_oldest(kind):
-                pass
-
-    def _drop_oldest(self, kind: str) -> bool:
-        key = next((key for key in self._by_class[kind] if key not in self._in_flight), None)
-        if key is None:
-            return False
-        log.log(logging.DEBUG if self._full else logging.WARNING, "outbox: full, the oldest %s was dropped", kind)
-        self._full = True
-        self._dropped += 1
-        self._lose(key, "full")
-        return True
-
-    def _lose(self, key: int, reason: str) -> None:
-        """Put a gap in a message's place, joined with its neighbours where that is one loss."""
-        stored = self._entries[key]
-        gap = gap_for(stored.message, reason)
-        if gap is None:
-            self._remove(key)
-            return
-        self._set(replace(stored, message=gap, tries=0))
-        keys = self._gaps[stream(gap)]
-        at = bisect.bisect_left(keys, key)
-        after = keys[at + 1] if at + 1 < len(keys) else None
-        before = keys[at - 1] if at else None
-        if after is not None:
-            self._join(key, after)
-        if before is not None:
-            self._join(before, key)
-
-    def _join(self, first: int, second: int) -> None:
-        if first in self._in_flight or second in self._in_flight:
-            return
-        merged = merge_gaps(self._entries[first].message, self._entries[second].message)
-        if merged is not None:
-            self._set(replace(self._entries[first], message=merged))
-            self._remove(second)
+def _crop_bytes(message: Message) -> int:
+    return size_of(message) if message.kind == "crop" else 0

@@ -1,8 +1,9 @@
 """What a user says of the broker, its security, and the outbox."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Optional
 
+from edge_agent.core.detections import DetectionsProfile
 from edge_agent.core.params import param
 
 
@@ -18,6 +19,10 @@ class TlsParams:
     key_file: Optional[str] = param(
         None, "PEM file of the client certificate's key; unset when cert_file holds it too", restart=True
     )
+    alpn: Optional[str] = param(
+        None, "Protocol name for brokers that share a port, e.g. x-amzn-mqtt-ca on 443", min_length=1, max_length=255,
+        pattern=r"^[\x21-\x7e]+$", restart=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,17 @@ class MqttParams:
     protocol: Literal["5", "3.1.1"] = param(
         "5", "MQTT version; 3.1.1 is fallen back to by itself, and cannot tell what the broker refused", restart=True
     )
+    transport: Literal["tcp", "websockets"] = param(
+        "tcp", "websockets passes proxies that let only HTTP through (usual port 80, with TLS 443)", restart=True
+    )
+    websocket_path: str = param(
+        "/mqtt", "Where the broker takes websockets", pattern=r"^/[\x21-\x7e]*$", max_length=500, restart=True
+    )
     username: Optional[str] = param(None, "Name to log in with", restart=True)
     password_file: Optional[str] = param(
-        None, "File whose first line is the password; read anew at every connect", restart=True
-    )
+        None, "File whose first line is the password; read anew at every connect. When unset, systemd's credential "
+        "mqtt-password, where there is one", restart=True,
+    )  # fmt: skip
     client_id: Optional[str] = param(
         None, "MQTT client id; from the node's and the machine's id when unset. Two clients of one id oust each other",
         min_length=1, max_length=128, restart=True,
@@ -59,12 +71,39 @@ class MqttParams:
         1_000_000, "Larger messages are not sent, even where the broker announces no limit of its own", ge=10_000,
         le=268_435_455, restart=True,
     )  # fmt: skip
+    detections: DetectionsProfile = param(
+        "off", "Publish every frame's detections, in the agent's own words or as DeepStream or Axis would", restart=True
+    )
     tls: TlsParams = param(factory=TlsParams, description="Encryption")
 
 
 @dataclass(frozen=True)
 class OutboxParams:
-    """How much may wait while the broker is away. When full, crops go, then updates, then events, oldest first."""
+    """What may wait while the broker is away. When full, crops go, then updates, then events, oldest first."""
 
-    max_bytes: int = param(64_000_000, "Everything that waits, bytes", ge=65_536, restart=True)
-    max_crop_bytes: int = param(32_000_000, "Of that, crops; beyond it the oldest crops go", ge=0, restart=True)
+    max_bytes: int = param(256_000_000, "Everything that waits, bytes", ge=65_536, restart=True)
+    max_crop_bytes: int = param(128_000_000, "Of that, crops; beyond it the oldest crops go", ge=0, restart=True)
+    memory_bytes: int = param(
+        32_000_000, "What may wait in memory: with store memory, and while the disk cannot be written", ge=65_536,
+        restart=True,
+    )  # fmt: skip
+    store: Literal["disk", "memory"] = param(
+        "disk", "disk keeps what waits over a restart of agent and machine, in outbox.db in the state folder",
+        restart=True,
+    )  # fmt: skip
+    synchronous: Literal["full", "normal"] = param(
+        "full", "normal spares flash memory, and may lose the last messages when the power fails", restart=True
+    )
+    max_age_s: float = param(7 * 86_400.0, "Older events are given up, seconds", ge=60, restart=True)
+    max_crop_age_s: float = param(86_400.0, "Older crops are given up, seconds", ge=60, restart=True)
+    min_free_bytes: int = param(
+        500_000_000, "Disk space left to others: when less is free, no more than 4 MB wait", ge=0, restart=True
+    )
+
+    def in_memory(self) -> "OutboxParams":
+        """The same bounds, but no more bytes than memory may take."""
+        return replace(
+            self,
+            max_bytes=min(self.max_bytes, self.memory_bytes),
+            max_crop_bytes=min(self.max_crop_bytes, self.memory_bytes // 2),
+        )

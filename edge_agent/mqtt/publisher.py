@@ -1,8 +1,9 @@
 """What is said to the broker, and when. Used by the publish thread only; never blocks, except in `close`."""
 
 import logging
+from collections import deque
 from dataclasses import replace
-from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Union
+from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, Optional, Protocol, Sequence, Set, Union
 
 from edge_agent.core.messages import (
     OFFLINE,
@@ -15,19 +16,24 @@ from edge_agent.core.messages import (
     encode_health,
     encode_info,
     stamp_delivery,
+    timestamp,
     to_json,
 )
 from edge_agent.core.ports import Clock, Outbox
 from edge_agent.core.topics import Topics
 from edge_agent.core.types import CameraReport, Moment, Outcome, Presence, Sight
+from edge_agent.mqtt.certificates import expiry_faults
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected
+from edge_agent.mqtt.selftest import SelfTest
 from edge_agent.mqtt.truth import Rank, RetainedTruth
 
 log = logging.getLogger(__name__)
 
 WINDOW = 20
 """Unacknowledged messages at a time."""
+ANSWERS = 64
+"""That wait to be sent; the oldest go."""
 REPLAYED_AFTER_S = 30.0
 COUNT_INTERVAL_S = 1.0
 HEALTH_EXPIRY_S = 180
@@ -36,8 +42,6 @@ PAUSE_S = 10.0
 NOT_AUTHORISED = 0x87
 NOT_AUTHORISED_PAUSE_S = 60.0
 """Somebody has to mend it at the broker, so wait and try again."""
-SUSPECT_TRIES = 2
-"""A message that two lost connections may be due to goes alone, so that the third convicts no innocent one."""
 
 
 class Client(Protocol):
@@ -95,14 +99,17 @@ class Publisher:
         self._letters, self._boot, self._parameters = letters, boot, parameters or {}
         self._subscriptions, self._received = tuple(subscriptions), received
         self._truth = RetainedTruth()
+        self._health: Optional[Mapping[str, Any]] = None
+        self._selftest = SelfTest(topics.response("selftest"), boot)
         self._reports: Dict[str, CameraReport] = {}
         self._session: Optional[int] = None
         self._window = WINDOW
         self._in_flight: Dict[int, Union[Stored, str]] = {}
-        self._careful = False
+        self._suspects: Set[int] = set()
         self._outbox_paused_until_t = 0.0
         self._refused: Dict[str, str] = {}
         self._closing = False
+        self._answers: Deque[Message] = deque(maxlen=ANSWERS)
         self._truth.set(Message(topics.availability, ONLINE, retain=True), Rank.ONLINE)
         for report in reports:
             self._report(report)
@@ -110,7 +117,8 @@ class Publisher:
     @property
     def faults(self) -> List[str]:
         """What keeps messages from being taken, in words, for health."""
-        return [f"the broker refuses {topic}: {reason}" for topic, reason in self._refused.items()]
+        refused = [f"the broker refuses {topic}: {reason}" for topic, reason in self._refused.items()]
+        return refused + self._selftest.faults + expiry_faults(self._client.status().own_until, self._clock().at)
 
     @property
     def told(self) -> bool:
@@ -136,8 +144,19 @@ class Publisher:
 
     def health(self, health: Mapping[str, Any]) -> None:
         """How the agent is; only the newest waits, and only one is under way."""
+        self._health = health
         status = self._client.status()
-        link = {"state": status.state, "protocol": status.protocol, "fault": status.fault}
+        link = {
+            "connected": status.connected,
+            "reconnects": status.reconnects,
+            "last_fault": status.last_fault,
+            "state": status.state,
+            "protocol": status.protocol,
+            "fault": status.fault,
+            "publish_verified": self._selftest.verified,
+            "certificate_until": status.own_until and timestamp(status.own_until),
+            "broker_certificate_until": status.broker_until and timestamp(status.broker_until),
+        }
         merged = {**health, "mqtt": {**health.get("mqtt", {}), **link}}
         payload = to_json(encode_health(merged, self._topics.node, self._boot, self._clock()))
         message = Message(
@@ -145,6 +164,33 @@ class Publisher:
             expiry_s=HEALTH_EXPIRY_S,
         )  # fmt: skip
         self._truth.set(message, Rank.HEALTH)
+
+    def retain(self, message: Message) -> None:
+        """A retained topic of another kind: a switch's state, an image, or an empty one that clears what was there."""
+        self._truth.set(message, Rank.PRESENCE)
+
+    def say(self, message: Message) -> None:
+        """Send once, soon: an answer, worth nothing later. Dropped while the broker is away."""
+        if self._session is not None:
+            self._answers.append(message)
+
+    def stream(self, message: Message) -> None:
+        """Send now or never: one of many, of which the newest counts."""
+        if self._session is not None and len(self._in_flight) < self._window and self._letters.fits(message):
+            self._in_flight[self._client.publish(message, self._session)] = message.topic
+
+    def decided_by(self, parameters: Mapping[str, Mapping[str, Any]]) -> None:
+        """What presence is decided by from now on, per camera."""
+        self._parameters = parameters
+
+    def is_told(self, topics: Iterable[str]) -> bool:
+        """True when the broker has acknowledged these retained topics in this session."""
+        return self._session is not None and self._truth.is_told(topics)
+
+    @property
+    def retained(self) -> List[str]:
+        """The topics that the broker retains of ours."""
+        return self._truth.topics
 
     def republish(self) -> None:
         """Tell the whole retained truth again, e.g. when Home Assistant has restarted."""
@@ -157,6 +203,9 @@ class Publisher:
             sent = self._in_flight.pop(notice.token, None)
             if isinstance(sent, Stored):
                 self._outbox.accept(sent.key)
+                self._suspects.discard(sent.key)
+            elif sent == self._selftest.topic:
+                self._selftest.acknowledged(self._clock().t)
             elif sent is not None:
                 self._truth.accepted(sent)
             if sent is not None:
@@ -167,11 +216,16 @@ class Publisher:
             self._connected(notice)
         elif isinstance(notice, Disconnected):
             self._disconnected(notice.reason)
-        elif isinstance(notice, Received):
+        elif isinstance(notice, Received) and not self._selftest.received(notice):
             self._received(notice)
 
     def pump(self) -> None:
         """Send what can be sent: retained truth first, then the outbox, within the broker's window."""
+        self._send()
+        # After the truth, which need not wait for a disk; what the outbox sends, it has made safe before.
+        self._outbox.flush()
+
+    def _send(self) -> None:
         now = self._clock()
         if self._session is None:
             return
@@ -179,11 +233,18 @@ class Publisher:
             if len(self._in_flight) >= self._window:
                 return
             if not self._letters.fits(message):
-                log.error("%s: %d bytes are more than the broker takes", message.topic, len(message.payload))
-                self._truth.forget(message.topic)
-                return
+                level = logging.DEBUG if message.topic in self._refused else logging.ERROR
+                log.log(level, "%s: %d bytes are more than the broker takes", message.topic, len(message.payload))
+                self._refused[message.topic] = "larger than it takes"
+                self._truth.skip(message.topic)
+                continue
             self._truth.sent(message.topic, now.t)
             self._in_flight[self._client.publish(message, self._session)] = message.topic
+        while self._answers and len(self._in_flight) < self._window:
+            self.stream(self._answers.popleft())
+        probe = self._selftest.due(now.t) if len(self._in_flight) < self._window else None
+        if probe is not None:
+            self.stream(probe)
         if now.t >= self._outbox_paused_until_t:
             self._drain(now, self._session)
 
@@ -248,17 +309,25 @@ class Publisher:
         self._letters.limit(notice.maximum_packet_size)
         self._outbox_paused_until_t = 0.0
         self._refused.clear()
-        if self._subscriptions:
-            self._client.subscribe(self._subscriptions, notice.session)
+        if self._health is not None:
+            # Else the newest health would tell of the connection that was missing when it was made.
+            self.health(self._health)
+        echo = self._selftest.connected(notice.protocol, self._clock().t)
+        if self._subscriptions or echo:
+            self._client.subscribe([*self._subscriptions, *echo], notice.session)
         self._truth.connected()
 
     def _disconnected(self, reason: str) -> None:
         self._session = None
+        self._selftest.disconnected()
+        self._answers.clear()
         waiting, self._in_flight = self._in_flight, {}
-        for sent in waiting.values():
-            if isinstance(sent, Stored):
-                self._outbox.reject(sent.key, reason, fatal=False)
-                self._careful = self._careful or sent.tries + 1 >= SUSPECT_TRIES
+        keys = [sent.key for sent in waiting.values() if isinstance(sent, Stored)]
+        if self._suspects and keys:
+            self._outbox.reject(keys[0], reason, fatal=False)
+        else:
+            self._outbox.release(keys)
+        self._suspects.update(keys)
 
     def _rejected(self, notice: Rejected) -> None:
         sent = self._in_flight.pop(notice.token, None)
@@ -278,12 +347,17 @@ class Publisher:
             self._outbox_paused_until_t = retry_t
 
     def _drain(self, now: Moment, session: int) -> None:
-        stored_in_flight = any(isinstance(sent, Stored) for sent in self._in_flight.values())
+        """Send from the outbox.
+
+        What was in flight when a connection was lost goes one at a time afterwards, with nothing beside it: so a
+        message that kills connections convicts itself, and no innocent one with it.
+        """
         room = self._window - len(self._in_flight)
-        if self._careful:
-            room = 0 if stored_in_flight else min(room, 1)
+        if self._suspects:
+            room = 0 if self._in_flight else 1
         for stored in self._outbox.batch(room) if room > 0 else ():
-            self._careful = self._careful and stored.tries >= SUSPECT_TRIES
+            if stored.key not in self._suspects:
+                self._suspects.clear()
             message = stored.message
             if not self._letters.fits(message):
                 self._outbox.reject(stored.key, "larger than the broker takes", fatal=True)
@@ -298,4 +372,5 @@ class Publisher:
 def _subject(sent: Union[Stored, str]) -> str:
     """The topic, for people; all crops of a camera share one."""
     topic = sent.message.topic if isinstance(sent, Stored) else sent
-    return topic.rsplit("/", 1)[0] if isinstance(sent, Stored) and sent.message.kind == "crop" else topic
+    folder = topic.rsplit("/", 1)[0]
+    return folder if folder.endswith("/crops") else topic

@@ -7,8 +7,9 @@ the thread that runs `Session.run`, so its callbacks cannot race with `publish`;
 
 import logging
 import socket
+import ssl
 from collections import deque
-from pathlib import Path
+from datetime import datetime
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
 
 from paho.mqtt import MQTTException
@@ -21,14 +22,19 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edge_agent.core.messages import Message
 from edge_agent.errors import BrokerError
 from edge_agent.mqtt.backoff import Ending
+from edge_agent.mqtt.certificates import peer_valid_until, signature, valid_until
+from edge_agent.mqtt.login import password
 from edge_agent.mqtt.notices import Acked, Connected, Notice, Received, Rejected
 from edge_agent.mqtt.params import MqttParams
-from edge_agent.mqtt.tls import context, explain
+from edge_agent.mqtt.tls import context, explain, hear_refusal
 from edge_agent.mqtt.wake import Wake
 
 log = logging.getLogger(__name__)
 
 STEP_S = 0.5
+FILES_LOOK_S = 2.0
+RENEW_S = 5.0
+"""What is under way when certificates are renewed has this long to be acknowledged."""
 INBOUND_BYTES = 65_536
 UNSUPPORTED_VERSION = 0x84
 CREDENTIALS = frozenset({0x86, 0x87, 0x8A, 0x8C})
@@ -59,6 +65,10 @@ class Session:
         wake: Set by them afterwards.
         tell: Takes notices, in order.
         monotonic: Seconds.
+
+    Attributes:
+        own_until: Until when our certificate is valid; None without one.
+        broker_until: Until when the broker's is; None without TLS.
     """
 
     def __init__(
@@ -84,6 +94,11 @@ class Session:
         self._noted: List[Notice] = []
         self._acks: List[Tuple[int, ReasonCode]] = []
         self._tokens: Dict[int, Tuple[int, float]] = {}
+        self._files = self._seen_files = signature(tls_files(params))
+        self._next_look_t = monotonic() + FILES_LOOK_S
+        self._renew_by_t: Optional[float] = None
+        self.own_until: Optional[datetime] = None
+        self.broker_until: Optional[datetime] = None
 
     @property
     def connected_t(self) -> Optional[float]:
@@ -112,8 +127,10 @@ class Session:
             return Ending(explain(error, params.host, params.port))
         # Without this, Nagle's algorithm and the broker's delayed acknowledgement cost an event 40 ms.
         sock = client.socket()
-        if isinstance(sock, socket.socket):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock is not None:
+            with socket.fromfd(sock.fileno(), socket.AF_INET, socket.SOCK_STREAM) as same:
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._note_certificates(sock)
         answer_by_t = self._monotonic() + params.connect_timeout_s
         while client.socket() is not None:
             self._step(client)
@@ -126,6 +143,8 @@ class Session:
                 return self._ended(f"no acknowledgement for {params.ack_timeout_s:g} s")
             if self._close_by_t is not None and self._closed(client, self._close_by_t):
                 return self._ended("closed", closed=True)
+            if self._renewed(client):
+                return self._ended("certificates were renewed", closed=True)
         return self._ended(None)
 
     def dispose(self) -> None:
@@ -146,6 +165,7 @@ class Session:
             client_id=self._client_id,
             clean_session=None if five else True,
             protocol=MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311,
+            transport=params.transport,
             reconnect_on_failure=False,
         )
         client.suppress_exceptions = True
@@ -153,15 +173,50 @@ class Session:
         client.max_inflight_messages_set(0)
         client.will_set(self._will.topic, self._will.payload, self._will.qos, self._will.retain)
         if params.username is not None:
-            client.username_pw_set(params.username, _password(params.password_file))
+            client.username_pw_set(params.username, password(params.password_file))
         if params.tls.enabled:
             client.tls_set_context(context(params.tls))
+        if params.transport == "websockets":
+            client.ws_set_options(params.websocket_path)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
         return client
+
+    def _note_certificates(self, sock: object) -> None:
+        tls = self._params.tls
+        if not tls.enabled:
+            return
+        self.own_until = None if tls.cert_file is None else valid_until(tls.cert_file)
+        if isinstance(sock, ssl.SSLSocket):
+            self.broker_until = peer_valid_until((sock.getpeercert() or {}).get("notAfter"))
+
+    def _renewed(self, client: Client) -> bool:
+        """True when the TLS files have changed, can be used, and what was under way is done: connect anew with them."""
+        now = self._monotonic()
+        if self._renew_by_t is not None:
+            if not self._tokens or now >= self._renew_by_t:
+                client.disconnect()
+                return True
+            return False
+        if now < self._next_look_t:
+            return False
+        self._next_look_t = now + FILES_LOOK_S
+        seen, self._seen_files = self._seen_files, signature(tls_files(self._params))
+        # Certificate and key are replaced one after the other: wait until they have come to rest.
+        if self._seen_files == self._files or self._seen_files != seen:
+            return False
+        self._files = self._seen_files
+        try:
+            context(self._params.tls)
+        except BrokerError as error:
+            log.warning("mqtt: renewed certificates are not used: %s", error)
+            return False
+        log.info("mqtt: certificates were renewed; connecting with them")
+        self._renew_by_t = now + RENEW_S
+        return False
 
     def _step(self, client: Client) -> None:
         sock = client.socket()
@@ -222,8 +277,12 @@ class Session:
         if self._close_by_t is not None:
             return Ending("closed", closed=True)
         if self._verdict is None:
+            refused = hear_refusal(self._params) if self._params.tls.enabled else None
+            if refused is not None:
+                return Ending(f"{where}: {refused}", credentials=True)
             silent = "takes connections, but does not answer as a broker"
-            return Ending(f"{where}: {silent} of MQTT {self._version} would", answered=False)
+            hint = "; does it want a client certificate?" if self._params.tls.enabled else ""
+            return Ending(f"{where}: {silent} of MQTT {self._version} would{hint}", answered=False)
         code = self._verdict.value
         hint = "; check username and password_file" if code in CREDENTIALS else ""
         return Ending(
@@ -284,14 +343,9 @@ def new_outgoing() -> Deque[Outgoing]:
     return deque()
 
 
-def _password(path: Optional[str]) -> Optional[str]:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text("utf-8").split("\n", 1)[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise BrokerError(f"password_file {path}: {reason}", "expected a file that this user may read") from None
+def tls_files(params: MqttParams) -> Tuple[Optional[str], ...]:
+    """What a new connection reads anew."""
+    return (params.tls.ca_file, params.tls.cert_file, params.tls.key_file) if params.tls.enabled else ()
 
 
 def _connect_properties() -> Properties:

@@ -1,13 +1,41 @@
 """TLS for the broker's connection, and its faults in words."""
 
+import re
 import socket
 import ssl
+from datetime import datetime, timezone
+from typing import Optional
 
 from edge_agent.errors import BrokerError
-from edge_agent.mqtt.params import TlsParams
+from edge_agent.mqtt.certificates import valid_until
+from edge_agent.mqtt.params import MqttParams, TlsParams
 
-_CLOCK = {9: "not valid yet", 10: "expired"}
+_NOT_YET_VALID, _EXPIRED = 9, 10
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+_ALERTS = {
+    "UNKNOWN_CA": "it was signed by an authority that the broker does not know",
+    "CERTIFICATE_EXPIRED": "it has expired, or the broker's clock is wrong",
+    "CERTIFICATE_REVOKED": "it is revoked",
+    "CERTIFICATE_REQUIRED": "the broker wants one; set EDGE_AGENT_MQTT__TLS__CERT_FILE",
+    "BAD_CERTIFICATE": "the broker cannot use it",
+    "UNSUPPORTED_CERTIFICATE": "the broker cannot use it; is it one for clients?",
+    "CERTIFICATE_UNKNOWN": "the broker cannot use it",
+    "ACCESS_DENIED": "access denied",
+}
+"""What a broker says of our certificate: the ends of OpenSSL's names for TLS alerts."""
+HEAR_S = 1.0
+_ALERT = re.compile(r"\b[A-Z0-9]+_ALERT_(\w+)")
+
+
+class _Socket(ssl.SSLSocket):
+    """Closes itself when the handshake fails: paho would leave it open."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (OSError, ValueError):
+            self.close()
+            raise
 
 
 def context(params: TlsParams) -> ssl.SSLContext:
@@ -19,10 +47,13 @@ def context(params: TlsParams) -> ssl.SSLContext:
     name = params.ca_file
     try:
         made = ssl.create_default_context(cafile=params.ca_file)
+        made.sslsocket_class = _Socket
         made.minimum_version = ssl.TLSVersion.TLSv1_2
         if params.cert_file is not None:
             name = params.cert_file
-            made.load_cert_chain(params.cert_file, params.key_file)
+            made.load_cert_chain(params.cert_file, params.key_file, password=_no_password)
+        if params.alpn is not None:
+            made.set_alpn_protocols([params.alpn])
     except (OSError, ssl.SSLError) as error:
         raise BrokerError(
             f"TLS: {name} cannot be used: {error}", "expected a PEM file that this user may read"
@@ -34,10 +65,16 @@ def explain(error: Exception, host: str, port: int) -> str:
     """Why a connection could not be made, in one line."""
     where = f"{host}:{port}"
     if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _CLOCK:
-            return f"{where}: the broker's certificate is {_CLOCK[error.verify_code]}; is this machine's clock right?"
+        today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+        if error.verify_code == _NOT_YET_VALID:
+            return f"{where}: the broker's certificate is not valid yet; this machine's clock, at {today}, is wrong"
+        if error.verify_code == _EXPIRED:
+            return f"{where}: the broker's certificate has expired, if this machine's clock is right: {today}"
         return f"{where}: the broker's certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
+        refused = _refusal(error, None)
+        if refused is not None:
+            return f"{where}: {refused}"
         return f"{where}: TLS failed: {error.reason or error}; does the broker speak TLS on this port?"
     if isinstance(error, socket.gaierror):
         return f"{host}: name not found: {error.strerror}"
@@ -46,3 +83,37 @@ def explain(error: Exception, host: str, port: int) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{where}: {error.strerror}"
     return f"{where}: {error}"
+
+
+def hear_refusal(params: MqttParams) -> Optional[str]:
+    """Why a broker closes a connection right after the handshake; None when it does not say.
+
+    TLS 1.3 refuses a client's certificate only then, and what the client has sent by that time makes the system drop
+    the alert. So this shakes hands once more, sends nothing, and listens. Takes `HEAR_S` at most for each step.
+    """
+    try:
+        made = context(params.tls)
+        plain = socket.create_connection((params.host, params.port), HEAR_S)
+        with plain, made.wrap_socket(plain, server_hostname=params.host) as sock:
+            sock.recv(1)
+    except ssl.SSLError as error:
+        return _refusal(error, params.tls.cert_file)
+    except (OSError, ValueError, BrokerError):
+        return None
+    return None
+
+
+def _refusal(error: ssl.SSLError, cert_file: Optional[str]) -> Optional[str]:
+    """What a TLS alert means, when it is about our certificate; else None."""
+    found = _ALERT.search(str(error))
+    why = _ALERTS.get(found.group(1)) if found else None
+    if why is None:
+        return None
+    until = None if cert_file is None else valid_until(cert_file)
+    ours = "" if until is None else f" (it is valid until {until:%Y-%m-%d %H:%M} UTC)"
+    return f"the broker refused our certificate: {why}{ours}"
+
+
+def _no_password() -> str:
+    """Without this, OpenSSL would ask for an encrypted key's password on the terminal, and wait for ever."""
+    return ""

@@ -6,7 +6,7 @@ sent once, with what is true then.
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Dict, Iterator, Optional
+from typing import Dict, Iterable, Iterator, List, Optional
 
 from edge_agent.core.messages import Message
 
@@ -50,9 +50,9 @@ class RetainedTruth:
         known.message, known.rank = message, rank
         known.not_before_t = max(known.retry_t, known.sent_t + interval_s)
 
-    def forget(self, topic: str) -> None:
-        """The topic is none of ours any more; what the broker retains of it stays."""
-        self._topics.pop(topic, None)
+    def skip(self, topic: str) -> None:
+        """This value cannot be told in this session: wait for another value, or another session."""
+        self._topics[topic].dirty = False
 
     def connected(self) -> None:
         """A new session: everything has to be told again, at once."""
@@ -88,6 +88,16 @@ class RetainedTruth:
     def told(self) -> bool:
         """True when the broker has acknowledged all of it."""
         return not any(topic.dirty or topic.in_flight for topic in self._topics.values())
+
+    def is_told(self, topics: Iterable[str]) -> bool:
+        """True when the broker has acknowledged these."""
+        known = [self._topics[topic] for topic in topics if topic in self._topics]
+        return not any(topic.dirty or topic.in_flight for topic in known)
+
+    @property
+    def topics(self) -> List[str]:
+        """Those that hold something: an empty value clears its topic."""
+        return [name for name, topic in self._topics.items() if topic.message.payload]
 
     def payload(self, topic: str) -> Optional[bytes]:
         """The newest value, or None."""

@@ -6,6 +6,8 @@ from typing import Deque, List, Union
 
 from edge_agent.core.types import Outcome
 
+MAX_REQUESTS = 64
+
 
 class Inbox:
     """Never blocks the sender. When full the oldest outcome goes, counted; its events show as a gap in `seq`.
@@ -13,7 +15,11 @@ class Inbox:
     A report is never lost without a newer one of the same camera: it is truth that must end up retained.
 
     Args:
-        capacity: Outcomes kept. Notices are bounded by their sender (messages in flight, commands a second).
+        capacity: Outcomes kept. Notices are bounded by their sender (messages in flight, commands that wait).
+
+    Attributes:
+        lost_events: Events that went.
+        lost_requests: Requests that went.
     """
 
     def __init__(self, capacity: int = 2048) -> None:
@@ -21,7 +27,9 @@ class Inbox:
         self._items: Deque[Union[Outcome, object]] = deque()
         self._outcomes = 0
         self._condition = threading.Condition()
+        self._requests = 0
         self.lost_events = 0
+        self.lost_requests = 0
 
     def put_outcome(self, outcome: Outcome) -> None:
         """From the infer thread."""
@@ -38,6 +46,16 @@ class Inbox:
             self._items.append(notice)
             self._condition.notify()
 
+    def put_request(self, request: object) -> None:
+        """From the broker client's thread: what strangers send. When many wait the newest goes, counted."""
+        with self._condition:
+            if self._requests >= MAX_REQUESTS:
+                self.lost_requests += 1
+                return
+            self._requests += 1
+            self._items.append(request)
+            self._condition.notify()
+
     def take(self, timeout_s: float) -> List[object]:
         """Everything that waits, oldest first; empty after `timeout_s`."""
         with self._condition:
@@ -45,7 +63,7 @@ class Inbox:
                 self._condition.wait(timeout_s)
             items = list(self._items)
             self._items.clear()
-            self._outcomes = 0
+            self._outcomes = self._requests = 0
         return items
 
     def _drop_oldest(self) -> None:

@@ -26,6 +26,7 @@ class _Slot:
         self.frame: Optional[Frame] = None
         self.sights: Deque[Tuple[Sight, Moment]] = deque(maxlen=MAX_PENDING_SIGHTS)
         self.sight = Sight.STARTING
+        self.doubt = False
         self.served = 0
         self.taken = 0
         self.dropped = 0
@@ -73,6 +74,14 @@ class SlotBoard:
         if displaced is not None:
             displaced.release()
         return True
+
+    def set_doubt(self, camera: str, doubt: bool) -> None:
+        """Tell that the camera may have gone blind, which takes a while to prove. Until then nothing is news of it."""
+        self._slots[camera].doubt = doubt
+
+    def in_doubt(self, camera: str) -> bool:
+        """Whether it may have gone blind."""
+        return self._slots[camera].doubt
 
     def take(self, timeout_s: float) -> Optional[Delivery]:
         """What is new of the camera that waited longest, or None after `timeout_s`."""

@@ -11,6 +11,7 @@ from edge_agent.core.meters import LatencyMeter
 from edge_agent.core.ports import Clock, Source
 from edge_agent.core.types import Array, Counters, FrameInfo, Moment, Outcome, Sight
 from edge_agent.errors import EndOfStream, SourceError
+from edge_agent.runtime.control import Control, Controllable
 from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.slot import SlotBoard
 
@@ -47,8 +48,12 @@ class VerdictLike(Protocol):
     def sight(self) -> Sight:
         """The camera's state as of this frame."""
 
+    @property
+    def doubt(self) -> bool:
+        """True while the camera may have gone blind, which is not proven yet."""
 
-class Pipeline(Protocol):
+
+class Pipeline(Controllable, Protocol):
     """What the infer stage needs of `core.pipeline.FacePipeline`."""
 
     def info(self, frame: Frame, moment: Moment) -> FrameInfo:
@@ -179,6 +184,7 @@ class CaptureStage:
         verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
         if self._board.set_sight(self.camera, verdict.sight, moment_of(frame.t, now)):
             log.info("%s: sight is %s", self.camera, verdict.sight.value)
+        self._board.set_doubt(self.camera, verdict.doubt)
         if verdict.keep:
             self._board.put(self.camera, frame)
         else:
@@ -198,6 +204,7 @@ class CaptureStage:
         now = self._clock()
         self._retry_t = now.t + delay * self._jitter.uniform(0.5, 1.0)
         self._board.set_sight(self.camera, Sight.LOST, now)
+        self._board.set_doubt(self.camera, False)
 
 
 class InferStage:
@@ -211,6 +218,7 @@ class InferStage:
         clock: Both clocks.
         sink: Takes every outcome that says something; must not block.
         every_frame: True when each frame's detections are news too.
+        control: Commands for the pipelines.
     """
 
     def __init__(
@@ -221,7 +229,9 @@ class InferStage:
         clock: Clock,
         sink: Callable[[Outcome], None],
         every_frame: bool = False,
+        control: Optional[Control] = None,
     ) -> None:
+        self._control = control
         self._board, self._open_pipelines, self._clock, self._sink = board, open_pipelines, clock, sink
         self._pipelines: Mapping[str, Pipeline] = {}
         self._every_frame = every_frame
@@ -242,13 +252,19 @@ class InferStage:
             if delivery.frame is not None:
                 with delivery.frame as frame:
                     info = pipeline.info(frame, moment_of(frame.t, self._clock()))
+                    if self._control is not None:
+                        self._control.show(pipeline, frame, info)
                     self._emit(pipeline.step(frame, info))
                     self.capture_to_result[delivery.camera].add(self._clock().t - frame.t)
         now = self._clock()
+        for outcome in self._control.work(self._pipelines, now) if self._control is not None else ():
+            self._emit(outcome)
         if now.t >= self._next_tick_t:
             self._next_tick_t = now.t + TICK_S
-            for pipeline in self._pipelines.values():
-                self._emit(pipeline.tick(now))
+            for camera, pipeline in self._pipelines.items():
+                # A camera that may be blind has not shown that anybody left.
+                if not self._board.in_doubt(camera):
+                    self._emit(pipeline.tick(now))
 
     def finish(self) -> None:
         """Say what is true at the end: open events close with "shutdown", presence becomes unknown."""
@@ -292,7 +308,7 @@ class PublishStage:
         health: Tells how the agent is.
         info: Tells what it is.
         clock: Both clocks.
-        health_interval_s: The state is sent this often, and within a second of a change.
+        health_interval_s: The state is sent this often, and within a second of a change; may be replaced at any time.
     """
 
     def __init__(
@@ -306,7 +322,7 @@ class PublishStage:
     ) -> None:
         self._inbox, self._publisher, self._clock = inbox, publisher, clock
         self._health, self._info = health, info
-        self._interval_s = health_interval_s
+        self.health_interval_s = health_interval_s
         self._next_look_t = 0.0
         self._next_send_t = 0.0
         self._told: object = None
@@ -317,6 +333,8 @@ class PublishStage:
         for item in self._inbox.take(PUMP_S):
             if isinstance(item, Outcome):
                 self._publisher.outcome(item)
+            elif callable(item):
+                item()
             else:
                 self._publisher.notice(item)
         now = self._clock()
@@ -339,5 +357,5 @@ class PublishStage:
         told = (health["state"], health["reasons"])
         if told != self._told or now.t >= self._next_send_t:
             self._told = told
-            self._next_send_t = now.t + self._interval_s
+            self._next_send_t = now.t + self.health_interval_s
             self._publisher.health(health)

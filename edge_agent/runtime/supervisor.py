@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from typing import Mapping, Optional, Sequence
+import time
+from typing import Callable, Mapping, Optional, Protocol, Sequence
 
 from edge_agent.errors import EdgeAgentError
 from edge_agent.runtime.stages import CaptureStage
@@ -11,19 +12,60 @@ from edge_agent.runtime.worker import Worker
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+EXTEND_S = 60.0
+LONGEST_SETUP_S = 3600.0
+"""An engine that is still being built after this long is not being built."""
+
+
+class Manager(Protocol):
+    """The service manager: systemd, or nobody."""
+
+    def ready(self, status: str) -> None:
+        """Started, or done with a reload."""
+
+    def status(self, status: str) -> None:
+        """One line for people."""
+
+    def reloading(self) -> None:
+        """A reload begins."""
+
+    def stopping(self) -> None:
+        """The end has begun."""
+
+    def alive(self) -> None:
+        """All that should progress does."""
+
+    def extend(self, seconds: float) -> None:
+        """Starting takes at least so much longer."""
 
 
 class Supervisor:
     """Looks at all workers twice a second, and at once when something asks for it.
 
+    The manager's watchdog is fed only while no worker is overdue. One that waits for a camera or a broker to come back
+    returns from its steps and so is not; one whose call never returns is.
+
     Args:
-        captures: The capture stages, to see when every source has ended.
+        captures: The capture stages, to see when each has tried its camera, and when every source has ended.
+        manager: Told how it goes.
+        status: In words, for people.
+        reload: Read the settings again; called by the thread that is in `watch`.
     """
 
-    def __init__(self, captures: Mapping[str, CaptureStage]) -> None:
-        self._captures = captures
+    def __init__(
+        self,
+        captures: Mapping[str, CaptureStage],
+        manager: Manager,
+        status: Callable[[], str],
+        reload: Callable[[], object],
+    ) -> None:
+        self._captures, self._manager, self._status, self._reload = captures, manager, status, reload
         self._wake = threading.Event()
         self._stop = False
+        self._reload_asked = False
+        self._ready = False
+        self._told = ""
+        self._overdue: Optional[str] = None
 
     def wake(self) -> None:
         """Look now."""
@@ -34,16 +76,71 @@ class Supervisor:
         self._stop = True
         self._wake.set()
 
+    def request_reload(self) -> None:
+        """Ask for the settings to be read again. Safe in a signal handler."""
+        self._reload_asked = True
+        self._wake.set()
+
     def watch(self, workers: Sequence[Worker]) -> None:
         """Return when a stop was asked for, a worker has failed, or every source has ended."""
+        started_t = time.monotonic()
         while not self._stop:
             self._wake.wait(LOOK_S)
             self._wake.clear()
             if failed(workers) is not None:
-                return
+                break
             if self._captures and all(stage.ended for stage in self._captures.values()):
                 log.info("every source has ended")
+                break
+            self._report(workers, started_t)
+            if self._reload_asked and self._ready:
+                self._reload_asked = False
+                self._reload_now()
+        self._manager.stopping()
+
+    def _report(self, workers: Sequence[Worker], started_t: float) -> None:
+        now_t = time.monotonic()
+        if not self._ready:
+            setting_up = [worker.name for worker in workers if not worker.set_up]
+            if setting_up:
+                if now_t - started_t < LONGEST_SETUP_S:
+                    self._manager.extend(EXTEND_S)
+                self._tell(f"starting: {', '.join(setting_up)}")
                 return
+            untried = [name for name, stage in self._captures.items() if not stage.first_open_done]
+            if untried:
+                self._tell(f"starting: opening {', '.join(untried)}")
+                return
+            self._ready = True
+            self._told = self._status()
+            self._manager.ready(self._told)
+            log.info("ready: %s", self._told)
+        self._feed(workers, now_t)
+        self._tell(f"{self._overdue} does not return" if self._overdue else self._status())
+
+    def _feed(self, workers: Sequence[Worker], now_t: float) -> None:
+        overdue = next((worker.name for worker in workers if worker.overdue_s(now_t) > 0.0), None)
+        if overdue is None:
+            self._manager.alive()
+        elif self._overdue is None:
+            log.error("%s has not returned from its step in time; the watchdog goes hungry until it does", overdue)
+        if overdue is None and self._overdue is not None:
+            log.info("%s has returned", self._overdue)
+        self._overdue = overdue
+
+    def _reload_now(self) -> None:
+        self._manager.reloading()
+        try:
+            self._reload()
+        except EdgeAgentError as error:
+            log.warning("reload: %s; the settings stay as they were", error)
+        self._told = self._status()
+        self._manager.ready(self._told)
+
+    def _tell(self, status: str) -> None:
+        if status != self._told:
+            self._told = status
+            self._manager.status(status)
 
 
 def failed(workers: Sequence[Worker]) -> Optional[Worker]:

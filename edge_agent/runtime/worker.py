@@ -10,6 +10,9 @@ from edge_agent.errors import EdgeAgentError
 
 log = logging.getLogger(__name__)
 
+DEADLINE_S = 20.0
+"""More than the longest honest step: a network camera's open, which may take seven seconds, on a busy machine."""
+
 
 def _nothing() -> None:
     return None
@@ -25,11 +28,13 @@ class Worker:
         teardown: Called last, in the thread, also after a fault.
         on_exit: Called when the thread ends for any reason, so that a waiting supervisor wakes.
         stop_within_s: How long leaving the block waits.
+        deadline_s: A step that takes longer is taken for one that never returns.
 
     Attributes:
         error: What ended it, or None.
         stuck: True after a stop that it did not follow in time.
-        progress_t: Monotonic seconds of the last return from a step.
+        set_up: True once `setup` has returned.
+        progress_t: Monotonic seconds of the last return from a step, or of the start before the first.
     """
 
     def __init__(
@@ -40,10 +45,13 @@ class Worker:
         teardown: Callable[[], None] = _nothing,
         on_exit: Callable[[], None] = _nothing,
         stop_within_s: float = 1.0,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         self.name = name
+        self.deadline_s = deadline_s
         self.error: Optional[BaseException] = None
         self.stuck = False
+        self.set_up = False
         self.progress_t = time.monotonic()
         self._step, self._setup, self._teardown, self._on_exit = step, setup, teardown, on_exit
         self._stop_within_s = stop_within_s
@@ -75,6 +83,16 @@ class Worker:
         """Sleep, but not past a request to stop. For use inside `step`."""
         self._stop.wait(seconds)
 
+    def overdue_s(self, t: float) -> float:
+        """By how many seconds the step now running has missed its deadline; 0.0 when none has. `setup` has no deadline.
+
+        Args:
+            t: Monotonic seconds now.
+        """
+        if not self.set_up or not self.alive:
+            return 0.0
+        return max(0.0, t - self.progress_t - self.deadline_s)
+
     @property
     def alive(self) -> bool:
         """True while the thread runs."""
@@ -83,6 +101,8 @@ class Worker:
     def _run(self) -> None:
         try:
             self._setup()
+            self.progress_t = time.monotonic()
+            self.set_up = True
             while not self._stop.is_set():
                 self._step()
                 self.progress_t = time.monotonic()

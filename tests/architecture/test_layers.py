@@ -21,6 +21,7 @@ LAYERS = {
     "runtime": {"errors", "core", "runtime"},
 }
 LAYERS["config"] = set(LAYERS) | {"config"}
+LAYERS["pipelines"] = set(LAYERS)
 LAYERS["app"] = set(LAYERS) | {"app"}
 LAYERS["commands"] = set(LAYERS) | {"commands"}
 LAYERS["cli"] = set(LAYERS) | {"cli"}
@@ -36,6 +37,10 @@ THIRD_PARTY = {
     "pydantic": ("config/settings.py",),
     "pydantic_settings": ("config/settings.py",),
     "iotcore": ("commands/",),
+    "pycuda": ("inference/cuda_driver.py",),
+    "tensorrt": ("inference/trt",),
+    "systemd": ("host/",),
+    "systemd": ("host/journal.py",),
 }
 CORE_STDLIB = {
     "abc",

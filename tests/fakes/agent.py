@@ -40,10 +40,17 @@ class AgentProcess:
     Args:
         settings: Names without the prefix, e.g. {"CAMERAS__A__URI": "test://one"}.
         scripted: Use the scripted engine, which sees bright markers.
+        version: Of MQTT.
+        environ: More of the environment, such as systemd's variables.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], state_dir: Optional[Path] = None, scripted: bool = True, version: str = "5"
+        self,
+        settings: Mapping[str, Any],
+        state_dir: Optional[Path] = None,
+        scripted: bool = True,
+        version: str = "5",
+        environ: Mapping[str, str] = {},
     ) -> None:
         base = {
             "NODE": "n",
@@ -57,6 +64,7 @@ class AgentProcess:
         self._own = None if state_dir else tempfile.TemporaryDirectory()
         self._state_dir = state_dir or Path(self._own.name)
         self._settings = {**base, **settings}
+        self._environ = environ
         self._log: List[str] = []
         self.process: Optional[subprocess.Popen[str]] = None
 
@@ -64,7 +72,7 @@ class AgentProcess:
         """Begin; returns at once."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "edge_agent", "run"],
-            env=environment(self._settings, self._state_dir),
+            env={**environment(self._settings, self._state_dir), **self._environ},
             stderr=subprocess.PIPE,
             text=True,
         )

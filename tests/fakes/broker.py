@@ -124,7 +124,9 @@ class Listener:
         filters: What to listen to. QoS 0 by default: what the broker has acknowledged is then already on its way here.
     """
 
-    def __init__(self, broker: Broker, *filters: str, version: str = "5", qos: int = 0, **login: str) -> None:
+    def __init__(
+        self, broker: Broker, *filters: str, version: str = "5", qos: int = 0, tls: Any = None, **login: str
+    ) -> None:
         self.heard: List[Heard] = []
         self.faults: List[str] = []
         self.ready = threading.Event()
@@ -132,6 +134,8 @@ class Listener:
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=VERSIONS[version])
         if login:
             self._client.username_pw_set(login["username"], login["password"])
+        if tls is not None:
+            self._client.tls_set_context(tls)
         self._client.on_connect = lambda client, *_: client.subscribe([(f, self._qos) for f in self._filters])
         self._client.on_subscribe = lambda *_: self.ready.set()
         self._client.on_disconnect = lambda *_: self.ready.clear()

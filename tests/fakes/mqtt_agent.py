@@ -10,7 +10,18 @@ import numpy as np
 
 from edge_agent.core.quality import CropParams
 from edge_agent.core.topics import Topics
-from edge_agent.core.types import Box, CameraReport, Crop, FaceEvent, FrameInfo, Moment, Outcome, Presence, Quality, Sight
+from edge_agent.core.types import (
+    Box,
+    CameraReport,
+    Crop,
+    FaceEvent,
+    FrameInfo,
+    Moment,
+    Outcome,
+    Presence,
+    Quality,
+    Sight,
+)
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.outbox import MemoryOutbox

@@ -22,7 +22,7 @@ def test_delays_fill_the_whole_range_evenly(failures: int, bound: float) -> None
         backoff = Backoff(rng)
         backoff._failures = failures
         delays.append(backoff.after(DOWN))
-    assert 0.0 <= min(delays) and max(delays) <= bound
+    assert min(delays) >= 0.0 and max(delays) <= bound
     for quarter in range(4):
         hits = sum(bound * quarter / 4 <= delay < bound * (quarter + 1) / 4 for delay in delays)
         assert abs(hits - 1000) < 4 * (4000 * 0.25 * 0.75) ** 0.5

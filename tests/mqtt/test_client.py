@@ -11,6 +11,7 @@ from typing import Iterator, List
 
 import pytest
 
+from edge_agent.core.messages import Message
 from edge_agent.mqtt.client import default_client_id
 from edge_agent.mqtt.notices import Acked, Connected, Disconnected
 from edge_agent.mqtt.params import TlsParams
@@ -160,7 +161,9 @@ def test_the_will_speaks_when_the_process_is_killed(tmp_path: Path, version: str
     """
     with Broker(tmp_path) as broker, Listener(broker, ONLINE) as listener:
         command = [sys.executable, "-c", textwrap.dedent(code), str(broker.port), version]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}) as child:
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}
+        ) as child:
             assert child.stdout is not None and child.stdout.readline() == b"ready\n"
             eventually(lambda: listener.last(ONLINE) == b"online")
             child.kill()
@@ -175,7 +178,8 @@ def test_closing_waits_for_acknowledgements_and_otherwise_lets_the_will_speak(tm
     with Broker(tmp_path) as broker, Listener(broker) as listener, Agent(broker.port) as agent:
         agent.until(agent.settled)
         session = next(n.session for n in agent.notices if isinstance(n, Connected))
-        token = agent.client.publish(last_event(agent), session)
+        door = Message(agent.topics.camera("door").availability, b"online")
+        token = agent.client.publish(door, session)
         assert agent.client.close(5.0)
         assert any(isinstance(n, Acked) and n.token == token for n in agent.take(0.1)), "it waited"
         assert agent.client.status().state == "closed" and agent.client.close(0.0)
@@ -189,12 +193,6 @@ def test_closing_waits_for_acknowledgements_and_otherwise_lets_the_will_speak(tm
         assert agent.client.close(0.2)
         broker.tell(signal.SIGCONT)
         eventually(lambda: listener.last(ONLINE) == b"offline")
-
-
-def last_event(agent: Agent) -> object:
-    from edge_agent.core.messages import Message
-
-    return Message(agent.topics.camera("door").availability, b"online")
 
 
 @needs_mosquitto
@@ -211,6 +209,19 @@ def test_a_cut_network_comes_back(tmp_path: Path) -> None:
                 assert agent.client.status().reconnects == cut
             assert agent.publisher.close(now(), agent.take)
         gate.close()
+
+
+@needs_mosquitto
+def test_what_was_meant_for_an_ended_session_is_dropped(tmp_path: Path) -> None:
+    """Else it would overtake the new session's truth, and come twice."""
+    with Broker(tmp_path) as broker, Listener(broker) as listener, Agent(broker.port) as agent:
+        agent.until(agent.settled)
+        door = agent.topics.camera("door").presence
+        agent.client.publish(Message(door, b"ON"), session=0)
+        agent.put(event(1))
+        agent.until(agent.settled)
+        eventually(lambda: listener.payloads("edge-agent/lobby/door/events"))
+        assert listener.payloads(door) == [b"None"]
 
 
 @pytest.fixture(scope="module")
@@ -248,8 +259,8 @@ def test_tls_checks_authority_name_and_client(tmp_path: Path, certificates: Path
     faults = [
         (TlsParams(True, f"{certificates}/stranger.pem", **own), "not trusted"),
         (TlsParams(True, f"{certificates}/none.pem", **own), "none.pem cannot be used"),
-        (TlsParams(True, f"{certificates}/ca.pem"), ""),
-        (TlsParams(), ""),
+        (TlsParams(True, f"{certificates}/ca.pem"), "certificate"),
+        (TlsParams(), "does not answer as a broker"),
     ]
     with Broker(tmp_path, config("server")) as broker:
         with Agent(broker.port, tls=right) as agent:

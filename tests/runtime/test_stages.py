@@ -165,5 +165,9 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
         stage.step()
     assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10
     assert [outcome.report.sight for outcome in out] == [Sight.OK], "a frame that says nothing new is no news"
+    rig.board.set_doubt("door", True)
+    rig.clock.advance(0.1)
+    stage.step()
+    assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10, "a camera in doubt shows nobody leave"
     stage.finish()
     assert out[-1].report.sight is Sight.STOPPED

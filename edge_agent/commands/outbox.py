@@ -1,0 +1,202 @@
+"""`edge-agent outbox status|list|export|purge`: what waits for the broker, and what was set aside."""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, Tuple
+
+from edge_agent.errors import InputError
+
+if TYPE_CHECKING:
+    from edge_agent.core.messages import Stored
+    from edge_agent.mqtt.outbox_table import Table
+
+PAGE = 200
+SUFFIXES = {"image/jpeg": ".jpg", "application/json": ".json"}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command and its four actions."""
+    command: argparse.ArgumentParser = subparsers.add_parser("outbox", help="what waits for the broker")
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    status = actions.add_parser("status", help="how much waits, since when, and what was set aside")
+    listing = actions.add_parser("list", help="one line per message, in the order of sending")
+    for action in (status, listing):
+        action.add_argument("--json", action="store_true", help="as JSON; for list, one object a line")
+    export = actions.add_parser("export", help="write every payload to a file, and index.jsonl beside them")
+    export.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
+    purge = actions.add_parser("purge", help="delete messages; refused while the agent runs")
+    what = purge.add_mutually_exclusive_group(required=True)
+    what.add_argument("--quarantine", action="store_true", help="only what was set aside")
+    what.add_argument("--all", action="store_true", help="also what waits; the loss is announced to subscribers")
+    purge.add_argument("--yes", action="store_true", help="really do it")
+    for action in (status, listing, export, purge):
+        action.add_argument("--env-file", type=Path, metavar="FILE", help="default: $EDGE_AGENT_ENV_FILE, else none")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one action.
+
+    Raises:
+        ConfigError: The settings cannot be used.
+        InputError: There is no outbox, it cannot be read, or (purge) an agent uses it.
+    """
+    import sqlite3
+
+    from edge_agent.config.settings import load_settings
+    from edge_agent.host.paths import state_dir
+    from edge_agent.mqtt.outbox_file import OUTBOX_NAME
+
+    settings = load_settings(os.environ, args.env_file)
+    path = state_dir(settings.state_dir, os.environ) / OUTBOX_NAME
+    try:
+        if args.action == "purge":
+            _purge(path, args.all, args.yes)
+            return 0
+        with closing(_reading(path)) as table:
+            if args.action == "status":
+                _show_status(path, table, args.json)
+            elif args.action == "list":
+                _show_list(table, args.json)
+            else:
+                _export(table, args.folder)
+    except sqlite3.Error as error:
+        raise InputError(f"{path}: {error}", "the agent moves a damaged file aside at its next start") from None
+    return 0
+
+
+def _reading(path: Path) -> "Table":
+    from edge_agent.host.clock import SystemClock
+    from edge_agent.host.identity import kernel_boot
+    from edge_agent.mqtt.outbox_file import open_for_reading
+    from edge_agent.mqtt.outbox_table import Table
+
+    return Table(open_for_reading(path), SystemClock(), kernel_boot(), ())
+
+
+def _show_status(path: Path, table: "Table", as_json: bool) -> None:
+    oldest = next(_waiting(table), None)
+    status = {
+        "path": str(path),
+        "boot": table.boot,
+        "pending": table.count,
+        **{f"pending_{kind}s": table.counts.get(kind, 0) for kind in ("event", "update", "crop", "gap")},
+        "bytes": table.bytes,
+        "file_bytes": path.stat().st_size,
+        "oldest_at": oldest and oldest.queued_at,
+        "oldest_s": oldest and _age_s(oldest),
+        "open_appearances": table.open_count(),
+        "quarantined": table.quarantined,
+    }
+    if as_json:
+        print(json.dumps(status))
+        return
+    for name, value in status.items():
+        print(f"{name:<18}{'-' if value is None else value}")
+
+
+def _show_list(table: "Table", as_json: bool) -> None:
+    if not as_json:
+        print(f"{'KIND':<8}{'CAMERA':<16}{'BOOT/SEQ':<18}{'BYTES':>8}{'AGE_S':>10}{'TRIES':>6}  TOPIC")
+    for stored in _waiting(table):
+        row = _row(stored)
+        if as_json:
+            print(json.dumps(row))
+            continue
+        number = f"{row['boot']}/{'-' if row['seq'] is None else row['seq']}"
+        kind, camera = row["event_type"] or row["kind"], row["camera"] or "-"
+        print(f"{kind:<8}{camera:<16}{number:<18}{row['bytes']:>8}{row['age_s']:>10}{row['tries']:>6}  {row['topic']}")
+
+
+def _export(table: "Table", folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if next(folder.iterdir(), None) is not None:
+            raise InputError(f"{folder}: is not empty", "name a new folder, so that nothing is overwritten")
+        count = 0
+        with (folder / "index.jsonl").open("w", encoding="utf-8") as index:
+            for reason, stored in _everything(table):
+                count += 1
+                suffix = SUFFIXES.get(stored.message.content_type or "", ".bin")
+                name = f"{count:06d}-{stored.message.kind}{suffix}"
+                (folder / name).write_bytes(stored.message.payload)
+                row = {"file": name, "sha256": hashlib.sha256(stored.message.payload).hexdigest(), **_row(stored)}
+                index.write(json.dumps({**row, "quarantined": reason}) + "\n")
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}", "name a folder that can be written") from None
+    print(f"{count} messages written to {folder}")
+
+
+def _purge(path: Path, everything: bool, sure: bool) -> None:
+    from edge_agent.mqtt.outbox_file import LOCK_NAME, FileLock
+
+    with closing(_reading(path)) as table:
+        what = f"{table.quarantined} messages in quarantine" + (f" and {table.count} that wait" if everything else "")
+    if not sure:
+        raise InputError(f"{path}: {what} would be deleted", "add --yes to do it; export keeps a copy")
+    lock = FileLock(path.with_name(LOCK_NAME))
+    try:
+        lock.take()
+        _delete(path, everything)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", "run as its owner") from None
+    finally:
+        lock.release()
+    print(f"deleted: {what}")
+
+
+def _delete(path: Path, everything: bool) -> None:
+    from edge_agent.host.clock import SystemClock
+    from edge_agent.host.identity import kernel_boot
+    from edge_agent.mqtt.outbox_file import open_for_writing
+    from edge_agent.mqtt.outbox_policy import DROP_ORDER, Policy
+    from edge_agent.mqtt.outbox_table import Table
+    from edge_agent.mqtt.params import OutboxParams
+
+    with closing(Table(open_for_writing(path, "full", check=False), SystemClock(), kernel_boot(), ())) as table:
+        policy = Policy(OutboxParams())
+        with table.transaction():
+            table.empty_quarantine()
+            for kind in DROP_ORDER if everything else ():
+                stored = table.oldest(kind)
+                while stored is not None:
+                    policy.lose(table, stored, "purged")
+                    stored = table.oldest(kind)
+        table.shrink(table.free_bytes())
+
+
+def _waiting(table: "Table") -> Iterator["Stored"]:
+    page = table.after(0, PAGE)
+    while page:
+        yield from page
+        page = table.after(page[-1].key, PAGE)
+
+
+def _everything(table: "Table") -> Iterator[Tuple[Optional[str], "Stored"]]:
+    for stored in _waiting(table):
+        yield None, stored
+    yield from table.quarantine()
+
+
+def _row(stored: "Stored") -> Dict[str, Any]:
+    message = stored.message
+    return {
+        "topic": message.topic,
+        "kind": message.kind,
+        "event_type": message.event_type,
+        "camera": message.camera,
+        "boot": message.boot,
+        "seq": message.seq,
+        "bytes": len(message.payload),
+        "queued_at": stored.queued_at,
+        "age_s": _age_s(stored),
+        "tries": stored.tries,
+    }
+
+
+def _age_s(stored: "Stored") -> int:
+    return max(0, round(time.monotonic() - stored.queued_t))

@@ -1,0 +1,56 @@
+"""What the parts are given, out of the settings."""
+
+from typing import Any, Dict, Optional
+
+from edge_agent.capture import SourceOptions
+from edge_agent.config.settings import Settings
+from edge_agent.core.camera import CameraParams
+from edge_agent.core.discovery import CameraEntry, Site
+from edge_agent.core.requests import Rules
+
+
+def source_options(params: CameraParams) -> SourceOptions:
+    """What a source is asked for."""
+    return SourceOptions(
+        params.width,
+        params.height,
+        params.fps,
+        params.pixel_format,
+        params.color,
+        params.controls,
+        params.stall_after_s,
+    )
+
+
+def decided_by(settings: Settings, threshold: Optional[float]) -> Dict[str, Dict[str, Any]]:
+    """The parameters behind each camera's presence, published beside it; `threshold` is the one in force."""
+    presence = settings.presence
+    return {
+        name: {
+            "delay_on_s": presence.delay_on_s if params.delay_on_s is None else params.delay_on_s,
+            "delay_off_s": presence.delay_off_s if params.delay_off_s is None else params.delay_off_s,
+            "min_face_px": params.min_face_px,
+            "min_score": params.min_score,
+            "threshold": threshold,
+        }
+        for name, params in settings.cameras.items()
+    }
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What commands may do."""
+    crops = settings.crops
+    return Rules(tuple(settings.cameras), settings.commands, crops.enabled, crops.enabled and crops.privacy == "off")
+
+
+def site_of(settings: Settings, version: str, board: str, temperature: bool) -> Site:
+    """What discovery has to know."""
+    return Site(
+        version,
+        board,
+        tuple(CameraEntry(name, params.label, tuple(params.zones)) for name, params in settings.cameras.items()),
+        settings.commands,
+        crops=settings.crops.enabled,
+        image=settings.crops.enabled and settings.crops.image,
+        temperature=temperature,
+    )

@@ -1,0 +1,306 @@
+"""Commands from the broker: every one is judged here before anything acts on it. Pure; time is given.
+
+A command is `B/request/<name>` with a JSON object, or `C/<switch>/set` with ON or OFF. What is refused comes back as a
+`Refusal`, never as an exception.
+"""
+
+import re
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Tuple, Union
+from typing import Counter as CounterType
+
+from edge_agent.core import strict_json
+from edge_agent.core.params import param
+from edge_agent.core.topics import ID
+from edge_agent.core.types import Crop, Moment
+
+SWITCHES = ("detection", "crops")
+TRANSACTION = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""May be one level of a topic."""
+RATE_PER_S = 5.0
+REMEMBERED = 256
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d{0,3})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class CommandParams:
+    """What may be told to the agent over MQTT."""
+
+    enabled: bool = param(True, "Take commands and switches from the broker; off: it is not listened to", restart=True)
+    restart: bool = param(False, "Take the restart command, which ends the agent so that systemd starts it anew")
+    min_threshold: float = param(0.05, "Lowest detection threshold that a command may set", ge=0.01, le=0.99)
+    max_threshold: float = param(0.99, "Highest detection threshold that a command may set", ge=0.01, le=0.99)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the settings allow.
+
+    Attributes:
+        cameras: Their ids.
+        params: Bounds, and whether a restart may be asked for.
+        crops: False when the settings have turned crops off; then nothing turns them on.
+        snapshots: Likewise.
+    """
+
+    cameras: Tuple[str, ...]
+    params: CommandParams = CommandParams()
+    crops: bool = True
+    snapshots: bool = True
+
+
+@dataclass(frozen=True)
+class Command:
+    """One that may be done.
+
+    Attributes:
+        name: One of the closed list, or a switch.
+        transaction: To be echoed; None when the sender gave none.
+        camera: Whose switch or snapshot; None for the whole agent.
+        arguments: Checked, as the command's schema has them.
+    """
+
+    name: str
+    transaction: Optional[str] = None
+    camera: Optional[str] = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a command, as told by the thread that did it.
+
+    Attributes:
+        error: Why it was not done; None when it was.
+        result: For the response.
+        crop: Of a snapshot.
+    """
+
+    command: Command
+    error: Optional[str] = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+    crop: Optional[Crop] = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One that is not done.
+
+    Attributes:
+        name: Of the command, fit for a topic; "unknown" when the sender's was not.
+        reason: Which guard refused it: what refusals are counted by.
+        error: In words.
+        transaction: When it could be read.
+        answer: False when so many were refused lately that this one is only counted.
+    """
+
+    name: str
+    reason: str
+    error: str
+    transaction: Optional[str] = None
+    answer: bool = True
+
+
+Verdict = Union[Command, Refusal]
+
+
+class TokenBucket:
+    """At most `rate_per_s` in the long run, and so many at once.
+
+    Args:
+        rate_per_s: Tokens that come back a second, and that it holds.
+    """
+
+    def __init__(self, rate_per_s: float = RATE_PER_S) -> None:
+        self._rate_per_s = self._tokens = rate_per_s
+        self._filled_t: Optional[float] = None
+
+    def take(self, t: float) -> bool:
+        """Whether there is one at `t`, monotonic seconds; it is gone then."""
+        if self._filled_t is not None:
+            self._tokens = min(self._rate_per_s, self._tokens + max(0.0, t - self._filled_t) * self._rate_per_s)
+        self._filled_t = t
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+class _Refused(Exception):
+    def __init__(self, reason: str, error: str) -> None:
+        super().__init__(error)
+        self.reason, self.error = reason, error
+
+
+class Guard:
+    """Judges commands in the order they arrive; remembers transactions and how many came lately.
+
+    Args:
+        rules: What the settings allow; may be replaced at any time.
+
+    Attributes:
+        accepted: Commands that passed.
+        refused: Refusals by reason.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.accepted = 0
+        self.refused: CounterType[str] = Counter()
+        self._commands, self._answers = TokenBucket(), TokenBucket()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+
+    def request(self, name: str, payload: bytes, retained: bool, now: Moment) -> Verdict:
+        """A message on `B/request/<name>`."""
+        known = name if ID.fullmatch(name) else "unknown"
+        transaction = None
+        try:
+            self._admit(retained, now)
+            if name not in _SCHEMAS:
+                raise _Refused("unknown", f"unknown command; expected one of {', '.join(COMMANDS)}")
+            fields = _parse(payload)
+            transaction = _transaction(fields)
+            self._fresh(transaction, fields.pop("expires_at", None), now)
+            command = self._checked(name, transaction, fields)
+        except _Refused as refused:
+            return self._refuse(known, refused, transaction, now)
+        return self._accept(command)
+
+    def switch(self, camera: str, name: str, payload: bytes, retained: bool, now: Moment) -> Verdict:
+        """A message on `C/<switch>/set`."""
+        known = name if ID.fullmatch(name) else "unknown"
+        try:
+            self._admit(retained, now)
+            if name not in SWITCHES or camera not in self.rules.cameras:
+                raise _Refused("unknown", f"no such switch; expected one of {', '.join(SWITCHES)} of a camera")
+            if payload not in (b"ON", b"OFF"):
+                raise _Refused("malformed", "expected ON or OFF")
+            if name == "crops" and payload == b"ON" and not self.rules.crops:
+                raise _Refused("forbidden", "crops are turned off in the settings")
+        except _Refused as refused:
+            return self._refuse(known, refused, None, now)
+        return self._accept(Command(name, camera=camera, arguments={"on": payload == b"ON"}))
+
+    def _admit(self, retained: bool, now: Moment) -> None:
+        """What costs nothing comes first: a flood is not even parsed."""
+        if retained:
+            raise _Refused("retained", "commands must not be retained")
+        if not self._commands.take(now.t):
+            raise _Refused("flooded", f"more than {RATE_PER_S:g} commands a second")
+
+    def _fresh(self, transaction: Optional[str], expires_at: Any, now: Moment) -> None:
+        if transaction is not None and transaction in self._seen:
+            raise _Refused("duplicate", "this transaction was there already")
+        if expires_at is None:
+            return
+        until = _time(expires_at)
+        if until is None:
+            raise _Refused("invalid", "expires_at: expected RFC 3339, such as 2026-11-22T17:05:12Z")
+        if now.at >= until:
+            raise _Refused("expired", "expires_at is over")
+
+    def _checked(self, name: str, transaction: Optional[str], fields: Dict[str, Any]) -> Command:
+        schema = _SCHEMAS[name]
+        surplus = sorted(set(fields) - schema.arguments)
+        if surplus:
+            raise _Refused("invalid", f"unknown field {ascii(surplus[0])[:40]}")
+        if schema.needs_transaction and transaction is None:
+            raise _Refused("invalid", "transaction: expected one, since doing this twice is not the same as once")
+        camera, arguments = schema.check(fields, self.rules)
+        return Command(name, transaction, camera, arguments)
+
+    def _accept(self, command: Command) -> Command:
+        self.accepted += 1
+        if command.transaction is not None:
+            self._seen[command.transaction] = None
+            if len(self._seen) > REMEMBERED:
+                self._seen.popitem(last=False)
+        return command
+
+    def _refuse(self, name: str, refused: _Refused, transaction: Optional[str], now: Moment) -> Refusal:
+        self.refused[refused.reason] += 1
+        return Refusal(name, refused.reason, refused.error, transaction, self._answers.take(now.t))
+
+
+def _parse(payload: bytes) -> Dict[str, Any]:
+    try:
+        # An empty message is how a person sends a command without arguments.
+        value = strict_json.parse(payload) if payload else {}
+    except ValueError as error:
+        reason = "oversized" if len(payload) > strict_json.MAX_BYTES else "malformed"
+        raise _Refused(reason, f"payload: {error}") from None
+    if not isinstance(value, dict):
+        raise _Refused("malformed", "payload: expected a JSON object")
+    return value
+
+
+def _transaction(fields: Dict[str, Any]) -> Optional[str]:
+    value = fields.pop("transaction", None)
+    if value is None or (isinstance(value, str) and TRANSACTION.fullmatch(value)):
+        return value
+    raise _Refused("invalid", "transaction: expected 1 to 64 letters, digits, '.', '_', ':' or '-'")
+
+
+def _time(value: Any) -> Optional[datetime]:
+    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return None
+    seconds, fraction, zone = found.groups()
+    zone = "+00:00" if zone == "Z" else zone
+    try:
+        return datetime.fromisoformat(f"{seconds}.{fraction or '0':0<6}{zone}").astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
+
+
+_Checked = Tuple[Optional[str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Schema:
+    check: Callable[[Mapping[str, Any], Rules], _Checked]
+    arguments: FrozenSet[str] = frozenset()
+    needs_transaction: bool = False
+
+
+def _nothing(fields: Mapping[str, Any], rules: Rules) -> _Checked:
+    return None, {}
+
+
+def _restart(fields: Mapping[str, Any], rules: Rules) -> _Checked:
+    if not rules.params.restart:
+        raise _Refused("forbidden", "restart is turned off in the settings")
+    return None, {}
+
+
+def _snapshot(fields: Mapping[str, Any], rules: Rules) -> _Checked:
+    if not rules.snapshots:
+        raise _Refused("forbidden", "the settings let no such picture leave the agent")
+    camera = fields.get("camera", rules.cameras[0] if len(rules.cameras) == 1 else None)
+    if not isinstance(camera, str) or camera not in rules.cameras:
+        raise _Refused("invalid", f"camera: expected one of {', '.join(rules.cameras)}")
+    return camera, {}
+
+
+def _set_threshold(fields: Mapping[str, Any], rules: Rules) -> _Checked:
+    low, high = rules.params.min_threshold, rules.params.max_threshold
+    value = fields.get("value", "")
+    if value is None:
+        return None, {"value": None}
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise _Refused("invalid", f"value: expected a number from {low:g} to {high:g}, or null for the setting's own")
+    return None, {"value": float(value)}
+
+
+_SCHEMAS: Mapping[str, _Schema] = {
+    "ping": _Schema(_nothing),
+    "snapshot": _Schema(_snapshot, frozenset({"camera"}), needs_transaction=True),
+    "reload": _Schema(_nothing),
+    "set_threshold": _Schema(_set_threshold, frozenset({"value"})),
+    "republish": _Schema(_nothing),
+    "restart": _Schema(_restart, needs_transaction=True),
+}
+COMMANDS: Tuple[str, ...] = tuple(_SCHEMAS)

@@ -1,0 +1,59 @@
+"""Small JSON files in the state directory, written whole or not at all."""
+
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Memory:
+    """One file. What cannot be read is as good as empty, and what cannot be written is lost at the next start: both
+    are said in the log, and the agent goes on.
+
+    Args:
+        path: Of the file; its folder is made when it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failing = False
+
+    def load(self, decode: Callable[[Any], T], empty: T) -> T:
+        """What was saved, decoded; `empty` when there is nothing, or nothing that `decode` takes (ValueError)."""
+        try:
+            return decode(json.loads(self._path.read_text("utf-8")))
+        except FileNotFoundError:
+            return empty
+        except OSError as error:
+            log.warning("%s: %s; going on without", self._path, error.strerror)
+        except (ValueError, RecursionError) as error:
+            log.warning("%s: damaged (%s); going on without", self._path, error)
+        return empty
+
+    def save(self, value: Any) -> None:
+        """Replace what was saved; it survives a loss of power."""
+        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with partial.open("w", encoding="utf-8") as file:
+                json.dump(value, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._path)
+        except OSError as error:
+            log.log(
+                logging.DEBUG if self._failing else logging.WARNING,
+                "%s: cannot be written: %s; what was changed will be forgotten at the next start",
+                self._path,
+                error.strerror,
+            )
+            self._failing = True
+            return
+        if self._failing:
+            log.info("%s: can be written again", self._path)
+        self._failing = False

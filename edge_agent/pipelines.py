@@ -1,0 +1,80 @@
+"""The infer thread's share of the composition root: the engine, and the pipelines on it."""
+
+from pathlib import Path
+from typing import Mapping, Optional
+
+from edge_agent.config.settings import Settings
+from edge_agent.core.detector import FaceDetector
+from edge_agent.core.overrides import Overrides
+from edge_agent.core.pipeline import FacePipeline
+from edge_agent.core.ports import Clock, Engine
+from edge_agent.core.requests import Rules
+from edge_agent.core.types import EngineInfo
+from edge_agent.host.identity import uuid7
+from edge_agent.inference import open_engine
+
+
+class Inference:
+    """The engine and the pipelines on it. Everything but `info` belongs to the infer thread.
+
+    Attributes:
+        info: Of the engine, once it is open.
+    """
+
+    def __init__(self, settings: Settings, directory: Path, clock: Clock) -> None:
+        self.info: Optional[EngineInfo] = None
+        self._settings, self._directory, self._clock = settings, directory, clock
+        self._detector: Optional[FaceDetector] = None
+        self._engine: Optional[Engine] = None
+        self._pipelines: Mapping[str, FacePipeline] = {}
+
+    @property
+    def threshold(self) -> Optional[float]:
+        """The detection threshold in force; the setting, until there is a detector. From any thread."""
+        detector = self._detector
+        return self._settings.detection.pre_cluster_threshold if detector is None else round(detector.threshold, 4)
+
+    def open(self, overrides: Overrides, rules: Rules) -> Mapping[str, FacePipeline]:
+        """Load the model and make one pipeline per camera, switched as commands have left them; all share the model.
+
+        Raises:
+            ModelError: The model is missing, damaged or of another contract.
+            MissingPackage: The backend is not installed.
+        """
+        settings = self._settings
+        self._engine = open_engine(settings.model, self._directory)
+        self.info = self._engine.info
+        detector = self._detector = FaceDetector(self._engine, settings.detection)
+        detector.set_threshold(overrides.threshold)
+        pipelines = self._pipelines = {
+            name: FacePipeline(
+                name,
+                params,
+                detector,
+                uuid7,
+                self._clock,
+                settings.tracker,
+                settings.presence,
+                settings.crops,
+            )
+            for name, params in settings.cameras.items()
+        }
+        for name, pipeline in pipelines.items():
+            # Before the first frame this is no news to anybody.
+            pipeline.set_enabled(overrides.is_on(name, "detection", rules), self._clock())
+            pipeline.set_crops(overrides.is_on(name, "crops", rules))
+        return pipelines
+
+    def configure(self, settings: Settings, overrides: Overrides) -> None:
+        """Take other *live* settings from the next picture on; a threshold set by a command outranks the setting."""
+        if self._detector is None:
+            return
+        self._detector.configure(settings.detection)
+        self._detector.set_threshold(overrides.threshold)
+        for name, pipeline in self._pipelines.items():
+            pipeline.configure(settings.cameras[name], settings.tracker, settings.presence, settings.crops)
+
+    def close(self) -> None:
+        """Free the engine. Idempotent."""
+        if self._engine is not None:
+            self._engine.close()

@@ -1,0 +1,50 @@
+"""`edge-agent check`: what works here and what does not, with the remedy."""
+
+import json
+
+from tests.fakes.agent import edge_agent
+from tests.fakes.broker import Broker, needs_mosquitto
+
+SCRIPTED = {"MODEL__BACKEND": "scripted", "MODEL__MODEL": "scripted", "MQTT__HOST": "127.0.0.1"}
+
+
+def findings(done):
+    return {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+
+
+@needs_mosquitto
+def test_everything_that_the_settings_need_works(tmp_path):
+    with Broker(tmp_path) as broker:
+        settings = {**SCRIPTED, "CAMERAS__A__URI": "test://one", "MQTT__PORT": broker.port}
+        done = edge_agent("check", "--json", settings=settings, state_dir=tmp_path / "state")
+    assert done.returncode == 0, done.stdout
+    found = findings(done)
+    for name in ("python", "numpy", "settings", "state folder", "engine", "camera a", "broker"):
+        assert found[name]["state"] == "ok", found[name]
+    assert "MQTT 5" in found["broker"]["found"]
+    assert "640x480" in found["camera a"]["found"]
+
+
+def test_what_does_not_work_has_a_remedy_and_the_rest_is_still_checked(tmp_path):
+    settings = {
+        "CAMERAS__A__URI": "v4l2:/dev/video987",
+        "MODEL__MODELS_DIR": tmp_path / "none",
+        "MQTT__HOST": "127.0.0.1",
+        "MQTT__PORT": 9,
+    }
+    done = edge_agent("check", "--json", settings=settings, state_dir=tmp_path)
+    assert done.returncode == 1
+    found = findings(done)
+    assert "edge-agent model fetch" in found["engine"]["remedy"]
+    for name in ("camera a", "engine", "broker"):
+        assert found[name]["state"] == "fail" and found[name]["remedy"], found[name]
+    text = edge_agent("check", settings=settings, state_dir=tmp_path)
+    assert "FAIL  camera a" in text.stdout and "3 of" in text.stdout and "Traceback" not in text.stderr
+
+
+def test_settings_that_cannot_be_used_are_findings_too():
+    done = edge_agent("check", "--json", settings={"MQTT__PORT": 0, "NODEE": "x"})
+    assert done.returncode == 1
+    faults = [finding["found"] for finding in json.loads(done.stdout)["findings"] if finding["name"] == "settings"]
+    assert any("EDGE_AGENT_MQTT__PORT" in fault for fault in faults)
+    assert any("did you mean EDGE_AGENT_NODE" in fault for fault in faults)

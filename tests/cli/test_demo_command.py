@@ -1,0 +1,74 @@
+"""`edge-agent demo` as a stranger runs it: its own broker, the real detector, a verdict from the subscriber alone."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.agent import edge_agent
+from tests.fakes.broker import Broker, needs_mosquitto
+from tests.fakes.weights import centerface_models_dir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights():
+    """The demo fetches them itself; here they are fetched once for all tests, or the tests skip and say why."""
+    models = centerface_models_dir()
+    before = os.environ.get("STATE_DIRECTORY")
+    os.environ["STATE_DIRECTORY"] = str(models.parent)
+    yield
+    os.environ.pop("STATE_DIRECTORY")
+    if before is not None:
+        os.environ["STATE_DIRECTORY"] = before
+
+
+@needs_mosquitto
+def test_a_face_comes_moves_and_leaves_and_the_subscriber_saw_it(tmp_path):
+    done = edge_agent("demo", "--duration", 14, "--json", "--output", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    verdict = lines[-1]
+    assert verdict["ok"] and verdict["missing"] == [] and verdict["appearances"] >= 1
+    assert Path(verdict["crops"][0]).read_bytes()[:2] == b"\xff\xd8"
+    topics = [line["topic"] for line in lines[:-1]]
+    assert topics.index("edge-agent/demo/info") < topics.index("edge-agent/demo/availability")
+
+
+@needs_mosquitto
+def test_an_empty_scene_fails_and_says_what_was_not_seen(tmp_path):
+    done = edge_agent("demo", "--duration", 4, "--source", "test://empty", "--output", tmp_path)
+    assert done.returncode == 1
+    assert "NOT seen: presence ON, event start, event end, presence OFF" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@needs_mosquitto
+def test_a_given_broker_is_used(tmp_path):
+    with Broker(tmp_path) as broker:
+        done = edge_agent(
+            "demo", "--duration", 3, "--broker", f"mqtt://127.0.0.1:{broker.port}", "--output", tmp_path / "out"
+        )
+    assert f"broker: given at 127.0.0.1:{broker.port}" in done.stdout
+    assert "agent is online" in done.stdout
+
+
+def test_bad_arguments_are_one_clear_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for arguments, said in (
+        (["--broker", f"mqtt://127.0.0.1:{port}"], f"no broker at 127.0.0.1:{port}"),
+        (["--broker", "http://x"], "not a broker's address"),
+        (["--duration", "0"], "expected a number above 0"),
+    ):
+        done = edge_agent("demo", *arguments)
+        assert done.returncode == 1
+        assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_mosquitto
+def test_a_source_that_names_nothing_is_told_with_the_agent_s_own_words(tmp_path):
+    done = edge_agent("demo", "--duration", 10, "--source", "test://nowhere", "--output", tmp_path)
+    assert done.returncode == 1
+    assert "unknown scene" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,46 @@
+"""What commands have changed: within what the settings allow, and through a file."""
+
+import json
+
+import pytest
+
+from edge_agent.core.overrides import Overrides
+from edge_agent.core.requests import CommandParams, Rules
+
+RULES = Rules(("door", "hall"))
+
+
+def test_all_is_on_until_somebody_switches_it_off():
+    overrides = Overrides()
+    assert overrides.is_on("door", "crops", RULES)
+    off = overrides.with_switch("door", "crops", False).with_switch("door", "detection", False)
+    assert not off.is_on("door", "crops", RULES) and off.is_on("hall", "crops", RULES)
+    assert off.with_switch("door", "crops", True).is_on("door", "crops", RULES)
+
+
+def test_what_the_settings_turn_off_no_override_turns_on():
+    rules = Rules(("door",), crops=False)
+    assert not Overrides().with_switch("door", "crops", True).is_on("door", "crops", rules)
+    assert Overrides().is_on("door", "detection", rules)
+
+
+def test_a_threshold_that_is_no_longer_allowed_is_dropped():
+    narrow = Rules(("door",), CommandParams(min_threshold=0.3))
+    assert Overrides(0.2).bounded(RULES).threshold == 0.2
+    assert Overrides(0.2).bounded(narrow).threshold is None
+
+
+def test_through_json_and_back():
+    overrides = Overrides(0.5).with_switch("door", "crops", False).with_switch("hall", "detection", False)
+    assert Overrides.from_json(json.loads(json.dumps(overrides.to_json()))) == overrides
+    assert Overrides.from_json(json.loads(json.dumps(Overrides().to_json()))) == Overrides()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [], {}, {"off": []}, {"off": {"door": "crops"}}, {"off": {"door": ["x"]}}, {"threshold": "1", "off": {}},
+     {"threshold": True, "off": {}}, {"off": {"door": [1]}}],
+)  # fmt: skip
+def test_anything_else_is_refused(value):
+    with pytest.raises(ValueError):
+        Overrides.from_json(value)

@@ -1,0 +1,240 @@
+"""One thread, a balanced stack, everything freed; and what CUDA says in one line."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Iterator, List, Optional
+
+import numpy as np
+import pytest
+
+from edge_agent.errors import EngineError, MissingPackage
+from edge_agent.inference import cuda_driver
+from edge_agent.inference.cuda import CudaContext
+from tests.fakes.pycuda import FakeCuda, LogicError, Misuse
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    return FakeCuda()
+
+
+@pytest.fixture
+def context(cuda: FakeCuda) -> Iterator[CudaContext]:
+    context = CudaContext(cuda)
+    yield context
+    context.close()
+    cuda.assert_clean()
+
+
+def in_thread(work: Callable[[], Any]) -> Optional[BaseException]:
+    """Run `work` in a thread of its own, to its end; what it raised."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).exception(10)
+
+
+def test_it_tells_what_the_gpu_is(context: CudaContext) -> None:
+    assert (context.name, context.sm, context.cuda_version, context.integrated) == ("Fake", "87", "12.6", True)
+
+
+def test_thor_has_three_digits() -> None:
+    context = CudaContext(FakeCuda(capability=(11, 0)))
+    assert context.sm == "110"
+    context.close()
+
+
+def test_it_sleeps_for_the_gpu_and_does_not_wait_for_others_streams(cuda: FakeCuda, context: CudaContext) -> None:
+    assert cuda.event_flags_used == [cuda.event_flags.BLOCKING_SYNC | cuda.event_flags.DISABLE_TIMING]
+    assert cuda.stream_flags_used == [1]
+    assert context.stream_handle in cuda.queues
+
+
+def test_the_context_is_current_only_inside_the_block(cuda: FakeCuda, context: CudaContext) -> None:
+    assert cuda.stack == []
+    with context.current():
+        with context.current():
+            assert len(cuda.stack) == 2
+        assert len(cuda.stack) == 1
+    assert cuda.stack == []
+    with pytest.raises(KeyError):
+        with context.current():
+            raise KeyError
+    assert cuda.stack == []
+
+
+def test_a_thread_may_end_without_close(cuda: FakeCuda) -> None:
+    """Real pycuda would abort the process if the context had stayed on the thread's stack."""
+    made: List[CudaContext] = []
+    assert in_thread(lambda: made.append(CudaContext(cuda))) is None
+    assert cuda.aborts == []
+
+
+def test_the_fake_notices_a_thread_that_ends_with_a_context(cuda: FakeCuda) -> None:
+    cuda.init()
+    assert in_thread(lambda: cuda.Device(0).retain_primary_context().push()) is None
+    assert len(cuda.aborts) == 1
+
+
+def test_another_thread_is_refused(cuda: FakeCuda, context: CudaContext) -> None:
+    buffer = context.device_buffer(16)
+    for work in (context.wait, context.close, buffer.free, lambda: context.pinned(4)):
+        error = in_thread(work)
+        assert isinstance(error, RuntimeError) and "another thread" in str(error)
+    assert cuda.allocated_bytes == 16
+
+
+def test_everything_is_freed_newest_first_and_once(cuda: FakeCuda) -> None:
+    context = CudaContext(cuda)
+    kept = [context.device_buffer(16), context.pinned(32), context.device_buffer(64)]
+    kept[0].free()
+    kept[0].free()
+    assert cuda.allocated_bytes == 96
+    context.close()
+    context.close()
+    for buffer in kept:
+        buffer.free()
+    cuda.assert_clean()
+
+
+def test_after_close_it_says_so(cuda: FakeCuda) -> None:
+    context = CudaContext(cuda)
+    context.close()
+    for work in (context.wait, lambda: context.device_buffer(4)):
+        with pytest.raises(EngineError, match="used after it was closed"):
+            work()
+
+
+def test_a_second_context_in_the_same_thread_works(cuda: FakeCuda) -> None:
+    for _ in range(3):
+        context = CudaContext(cuda)
+        context.device_buffer(16)
+        context.close()
+        cuda.assert_clean()
+
+
+def test_copies_go_through_the_stream(cuda: FakeCuda, context: CudaContext) -> None:
+    there, back = context.pinned(256), context.pinned(256)
+    remote = context.device_buffer(256)
+    there.array[:] = np.arange(256)
+    back.array[:] = 0
+    context.upload(remote.pointer, there.array)
+    context.download(back.array, remote.pointer)
+    assert not back.array.any()
+    context.wait()
+    assert np.array_equal(back.array, np.arange(256))
+
+
+def test_close_waits_for_what_is_under_way(cuda: FakeCuda) -> None:
+    context = CudaContext(cuda)
+    source, target = context.pinned(16), context.device_buffer(16)
+    context.upload(target.pointer, source.array)
+    context.close()
+    assert cuda.copied_bytes == 16
+    cuda.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("api", "words", "advice"),
+    [
+        ("cuInit", "no CUDA-capable device is detected", "groups video and render"),
+        ("cuInit", "system has unsupported display driver / cuda driver combination", "reboot after a driver update"),
+        ("cuInit", "unknown error", ""),
+        ("cuDevicePrimaryCtxRetain", "out of memory", "stop other programs"),
+        ("cuCtxPushCurrent", "invalid device context", "restart"),
+        ("cuStreamCreate", "out of memory", "stop other programs"),
+        ("cuEventCreate", "out of memory", "stop other programs"),
+    ],
+)
+def test_a_gpu_that_cannot_be_opened_is_one_line_with_advice(api: str, words: str, advice: str) -> None:
+    cuda = FakeCuda()
+    cuda.fail[api] = words
+    with pytest.raises(EngineError) as caught:
+        CudaContext(cuda)
+    assert words in caught.value.message and advice in caught.value.hint
+    assert "\n" not in str(caught.value)
+    caught = None  # type: ignore[assignment]
+    cuda.assert_clean()
+
+
+def test_no_gpu() -> None:
+    with pytest.raises(EngineError, match="no CUDA-capable device"):
+        CudaContext(FakeCuda(devices=0))
+    with pytest.raises(EngineError, match="invalid device ordinal"):
+        CudaContext(FakeCuda(devices=1), ordinal=1)
+
+
+def test_out_of_memory_names_how_much_and_leaves_the_context_usable() -> None:
+    cuda = FakeCuda(memory_bytes=1000)
+    context = CudaContext(cuda)
+    with pytest.raises(EngineError, match="allocating 1001 bytes on the GPU: cuMemAlloc failed: out of memory"):
+        context.device_buffer(1001)
+    with pytest.raises(EngineError, match="allocating 2000 page-locked bytes"):
+        context.pinned(2000)
+    context.device_buffer(1000)
+    context.close()
+    cuda.assert_clean()
+
+
+def test_close_lets_everything_go_though_the_gpu_has_failed(cuda: FakeCuda, caplog: pytest.LogCaptureFixture) -> None:
+    context = CudaContext(cuda)
+    context.device_buffer(16)
+    cuda.fail["work"] = "unspecified launch failure"
+    context.close()
+    assert "unspecified launch failure (CUDA in this process is broken; only a restart" in caplog.text
+    cuda.assert_clean()
+
+
+def test_the_fake_refuses_what_pycuda_leaves_to_luck(cuda: FakeCuda) -> None:
+    with pytest.raises(LogicError, match="invalid device context"):
+        cuda.mem_alloc(16)
+    cuda.init()
+    handle = cuda.Device(0).retain_primary_context()
+    handle.push()
+    allocation = cuda.mem_alloc(16)
+    handle.pop()
+    with pytest.raises(Misuse, match="no context was current"):
+        allocation.free()
+    handle.push()
+    allocation.free()
+    handle.pop()
+    error = in_thread(handle.detach)
+    assert isinstance(error, Misuse)
+    handle.detach()
+    cuda.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("body", "advice"),
+    [
+        ("raise ModuleNotFoundError('No module named pycuda')", "pip install 'edge-agent"),
+        ("raise ImportError('libcuda.so.1: cannot open shared object file')", "driver is not installed"),
+        ("raise ImportError('undefined symbol: cuCtxCreate_v2')", "newer CUDA than the driver's"),
+        ("raise ImportError('numpy.core.multiarray failed to import')", "build it anew"),
+    ],
+)
+def test_pycuda_that_cannot_be_imported_is_one_line_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, advice: str
+) -> None:
+    folder = tmp_path / "pycuda"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "driver.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "pycuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    try:
+        with pytest.raises(MissingPackage) as caught:
+            cuda_driver.load_driver()
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "pycuda"]:
+            del sys.modules[name]
+    assert advice in caught.value.hint and "pycuda cannot be imported" in caught.value.message
+
+
+def test_the_fake_has_what_the_driver_protocol_names(cuda: FakeCuda) -> None:
+    names = {name for name in vars(cuda_driver.Driver) if not name.startswith("_")}
+    names |= set(cuda_driver.Driver.__annotations__)
+    missing = [name for name in names if not hasattr(cuda, name)]
+    assert names >= {"init", "Device", "Error"} and not missing
+    assert not isinstance(cuda, ModuleType)

@@ -1,0 +1,330 @@
+"""The GPU's way from picture to input, on the kernel's C++ twin: against OpenCV, and against the CPU's way."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Iterator, Tuple
+
+import numpy as np
+import pytest
+
+from edge_agent.core.camera import CameraParams
+from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
+from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, DeviceView, Levels, Picture
+from edge_agent.core.view import View
+from edge_agent.errors import EngineError
+from edge_agent.inference.cuda import CudaContext
+from edge_agent.inference.cuda_kernel import KernelCache
+from edge_agent.inference.cuda_preprocess import ARGUMENTS, CudaPreprocessor
+from edge_agent.inference.preprocess import Preprocessor
+from tests.fakes.kernel_twin import TwinCompiler, spans
+from tests.fakes.pycuda import FakeCuda
+
+RNG = np.random.default_rng(11)
+PLAIN = replace(FACEDETECTIR, gain=1.0)
+BILINEAR_LIMIT, AREA_LIMIT = 0.02, 0.005  # gray levels
+SIZES = [(1280, 800), (1280, 720), (640, 480), (640, 400), (641, 479), (1279, 799), (385, 241)]
+SMALLER = [(384, 240), (320, 200), (100, 300), (31, 17), (1, 1)]
+
+
+class Rig:
+    """A fake GPU with the twin, and what runs on it."""
+
+    def __init__(self, folder: Path, **gpu: Any) -> None:
+        self.cuda = FakeCuda(spans=spans, **gpu)
+        self.context = CudaContext(self.cuda)
+        self.cache = KernelCache(folder, TwinCompiler)
+
+    def preprocessor(self, contract: ModelContract = PLAIN, *options: Any, **more: Any) -> CudaPreprocessor:
+        return CudaPreprocessor(self.context, self.cache, contract, *options, **more)
+
+    def run(self, preprocess: CudaPreprocessor, picture: Picture) -> np.ndarray:
+        tensor = preprocess(picture)
+        self.context.wait()
+        nbytes = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+        return self.cuda.at(tensor.pointer, nbytes).view(tensor.dtype).reshape(tensor.shape).copy()
+
+    def last(self) -> Any:
+        return np.frombuffer(self.cuda.launches[-1].arguments, ARGUMENTS)[0]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    rig.context.close()
+    rig.cuda.assert_clean()
+
+
+def noise(size: Tuple[int, int], *channels: int, dtype: Any = np.uint8) -> np.ndarray:
+    return RNG.integers(0, int(np.iinfo(dtype).max) + 1, (size[1], size[0], *channels), dtype=dtype)
+
+
+def opencv(pixels: np.ndarray, size: Tuple[int, int], interpolation: str) -> np.ndarray:
+    cv2 = pytest.importorskip("cv2", reason="opencv is the oracle here: pip install 'edge-agent[cpu]'")
+    flag = cv2.INTER_AREA if interpolation == "area" else cv2.INTER_LINEAR
+    return cv2.resize(pixels.astype(np.float32), size, interpolation=flag)
+
+
+@pytest.mark.parametrize("size", SIZES + SMALLER)
+def test_bilinear_is_opencvs(rig: Rig, size: Tuple[int, int]) -> None:
+    pixels = noise(size)
+    planes = rig.run(rig.preprocessor(), Picture(pixels))[0]
+    assert np.abs(planes[0] - opencv(pixels, PLAIN.net, "linear")).max() <= BILINEAR_LIMIT
+    assert np.array_equal(planes[1], planes[0]) and np.array_equal(planes[2], planes[0])
+
+
+@pytest.mark.parametrize("size", SIZES + SMALLER[:1])
+def test_area_is_opencvs(rig: Rig, size: Tuple[int, int]) -> None:
+    pixels = noise(size)
+    planes = rig.run(rig.preprocessor(PLAIN, "area"), Picture(pixels))[0]
+    assert np.abs(planes[0] - opencv(pixels, PLAIN.net, "area")).max() <= AREA_LIMIT
+    assert np.array_equal(planes[1], planes[0]) and np.array_equal(planes[2], planes[0])
+
+
+def test_area_enlarges_as_bilinear(rig: Rig) -> None:
+    picture = Picture(noise((400, 100)))
+    area, linear = (rig.run(rig.preprocessor(PLAIN, filter), picture) for filter in ("area", "linear"))
+    assert np.array_equal(area, linear)
+
+
+@pytest.mark.parametrize(("interpolation", "limit"), [("linear", BILINEAR_LIMIT), ("area", AREA_LIMIT)])
+@pytest.mark.parametrize("size", [(1280, 800), (641, 479)])
+def test_rgb_planes_are_opencvs(rig: Rig, size: Tuple[int, int], interpolation: str, limit: float) -> None:
+    pixels = noise(size, 3)
+    expected = opencv(pixels, PLAIN.net, interpolation)
+    planes = rig.run(rig.preprocessor(PLAIN, interpolation), Picture(pixels))[0]
+    assert np.abs(planes.transpose(1, 2, 0) - expected).max() <= limit
+    luma = rig.run(rig.preprocessor(replace(PLAIN, channels=1), interpolation), Picture(pixels))
+    assert luma.shape == (1, 1, 240, 384)
+    assert np.abs(luma[0, 0] - expected @ np.array([0.299, 0.587, 0.114])).max() <= limit
+
+
+@pytest.mark.parametrize(("interpolation", "limit"), [("linear", BILINEAR_LIMIT), ("area", AREA_LIMIT)])
+@pytest.mark.parametrize(
+    ("bits", "levels"), [(10, Levels(0.0, 0.25)), (12, Levels(64.0, 255.0 / 3000.0)), (16, Levels(0.0, 1 / 256.0))]
+)
+def test_deep_gray_is_opencvs(rig: Rig, bits: int, levels: Levels, interpolation: str, limit: float) -> None:
+    pixels = noise((1280, 800), dtype=np.uint16) >> (16 - bits)
+    resized = opencv(pixels, PLAIN.net, interpolation)
+    expected = np.clip((resized - levels.offset) * levels.gain, 0, 255)
+    planes = rig.run(rig.preprocessor(PLAIN, interpolation), Picture(pixels, levels))[0]
+    assert np.abs(planes[0] - expected).max() <= limit
+
+
+def rows_of(pixels: np.ndarray, pitch_bytes: int) -> np.ndarray:
+    """The picture's bytes with so many bytes from row to row, and rubbish in between."""
+    rows = noise((pitch_bytes, len(pixels)))
+    row_bytes = pixels.nbytes // len(pixels)
+    rows[:, :row_bytes] = pixels.reshape(len(pixels), -1).view(np.uint8)
+    return rows
+
+
+@pytest.mark.parametrize("pitch_extra", [0, 1, 3, 64])
+@pytest.mark.parametrize(
+    ("pixel_format", "channels", "dtype"),
+    [("gray8", (), np.uint8), ("gray16", (), np.uint16), ("rgb8", (3,), np.uint8)],
+)
+@pytest.mark.parametrize("interpolation", ["linear", "area"])
+def test_the_gpus_own_rows_are_read_at_any_pitch(
+    rig: Rig, pixel_format: str, channels: Tuple[int, ...], dtype: Any, pitch_extra: int, interpolation: str
+) -> None:
+    pixels = noise((641, 399), *channels, dtype=dtype)
+    levels = Levels(0.0, 1 / 256.0) if dtype is np.uint16 else FULL_RANGE
+    rows = rows_of(pixels, pixels.strides[0] + pitch_extra)
+    device = DeviceView(rig.cuda.map(rows), rows.shape[1], pixel_format)
+    preprocess = rig.preprocessor(PLAIN, interpolation)
+    there = rig.run(preprocess, Picture(pixels, levels, device))
+    assert preprocess.copied == 0
+    assert np.array_equal(there, rig.run(preprocess, Picture(pixels, levels)))
+    assert preprocess.copied == 1
+    rig.cuda.unmap(rows)
+
+
+def test_the_y_of_nv12_and_packed_yuv_is_read_in_place(rig: Rig) -> None:
+    gray = noise((640, 400))
+    expected = rig.run(rig.preprocessor(), Picture(gray, LIMITED_RANGE))
+    for name, step, first in (("nv12", 1, 0), ("yuyv", 2, 0), ("uyvy", 2, 1)):
+        rows = noise((640 * step, 600))
+        rows[:400, first::step] = gray
+        pixels = rows[:400, first::step]
+        device = DeviceView(rig.cuda.map(rows), rows.shape[1], name)
+        found = rig.run(rig.preprocessor(), Picture(pixels, LIMITED_RANGE, device))
+        assert np.array_equal(found, expected), name
+        rig.cuda.unmap(rows)
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (641, 479), (480, 640), (200, 100)])
+@pytest.mark.parametrize(("interpolation", "limit"), [("linear", BILINEAR_LIMIT), ("area", AREA_LIMIT)])
+def test_letterbox_pads_with_zero(rig: Rig, size: Tuple[int, int], interpolation: str, limit: float) -> None:
+    pixels = noise(size)
+    where = CENTERFACE.place(size)
+    found = rig.run(rig.preprocessor(CENTERFACE, interpolation), Picture(pixels))
+    assert found.shape == (1, 3, where.net_h, where.net_w)
+    shrinks = where.inner_w <= size[0] and where.inner_h <= size[1]
+    expected = opencv(pixels, (where.inner_w, where.inner_h), interpolation if shrinks else "linear")
+    assert np.abs(found[0, :, : where.inner_h, : where.inner_w] - expected).max() <= limit
+    assert not found[0, :, where.inner_h :].any() and not found[0, :, :, where.inner_w :].any()
+
+
+def test_a_smaller_picture_after_a_larger_one_leaves_nothing_of_it(rig: Rig) -> None:
+    preprocess = rig.preprocessor(CENTERFACE)
+    rig.run(preprocess, Picture(np.full((800, 1280), 255, np.uint8)))
+    found = rig.run(preprocess, Picture(np.zeros((480, 640), np.uint8)))
+    assert not found.any()
+
+
+def test_half_is_the_float_rounded(rig: Rig) -> None:
+    picture = Picture(noise((1280, 800)), LIMITED_RANGE)
+    for contract in (FACEDETECTIR, PLAIN):
+        exact = rig.run(rig.preprocessor(contract), picture)
+        half = rig.run(rig.preprocessor(contract, half=True), picture)
+        assert half.dtype == np.float16
+        assert np.array_equal(half, exact.astype(np.float16))
+
+
+def test_halves_too_small_for_an_exponent_round_too(rig: Rig) -> None:
+    contract = replace(FACEDETECTIR, gain=2.0**-30)
+    picture = Picture(noise((384, 240)))
+    exact = rig.run(rig.preprocessor(contract), picture)
+    half = rig.run(rig.preprocessor(contract, half=True), picture)
+    assert len(np.unique(half)) > 2
+    assert np.array_equal(half, exact.astype(np.float16))
+
+
+PICTURES = [
+    Picture(noise((1280, 800))),
+    Picture(noise((641, 479))[3:, 5:]),
+    Picture(np.rot90(noise((640, 400)))),
+    Picture(noise((640, 480), 3)[:, ::-1]),
+    Picture(noise((640, 480)), LIMITED_RANGE),
+    Picture(noise((640, 480), dtype=np.uint16) >> 6, Levels(0.0, 0.25)),
+    Picture(noise((100, 60))),
+]
+
+
+@pytest.mark.parametrize("contract", [FACEDETECTIR, CENTERFACE, replace(FACEDETECTIR, channels=1)])
+@pytest.mark.parametrize("interpolation", ["linear", "area"])
+@pytest.mark.parametrize("number", range(len(PICTURES)))
+@pytest.mark.parametrize("integrated", [True, False])
+def test_it_gives_what_the_cpu_gives(
+    tmp_path: Path, contract: ModelContract, interpolation: str, number: int, integrated: bool
+) -> None:
+    rig = Rig(tmp_path, integrated=integrated)
+    picture = PICTURES[number]
+    found = rig.run(rig.preprocessor(contract, interpolation), picture)
+    level = contract.gain
+    in_float = Preprocessor(contract, interpolation, opencv=False)(picture)
+    assert np.abs(found - in_float).max() <= 0.05 * level
+    assert (rig.cuda.copied_bytes > 0) is not integrated
+    rig.context.close()
+    rig.cuda.assert_clean()
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "area"])
+def test_it_is_within_a_gray_level_of_opencvs_rounded_way(rig: Rig, interpolation: str) -> None:
+    pytest.importorskip("cv2", reason="opencv is the oracle here: pip install 'edge-agent[cpu]'")
+    for picture in PICTURES[:2]:
+        found = rig.run(rig.preprocessor(PLAIN, interpolation), picture)
+        assert np.abs(found - Preprocessor(PLAIN, interpolation, opencv=True)(picture)).max() <= 1.0
+
+
+def test_the_kernel_is_given_the_frames_own_pointer(rig: Rig) -> None:
+    """Zero copies of a full frame: also of a region of interest, whose corner is inside the same buffer."""
+    buffer = rig.context.pinned(1280 * 800)
+    pixels = buffer.array.reshape(800, 1280)
+    pixels[:] = noise((1280, 800))
+    whole = Picture(pixels, device=DeviceView(buffer.pointer, 1280, "gray8"))
+    preprocess = rig.preprocessor()
+    rig.run(preprocess, whole)
+    assert rig.last()["source"] == buffer.pointer
+
+    part, (left, top) = View(CameraParams(roi=(0.25, 0.5, 0.75, 1.0))).region(whole)
+    found = rig.run(preprocess, part)
+    assert rig.last()["source"] == buffer.pointer + top * 1280 + left
+    assert preprocess.copied == 0 and rig.cuda.copied_bytes == 0
+    assert np.array_equal(found, rig.run(preprocess, Picture(part.pixels.copy())))
+    assert rig.last()["source"] != buffer.pointer
+    assert preprocess.copied == 1
+    del pixels, whole, part
+
+
+def test_nothing_runs_before_somebody_waits(rig: Rig) -> None:
+    tensor = rig.preprocessor()(Picture(noise((640, 480))))
+    assert rig.context.busy
+    assert np.all(rig.cuda.at(tensor.pointer, 4096) == 0xA5)
+    rig.context.wait()
+    assert not rig.context.busy
+    assert not np.all(rig.cuda.at(tensor.pointer, 4096) == 0xA5)
+
+
+def test_the_next_picture_does_not_overwrite_one_that_is_still_to_be_read(rig: Rig) -> None:
+    first, second = rig.preprocessor(), rig.preprocessor()
+    tensor = first(Picture(np.full((480, 640), 7, np.uint8)))
+    first(Picture(np.full((480, 640), 9, np.uint8)))
+    assert rig.cuda.at(tensor.pointer, 4).view(np.float32) == 7.0
+    second.close()
+    rig.context.wait()
+    assert rig.cuda.at(tensor.pointer, 4).view(np.float32) == 9.0
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), np.float32), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)],
+)
+def test_pixels_that_no_source_delivers_are_refused(rig: Rig, pixels: np.ndarray) -> None:
+    with pytest.raises(EngineError, match="a picture of shape"):
+        rig.preprocessor()(Picture(pixels))
+
+
+@pytest.mark.parametrize(
+    "device", [DeviceView(64, 639, "gray8"), DeviceView(64, 1280, "gray16"), DeviceView(64, 640, "bayer")]
+)
+def test_a_device_view_that_contradicts_its_pixels_is_refused(rig: Rig, device: DeviceView) -> None:
+    with pytest.raises(EngineError, match="a device view of"):
+        rig.preprocessor()(Picture(np.zeros((480, 640), np.uint8), device=device))
+
+
+def test_a_pointer_that_is_not_the_gpus_is_an_error_and_all_is_still_freed(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    pixels = noise((640, 480))
+    preprocess = rig.preprocessor()
+    preprocess(Picture(pixels, device=DeviceView(pixels.ctypes.data, 640, "gray8")))
+    with pytest.raises(EngineError, match=r"illegal memory access.*restart"):
+        rig.context.wait()
+    with pytest.raises(EngineError, match=r"illegal memory access"):
+        preprocess(Picture(pixels))
+    preprocess.close()
+    rig.context.close()
+    rig.cuda.assert_clean()
+
+
+def test_growing_and_closing_wait_for_what_is_under_way(rig: Rig) -> None:
+    preprocess = rig.preprocessor(replace(CENTERFACE, gain=1.0))
+    preprocess(Picture(np.zeros((100, 640), np.uint8)))
+    tensor = preprocess(Picture(np.full((640, 640), 3, np.uint8)))
+    rig.context.wait()
+    assert rig.cuda.at(tensor.pointer, 4).view(np.float32) == 3.0
+    preprocess(Picture(np.zeros((640, 640), np.uint8)))
+    preprocess.close()
+    rig.context.wait()
+    assert rig.cuda.launched == 3
+
+
+def test_nothing_is_left_behind_by_ten_thousand_pictures(rig: Rig) -> None:
+    contract = replace(PLAIN, net=(16, 10))
+    preprocess = rig.preprocessor(contract)
+    picture = Picture(noise((32, 20)))
+    state: Callable[[], Tuple[int, ...]] = lambda: (  # noqa: E731
+        *(rig.cuda.allocated_bytes, len(rig.cuda.memory), rig.cuda.objects),
+        *(len(queue) for queue in rig.cuda.queues.values()),
+    )
+    rig.run(preprocess, picture)
+    before = state()
+    for _ in range(10_000):
+        preprocess(picture)
+        rig.context.wait()
+    assert state() == before
+    assert rig.cuda.launched == 10_001
+    preprocess.close()
+    preprocess.close()
+    assert not rig.cuda.memory

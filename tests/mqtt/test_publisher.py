@@ -1,0 +1,438 @@
+"""What independent subscribers see of the publisher, through a real broker."""
+
+import json
+import re
+import signal
+import stat
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import pytest
+
+from edge_agent.core.messages import Message
+from edge_agent.core.quality import CropParams
+from edge_agent.core.topics import Topics
+from edge_agent.core.types import Sight
+from edge_agent.mqtt.letters import Letters
+from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected
+from edge_agent.mqtt.outbox import MemoryOutbox
+from edge_agent.mqtt.params import OutboxParams
+from edge_agent.mqtt.publisher import Publisher
+from tests.fakes.broker import VERSIONS, Broker, Gate, Listener, eventually, needs_mosquitto
+from tests.fakes.clock import FakeClock
+from tests.fakes.mqtt_agent import HEALTH, INFO, STARTING, Agent, event, now, report
+
+NODE = "edge-agent/lobby"
+DOOR = f"{NODE}/door"
+EVENTS = f"{DOOR}/events"
+both_versions = pytest.mark.parametrize("version", VERSIONS)
+
+
+def seqs(listener: Listener, topic: str = EVENTS) -> List[int]:
+    """First arrivals, in order of arrival; gaps not among them."""
+    read = [json.loads(payload) for payload in listener.payloads(topic)]
+    return list(dict.fromkeys(one["seq"] for one in read if "seq" in one))
+
+
+def gaps(listener: Listener) -> List[Any]:
+    read = [json.loads(payload) for payload in listener.payloads(EVENTS)]
+    return [(one["from_seq"], one["to_seq"], one["reason"]) for one in read if "from_seq" in one]
+
+
+@needs_mosquitto
+@both_versions
+def test_the_order_at_every_connect(tmp_path: Path, version: str) -> None:
+    """As the broker's own log has it."""
+    wanted = [
+        "SUBSCRIBE", f"{NODE}/info", f"{DOOR}/availability", f"{DOOR}/presence", f"{DOOR}/presence/attributes",
+        f"{DOOR}/face_count", f"{DOOR}/zones/desk/presence", "homeassistant/device/lobby/config",
+        f"{NODE}/availability", f"{NODE}/health", *([f"{NODE}/response/selftest"] if version == "3.1.1" else []),
+        EVENTS, EVENTS,
+    ]  # fmt: skip
+    with Broker(tmp_path) as broker:
+        gate = Gate(broker.port)
+        agent = Agent(gate.port, protocol=version, subscriptions=[f"{NODE}/request/+"])
+        agent.publisher.discovery([Message("homeassistant/device/lobby/config", b"{}", retain=True)])
+        agent.publisher.health(HEALTH)
+        with Listener(broker, f"{NODE}/#", version=version) as listener, agent:
+            for connect in range(2):
+                agent.put(event(2 * connect + 1), event(2 * connect + 2))
+                agent.until(agent.settled)
+                gate.shut()
+                agent.until(lambda: not agent.client.status().connected)
+                gate.open()
+            pattern = r"Received (SUBSCRIBE|PUBLISH) from lobby(?: \(.*?, '([^']+)')?"
+            seen = [topic or kind for kind, topic in re.findall(pattern, broker.log.read_text("utf-8"))]
+            second = seen.index("SUBSCRIBE", 1)
+            assert seen[:second] == wanted
+            assert seen[second : second + len(wanted)] == wanted
+            eventually(lambda: seqs(listener) == [1, 2, 3, 4])
+        gate.close()
+
+
+@needs_mosquitto
+@both_versions
+def test_what_is_retained_and_how(tmp_path: Path, version: str) -> None:
+    with Broker(tmp_path) as broker, Listener(broker, version=version, qos=1) as listener:
+        with Agent(broker.port, protocol=version) as agent:
+            agent.publisher.health(HEALTH)
+            agent.say(report("ON", faces=1, best_score=0.9, event_ids=(event(1).event_id,), zones={}))
+            agent.put(event(1), event(2, "end", crop=True))
+            agent.until(agent.settled)
+            eventually(lambda: seqs(listener) == [1, 2] and listener.last(f"{NODE}/health"))
+            with Listener(broker, version=version) as late:
+                eventually(lambda: len(late.heard) >= 8)
+                assert {heard.topic: heard.retain for heard in late.heard} == {
+                    f"{NODE}/{name}": True
+                    for name in (
+                        "availability", "info", "health", "door/availability", "door/presence", "door/face_count",
+                        "door/presence/attributes", "door/zones/desk/presence",
+                    )
+                }  # fmt: skip
+                assert (late.last(f"{DOOR}/presence"), late.last(f"{DOOR}/face_count")) == (b"ON", b"1")
+        assert {heard.topic: heard.qos for heard in listener.heard}[f"{NODE}/health"] == 0
+        assert {heard.qos for heard in listener.heard if not heard.topic.endswith("health")} == {1}
+        if version == "5":
+            crop = next(heard for heard in listener.heard if "/crops/" in heard.topic)
+            health = next(heard for heard in listener.heard if heard.topic.endswith("/health"))
+            assert crop.properties.ContentType == "image/jpeg"
+            assert dict(crop.properties.UserProperty)["event_id"] == event(1).event_id
+            assert health.properties.MessageExpiryInterval == 180
+
+
+@needs_mosquitto
+@both_versions
+def test_the_truth_is_back_after_the_broker_forgot_it(tmp_path: Path, version: str) -> None:
+    with Broker(tmp_path) as broker, Agent(broker.port, protocol=version) as agent:
+        agent.say(report("ON", faces=2, zones={}))
+        agent.until(agent.settled)
+        broker.stop()
+        agent.until(lambda: not agent.client.status().connected)
+        agent.say(report("OFF", faces=0, zones={}))
+        broker.start()
+        agent.until(agent.settled)
+        with Listener(broker, version=version) as late:
+            eventually(lambda: late.last(f"{NODE}/availability") == b"online" and late.last(f"{DOOR}/face_count"))
+            assert late.payloads(f"{DOOR}/presence") == [b"OFF"]
+            assert late.payloads(f"{DOOR}/face_count") == [b"0"]
+
+
+@needs_mosquitto
+def test_an_older_truth_never_comes_after_a_newer_one(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker:
+        gate = Gate(broker.port)
+        with Listener(broker) as listener, Agent(gate.port) as agent:
+            agent.say(report("ON", faces=1))
+            agent.until(agent.settled)
+            gate.shut()
+            for presence in ("OFF", "ON", "OFF", "ON", "OFF"):
+                agent.say(report(presence, faces=0))
+                agent.step()
+            gate.open()
+            agent.until(lambda: agent.client.status().reconnects == 1 and agent.settled())
+            eventually(lambda: listener.last(f"{DOOR}/presence") == b"OFF")
+            shown = listener.payloads(f"{DOOR}/presence")
+            assert shown[0] == b"ON" and set(shown[1:]) == {b"OFF"}
+        gate.close()
+
+
+@needs_mosquitto
+def test_nothing_stays_on_after_a_crash_and_restart(tmp_path: Path) -> None:
+    """`None` comes before `online`: nobody may read the dead agent's ON as the living one's word."""
+    with Broker(tmp_path) as broker:
+        gate = Gate(broker.port)
+        with Agent(gate.port) as dead:
+            dead.say(report("ON", faces=1))
+            dead.until(dead.settled)
+            gate.shut()
+        gate.close()
+        with Listener(broker) as listener:
+            eventually(lambda: listener.last(f"{NODE}/availability") == b"offline")
+            assert listener.last(f"{DOOR}/presence") == b"ON"
+            before = len(listener.heard)
+            with Agent(broker.port) as agent:
+                agent.until(agent.settled)
+                eventually(lambda: listener.last(f"{NODE}/availability") == b"online")
+            shown = [(heard.topic, heard.payload) for heard in listener.heard[before:]]
+            assert shown.index((f"{DOOR}/presence", b"None")) < shown.index((f"{NODE}/availability", b"online"))
+            assert (f"{DOOR}/presence", b"ON") not in shown
+
+
+@needs_mosquitto
+@both_versions
+def test_no_event_is_lost_or_out_of_order_when_the_broker_is_killed(tmp_path: Path, version: str) -> None:
+    """Kill -9 with messages in flight, three times. The gate stays shut until the subscriber is back."""
+    with Broker(tmp_path) as broker:
+        gate = Gate(broker.port)
+        with Listener(broker, EVENTS, version=version) as listener, Agent(gate.port, protocol=version) as agent:
+            seq = 0
+            for _ in range(3):
+                for _ in range(60):
+                    seq += 1
+                    agent.put(event(seq, "end" if seq % 2 == 0 else "start", appearance=(seq + 1) // 2))
+                agent.until(lambda: agent.outbox.status().in_flight)
+                broker.kill()
+                gate.shut()
+                agent.until(lambda: not agent.client.status().connected)
+                eventually(lambda: not listener.ready.is_set())
+                broker.start()
+                assert listener.ready.wait(15.0)
+                gate.open()
+            agent.until(agent.settled)
+            eventually(lambda: len(seqs(listener)) >= seq)
+            assert seqs(listener) == list(range(1, seq + 1))
+            assert not gaps(listener) and agent.outbox.status().quarantined == 0
+            ids: Dict[int, str] = {}
+            for payload in listener.payloads(EVENTS):
+                read = json.loads(payload)
+                assert ids.setdefault(read["seq"], read["event_id"]) == read["event_id"], "a duplicate is the same"
+        gate.close()
+
+
+@needs_mosquitto
+def test_late_events_say_so(tmp_path: Path) -> None:
+    broker = Broker(tmp_path)
+    with Agent(broker.port) as agent:
+        agent.put(event(1))
+        agent.skipped_s = 31.0
+        agent.put(event(2))
+        with broker, Listener(broker, EVENTS) as listener:
+            agent.until(agent.settled)
+            eventually(lambda: len(listener.heard) == 2)
+            first, second = (json.loads(payload)["delivery"] for payload in listener.payloads(EVENTS))
+            assert first["replayed"] and first["queued_ms"] >= 31_000
+            assert not second["replayed"] and second["queued_ms"] < 31_000
+
+
+@needs_mosquitto
+def test_a_full_outbox_tells_what_it_lost(tmp_path: Path) -> None:
+    broker = Broker(tmp_path)
+    with Agent(broker.port, outbox=OutboxParams(max_bytes=65_536)) as agent:
+        for seq in range(1, 201):
+            agent.put(event(seq))
+        lost = agent.outbox.status().dropped
+        assert lost > 100
+        with broker, Listener(broker, EVENTS) as listener:
+            agent.until(agent.settled)
+            eventually(lambda: len(listener.heard) == 201 - lost)
+            assert gaps(listener) == [(1, lost, "full")] and seqs(listener) == list(range(lost + 1, 201))
+
+
+@needs_mosquitto
+@both_versions
+def test_an_oversize_event_is_refused_before_it_can_do_harm(tmp_path: Path, version: str) -> None:
+    """Announced by the broker (version 5), or known from the setting; also what was kept before the limit was known."""
+    zones = tuple(f"zone{n}" for n in range(3000))
+    with Broker(tmp_path, "max_packet_size 12000") as broker, Listener(broker) as listener:
+        with Agent(
+            broker.port, protocol=version, max_packet_bytes=12_000 if version == "3.1.1" else 1_000_000
+        ) as agent:
+            agent.put(event(1), event(2, zones=zones), event(3))
+            agent.until(agent.settled)
+            agent.put(event(4), event(5, zones=zones), event(6, "end", crop=True, side=400))
+            agent.until(agent.settled)
+            eventually(lambda: seqs(listener)[-1:] == [6])
+            assert seqs(listener) == [1, 3, 4, 6]
+            assert gaps(listener) == [(2, 2, "quarantined" if version == "5" else "too_large"), (5, 5, "too_large")]
+            assert any("/crops/" in topic for topic in listener.topics()), "the crop was made to fit"
+            assert agent.client.status().reconnects == 0
+
+
+@needs_mosquitto
+def test_a_poison_message_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """A limit that mosquitto does not announce: paho 2.1.0 cannot read the refusal, 2.2.0 disconnects."""
+    zones = tuple(f"zone{n}" for n in range(500))
+    with Broker(tmp_path, "message_size_limit 3000") as broker, Listener(broker, EVENTS) as listener:
+        with Agent(broker.port) as agent:
+            agent.put(event(1), event(2, zones=zones), *(event(seq) for seq in range(3, 40)))
+            agent.until(agent.settled)
+            eventually(lambda: seqs(listener)[-1:] == [39])
+            assert agent.outbox.status().quarantined == 1, "only the guilty one"
+            assert gaps(listener) == [(2, 2, "quarantined")]
+            assert seqs(listener) == [1, *range(3, 40)]
+
+
+@needs_mosquitto
+def test_not_authorised_pauses_and_goes_on_once_mended(tmp_path: Path) -> None:
+    tmp_path.chmod(tmp_path.stat().st_mode | stat.S_IXOTH)
+    acl = tmp_path / "acl"
+    acl.write_text(f"topic readwrite {NODE}/info\ntopic readwrite {NODE}/+/presence\ntopic read #\n")
+    with Broker(tmp_path, f"acl_file {acl}") as broker, Listener(broker) as listener, Agent(broker.port) as agent:
+        agent.put(event(1), event(2), event(3))
+        agent.until(lambda: any(EVENTS in fault for fault in agent.publisher.faults))
+        assert "Not authorized" in "".join(agent.publisher.faults)
+        eventually(lambda: listener.last(f"{DOOR}/presence") == b"None")
+        for _ in range(20):
+            agent.step()
+        refusals = sum(isinstance(notice, Rejected) for notice in agent.notices)
+        assert refusals <= 12, "it does not hammer"
+        acl.write_text("topic readwrite #\n")
+        broker.tell(signal.SIGHUP)
+        eventually(lambda: "SIGHUP" in broker.log.read_text() or "Reloading" in broker.log.read_text())
+        agent.skipped_s = 61.0
+        agent.until(agent.settled)
+        eventually(lambda: seqs(listener) == [1, 2, 3])
+        assert agent.publisher.faults == [] and agent.outbox.status().quarantined == 0
+
+
+@needs_mosquitto
+@both_versions
+def test_a_clean_stop_says_so_last(tmp_path: Path, version: str) -> None:
+    with Broker(tmp_path) as broker, Listener(broker, version=version) as listener:
+        with Agent(broker.port, protocol=version) as agent:
+            agent.say(report("ON", faces=1, zones={}))
+            agent.put(event(1))
+            agent.until(agent.settled)
+            agent.put(event(2, "end", crop=True))
+            assert agent.publisher.close(now(), agent.take)
+            assert agent.client.close(2.0)
+        eventually(lambda: listener.last(f"{NODE}/availability") == b"offline")
+        assert listener.topics()[-1] == f"{NODE}/availability" and seqs(listener) == [1, 2]
+        assert (listener.last(f"{DOOR}/presence"), listener.last(f"{DOOR}/availability")) == (b"None", b"offline")
+        assert listener.last(f"{DOOR}/face_count") == b"None"
+        assert json.loads(listener.last(f"{DOOR}/presence/attributes") or b"")["reason"] == "stopped"
+        assert listener.payloads(f"{NODE}/availability") == [b"online", b"offline"]
+
+
+def test_a_stop_without_a_broker_does_not_wait() -> None:
+    with Agent(1) as agent:
+        agent.until(lambda: agent.client.status().state == "waiting")
+        agent.put(event(1))
+        before = now().t
+        assert not agent.publisher.close(now(), agent.take, 30.0)
+        assert now().t - before < 15.0
+
+
+@needs_mosquitto
+def test_counts_are_slowed_answers_are_not_and_health_keeps_only_the_newest(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker:
+        gate = Gate(broker.port)
+        with Listener(broker) as listener, Agent(gate.port) as agent:
+            agent.say(report("ON", faces=1))
+            agent.until(agent.settled)
+            for count in range(2, 60):
+                agent.say(report("ON", faces=count))
+                agent.step()
+            agent.skipped_s = 5.0
+            agent.until(agent.settled)
+            eventually(lambda: listener.last(f"{DOOR}/face_count") == b"59")
+            assert len(listener.payloads(f"{DOOR}/face_count")) <= 5
+            agent.say(report("None", Sight.LOST, None))
+            agent.until(agent.settled)
+            eventually(lambda: listener.last(f"{DOOR}/face_count") == b"None")
+            gate.shut()
+            agent.until(lambda: not agent.client.status().connected)
+            for uptime in range(50):
+                agent.publisher.health({**HEALTH, "uptime_s": uptime})
+                agent.step()
+            gate.open()
+            agent.until(agent.settled)
+            eventually(lambda: listener.payloads(f"{NODE}/health"))
+            (only,) = listener.payloads(f"{NODE}/health")
+            assert json.loads(only)["uptime_s"] == 49 and json.loads(only)["mqtt"]["state"] == "connected"
+        gate.close()
+
+
+@needs_mosquitto
+def test_commands_are_handed_on(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker, Agent(broker.port, subscriptions=[f"{NODE}/request/+"]) as agent:
+        agent.until(agent.settled)
+        with Agent(broker.port, node="other", reports=()) as other:
+            other.until(other.settled)
+            session = next(n.session for n in other.notices if isinstance(n, Connected))
+            other.client.publish(Message(f"{NODE}/request/ping", b"{}", properties=(("from", "test"),)), session)
+            agent.until(lambda: any(isinstance(notice, Received) for notice in agent.notices))
+        got = next(notice for notice in agent.notices if isinstance(notice, Received))
+        assert got == Received(f"{NODE}/request/ping", b"{}", False, (("from", "test"),))
+
+
+class Tape:
+    """A client that keeps what it is given; the test answers. For windows, which no broker can be made to show."""
+
+    def __init__(self) -> None:
+        self.sent: List[Message] = []
+
+    def publish(self, message: Message, session: int) -> int:
+        self.sent.append(message)
+        return len(self.sent)
+
+    def subscribe(self, filters: Sequence[str], session: int) -> None:
+        pass
+
+    def status(self) -> LinkStatus:
+        return LinkStatus("connected", "5")
+
+
+def taped(clock: Optional[FakeClock] = None) -> Any:
+    tape, clock = Tape(), clock or FakeClock()
+    topics = Topics("edge-agent", "lobby")
+    outbox = MemoryOutbox(OutboxParams(), lambda: clock.t)
+    publisher = Publisher(topics, outbox, tape, clock, Letters(topics, 41, CropParams(), None), [STARTING], 41)
+    publisher.info(INFO)
+    return publisher, tape, outbox, clock
+
+
+@pytest.mark.parametrize(("announced", "window"), [(None, 20), (7, 7), (1, 1), (500, 20)])
+def test_no_more_than_the_window_is_unacknowledged(announced: Optional[int], window: int) -> None:
+    from edge_agent.core.types import Outcome
+
+    publisher, tape, outbox, _ = taped()
+    publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(1, 101))))
+    publisher.notice(Connected(1, "5", None, announced))
+    acked = 0
+    while acked < 107:
+        publisher.pump()
+        assert 0 < len(tape.sent) - acked <= window
+        acked += 1
+        publisher.notice(Acked(acked))
+    publisher.pump()
+    assert outbox.status().pending == 0 and publisher.told and len(tape.sent) == 107
+
+
+def test_after_a_lost_connection_suspects_go_alone() -> None:
+    from edge_agent.core.types import Outcome
+
+    publisher, tape, outbox, _ = taped()
+    publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(1, 31))))
+
+    def connect(session: int) -> List[Optional[int]]:
+        """The seq that go out after all states are acknowledged."""
+        publisher.notice(Connected(session, "5"))
+        start = len(tape.sent)
+        publisher.pump()
+        states = [n for n, sent in enumerate(tape.sent[start:], start + 1) if sent.kind == "state"]
+        for token in states:
+            publisher.notice(Acked(token))
+        publisher.pump()
+        return [sent.seq for sent in tape.sent[start:] if sent.kind == "event"]
+
+    assert connect(1) == list(range(1, 21))
+    publisher.notice(Disconnected(1, "lost"))
+    for session in (2, 3, 4):
+        assert connect(session) == [1], "alone, and only after the states are acknowledged"
+        assert outbox.status().quarantined == 0
+        publisher.notice(Disconnected(session, "lost"))
+    assert outbox.status().quarantined == 1
+    connect(5)
+    assert tape.sent[-1].kind == "gap"
+    alone = 0
+    while outbox.status().pending:
+        alone += outbox.status().in_flight == 1
+        for token in range(len(tape.sent) + 1):
+            publisher.notice(Acked(token))
+        publisher.pump()
+    assert [sent.seq for sent in tape.sent[-29:]] == list(range(2, 31))
+    assert 19 <= alone <= 22, "past the suspects the window opens again"
+
+
+def test_an_answer_of_an_older_session_changes_nothing() -> None:
+    from edge_agent.core.types import Outcome
+
+    publisher, tape, outbox, _ = taped()
+    publisher.outcome(Outcome("door", (event(1),)))
+    publisher.notice(Connected(1, "5"))
+    publisher.pump()
+    token = len(tape.sent)
+    publisher.notice(Disconnected(1, "lost"))
+    publisher.notice(Acked(token))
+    assert outbox.status().pending == 1 and outbox.status().in_flight == 0

@@ -1,0 +1,124 @@
+"""On MQTT 3.1.1 a broker acknowledges what it throws away; the echo tells."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+from edge_agent.mqtt.notices import Received
+from edge_agent.mqtt.selftest import ECHO_S, INTERVAL_S, SelfTest
+from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
+from tests.fakes.mqtt_agent import HEALTH, Agent, event
+
+ECHO = "edge-agent/lobby/response/selftest"
+DENY = "user nobody\ntopic readwrite #\n"
+ALLOW = "topic readwrite edge-agent/#\n"
+
+
+def probe(test: SelfTest, t: float) -> bytes:
+    message = test.due(t)
+    assert message is not None
+    return message.payload
+
+
+def test_nothing_is_asked_of_mqtt_5() -> None:
+    test = SelfTest(ECHO, 1)
+    assert test.connected("5", 0.0) == [] and test.due(100.0) is None and test.verified is None
+
+
+def test_a_probe_at_connect_and_one_each_interval() -> None:
+    test = SelfTest(ECHO, 1)
+    assert test.connected("3.1.1", 10.0) == [ECHO]
+    probes: List[bytes] = []
+    for t in range(10, 10 + 3 * int(INTERVAL_S)):
+        message = test.due(float(t))
+        if message is not None:
+            assert (message.qos, message.retain) == (1, False)
+            probes.append(message.payload)
+            test.received(Received(ECHO, message.payload, False))
+    assert len(set(probes)) == len(probes) == 3 and test.verified is True
+
+
+def test_the_echo_counts_from_the_acknowledgement() -> None:
+    test = SelfTest(ECHO, 1)
+    test.connected("3.1.1", 0.0)
+    probe(test, 0.0)
+    test.due(50.0)
+    assert test.verified is None, "a slow link is no verdict"
+    test.acknowledged(50.0)
+    test.due(50.0 + ECHO_S)
+    assert test.verified is None
+    test.due(50.1 + ECHO_S)
+    assert test.verified is False and "swallows" in test.faults[0]
+
+
+def test_only_the_right_echo_passes() -> None:
+    test = SelfTest(ECHO, 2)
+    test.connected("3.1.1", 0.0)
+    payload = probe(test, 0.0)
+    other = SelfTest(ECHO, 1)
+    other.connected("3.1.1", 0.0)
+    assert test.received(Received(ECHO, probe(other, 0.0), False)) and test.verified is None
+    assert test.received(Received(ECHO, payload, retain=True)) and test.verified is None
+    assert not test.received(Received("edge-agent/lobby/request/ping", payload, False)) and test.verified is None
+    assert test.received(Received(ECHO, payload, False)) and test.verified is True
+    assert test.faults == []
+
+
+def test_a_lost_connection_is_no_verdict() -> None:
+    test = SelfTest(ECHO, 1)
+    test.connected("3.1.1", 0.0)
+    probe(test, 0.0)
+    test.acknowledged(0.1)
+    test.disconnected()
+    assert test.due(100.0) is None and test.verified is None
+    test.connected("3.1.1", 100.0)
+    assert test.due(100.0) is not None
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", ["3.1.1", "5"])
+def test_against_an_access_list_that_is_mended_and_broken(tmp_path: Path, version: str) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text(ALLOW)
+    with Broker(tmp_path, f"acl_file {acl}") as broker, Agent(broker.port, protocol=version) as agent:
+
+        def told() -> Dict[str, Any]:
+            agent.publisher.health({**HEALTH, "faults": list(agent.publisher.faults)})
+            link: Dict[str, Any] = json.loads(agent.publisher._truth.payload("edge-agent/lobby/health") or b"{}")[
+                "mqtt"
+            ]
+            return link
+
+        with Listener(broker, ECHO, version=version) as listener:
+            agent.until(agent.settled)
+            if version == "5":
+                agent.put(event(1))
+                agent.until(agent.settled)
+                assert told()["publish_verified"] is None and listener.heard == []
+                return
+            agent.until(lambda: told()["publish_verified"] is True)
+            eventually(lambda: len(listener.heard) == 1)
+            acl.write_text(DENY)
+            reload(broker)
+            agent.skipped_s += INTERVAL_S
+            agent.until(lambda: agent.publisher._selftest._acked_t is not None, "the probe is acknowledged")
+            agent.put(event(1))
+            agent.until(agent.settled, "an event is acknowledged, and swallowed")
+            agent.skipped_s += ECHO_S
+            agent.until(lambda: told()["publish_verified"] is False)
+            assert [fault for fault in agent.publisher.faults if ECHO in fault]
+            acl.write_text(ALLOW)
+            reload(broker)
+            agent.skipped_s += INTERVAL_S
+            agent.until(lambda: told()["publish_verified"] is True)
+            assert agent.publisher.faults == [] and len(listener.heard) == 2
+
+
+def reload(broker: Broker) -> None:
+    """Until the broker says that it has read its access list again."""
+    before = broker.log.read_text("utf-8").count("Reloading config")
+    broker.tell(signal.SIGHUP)
+    eventually(lambda: broker.log.read_text("utf-8").count("Reloading config") > before)

@@ -1,0 +1,96 @@
+"""Commands for the infer thread: done between frames, bounded, and each answered once."""
+
+import numpy as np
+
+from edge_agent.core.frame import Frame
+from edge_agent.core.requests import Command, Done
+from edge_agent.core.types import FrameInfo, Outcome
+from edge_agent.runtime.control import SNAPSHOT_WITHIN_S, Control
+from tests.fakes.clock import FakeClock
+
+
+class Switchboard:
+    """As much of a pipeline as commands touch."""
+
+    def __init__(self, camera):
+        self.camera, self.enabled, self.crops_on, self.threshold = camera, True, True, None
+
+    def set_enabled(self, on, moment):
+        self.enabled = on
+        return Outcome(self.camera)
+
+    def set_crops(self, on):
+        self.crops_on = on
+
+    def set_threshold(self, value):
+        self.threshold = value
+
+    def snapshot(self, frame, info):
+        return (info.camera, frame.sequence)
+
+
+def setup(capacity=32):
+    answers = []
+    return Control(answers.append, capacity), {name: Switchboard(name) for name in "ab"}, answers, FakeClock()
+
+
+def frame(camera, clock):
+    return Frame(np.zeros((4, 4), np.uint8), 7, clock.t), FrameInfo(camera, 7, clock(), 4, 4)
+
+
+def test_switches_and_threshold():
+    control, pipelines, answers, clock = setup()
+    commands = [
+        Command("detection", camera="a", arguments={"on": False}),
+        Command("crops", camera="b", arguments={"on": False}),
+        Command("set_threshold", arguments={"value": 0.5}),
+    ]
+    assert all(control.submit(command) for command in commands)
+    assert not answers, "nothing is done before the infer thread does it"
+    assert [outcome for outcome in control.work(pipelines, clock()) if outcome] == [Outcome("a")]
+    assert answers == [Done(command) for command in commands]
+    assert not pipelines["a"].enabled and pipelines["a"].crops_on and not pipelines["b"].crops_on
+    assert pipelines["a"].threshold == pipelines["b"].threshold == 0.5
+    assert list(control.work(pipelines, clock())) == [] and len(answers) == 3
+
+
+def test_too_many_are_refused():
+    control, pipelines, _, clock = setup(capacity=2)
+    command = Command("crops", camera="a", arguments={"on": True})
+    assert [control.submit(command) for _ in range(3)] == [True, True, False]
+    list(control.work(pipelines, clock()))
+    assert control.submit(command)
+
+
+def test_a_snapshot_is_of_the_next_frame_of_its_camera():
+    control, pipelines, answers, clock = setup()
+    command = Command("snapshot", "t", "a")
+    control.submit(command)
+    list(control.work(pipelines, clock()))
+    control.show(pipelines["b"], *frame("b", clock))
+    assert not answers
+    control.show(pipelines["a"], *frame("a", clock))
+    control.show(pipelines["a"], *frame("a", clock))
+    assert answers == [Done(command, crop=("a", 7))]
+
+
+def test_a_camera_without_frames_has_no_snapshot():
+    control, pipelines, answers, clock = setup()
+    control.submit(Command("snapshot", "t", "a"))
+    list(control.work(pipelines, clock()))
+    list(control.work(pipelines, clock.advance(SNAPSHOT_WITHIN_S - 0.1)))
+    assert not answers
+    list(control.work(pipelines, clock.advance(0.1)))
+    assert "no frame" in answers[0].error
+    control.show(pipelines["a"], *frame("a", clock))
+    assert len(answers) == 1
+
+
+def test_no_snapshot_against_a_switch():
+    for switch in ("enabled", "crops_on"):
+        control, pipelines, answers, clock = setup()
+        setattr(pipelines["a"], switch, False)
+        control.submit(Command("snapshot", "t", "a"))
+        list(control.work(pipelines, clock()))
+        control.show(pipelines["a"], *frame("a", clock))
+        assert "switched off" in answers[0].error and answers[0].crop is None

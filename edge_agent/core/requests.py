@@ -17,7 +17,8 @@ from edge_agent.core.topics import ID
 from edge_agent.core.types import Crop, Moment
 
 SWITCHES = ("detection", "crops")
-TRANSACTION = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+# A snapshot is published on C/crops/<transaction>, beside the switch's own `set` and `state`.
+TRANSACTION = re.compile(r"(?!(?:set|state)$)[A-Za-z0-9._:-]{1,64}")
 """May be one level of a topic."""
 RATE_PER_S = 5.0
 REMEMBERED = 256

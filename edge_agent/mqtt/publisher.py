@@ -180,8 +180,11 @@ class Publisher:
             self._in_flight[self._client.publish(message, self._session)] = message.topic
 
     def decided_by(self, parameters: Mapping[str, Mapping[str, Any]]) -> None:
-        """What presence is decided by from now on, per camera."""
+        """What presence is decided by from now on, per camera; told at once."""
         self._parameters = parameters
+        if not self._closing:
+            for report in list(self._reports.values()):
+                self._report(report)
 
     def is_told(self, topics: Iterable[str]) -> bool:
         """True when the broker has acknowledged these retained topics in this session."""
@@ -204,6 +207,7 @@ class Publisher:
             if isinstance(sent, Stored):
                 self._outbox.accept(sent.key)
                 self._suspects.discard(sent.key)
+                self._selftest.taken(len(sent.message.payload))
             elif sent == self._selftest.topic:
                 self._selftest.acknowledged(self._clock().t)
             elif sent is not None:
@@ -260,7 +264,7 @@ class Publisher:
             True when the broker has acknowledged everything.
         """
         self._closing = True
-        for report in list(self._reports.values()):
+        for report in [report for report in self._reports.values() if report.sight is not Sight.STOPPED]:
             zones = dict.fromkeys(report.zones, Presence.UNKNOWN)
             self._report(CameraReport(report.camera, Presence.UNKNOWN, Sight.STOPPED, moment, zones=zones))
         until_t = self._clock().t + deadline_s

@@ -84,6 +84,7 @@ REFUSED = {
     "transaction no text": ("ping", b'{"transaction": 5}', "invalid"),
     "transaction no topic level": ("ping", b'{"transaction": "a/b"}', "invalid"),
     "transaction too long": ("ping", json.dumps({"transaction": "a" * 65}).encode(), "invalid"),
+    "transaction a switch's word": ("ping", b'{"transaction": "state"}', "invalid"),
     "transaction empty": ("ping", b'{"transaction": ""}', "invalid"),
     "restart without transaction": ("restart", b"{}", "invalid"),
     "snapshot without transaction": ("snapshot", b'{"camera": "door"}', "invalid"),

@@ -67,6 +67,42 @@ def test_only_the_right_echo_passes() -> None:
     assert test.faults == []
 
 
+def answered(test: SelfTest, t: float) -> int:
+    """The size of the probe that is due, which comes back."""
+    payload = probe(test, t)
+    test.acknowledged(t)
+    test.received(Received(ECHO, payload[:4097], False))
+    return len(payload)
+
+
+def test_a_probe_is_as_large_as_what_was_acknowledged_and_each_size_is_proven_once() -> None:
+    test = SelfTest(ECHO, 1)
+    test.connected("3.1.1", 0.0)
+    small = answered(test, 0.0)
+    test.taken(50_000)
+    assert answered(test, 60.0) == 50_000 and test.verified is True
+    test.taken(40_000)
+    assert answered(test, 120.0) == small
+
+
+def test_a_limit_that_swallows_is_told_apart_from_an_access_list_and_forgotten_when_raised() -> None:
+    test = SelfTest(ECHO, 1)
+    test.connected("3.1.1", 0.0)
+    answered(test, 0.0)
+    test.taken(50_000)
+    assert len(probe(test, 60.0)) == 50_000
+    test.acknowledged(60.0)
+    assert len(probe(test, 61.0 + ECHO_S)) < 1_000, "a small one at once"
+    assert test.verified is False and "50000 bytes" in test.faults[0]
+    test.disconnected()
+    test.connected("3.1.1", 70.0)
+    answered(test, 70.0)
+    assert test.verified is False, "small ones pass; the limit stands"
+    test.taken(50_000)
+    answered(test, 130.0)
+    assert test.verified is True and test.faults == []
+
+
 def test_a_lost_connection_is_no_verdict() -> None:
     test = SelfTest(ECHO, 1)
     test.connected("3.1.1", 0.0)
@@ -109,7 +145,11 @@ def test_against_an_access_list_that_is_mended_and_broken(tmp_path: Path, versio
             agent.until(agent.settled, "an event is acknowledged, and swallowed")
             agent.skipped_s += ECHO_S
             agent.until(lambda: told()["publish_verified"] is False)
-            assert [fault for fault in agent.publisher.faults if ECHO in fault]
+            agent.until(
+                lambda: agent.publisher._selftest._acked_t is not None, "a small probe, to tell limit from list"
+            )
+            agent.skipped_s += ECHO_S
+            agent.until(lambda: any(ECHO in fault for fault in agent.publisher.faults))
             acl.write_text(ALLOW)
             reload(broker)
             agent.skipped_s += INTERVAL_S
@@ -122,3 +162,17 @@ def reload(broker: Broker) -> None:
     before = broker.log.read_text("utf-8").count("Reloading config")
     broker.tell(signal.SIGHUP)
     eventually(lambda: broker.log.read_text("utf-8").count("Reloading config") > before)
+
+
+@needs_mosquitto
+def test_a_size_limit_that_only_swallows_is_flagged_on_3_1_1(tmp_path: Path) -> None:
+    """`message_size_limit` is announced to nobody: the broker acknowledges and throws away."""
+    with Broker(tmp_path, "message_size_limit 1500") as broker, Agent(broker.port, protocol="3.1.1") as agent:
+        agent.until(agent.settled)
+        agent.until(lambda: agent.publisher._selftest.verified is True)
+        agent.put(event(1, "end", crop=True, side=600))
+        agent.until(agent.settled, "a crop is acknowledged, and swallowed")
+        agent.skipped_s += INTERVAL_S
+        agent.until(lambda: agent.publisher._selftest._acked_t is not None, "the probe is acknowledged")
+        agent.skipped_s += ECHO_S
+        agent.until(lambda: any("swallows messages of" in fault for fault in agent.publisher.faults))

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List
 
+from edge_agent.commands.live import is_crop
 from edge_agent.mqtt.outbox_sqlite import RETRY_S
 from tests.fakes.proxy import Passed, Verdict
 from tests.programs.chaos_world import AGENT, ALL, BASE, World
@@ -178,7 +179,7 @@ class Poison:
     def __call__(self, passed: Passed) -> Verdict:
         """Of one PUBLISH."""
         identity: Any = passed.topic
-        kind = "crop" if "/crops/" in passed.topic else ""
+        kind = "crop" if is_crop(passed.topic) else ""
         if passed.topic.endswith("/events"):
             body = json.loads(passed.payload)
             kind, identity = body.get("event_type", "gap"), (body["boot"], body["camera"], body.get("seq"))

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, DefaultDict, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from edge_agent.capture.scene import Appearance, Scene
+from edge_agent.commands.live import is_crop
 from tests.fakes.broker import Heard
 from tests.fakes.proxy import Passed
 
@@ -123,7 +124,7 @@ class Account:
             if not passed.arrived:
                 self.refused += passed.fate == "refuse" or (passed.code or 0) >= 0x80
                 continue
-            if "/crops/" in passed.topic:
+            if is_crop(passed.topic):
                 self._crops.add(passed.topic)
             seen = self._evidence.event(passed.topic, passed.payload)
             if seen is None:
@@ -179,7 +180,7 @@ class Account:
         got = {(h.topic, h.payload) for h in heard}
         for passed in record:
             outage = any(start <= passed.t <= end for start, end in self._evidence.outages)
-            kept = passed.topic.endswith("/events") or "/crops/" in passed.topic
+            kept = passed.topic.endswith("/events") or is_crop(passed.topic)
             if kept and passed.arrived and not outage and (passed.topic, passed.payload) not in got:
                 self.faults.append(f"acknowledged, but not heard: {passed.as_line()[:400]}")
         first: Dict[Tuple[Stream, int], Dict[str, Any]] = {}

@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Until SIGINT or SIGTERM, or until every source has ended."""
-    from edge_agent.app import run_agent
+    from edge_agent.app.agent import run_agent
     from edge_agent.config.settings import load_settings, require_cameras
     from edge_agent.host import journal
 

@@ -49,6 +49,7 @@ class Reloader:
             more = len(error.faults) - SHOWN
             self.faults = [f"settings refused: {fault}" for fault in error.faults[:SHOWN]]
             self.faults += [f"settings refused: and {more} more"] if more > 0 else []
+            log.warning("%s; those in force stay", "; ".join(self.faults))
             raise
         self.faults = []
         live, restart = changes(self.settings, settings)

@@ -49,7 +49,7 @@ class Supervisor:
         captures: The capture stages, to see when each has tried its camera, and when every source has ended.
         manager: Told how it goes.
         status: In words, for people.
-        reload: Read the settings again; called by the thread that is in `watch`.
+        reload: Reads the settings again, and tells by itself how that went; called by the thread that is in `watch`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Supervisor:
         captures: Mapping[str, CaptureStage],
         manager: Manager,
         status: Callable[[], str],
-        reload: Callable[[], object],
+        reload: Callable[[], None],
     ) -> None:
         self._captures, self._manager, self._status, self._reload = captures, manager, status, reload
         self._wake = threading.Event()
@@ -130,10 +130,7 @@ class Supervisor:
 
     def _reload_now(self) -> None:
         self._manager.reloading()
-        try:
-            self._reload()
-        except EdgeAgentError as error:
-            log.warning("reload: %s; the settings stay as they were", error)
+        self._reload()
         self._told = self._status()
         self._manager.ready(self._told)
 

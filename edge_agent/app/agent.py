@@ -1,4 +1,4 @@
-"""The composition root: the only module that constructs adapters. Leaving its `ExitStack` is the shutdown."""
+"""The agent, wired. Leaving its `ExitStack` is the shutdown, in mirrored order."""
 
 import logging
 import os
@@ -8,51 +8,32 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from edge_agent import __version__
+from edge_agent.app.inference import Inference
+from edge_agent.app.publishing import Publishing
 from edge_agent.capture import open_source
-from edge_agent.config.derived import decided_by, rules_of, site_of, source_options
+from edge_agent.config.derived import rules_of, source_options
 from edge_agent.config.reload import Reloader
 from edge_agent.config.settings import Settings, fingerprint
-from edge_agent.core.discovery import Site, decode_published, devices
-from edge_agent.core.health import as_payload
 from edge_agent.core.illumination import IlluminationMonitor
-from edge_agent.core.messages import OFFLINE, Message, timestamp
+from edge_agent.core.messages import timestamp
 from edge_agent.core.overrides import Overrides
-from edge_agent.core.ports import Outbox
-from edge_agent.core.requests import Guard
-from edge_agent.core.strict_json import MAX_BYTES
-from edge_agent.core.topics import Topics
-from edge_agent.core.types import CameraReport, Outcome, Presence, Sight
+from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
-from edge_agent.host import journal, jpeg
+from edge_agent.host import journal
 from edge_agent.host.clock import SystemClock
-from edge_agent.host.identity import kernel_boot, machine_suffix, new_epoch, next_boot
+from edge_agent.host.identity import new_epoch, next_boot
 from edge_agent.host.memory import Memory
 from edge_agent.host.paths import state_dir
 from edge_agent.host.process import board_model, rss_bytes
 from edge_agent.host.systemd import ServiceManager
-from edge_agent.host.thermal import processor_temperature_c
 from edge_agent.inference.models import models_dir
-from edge_agent.mqtt import announcer, commands
-from edge_agent.mqtt.announcer import Announcer
-from edge_agent.mqtt.client import MqttClient
-from edge_agent.mqtt.commands import Commands
-from edge_agent.mqtt.desk import Desk, DetectionsFeed
-from edge_agent.mqtt.face_image import FaceImages
-from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.login import with_credential
-from edge_agent.mqtt.notices import Notice, Received
-from edge_agent.mqtt.outbox import MemoryOutbox
 from edge_agent.mqtt.outbox_file import OUTBOX_NAME, recorded_boot
-from edge_agent.mqtt.outbox_sqlite import SqliteOutbox
-from edge_agent.mqtt.publisher import Publisher
-from edge_agent.pipelines import Inference
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.slot import SlotBoard
@@ -67,7 +48,7 @@ log = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """Measured: hand-off p99 15.3 ms -> 1.2 ms while another Python thread is busy."""
 RELOAD_WITHIN_S = 5.0
-STOP_INFER_S, STOP_PUBLISH_S, CLOSE_PUBLISH_S, GOODBYE_S = 1.0, 2.8, 1.5, 0.3
+STOP_INFER_S, STOP_PUBLISH_S = 1.0, 2.8
 """With one second for the cameras, together under the five that a stop may take."""
 
 
@@ -104,14 +85,14 @@ class Agent:
     """
 
     def __init__(self, settings: Settings, environ: Mapping[str, str], read: Callable[[], Settings]) -> None:
-        self._settings, self._environ = settings, environ
+        self._settings = settings
         self._clock = SystemClock()
         self._started = self._clock()
-        self._state_dir = state_dir(settings.state_dir, environ)
-        self._boot = boot_counter(self._state_dir)
-        self._rules = rules_of(settings)
-        self._kept = Memory(self._state_dir / "overrides.json")
-        self._overrides = self._kept.load(Overrides.from_json, Overrides()).bounded(self._rules)
+        folder = state_dir(settings.state_dir, environ)
+        self._boot = boot_counter(folder)
+        kept = Memory(folder / "overrides.json")
+        rules = rules_of(settings)
+        overrides = kept.load(Overrides.from_json, Overrides()).bounded(rules)
         self._inbox = Inbox()
         self._control = Control(self._inbox.put_notice)
         self._asked_to_stop = False
@@ -119,15 +100,33 @@ class Agent:
         board = SlotBoard(settings.cameras)
         self._capture_workers: List[Worker] = []
         captures = {name: self._capture(name, board) for name in settings.cameras}
-        self._status = StatusLine(captures, board, lambda: self._client.status().connected)
+        self._inference = Inference(settings, models_dir(settings.model.models_dir, environ), self._clock)
+        self._publishing = Publishing(
+            settings,
+            environ,
+            folder,
+            self._boot,
+            self._started,
+            self._clock,
+            self._inbox,
+            self._control,
+            overrides,
+            kept,
+            {
+                "reload": lambda: self._reloader(),
+                "restart": self._restart,
+                "set_threshold": self._threshold_changed,
+            },
+            lambda: self._inference.threshold,
+        )
+        self._status = StatusLine(captures, board, lambda: self._publishing.client.status().connected)
         self._supervisor = Supervisor(captures, ServiceManager(environ), self._status, self._reload_now)
         self._reloader = Reloader(settings, read, self._apply, self._supervisor.request_stop)
 
-        self._inference = Inference(settings, models_dir(settings.model.models_dir, environ), self._clock)
         infer = InferStage(
             board,
             settings.cameras,
-            lambda: self._inference.open(self._overrides, self._rules),
+            lambda: self._inference.open(overrides, rules),
             self._clock,
             self._take,
             every_frame=settings.mqtt.detections != "off",
@@ -179,129 +178,38 @@ class Agent:
         return stage
 
     def _publish(self, captures: Mapping[str, CaptureStage], board: SlotBoard, infer: InferStage) -> Worker:
-        settings = self._settings
-        topics = Topics(settings.mqtt.base, settings.node)
-        outbox = self._outbox()
-        client = self._client = MqttClient(
-            with_credential(settings.mqtt, self._environ),
-            settings.mqtt.client_id or f"edge-agent-{settings.node}-{machine_suffix()}",
-            Message(topics.availability, OFFLINE, retain=True),
-            self._notify,
-        )
-        letters = self._letters = Letters(
-            topics,
-            self._boot,
-            settings.crops,
-            jpeg.encoder() if settings.crops.enabled else None,
-            settings.mqtt.max_packet_bytes,
-        )
-        publisher = self._publisher = Publisher(
-            topics,
-            outbox,
-            client,
-            self._clock,
-            letters,
-            [self._unseen(name) for name in settings.cameras],
-            self._boot,
-            decided_by(settings, self._inference.threshold),
-            [*commands.filters(topics, self._rules), *announcer.filters(settings.home_assistant)],
-        )
-        desk = self._desk(topics, publisher, letters)
+        publishing = self._publishing
         telemetry = Telemetry(
-            captures, board, self._inbox, infer.capture_to_result, outbox.status, client.status, rss_bytes, self._clock
+            captures,
+            board,
+            self._inbox,
+            infer.capture_to_result,
+            publishing.outbox.status,
+            publishing.client.status,
+            rss_bytes,
+            self._clock,
         )
         stage = self._publish_stage = PublishStage(
             self._inbox,
-            desk,
-            lambda: {
-                **as_payload(telemetry([*publisher.faults, *outbox.faults, *self._reloader.faults])),
-                "commands": {**desk.commands_counters, "overflowed": self._inbox.lost_requests},
-                "temperature_c": processor_temperature_c(),
-            },
+            publishing.desk,
+            lambda: publishing.health(telemetry([*publishing.faults, *self._reloader.faults])),
             self._info,
             self._clock,
-            settings.health.interval_s,
+            self._settings.health.interval_s,
         )
-
-        def setup() -> None:
-            outbox.open()
-            client.start()
 
         def teardown() -> None:
             stage.finish()
-            desk.finish()
-            publisher.close(self._clock(), self._inbox.take, CLOSE_PUBLISH_S)
-            client.close(GOODBYE_S)
-            outbox.close()
+            publishing.close()
 
-        return Worker("publish", stage.step, setup, teardown, self._wake, STOP_PUBLISH_S)
-
-    def _outbox(self) -> Outbox:
-        params = self._settings.outbox
-        if params.store == "memory":
-            return MemoryOutbox(params.in_memory(), time.monotonic)
-        return SqliteOutbox(params, self._state_dir, self._clock, kernel_boot(), self._boot)
-
-    def _desk(self, topics: Topics, publisher: Publisher, letters: Letters) -> Desk:
-        """Commands, discovery, images and detections, around the publisher."""
-        settings = self._settings
-        images = None
-        if settings.crops.enabled and settings.crops.image:
-            images = FaceImages(
-                topics, settings.cameras, publisher, letters.jpeg, settings.crops.image_ttl_s, self._clock
-            )
-        profile = settings.mqtt.detections
-        known = Memory(self._state_dir / "retained.json")
-        self._guard = Guard(self._rules)
-        self._commands = Commands(
-            topics,
-            self._guard,
-            self._overrides,
-            publisher,
-            self._control.submit,
-            lambda overrides: self._kept.save(overrides.to_json()),
-            letters.jpeg,
-            {
-                "reload": lambda: self._reloader(),
-                "restart": self._restart,
-                "set_threshold": self._threshold_changed,
-            },
-            self._clock,
-        )
-        return Desk(
-            publisher,
-            self._commands,
-            Announcer(
-                settings.home_assistant,
-                devices(topics, self._site()),
-                __version__,
-                publisher,
-                known.load(decode_published, {}),
-                known.save,
-            ),
-            images,
-            None if profile == "off" else DetectionsFeed(topics, profile, publisher.stream),
-            self._clock,
-        )
-
-    def _site(self) -> Site:
-        board = board_model() or platform.machine()
-        return site_of(self._settings, __version__, board, temperature=processor_temperature_c() is not None)
+        return Worker("publish", stage.step, publishing.open, teardown, self._wake, STOP_PUBLISH_S)
 
     def _take(self, outcome: Outcome) -> None:
         self._status.note(outcome)
         self._inbox.put_outcome(outcome)
 
-    def _notify(self, notice: Notice) -> None:
-        # What strangers send is cut to what can be judged, so that no number of messages fills the memory.
-        if isinstance(notice, Received):
-            self._inbox.put_request(replace(notice, payload=notice.payload[: MAX_BYTES + 1], properties=()))
-        else:
-            self._inbox.put_notice(notice)
-
     def _threshold_changed(self) -> Dict[str, Any]:
-        self._publisher.decided_by(decided_by(self._settings, self._inference.threshold))
-        return {"threshold": self._inference.threshold}
+        return self._publishing.threshold_changed(self._settings)
 
     def _reload_now(self) -> None:
         """As the command `reload`, and in the same thread; returns when it is done."""
@@ -316,14 +224,12 @@ class Agent:
         done.wait(RELOAD_WITHIN_S)
 
     def _apply(self, settings: Settings) -> None:
-        rules = rules_of(settings)
-        overrides = self._commands.overrides.bounded(rules)
+        overrides = self._publishing.bounded_overrides(settings)
         if not self._control.submit(partial(self._configure, settings, overrides)):
             raise ConfigError(["the settings cannot be taken now: too many commands wait"], "try again")
         journal.set_level(settings.log_level)
         self._settings = settings
-        self._guard.rules, self._commands.overrides = rules, overrides
-        self._letters.crops = settings.crops
+        self._publishing.configure(settings, overrides)
         self._publish_stage.health_interval_s = settings.health.interval_s
 
     def _configure(self, settings: Settings, overrides: Overrides) -> None:
@@ -347,11 +253,6 @@ class Agent:
 
     def _wake(self) -> None:
         self._supervisor.wake()
-
-    def _unseen(self, camera: str) -> CameraReport:
-        """What is true before the first frame; told at the first connect, so that nothing old stays ON."""
-        zones = dict.fromkeys(self._settings.cameras[camera].zones, Presence.UNKNOWN)
-        return CameraReport(camera, Presence.UNKNOWN, Sight.STARTING, self._started, zones=zones)
 
     def _info(self) -> Dict[str, Any]:
         """What the agent is; `engine` is None until it has been opened."""

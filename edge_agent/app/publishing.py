@@ -1,0 +1,205 @@
+"""The publish thread's share of the composition root: outbox, broker client, publisher, and the desk around it."""
+
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping
+
+from edge_agent import __version__
+from edge_agent.config.derived import decided_by, rules_of, site_of
+from edge_agent.config.settings import Settings
+from edge_agent.core.discovery import decode_published, devices
+from edge_agent.core.health import AgentHealth, as_payload
+from edge_agent.core.messages import OFFLINE, Message
+from edge_agent.core.overrides import Overrides
+from edge_agent.core.ports import Clock, Outbox
+from edge_agent.core.requests import Guard
+from edge_agent.core.strict_json import MAX_BYTES
+from edge_agent.core.topics import Topics
+from edge_agent.core.types import CameraReport, Moment, Presence, Sight
+from edge_agent.host import jpeg
+from edge_agent.host.identity import kernel_boot, machine_suffix
+from edge_agent.host.memory import Memory
+from edge_agent.host.process import board_model
+from edge_agent.host.thermal import processor_temperature_c
+from edge_agent.mqtt import announcer, commands
+from edge_agent.mqtt.announcer import Announcer
+from edge_agent.mqtt.client import MqttClient
+from edge_agent.mqtt.commands import Commands
+from edge_agent.mqtt.desk import Desk, DetectionsFeed
+from edge_agent.mqtt.face_image import FaceImages
+from edge_agent.mqtt.letters import Letters
+from edge_agent.mqtt.login import with_credential
+from edge_agent.mqtt.notices import Notice, Received
+from edge_agent.mqtt.outbox import MemoryOutbox
+from edge_agent.mqtt.outbox_sqlite import SqliteOutbox
+from edge_agent.mqtt.publisher import Publisher
+from edge_agent.runtime.control import Control
+from edge_agent.runtime.inbox import Inbox
+
+CLOSE_S, GOODBYE_S = 1.5, 0.3
+"""For what must still be acknowledged, and for the client's own farewell."""
+
+
+class Publishing:
+    """Everything between the inbox and the broker. Built without touching either; belongs to the publish thread.
+
+    Args:
+        settings: Checked.
+        environ: For systemd's credentials.
+        folder: Of state.
+        boot: This start's number.
+        started: When.
+        clock: Both clocks.
+        inbox: Takes what the client notices.
+        control: The way to the infer thread, for commands.
+        overrides: What commands have left, bounded by the settings; kept in `kept`.
+        kept: Where they survive a restart.
+        hooks: What commands ask of the rest of the agent, by name.
+        threshold: The detection threshold in force.
+
+    Raises:
+        MissingPackage: The crops need a JPEG encoder and none is installed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        folder: Path,
+        boot: int,
+        started: Moment,
+        clock: Clock,
+        inbox: Inbox,
+        control: Control,
+        overrides: Overrides,
+        kept: Memory,
+        hooks: Mapping[str, Callable[[], Dict[str, Any]]],
+        threshold: Callable[[], Any],
+    ) -> None:
+        self._inbox, self._clock, self._threshold = inbox, clock, threshold
+        rules = rules_of(settings)
+        topics = Topics(settings.mqtt.base, settings.node)
+        self.outbox = _outbox(settings, folder, clock, boot)
+        self.client = MqttClient(
+            with_credential(settings.mqtt, environ),
+            settings.mqtt.client_id or f"edge-agent-{settings.node}-{machine_suffix()}",
+            Message(topics.availability, OFFLINE, retain=True),
+            self._notify,
+        )
+        self._letters = Letters(
+            topics,
+            boot,
+            settings.crops,
+            jpeg.encoder() if settings.crops.enabled else None,
+            settings.mqtt.max_packet_bytes,
+        )
+        self.publisher = Publisher(
+            topics,
+            self.outbox,
+            self.client,
+            clock,
+            self._letters,
+            [_unseen(settings, name, started) for name in settings.cameras],
+            boot,
+            decided_by(settings, threshold()),
+            [*commands.filters(topics, rules), *announcer.filters(settings.home_assistant)],
+        )
+        self._guard = Guard(rules)
+        self._commands = Commands(
+            topics,
+            self._guard,
+            overrides,
+            self.publisher,
+            control.submit,
+            lambda overrides: kept.save(overrides.to_json()),
+            self._letters.jpeg,
+            hooks,
+            clock,
+        )
+        self.desk = self._desk(settings, topics, Memory(folder / "retained.json"))
+
+    @property
+    def faults(self) -> List[str]:
+        """What keeps messages from being stored or taken, in words."""
+        return [*self.publisher.faults, *self.outbox.faults]
+
+    def health(self, health: AgentHealth) -> Dict[str, Any]:
+        """The health message's payload."""
+        return {
+            **as_payload(health),
+            "commands": {**self.desk.commands_counters, "overflowed": self._inbox.lost_requests},
+            "temperature_c": processor_temperature_c(),
+        }
+
+    def bounded_overrides(self, settings: Settings) -> Overrides:
+        """What commands have left, as far as other settings allow it."""
+        return self._commands.overrides.bounded(rules_of(settings))
+
+    def configure(self, settings: Settings, overrides: Overrides) -> None:
+        """Take other *live* settings."""
+        self._guard.rules, self._commands.overrides = rules_of(settings), overrides
+        self._letters.crops = settings.crops
+
+    def threshold_changed(self, settings: Settings) -> Dict[str, Any]:
+        """Say beside presence by which threshold it is decided now."""
+        self.publisher.decided_by(decided_by(settings, self._threshold()))
+        return {"threshold": self._threshold()}
+
+    def open(self) -> None:
+        """Open the outbox and begin to connect."""
+        self.outbox.open()
+        self.client.start()
+
+    def close(self) -> None:
+        """Say that nothing is seen any more, wait for acknowledgements, say goodbye."""
+        self.desk.finish()
+        self.publisher.close(self._clock(), self._inbox.take, CLOSE_S)
+        self.client.close(GOODBYE_S)
+        self.outbox.close()
+
+    def _desk(self, settings: Settings, topics: Topics, known: Memory) -> Desk:
+        """Commands, discovery, images and detections, around the publisher."""
+        images = None
+        if settings.crops.enabled and settings.crops.image:
+            images = FaceImages(
+                topics, settings.cameras, self.publisher, self._letters.jpeg, settings.crops.image_ttl_s, self._clock
+            )
+        board = board_model() or platform.machine()
+        site = site_of(settings, __version__, board, temperature=processor_temperature_c() is not None)
+        profile = settings.mqtt.detections
+        return Desk(
+            self.publisher,
+            self._commands,
+            Announcer(
+                settings.home_assistant,
+                devices(topics, site),
+                __version__,
+                self.publisher,
+                known.load(decode_published, {}),
+                known.save,
+            ),
+            images,
+            None if profile == "off" else DetectionsFeed(topics, profile, self.publisher.stream),
+            self._clock,
+        )
+
+    def _notify(self, notice: Notice) -> None:
+        # What strangers send is cut to what can be judged, so that no number of messages fills the memory.
+        if isinstance(notice, Received):
+            self._inbox.put_request(replace(notice, payload=notice.payload[: MAX_BYTES + 1], properties=()))
+        else:
+            self._inbox.put_notice(notice)
+
+
+def _outbox(settings: Settings, folder: Path, clock: Clock, boot: int) -> Outbox:
+    if settings.outbox.store == "memory":
+        return MemoryOutbox(settings.outbox.in_memory(), time.monotonic)
+    return SqliteOutbox(settings.outbox, folder, clock, kernel_boot(), boot)
+
+
+def _unseen(settings: Settings, camera: str, started: Moment) -> CameraReport:
+    """What is true before the first frame; told at the first connect, so that nothing old stays ON."""
+    zones = dict.fromkeys(settings.cameras[camera].zones, Presence.UNKNOWN)
+    return CameraReport(camera, Presence.UNKNOWN, Sight.STARTING, started, zones=zones)

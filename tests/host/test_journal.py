@@ -1,0 +1,61 @@
+"""Logging as systemd's journal takes it, in processes of their own, since logging is global."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from edge_agent.host import journal
+
+PROGRAM = """
+import logging, os, sys
+sys.modules["systemd"] = None  # this is how a machine without systemd-python looks
+from edge_agent.host import journal
+stat = os.fstat(2)
+if sys.argv[1] == "journal":
+    os.environ["JOURNAL_STREAM"] = f"{stat.st_dev}:{stat.st_ino}"
+journal.configure("info", os.environ)
+log = logging.getLogger("part")
+log.debug("not told")
+log.info("told")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("failed")
+journal.set_level("error")
+log.warning("not told either")
+"""
+
+
+def said(where: str, **environ: str) -> list:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, where],
+        cwd=Path(__file__).parents[2], env={**os.environ, **environ}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stderr.splitlines()
+
+
+def test_a_journal_gets_a_priority_on_every_line():
+    lines = said("journal")
+    assert lines[0] == "<6>part: told" and lines[1] == "<3>part: failed"
+    assert len(lines) > 3 and all(line.startswith("<3>") for line in lines[1:])
+    assert "ZeroDivisionError" in lines[-1]
+
+
+def test_a_person_gets_times_also_where_stderr_was_redirected_away_from_the_journal():
+    for lines in (said("terminal", JOURNAL_STREAM=""), said("terminal", JOURNAL_STREAM="1:2")):
+        assert lines[0].endswith("INFO    part: told") and lines[0][:2] == "20"
+
+
+def test_what_a_camera_thread_says_has_its_camera_unless_the_caller_named_one():
+    def record(thread: str, **more: str) -> logging.LogRecord:
+        made = logging.LogRecord("n", logging.INFO, "p", 1, "m", (), None)
+        made.threadName = thread
+        made.__dict__.update(more)
+        assert journal.name_camera(made)
+        return made
+
+    assert record("capture-door").CAMERA_ID == "door"
+    assert record("capture-door", CAMERA_ID="yard").CAMERA_ID == "yard"
+    assert not hasattr(record("publish"), "CAMERA_ID")

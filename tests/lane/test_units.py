@@ -1,0 +1,214 @@
+"""The units under a real systemd: what starts, what restarts, what is reloaded, and what is left alone."""
+
+import json
+
+import pytest
+
+from tests.lane.conftest import Lane, unit
+
+REFUSED = "settings refused"
+FROZEN = {
+    "capture": ("test://one?fps=10&hang=3", {}),
+    "infer": ("test://one?fps=10", {"MODEL__MODEL": "scripted?hang_after=20"}),
+    "publish": ("test://one?fps=10", {}),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet(lane: Lane):
+    """An agent without camera and broker, that runs beside all tests of this file and must never be restarted."""
+    lane.start("quiet", {"MQTT__PORT": 1, "CAMERAS__YARD__URI": "v4l2:/dev/video8"}, "v4l2:/dev/video9")
+    yield
+    assert lane.restarts("quiet") == 0
+    assert lane.machine.show(unit("quiet"), "ActiveState") == "active"
+    lane.machine.run("systemctl", "stop", unit("quiet"))
+
+
+def test_verify_has_nothing_to_say_and_little_is_exposed(lane: Lane):
+    units = ["edge-agent.service", unit("x"), "edge-agent-reload.path", "edge-agent-reload@x.path"]
+    units += ["edge-agent-failed@x.service", "edge-agent-nvargus.path", "edge-agent-nvargus.service"]
+    assert lane.machine.run("sh", "-c", 'systemd-analyze verify "$@" 2>&1', "sh", *units) == ""
+    assert lane.machine.code("systemd-analyze", "security", "--threshold=25", unit("quiet")) == 0
+
+
+def test_it_starts_without_camera_and_broker_and_says_so(lane: Lane):
+    assert lane.machine.show(unit("quiet"), "ActiveState") == "active", "start returned, so it is ready"
+    for word in ("2 cameras", "cannot see", "/dev/video9", "/dev/video8", "not connected"):
+        assert word in lane.status("quiet")
+
+
+def test_it_runs_as_its_own_user_and_keeps_its_state_to_itself(lane: Lane):
+    assert lane.machine.run("stat", "-c", "%U %a", "/var/lib/edge-agent/quiet") == "edge-agent 700"
+    uid = lane.machine.run("id", "-u", "edge-agent")
+    status = lane.machine.run("cat", f"/proc/{lane.pid('quiet')}/status").splitlines()
+    assert next(line for line in status if line.startswith("Uid:")).split()[1:] == [uid] * 4
+    assert "CapEff:\t0000000000000000" in status
+
+
+def test_the_password_comes_as_a_credential_and_the_journal_has_fields(lane: Lane):
+    lane.start("happy")
+    lane.machine.eventually(lambda: "; broker connected" in lane.status("happy"), "logged in")
+    assert lane.machine.run("stat", "-c", "%U %a", "/etc/edge-agent/mqtt-password") == "root 600"
+    lane.machine.eventually(lambda: "1 with a face" in lane.status("happy"), "presence is in the status")
+    entries = lane.machine.run("journalctl", "-u", unit("happy"), "CAMERA_ID=door", "-o", "json", "--no-pager")
+    entry = json.loads(entries.splitlines()[0])
+    assert entry["THREAD_NAME"] == "capture-door" and entry["SYSLOG_IDENTIFIER"] == "edge-agent"
+    assert int(entry["PRIORITY"]) == 6
+
+
+def test_without_a_password_file_it_starts_and_has_none(lane: Lane):
+    lane.drop_in("bare", "[Service]\nLoadCredential=\nLoadCredential=mqtt-password:/etc/edge-agent/no-such-file\n")
+    lane.start("bare")
+    lane.machine.eventually(lambda: "not connected" in lane.status("bare"), "it runs")
+    lane.says("bare", "authori")
+    lane.machine.run("systemctl", "stop", unit("bare"))
+
+
+def test_killed_it_is_started_anew_and_stopped_it_stays_stopped(lane: Lane):
+    lane.start("killed")
+    before = lane.pid("killed")
+    lane.machine.run("systemctl", "kill", "-s", "KILL", unit("killed"))
+    lane.machine.eventually(
+        lambda: lane.pid("killed") not in ("0", before) and lane.machine.show(unit("killed"), "SubState") == "running",
+        "it runs again",
+    )
+    assert lane.restarts("killed") == 1
+    lane.machine.run("systemctl", "stop", unit("killed"))
+    assert lane.machine.show(unit("killed"), "Result") == "success"
+    assert "stopped in" in lane.machine.journal(unit("killed"))
+
+
+def test_a_crash_loop_ends_and_on_failure_is_told(lane: Lane):
+    lane.drop_in("crash", "[Unit]\nStartLimitBurst=3\n[Service]\nRestartSec=100ms\n")
+    lane.start("crash")
+
+    def crashed() -> bool:
+        lane.machine.run("systemctl", "kill", "-s", "KILL", unit("crash"), check=False)
+        return lane.machine.show(unit("crash"), "ActiveState") == "failed"
+
+    lane.machine.eventually(crashed, "systemd gives up")
+    assert lane.restarts("crash") == 3
+    failed = f"edge-agent-failed@{unit('crash')}.service"
+    lane.machine.eventually(lambda: "has given up" in lane.machine.journal(failed), "OnFailure has run")
+    lane.settings("crash", {"PRESENCE__DELAY_OFF_S": 3})
+    lane.machine.eventually(lambda: lane.machine.show(unit("crash"), "SubState") == "running", "an edit revives it")
+    lane.machine.run("systemctl", "stop", unit("crash"))
+
+
+def test_settings_that_cannot_be_used_are_not_retried_until_they_are_edited(lane: Lane):
+    lane.settings("wrong", {"PRESENCE__DELAY_OF_S": 3})
+    assert lane.machine.code("systemctl", "start", unit("wrong")) != 0
+    assert lane.machine.show(unit("wrong"), "ExecMainStatus") == "78"
+    assert lane.restarts("wrong") == 0
+    assert "PRESENCE__DELAY_OFF_S" in lane.machine.journal(unit("wrong")), "it says what was meant"
+    failed = f"edge-agent-failed@{unit('wrong')}.service"
+    lane.machine.eventually(lambda: "when they are edited" in lane.machine.journal(failed), "OnFailure has run")
+    lane.settings("wrong", {"PRESENCE__DELAY_OFF_S": 3})
+    lane.machine.eventually(lambda: lane.machine.show(unit("wrong"), "SubState") == "running", "the edit starts it")
+    lane.machine.run("systemctl", "stop", unit("wrong"))
+
+
+def test_reload_by_signal_by_systemctl_and_by_an_edit_of_that_instance_only(lane: Lane):
+    lane.start("one")
+    lane.start("other")
+    pids = lane.pid("one"), lane.pid("other")
+    taken = "settings read again"
+
+    lane.machine.run("systemctl", "kill", "-s", "HUP", "--kill-who=main", unit("one"))
+    lane.says("one", f"{taken}: nothing has changed")
+    lane.machine.run("systemctl", "reload", unit("one"))
+    lane.says("one", f"{taken}: nothing has changed", times=2)
+
+    lane.settings("one", {"PRESENCE__DELAY_OFF_S": 7})
+    lane.says("one", f"{taken}: EDGE_AGENT_PRESENCE__DELAY_OFF_S")
+    text = lane.machine.run("sed", "s/_OFF_S=.*/_OFF_S=8/", "/etc/edge-agent/one.env")
+    lane.machine.write("/etc/edge-agent/.one.env.new", f"{text}\n")
+    lane.machine.run("mv", "/etc/edge-agent/.one.env.new", "/etc/edge-agent/one.env")
+    lane.says("one", f"{taken}: EDGE_AGENT_PRESENCE__DELAY_OFF_S", times=2)
+
+    assert taken not in lane.machine.journal(unit("other"))
+    assert (lane.pid("one"), lane.pid("other")) == pids
+    assert lane.restarts("one") == lane.restarts("other") == 0
+    assert lane.machine.show(unit("one"), "ActiveState") == "active", "READY has ended the reload"
+
+    def published() -> int:
+        return json.loads(lane.retained("edge-agent/one/door/presence/attributes"))["parameters"]["delay_off_s"]
+
+    lane.machine.eventually(lambda: published() == 8, "what presence is decided by is told")
+
+
+def test_a_broken_env_file_changes_nothing_but_health(lane: Lane):
+    lane.start("broken")
+    pid = lane.pid("broken")
+    lane.settings("broken", {"PRESENCE__DELAY_OFF_S": "soon"})
+    lane.says("broken", REFUSED)
+    assert lane.pid("broken") == pid
+
+    def reasons() -> str:
+        return " ".join(json.loads(lane.retained("edge-agent/broken/health"))["reasons"])
+
+    lane.machine.eventually(lambda: REFUSED in reasons(), "health says so")
+    assert "DELAY_OFF_S" in reasons()
+    assert lane.machine.show(unit("broken"), "ActiveState") == "active"
+    lane.settings("broken", {"PRESENCE__DELAY_OFF_S": 4})
+    lane.machine.eventually(lambda: REFUSED not in reasons(), "all is well again")
+    assert lane.pid("broken") == pid
+
+    lane.settings("broken", {"CAMERAS__DOOR__ROTATE": 90})
+    lane.says("broken", "new settings need a restart: EDGE_AGENT_CAMERAS__DOOR__ROTATE")
+    lane.machine.eventually(lambda: lane.pid("broken") not in ("0", pid), "it is started anew")
+
+
+def test_a_thread_that_never_returns_ends_in_a_watchdog_restart(lane: Lane):
+    """All three at once, since each takes a step's deadline and the watchdog's time."""
+    zone = "/run/zone/thermal_zone0"
+    lane.machine.write(f"{zone}/type", "cpu-thermal\n")
+    lane.machine.write(f"{zone}/temp", "40000\n")
+    for name, (camera, more) in FROZEN.items():
+        bind = "BindReadOnlyPaths=/run/zone:/sys/class/thermal\n" if name == "publish" else ""
+        lane.drop_in(name, f"[Service]\nWatchdogSec=10\n{bind}")
+        lane.start(name, more, camera)
+    # The publish thread reads the temperature; reading this never returns, as with a driver that hangs.
+    lane.machine.run("sh", "-c", f"rm {zone}/temp && mkfifo {zone}/temp && chmod 644 {zone}/temp")
+    for name in FROZEN:
+        lane.machine.eventually(lambda name=name: lane.restarts(name) >= 1, f"{name}: the watchdog has acted")
+        said = lane.machine.journal(unit(name))
+        assert "Watchdog timeout" in said and "does not return" not in said
+        assert f"{'capture-door' if name == 'capture' else name} has not returned from its step" in said
+        assert "Current thread" in said or "Thread 0x" in said, "and where every thread stood"
+    lane.machine.run("sh", "-c", f"rm {zone}/temp")
+    lane.machine.run("systemctl", "stop", *map(unit, FROZEN))
+
+
+def test_nvargus_is_restarted_on_request_and_not_too_often(lane: Lane):
+    lane.machine.write(
+        "/etc/systemd/system/nvargus-daemon.service", "[Service]\nExecStart=/bin/sleep infinity\nTimeoutStopSec=1\n"
+    )
+    lane.machine.run("systemctl", "daemon-reload")
+    lane.machine.run("systemctl", "start", "nvargus-daemon", "edge-agent-nvargus.path")
+    first = lane.machine.show("nvargus-daemon", "MainPID")
+    request = "/run/edge-agent-requests/restart-nvargus"
+    lane.machine.run("runuser", "-u", "edge-agent", "--", "touch", request)
+    lane.machine.eventually(lambda: lane.machine.show("nvargus-daemon", "MainPID") not in ("0", first), "restarted")
+    second = lane.machine.show("nvargus-daemon", "MainPID")
+    lane.machine.eventually(lambda: lane.machine.code("test", "-e", request) == 1, "the request is gone")
+    lane.machine.run("touch", request)
+    lane.machine.eventually(lambda: "not again" in lane.machine.journal("edge-agent-nvargus"), "refused")
+    assert lane.machine.show("nvargus-daemon", "MainPID") == second
+
+
+def test_the_drop_in_of_jetpack_7_makes_reload_wait(lane: Lane):
+    version = int(lane.machine.run("systemctl", "--version").split()[1])
+    if version < 254:
+        pytest.skip(f"the machine has systemd {version}: SUITE=trixie scripts/systemd-lane has one that knows this")
+    folder = f"/etc/systemd/system/{unit('seven')}.d"
+    lane.machine.run("mkdir", "-p", folder)
+    lane.machine.run("cp", "/opt/edge-agent/source/systemd/drop-ins/jetpack7.conf", folder)
+    lane.machine.run("systemctl", "daemon-reload")
+    assert lane.machine.run("sh", "-c", f"systemd-analyze verify {unit('seven')} 2>&1") == ""
+    lane.start("seven")
+    assert lane.machine.show(unit("seven"), "Type") == "notify-reload"
+    for times in (1, 2, 3):
+        lane.machine.run("systemctl", "reload", unit("seven"))
+        assert lane.machine.journal(unit("seven")).count("settings read again") == times, "done when reload returns"
+    lane.machine.run("systemctl", "stop", unit("seven"))

@@ -1,0 +1,180 @@
+"""When the service manager is told what: the start gate, the watchdog's food, reload and stop."""
+
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from edge_agent.errors import EngineError
+from edge_agent.runtime.supervisor import Supervisor, exit_code
+from edge_agent.runtime.worker import Worker
+from tests.fakes.broker import eventually
+
+
+class Manager:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def ready(self, status):
+        self.told.append(("ready", status))
+
+    def status(self, status):
+        self.told.append(("status", status))
+
+    def reloading(self):
+        self.told.append(("reloading", ""))
+
+    def stopping(self):
+        self.told.append(("stopping", ""))
+
+    def alive(self):
+        self.told.append(("alive", ""))
+
+    def extend(self, seconds):
+        self.told.append(("extend", seconds))
+
+    def words(self):
+        return [word for word, _ in list(self.told)]
+
+
+class Stage:
+    """What the supervisor needs of a capture stage."""
+
+    def __init__(self):
+        self.first_open_done = False
+        self.ended = False
+
+
+class Rig:
+    """Workers whose setup and steps wait for gates; the supervisor runs in a thread of its own."""
+
+    def __init__(self, names=("publish", "infer", "capture-door"), deadline_s=0.3):
+        self.manager, self.stage = Manager(), Stage()
+        self.engine_open, self.hang = threading.Event(), threading.Event()
+        self.reloads = []
+        self.supervisor = Supervisor(
+            {"door": self.stage}, self.manager, lambda: "how it goes", lambda: self.reloads.append(len(self.reloads))
+        )
+        self.release = threading.Event()
+        self.workers = [self._worker(name, deadline_s) for name in names]
+        self._thread = threading.Thread(target=self.supervisor.watch, args=(self.workers,), daemon=True)
+
+    def _worker(self, name, deadline_s):
+        def step():
+            if name == "infer" and self.hang.is_set():
+                self.release.wait(20)
+            time.sleep(0.01)
+
+        def setup():
+            if name == "infer":
+                self.engine_open.wait(20)
+
+        return Worker(name, step, setup, on_exit=self.supervisor.wake, stop_within_s=0.2, deadline_s=deadline_s)
+
+    def __enter__(self):
+        self._stack = ExitStack()
+        for worker in self.workers:
+            self._stack.enter_context(worker)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.engine_open.set()
+        self.release.set()
+        self.supervisor.request_stop()
+        self._thread.join(5)
+        self._stack.close()
+        assert not self._thread.is_alive()
+
+
+def looks(rig, count):
+    """Let the supervisor look so many times."""
+    for _ in range(count):
+        before = len(rig.manager.told)
+        rig.supervisor.wake()
+        eventually(lambda before=before: len(rig.manager.told) > before, "it says something at every look")
+
+
+def test_ready_waits_for_the_engine_and_for_each_cameras_first_attempt():
+    with Rig() as rig:
+        looks(rig, 3)
+        assert set(rig.manager.words()) == {"extend", "status"}, "an engine that is being built asks for time"
+        assert ("status", "starting: infer") in rig.manager.told
+        rig.engine_open.set()
+        eventually(lambda: ("status", "starting: opening door") in rig.manager.told, deadline_s=5)
+        extended = rig.manager.words().count("extend")
+        rig.supervisor.wake()
+        time.sleep(0.05)
+        assert rig.manager.words().count("extend") == extended, "a camera whose first open hangs gets no more time"
+        assert "ready" not in rig.manager.words() and "alive" not in rig.manager.words()
+        rig.stage.first_open_done = True
+        rig.supervisor.wake()
+        eventually(lambda: "alive" in rig.manager.words())
+        assert rig.manager.told.count(("ready", "how it goes")) == 1
+    assert rig.manager.words()[-1] == "stopping"
+
+
+def ready(rig):
+    rig.engine_open.set()
+    rig.stage.first_open_done = True
+    eventually(lambda: "alive" in rig.manager.words(), deadline_s=5)
+
+
+def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
+    with Rig() as rig:
+        ready(rig)
+        looks(rig, 5)
+        rig.hang.set()
+        eventually(lambda: ("status", "infer does not return") in rig.manager.told, deadline_s=5)
+        fed = rig.manager.words().count("alive")
+        for _ in range(5):
+            rig.supervisor.wake()
+            time.sleep(0.02)
+        assert rig.manager.words().count("alive") == fed
+        rig.hang.clear()
+        rig.release.set()
+        eventually(lambda: rig.manager.words().count("alive") > fed, "it came back before the watchdog struck")
+        eventually(lambda: rig.manager.told[-1] != ("status", "infer does not return"))
+        assert rig.manager.words().count("ready") == 1
+
+
+def test_a_setup_may_take_longer_than_a_step():
+    with Rig(deadline_s=0.05) as rig:
+        infer = rig.workers[1]
+        time.sleep(0.2)
+        assert infer.overdue_s(time.monotonic()) == 0.0
+        ready(rig)
+
+
+def test_a_reload_is_framed_and_only_after_the_start():
+    with Rig() as rig:
+        rig.supervisor.request_reload()
+        looks(rig, 2)
+        assert rig.reloads == []
+        ready(rig)
+        eventually(lambda: rig.reloads == [0], "it was not forgotten")
+        rig.supervisor.request_reload()
+        eventually(lambda: rig.reloads == [0, 1])
+        eventually(lambda: rig.manager.words().count("ready") == 3)
+        words = [word for word in rig.manager.words() if word in ("ready", "reloading")]
+        assert words == ["ready", "reloading", "ready", "reloading", "ready"]
+
+
+@pytest.mark.parametrize("error, code", [(EngineError("gone", "restart"), 1), (None, 0)])
+def test_it_ends_with_a_failed_worker_and_with_the_last_source(error, code):
+    manager, stage = Manager(), Stage()
+    supervisor = Supervisor({"door": stage}, manager, str, list)
+
+    def step():
+        if error is not None:
+            raise error
+        stage.ended = True
+        time.sleep(0.01)
+
+    with Worker("infer", step, on_exit=supervisor.wake) as worker:
+        supervisor.watch([worker])
+    assert manager.words()[-1] == "stopping"
+    assert exit_code([worker]) == code

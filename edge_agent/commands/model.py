@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
+from edge_agent.errors import InputError
 from edge_agent.inference import models
 from edge_agent.inference.onnx_contract import describe
 
@@ -46,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
     converting.add_argument("--json", action="store_true", help="print JSON")
 
     building = actions.add_parser("build", help="make and prove the TensorRT engine that the agent then finds ready")
-    building.add_argument("--model", default="centerface", metavar="NAME", help="as 'list' shows it, or an .onnx or .uff")
+    building.add_argument("--model", default="centerface", metavar="NAME", help="as 'list' shows it; .onnx or .uff")
     building.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto")
     building.add_argument("--calibration", metavar="FILE", help="INT8 calibration cache; default: the fetched model's")
     building.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
@@ -54,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
     building.add_argument("--workspace-mb", type=int, default=256, metavar="MB", help="scratch memory; default 256")
     building.add_argument("--dla-core", type=int, metavar="N", help="use a deep learning accelerator, not the GPU")
     building.add_argument("--rebuild", action="store_true", help="even where there is an engine already")
-    building.add_argument("--cache-dir", type=Path, metavar="DIR", help="folder of engines; default: as the agent looks")
+    building.add_argument("--cache-dir", type=Path, metavar="DIR", help="of engines; default: as the agent looks")
     _add_common(building)
 
     verifying = actions.add_parser("verify", help="compare a model's files with their known sums")
@@ -163,6 +164,8 @@ def _build(args: argparse.Namespace, directory: Path) -> int:
     from edge_agent.inference.trt_open import BuildOptions, open_network
     from edge_agent.inference.trt_source import read_network
 
+    if args.long_side < 64 or args.long_side % 32:
+        raise InputError(f"--long-side {args.long_side}", "expected a multiple of 32, 64 or more")
     network = read_network(args.model, directory, args.class_name, args.long_side, args.calibration)
     options = BuildOptions(args.precision, args.workspace_mb, args.dla_core, rebuild=args.rebuild)
     folder = args.cache_dir or cache_dir(os.environ)

@@ -17,7 +17,7 @@ class Reloader:
     Args:
         settings: Those that the agent was started with.
         read: Reads and checks them.
-        apply: Takes others, of which only *live* ones have changed.
+        apply: Takes others, of which only *live* ones have changed; ConfigError when it cannot, and has not.
         restart: Ends the agent in order, because others have changed too; whoever watches it starts it anew.
 
     Attributes:
@@ -45,6 +45,9 @@ class Reloader:
         try:
             settings = self._read()
             require_cameras(settings)
+            live, restart = changes(self.settings, settings)
+            if not restart:
+                self._apply(settings)
         except ConfigError as error:
             more = len(error.faults) - SHOWN
             self.faults = [f"settings refused: {fault}" for fault in error.faults[:SHOWN]]
@@ -52,12 +55,10 @@ class Reloader:
             log.warning("%s; those in force stay", "; ".join(self.faults))
             raise
         self.faults = []
-        live, restart = changes(self.settings, settings)
         if restart:
             log.warning("new settings need a restart: %s; stopping, to be started anew", ", ".join(restart))
             self._restart()
         else:
-            self._apply(settings)
             self.settings = settings
             log.info("settings read again: %s", ", ".join(live) if live else "nothing has changed")
         return {"changed": sorted(live + restart), "restart": bool(restart)}

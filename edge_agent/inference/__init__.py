@@ -12,6 +12,8 @@ from edge_agent.errors import EngineError, MissingPackage, ModelError
 
 _log = logging.getLogger(__name__)
 
+Tell = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class EngineParams:
@@ -49,8 +51,8 @@ class EngineParams:
     )
     precision: Literal["auto", "int8", "fp16", "fp32"] = param(
         "auto",
-        "What TensorRT computes in; auto takes int8 where the GPU has it and a calibration exists, else fp16, else fp32; "
-        "a precision that cannot be met is an error",
+        "What TensorRT computes in; auto takes int8 where the GPU has it and a calibration exists, else fp16 where "
+        "that is fast, else fp32; a precision that cannot be met is an error",
         restart=True,
     )
     calibration: Optional[str] = param(
@@ -79,12 +81,13 @@ class EngineParams:
     )
 
 
-def open_engine(params: EngineParams, directory: Path) -> Engine:
+def open_engine(params: EngineParams, directory: Path, tell: Tell = _log.info) -> Engine:
     """The engine that `params` ask for.
 
     Args:
         params: What was asked. The scripted engine takes its options from the model: "scripted?slow_s=0.05".
         directory: Folder of fetched models: `models.models_dir(params.models_dir, os.environ)`.
+        tell: Takes lines of progress, of any thread, at least every 15 s while TensorRT builds: minutes, at first.
 
     Raises:
         ModelError: The model is missing, damaged, of an unknown contract, or not for this backend.
@@ -93,7 +96,7 @@ def open_engine(params: EngineParams, directory: Path) -> Engine:
         InputError: TensorRT's engine cache cannot be used.
     """
     backend, why = _choose() if params.backend == "auto" else (params.backend, "as asked")
-    engine = _BACKENDS[backend](params, directory)
+    engine = _BACKENDS[backend](params, directory, tell)
     info = engine.info
     detail = "".join(f", {key} {value}" for key, value in info.detail.items())
     _log.info("engine: %s, model %s, %s%s (%s)", info.backend, info.model, info.precision, detail, why)
@@ -115,7 +118,7 @@ def _choose() -> Tuple[str, str]:
     return "tensorrt", f"auto: TensorRT is installed, and {gpu} answers"
 
 
-def _open_onnxruntime(params: EngineParams, directory: Path) -> Engine:
+def _open_onnxruntime(params: EngineParams, directory: Path, tell: Tell) -> Engine:
     from edge_agent.inference import models
     from edge_agent.inference.onnx_contract import derive
     from edge_agent.inference.onnx_file import read_onnx
@@ -129,32 +132,34 @@ def _open_onnxruntime(params: EngineParams, directory: Path) -> Engine:
     card = models.card_of(params.model)
     if "onnxruntime" not in card.backends:
         raise ModelError(
-            f"model {card.name} needs backend {' or '.join(card.backends)}",
-            "use that, or model centerface, or what 'edge-agent model convert' makes of it",
+            f"model {card.name} needs {' or '.join(card.backends)}",
+            "use backend tensorrt, or model centerface, or the .onnx that 'edge-agent model convert' makes of it",
         )
     path = models.locate(card, directory)
     contract = replace(card.contract, long_side=params.long_side)
     return OrtEngine(path, contract, params.threads, params.interpolation, card.name, card.files[0].sha256)
 
 
-def _open_scripted(params: EngineParams, directory: Path) -> Engine:
+def _open_scripted(params: EngineParams, directory: Path, tell: Tell) -> Engine:
     from edge_agent.inference.scripted import ScriptedEngine
 
     return ScriptedEngine(query=params.model.partition("?")[2])
 
 
-def _open_tensorrt(params: EngineParams, directory: Path) -> Engine:
+def _open_tensorrt(params: EngineParams, directory: Path, tell: Tell) -> Engine:
     from edge_agent.inference.cuda_kernel import cache_dir
+    from edge_agent.inference.trt_api import load_tensorrt
     from edge_agent.inference.trt_open import BuildOptions, open_network
     from edge_agent.inference.trt_source import read_network
 
+    load_tensorrt()  # that it is missing matters more than whatever is wrong with the model
     network = read_network(params.model, directory, params.class_name, params.long_side, params.calibration)
     options = BuildOptions(params.precision, params.workspace_mb, params.dla_core, params.interpolation)
-    return open_network(network, options, cache_dir(os.environ), os.environ, _log.info).engine
+    return open_network(network, options, cache_dir(os.environ), os.environ, tell).engine
 
 
 # Each loads its packages when it is chosen, not before.
-_BACKENDS: Dict[str, Callable[[EngineParams, Path], Engine]] = {
+_BACKENDS: Dict[str, Callable[[EngineParams, Path, Tell], Engine]] = {
     "onnxruntime": _open_onnxruntime,
     "scripted": _open_scripted,
     "tensorrt": _open_tensorrt,

@@ -42,12 +42,16 @@ def delay_off(listener):
     return attributes and json.loads(attributes)["parameters"]["delay_off_s"]
 
 
+def open_events(listener):
+    return json.loads(listener.last(f"{STATE}/attributes"))["event_ids"]
+
+
 def test_a_valid_reload_is_in_force_and_loses_no_event(broker, env_file, tmp_path):
     path = env_file(PRESENCE__DELAY_OFF_S=2)
     with ServiceManager(str(tmp_path / "notify")) as manager:
         with Listener(broker, "edge-agent/#") as listener, agent(broker, path, manager, WATCHDOG_USEC="30000000") as it:
-            eventually(lambda: delay_off(listener) == 2 and listener.last(STATE) == b"ON")
-            event_ids = json.loads(listener.last(f"{STATE}/attributes"))["event_ids"]
+            eventually(lambda: delay_off(listener) == 2 and open_events(listener))
+            event_ids = open_events(listener)
             fingerprint = json.loads(listener.last("edge-agent/n/info"))["settings_fingerprint"]
             eventually(lambda: manager.datagrams("WATCHDOG"), "the watchdog is fed")
             eventually(
@@ -60,7 +64,7 @@ def test_a_valid_reload_is_in_force_and_loses_no_event(broker, env_file, tmp_pat
                 lambda: json.loads(listener.last("edge-agent/n/info"))["settings_fingerprint"] != fingerprint,
                 "so is this",
             )
-            assert json.loads(listener.last(f"{STATE}/attributes"))["event_ids"] == event_ids
+            assert open_events(listener) == event_ids
             eventually(lambda: manager.states().count("READY") == 2, "the reload has ended")
             assert "MONOTONIC_USEC" in manager.datagrams("RELOADING")[0], "in the same datagram"
             events = [json.loads(event)["event_type"] for event in listener.payloads("edge-agent/n/a/events")]

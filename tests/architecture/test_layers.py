@@ -21,7 +21,6 @@ LAYERS = {
     "runtime": {"errors", "core", "runtime"},
 }
 LAYERS["config"] = set(LAYERS) | {"config"}
-LAYERS["pipelines"] = set(LAYERS)
 LAYERS["app"] = set(LAYERS) | {"app"}
 LAYERS["commands"] = set(LAYERS) | {"commands"}
 LAYERS["cli"] = set(LAYERS) | {"cli"}
@@ -39,7 +38,6 @@ THIRD_PARTY = {
     "iotcore": ("commands/",),
     "pycuda": ("inference/cuda_driver.py",),
     "tensorrt": ("inference/trt",),
-    "systemd": ("host/",),
     "systemd": ("host/journal.py",),
 }
 CORE_STDLIB = {

@@ -1,0 +1,257 @@
+"""From a network to a proven engine: out of the cache, or built now."""
+
+import hashlib
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Iterator, Literal, Mapping, Optional, Tuple
+
+from edge_agent.core.types import Array, EngineInfo
+from edge_agent.errors import EngineError
+from edge_agent.inference.cuda import CudaContext, open_cuda
+from edge_agent.inference.cuda_kernel import KernelCache, find_nvcc
+from edge_agent.inference.cuda_preprocess import CudaPreprocessor
+from edge_agent.inference.trt_api import TensorRT, load_tensorrt, make_logger, precision_is_the_files
+from edge_agent.inference.trt_build import Recipe, build
+from edge_agent.inference.trt_cache import EngineCache, EngineKey, Manifest, describe
+from edge_agent.inference.trt_calibration import read_calibration
+from edge_agent.inference.trt_engine import Loaded, TensorRtEngine
+from edge_agent.inference.trt_golden import golden_picture, reference, require_same
+from edge_agent.inference.trt_precision import Abilities, Choice, choose, has_fast_int8, layers_of, require_met, used
+from edge_agent.inference.trt_source import Network
+
+Tell = Callable[[str], None]
+Precision = Literal["auto", "int8", "fp16", "fp32"]
+
+_BEAT_S = 15.0
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user may choose.
+
+    Attributes:
+        precision: What to compute in; "auto" takes the fastest that the GPU and the model's files allow.
+        workspace_mb: Scratch memory that layers may use.
+        dla_core: Deep learning accelerator, or None for the GPU.
+        interpolation: How pictures shrink.
+        rebuild: True builds even where the cache has an engine.
+    """
+
+    precision: Precision = "auto"
+    workspace_mb: int = 256
+    dla_core: Optional[int] = None
+    interpolation: str = "linear"
+    rebuild: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A running engine and how it came about.
+
+    Attributes:
+        engine: Close it in the thread that opened it; the GPU goes with it.
+        manifest: What is known of it.
+        path: Its plan in the cache.
+        built: False when it came out of the cache.
+        errors: By role, how far its answer to the golden picture is from the reference, as a share.
+    """
+
+    engine: TensorRtEngine
+    manifest: Manifest
+    path: Path
+    built: bool
+    errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One request, decided: all that building and proving need."""
+
+    network: Network
+    options: BuildOptions
+    choice: Choice
+    recipe: Recipe
+    path: Path
+    wanted: Mapping[str, Array]
+    preprocess: CudaPreprocessor
+
+
+class Opener:
+    """Builds, keeps, loads and proves engines on one GPU.
+
+    Args:
+        trt: The module `tensorrt`.
+        cuda: The GPU, owned by this thread. The engine closes it; until there is one, the caller does.
+        directory: The agent's cache folder.
+        environ: For finding the CUDA compiler.
+        tell: Takes a line of progress, of any thread.
+    """
+
+    def __init__(
+        self, trt: TensorRT, cuda: CudaContext, directory: Path, environ: Mapping[str, str], tell: Tell
+    ) -> None:
+        self._trt, self._cuda, self._tell = trt, cuda, tell
+        self._logger = make_logger(trt)
+        self._cache = EngineCache(directory / "engines")
+        self._kernels = KernelCache(directory, lambda: find_nvcc(environ))
+
+    def open(self, network: Network, options: BuildOptions) -> Opened:
+        """A proven engine.
+
+        An engine of the cache that does not load, or answers wrongly, is built again, once. Whatever else can be
+        missing is found out before the minutes that a build takes.
+
+        Raises:
+            ModelError: The request cannot be met, or TensorRT cannot build the model.
+            EngineError: CUDA failed, or what was just built answers wrongly.
+            InputError: The cache cannot be used.
+            MissingPackage: A package or the CUDA compiler is missing.
+        """
+        cuda, trt = self._cuda, self._trt
+        self._tell(f"TensorRT {trt.__version__} on {cuda.name} (sm_{cuda.sm}), driver for CUDA {cuda.cuda_version}")
+        choice, recipe = self._decide(network, options)
+        self._tell(f"precision {choice.precision}: {choice.why}")
+        key = self._key(network, recipe)
+        path = self._cache.path(network.name, key)
+        wanted = reference(network, self._cache, self._tell)
+        preprocess = CudaPreprocessor(cuda, self._kernels, network.contract, options.interpolation)
+        job = _Job(network, options, choice, recipe, path, wanted, preprocess)
+        fault = "it was asked for anew"
+        if not options.rebuild:
+            plan, manifest, fault = self._cache.load(path)
+            if plan is not None and manifest is not None:
+                self._tell(f"engine of the cache: {path}")
+                try:
+                    return self._prove(job, plan, manifest, built=False)
+                except EngineError as error:
+                    fault = str(error)
+        self._tell(f"building engine {path}: {fault}")
+        self._cache.require_writable()
+        plan, manifest = self._build(job)
+        opened = self._prove(job, plan, manifest, built=True)
+        self._cache.store(path, key, plan, opened.manifest)
+        return opened
+
+    def _decide(self, network: Network, options: BuildOptions) -> Tuple[Choice, Recipe]:
+        can = self._abilities()
+        file = network.model.precision
+        calibration = None
+        if network.calibration is not None:
+            if can.fixed or file == "int8" or options.precision in ("fp16", "fp32") or not can.int8:
+                self._tell(f"calibration {network.calibration} is not used")
+            else:
+                calibration = read_calibration(network.calibration)
+        choice = choose(options.precision, can, file, calibration is not None)
+        recipe = Recipe(choice.precision, calibration, options.workspace_mb << 20, options.dla_core, can.fixed)
+        return choice, recipe
+
+    def _abilities(self) -> Abilities:
+        name = self._cuda.name
+        if precision_is_the_files(self._trt):
+            return Abilities(name, has_fast_int8(self._cuda.sm), fp16=True, fixed=True)
+        with self._cuda.current("asking the GPU for its precisions"):
+            builder = self._trt.Builder(self._logger)
+            return Abilities(
+                name, bool(builder.platform_has_fast_int8), bool(builder.platform_has_fast_fp16), fixed=False
+            )
+
+    def _key(self, network: Network, recipe: Recipe) -> EngineKey:
+        return EngineKey(
+            model_sha256=network.sha256,
+            calibration_sha256=recipe.calibration.sha256 if recipe.calibration is not None else None,
+            precision=recipe.precision,
+            shapes=network.shapes,
+            workspace_bytes=recipe.workspace_bytes,
+            dla_core=recipe.dla_core,
+            tensorrt=self._trt.__version__,
+            gpu=self._cuda.name,
+            sm=self._cuda.sm,
+            driver=self._cuda.cuda_version,
+        )
+
+    def _build(self, job: _Job) -> Tuple[bytes, Manifest]:
+        self._tell(f"building takes minutes: model {job.network.name}")
+        started = time.monotonic()
+        with heartbeat(self._tell, "still building"), self._cuda.current("building the engine"):
+            plan = build(self._trt, self._logger, job.network, job.recipe)
+        build_s = round(time.monotonic() - started, 1)
+        self._tell(f"built in {build_s} s, {len(plan) / 1e6:.1f} MB")
+        digest = hashlib.sha256(plan).hexdigest()
+        choice = job.choice
+        return plan, Manifest(digest, len(plan), job.options.precision, choice.precision, choice.why, {}, build_s)
+
+    def _prove(self, job: _Job, plan: bytes, manifest: Manifest, built: bool) -> Opened:
+        """Load it, and compare its answer to the golden picture with the reference."""
+        network, recipe = job.network, job.recipe
+        loaded = Loaded(self._trt, self._logger, self._cuda, plan, network.binding, recipe.dla_core)
+        if built:
+            with self._cuda.current("asking the engine for its layers"):
+                layers = layers_of(self._trt, loaded.engine)
+            manifest = replace(manifest, layers=layers, precision=used(layers, recipe.precision))
+        info = self._info(network, manifest, recipe)
+        engine = TensorRtEngine(self._cuda, loaded, job.preprocess, network.binding, network.contract, info)
+        try:
+            require_met(job.options.precision, recipe.precision, manifest.layers, network.name)
+            found = require_same(engine.infer(golden_picture()), job.wanted, manifest.precision)
+        except EngineError:
+            engine.free()
+            raise
+        shares = ", ".join(f"{role} {share:.2%}" for role, share in found.items())
+        self._tell(f"proven with the golden picture: off the reference by {shares}")
+        return Opened(engine, manifest, job.path, built, found)
+
+    def _info(self, network: Network, manifest: Manifest, recipe: Recipe) -> EngineInfo:
+        detail = {
+            "version": self._trt.__version__,
+            "gpu": self._cuda.name,
+            "layers": describe(manifest.layers),
+            "dla_core": recipe.dla_core,
+        }
+        return EngineInfo(
+            backend="tensorrt",
+            precision=manifest.precision,
+            model=network.name,
+            model_sha256=network.sha256,
+            calibration_sha256=recipe.calibration.sha256 if recipe.calibration is not None else None,
+            detail={key: value for key, value in detail.items() if value is not None},
+        )
+
+
+def open_network(
+    network: Network, options: BuildOptions, directory: Path, environ: Mapping[str, str], tell: Tell
+) -> Opened:
+    """A proven engine on this machine's GPU; see `Opener`. Call it in the thread that will use and close it.
+
+    Raises:
+        MissingPackage: tensorrt or pycuda is not installed.
+        ModelError, EngineError, InputError: As `Opener.open`; or no GPU answers.
+    """
+    trt = load_tensorrt()
+    cuda = open_cuda()
+    with ExitStack() as failing:
+        failing.callback(cuda.close)
+        opened = Opener(trt, cuda, directory, environ, tell).open(network, options)
+        failing.pop_all()
+    return opened
+
+
+@contextmanager
+def heartbeat(tell: Tell, what: str, every_s: float = _BEAT_S) -> Iterator[None]:
+    """Say `what` now and then, while the block works with the interpreter's lock let go."""
+    done = threading.Event()
+    started = time.monotonic()
+
+    def beat() -> None:
+        while not done.wait(every_s):
+            tell(f"{what}, {time.monotonic() - started:.0f} s")
+
+    thread = threading.Thread(target=beat, name="trt-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(every_s)

@@ -1,0 +1,138 @@
+"""In what a network runs: chosen before the build by what the GPU has, and read off the engine afterwards."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Dict, Mapping, Optional
+
+from edge_agent.errors import ModelError
+
+ORDER = ("int8", "fp16", "fp32")
+_NO_COMPUTE = frozenset({"Reformat", "NoOp", "Constant", "Shuffle"})
+_TYPES = (
+    ("int8", re.compile(r"\bint8\b", re.IGNORECASE)),
+    ("bf16", re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE)),
+    ("fp16", re.compile(r"\b(fp16|half)\b", re.IGNORECASE)),
+    ("fp32", re.compile(r"\b(fp32|float)\b", re.IGNORECASE)),
+)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What decides the precision.
+
+    Attributes:
+        gpu: Its name, for messages.
+        int8: Whether it computes in INT8 faster than in float.
+        fp16: Likewise.
+        fixed: True where TensorRT takes the file's precision and no other.
+    """
+
+    gpu: str
+    int8: bool
+    fp16: bool
+    fixed: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A precision, and why."""
+
+    precision: str
+    why: str
+
+
+def has_fast_int8(sm: str) -> bool:
+    """Whether GPUs of compute capability `sm` ("87") have INT8 dot products; for TensorRT 11, which no longer says.
+
+    Those are 6.1, and all from 7.2 on; the Nano (5.3), TX2 (6.2) and V100 (7.0) have none that TensorRT uses.
+    """
+    return sm == "61" or int(sm) >= 72
+
+
+def choose(asked: str, can: Abilities, file: str, calibrated: bool) -> Choice:
+    """The precision to build in.
+
+    Args:
+        asked: "auto", "int8", "fp16" or "fp32".
+        can: The GPU and TensorRT.
+        file: What the model is stored as: "int8" (quantised), "fp16" or "fp32".
+        calibrated: Whether there is an INT8 calibration.
+
+    Raises:
+        ModelError: What was asked for cannot be met.
+    """
+    if file == "int8" and not can.int8:
+        raise ModelError(
+            f"the model is quantised to INT8, which {can.gpu} does not have", "use the model's float version"
+        )
+    if can.fixed or file == "int8":
+        reason = "this TensorRT computes in the file's own precision" if can.fixed else "the file is quantised"
+        if asked not in ("auto", file):
+            raise ModelError(
+                f"precision {asked} was asked for, but {reason}: {file}",
+                f"give a model file stored in {asked}, or ask for precision auto",
+            )
+        return Choice(file, reason)
+    if asked == "auto":
+        if can.int8 and calibrated:
+            return Choice("int8", f"{can.gpu} has INT8, and there is a calibration")
+        missing = "there is no calibration for INT8" if can.int8 else f"{can.gpu} has no INT8"
+        if can.fp16:
+            return Choice("fp16", missing)
+        return Choice("fp32", f"{missing}, and {can.gpu} has no fast FP16")
+    if asked == "int8" and not can.int8:
+        raise ModelError(f"precision int8 was asked for, but {can.gpu} does not have it", "ask for fp16 or auto")
+    if asked == "int8" and not calibrated:
+        raise ModelError(
+            "precision int8 was asked for, but there is no calibration for this model",
+            "name its calibration cache (setting calibration, or --calibration), or ask for fp16 or auto",
+        )
+    if asked == "fp16" and not can.fp16:
+        raise ModelError(f"precision fp16 was asked for, but {can.gpu} is not fast at it", "ask for fp32 or auto")
+    return Choice(asked, "as asked")
+
+
+def layers_of(trt: Any, engine: Any) -> Dict[str, int]:
+    """How many layers compute in what, by the engine's own account; empty where it keeps none.
+
+    Layers that only move data do not count. A layer's precision is that of its first input, as in NVIDIA's TREx.
+    """
+    inspector = engine.create_engine_inspector()
+    if inspector is None:
+        return {}
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    counts = Counter(found for found in map(_precision_of, layers) if found is not None)
+    return {precision: counts[precision] for precision in (*ORDER, "bf16", "other") if counts[precision]}
+
+
+def used(layers: Mapping[str, int], planned: str) -> str:
+    """What to call the engine: the smallest type that layers compute in; as planned where they do not tell."""
+    return next((precision for precision in ORDER if layers.get(precision)), planned)
+
+
+def require_met(asked: str, precision: str, layers: Mapping[str, int], name: str) -> None:
+    """Make sure that an explicit request was met: TensorRT takes its flags as permissions.
+
+    Raises:
+        ModelError: Not one layer computes in what was asked for.
+    """
+    if asked == "auto" or not layers or layers.get(precision):
+        return
+    counted = ", ".join(f"{kind} {count}" for kind, count in layers.items())
+    raise ModelError(
+        f"model {name}: precision {asked} was asked for, but TensorRT built no layer in it ({counted})",
+        "ask for precision auto, or give a calibration that covers the model",
+    )
+
+
+def _precision_of(layer: object) -> Optional[str]:
+    if not isinstance(layer, dict) or layer.get("LayerType") in _NO_COMPUTE or not layer.get("Inputs"):
+        return None
+    told = str(layer["Inputs"][0].get("Format/Datatype", ""))
+    return next((precision for precision, pattern in _TYPES if pattern.search(told)), "other")

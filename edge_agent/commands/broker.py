@@ -68,7 +68,8 @@ def _mosquitto(program: str) -> Iterator[BrokerAddress]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="edge-agent-broker-") as folder:
         config = Path(folder) / "mosquitto.conf"
-        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\nlog_type error\n")
+        lines = ("allow_anonymous true", "persistence false", "set_tcp_nodelay true", "log_type error")
+        config.write_text("\n".join((f"listener {port} 127.0.0.1", *lines, "")))
         process = subprocess.Popen([program, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             _wait_until_listening(process, port)

@@ -114,7 +114,7 @@ def test_detection_off_is_unknown_and_stays_off_over_a_restart(broker, listener,
 
     with AgentProcess(settings(broker), tmp_path) as agent:
         seen(listener)
-        assert listener.last(f"{B}/a/detection/state") == b"ON"
+        eventually(lambda: listener.last(f"{B}/a/detection/state") == b"ON", "told after presence")
         sender.tell("a/detection/set", b"OFF")
         eventually(lambda: listener.last(f"{B}/a/detection/state") == b"OFF")
         eventually(lambda: listener.last(f"{B}/a/presence") == b"None" and reason() == "disabled")
@@ -127,10 +127,10 @@ def test_detection_off_is_unknown_and_stays_off_over_a_restart(broker, listener,
     with AgentProcess(settings(broker), tmp_path) as agent:
         eventually(lambda: listener.last(f"{B}/availability") == b"online", "the next start")
         eventually(lambda: reason() == "disabled" and listener.last(f"{B}/a/availability") == b"online")
-        assert listener.last(f"{B}/a/detection/state") == b"OFF"
+        eventually(lambda: listener.last(f"{B}/a/detection/state") == b"OFF")
         sender.tell("a/detection/set", b"ON")
         seen(listener)
-        assert listener.last(f"{B}/a/detection/state") == b"ON"
+        eventually(lambda: listener.last(f"{B}/a/detection/state") == b"ON")
 
 
 def test_crops_off_stays_off_and_on_is_refused_when_the_settings_say_so(broker, listener, sender, tmp_path):

@@ -142,7 +142,7 @@ def test_crops_off_stays_off_and_on_is_refused_when_the_settings_say_so(broker, 
     assert not [t for t in listener.topics() if f"{B}/a/crops/0" in t]
     with AgentProcess(settings(broker, CROPS__IMAGE="true"), tmp_path) as agent:
         seen(listener)
-        assert listener.last(f"{B}/a/crops/state") == b"OFF"
+        eventually(lambda: listener.last(f"{B}/a/crops/state") == b"OFF")
         sender.tell("a/crops/set", b"ON")
         eventually(lambda: listener.last(f"{B}/a/crops/state") == b"ON")
         eventually(lambda: listener.last(f"{B}/a/face/image"), "a crop")
@@ -151,13 +151,13 @@ def test_crops_off_stays_off_and_on_is_refused_when_the_settings_say_so(broker, 
     crops = len([t for t in listener.topics() if f"{B}/a/crops/0" in t])
     with AgentProcess(settings(broker, CROPS__ENABLED="false", CROPS__IMAGE="true"), tmp_path) as agent:
         seen(listener)
-        assert listener.last(f"{B}/a/crops/state") == b"OFF"
+        eventually(lambda: listener.last(f"{B}/a/crops/state") == b"OFF")
         sender.tell("a/crops/set", b"ON")
         eventually(lambda: [a for a in answers(listener, "crops") if a["reason"] == "forbidden"])
         assert ask(sender, listener, "snapshot", transaction="s")["reason"] == "forbidden"
         agent.stop()
     assert len([t for t in listener.topics() if f"{B}/a/crops/0" in t]) == crops
-    assert listener.last(f"{B}/a/crops/state") == b"OFF"
+    eventually(lambda: listener.last(f"{B}/a/crops/state") == b"OFF")
     assert not listener.last(f"{B}/a/face/image")
 
 

@@ -12,7 +12,8 @@ def gap_for(lost: Message, reason: str) -> Optional[Message]:
 
     Args:
         lost: An event or a crop.
-        reason: "full" (no room), "too_large" (for the broker), "quarantined" (refused for good, or time and again).
+        reason: "full" (no room), "too_large" (for the broker), "quarantined" (refused for good, or time and again),
+            "expired" (too old), "purged" (by hand).
     """
     if lost.gap_topic is None or lost.seq is None:
         return None

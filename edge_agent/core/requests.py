@@ -227,9 +227,11 @@ class Guard:
 
 
 def _parse(payload: bytes) -> Dict[str, Any]:
+    if not payload:
+        # What a subscriber gets of a retained command being cleared must not run it once more.
+        raise _Refused("malformed", "payload: empty; a command without arguments is {}")
     try:
-        # An empty message is how a person sends a command without arguments.
-        value = strict_json.parse(payload) if payload else {}
+        value = strict_json.parse(payload)
     except ValueError as error:
         reason = "oversized" if len(payload) > strict_json.MAX_BYTES else "malformed"
         raise _Refused(reason, f"payload: {error}") from None

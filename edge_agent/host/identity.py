@@ -9,6 +9,9 @@ import time
 import uuid
 from pathlib import Path
 
+CLOCK_WAS_SET = 1_600_000_000
+"""Unix seconds of September 2020; a clock before that is a board without a battery."""
+
 
 def uuid7() -> str:
     """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random; sortable, unique across nodes and boots."""
@@ -19,12 +22,13 @@ def uuid7() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-EPOCH_SPREAD = 1 << 20
-
-
 def new_epoch() -> int:
-    """A boot counter above all that were counted up, and unlike any other even where the clock is wrong."""
-    return int(time.time()) + secrets.randbelow(EPOCH_SPREAD)
+    """A boot counter above all that were counted up, and above every earlier one made this way.
+
+    Unix seconds; where the clock has plainly not been set yet, with a random part, for it begins anew at every start.
+    """
+    now = int(time.time())
+    return now if now > CLOCK_WAS_SET else now + secrets.randbelow(CLOCK_WAS_SET)
 
 
 def next_boot(state_dir: Path, known: int = 0) -> int:

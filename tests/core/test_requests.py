@@ -48,8 +48,10 @@ def test_every_command_of_the_list_passes(guard, clock, name):
     assert guard.accepted == 1 and not guard.refused
 
 
-def test_a_command_without_arguments_may_be_empty(guard, clock):
-    assert ask(guard, clock, payload=b"") == Command("ping")
+def test_clearing_a_retained_command_does_not_run_it(guard, clock):
+    assert ask(guard, clock, payload=b"{}") == Command("ping")
+    refusal = guard.request("ping", b"", False, clock.advance(1))
+    assert isinstance(refusal, Refusal) and refusal.reason == "malformed" and "{}" in refusal.error
 
 
 def test_arguments_are_handed_on(guard, clock):
@@ -174,21 +176,21 @@ def test_a_zone_other_than_utc_is_understood(guard, clock):
 
 def test_five_a_second_and_refusals_are_not_all_answered(guard, clock):
     now = clock()
-    verdicts = [guard.request("ping", b"", False, now) for _ in range(100)]
+    verdicts = [guard.request("ping", b"{}", False, now) for _ in range(100)]
     assert sum(isinstance(verdict, Command) for verdict in verdicts) == 5
     refusals = [verdict for verdict in verdicts if isinstance(verdict, Refusal)]
     assert {refusal.reason for refusal in refusals} == {"flooded"}
     assert sum(refusal.answer for refusal in refusals) == 5
     assert guard.refused["flooded"] == 95
-    assert isinstance(guard.request("ping", b"", False, clock.advance(0.21)), Command)
+    assert isinstance(guard.request("ping", b"{}", False, clock.advance(0.21)), Command)
     assert guard.switch("door", "crops", b"ON", False, clock()).reason == "flooded"
 
 
 def test_a_long_silence_earns_no_more_than_a_second(guard, clock):
     clock.advance(3600)
-    guard.request("ping", b"", False, clock())
+    guard.request("ping", b"{}", False, clock())
     now = clock.advance(3600)
-    assert sum(isinstance(guard.request("ping", b"", False, now), Command) for _ in range(100)) == 5
+    assert sum(isinstance(guard.request("ping", b"{}", False, now), Command) for _ in range(100)) == 5
 
 
 @pytest.mark.parametrize("name", SWITCHES)

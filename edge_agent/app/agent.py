@@ -225,16 +225,16 @@ class Agent:
 
     def _apply(self, settings: Settings) -> None:
         overrides = self._publishing.bounded_overrides(settings)
-        if not self._control.submit(partial(self._configure, settings, overrides)):
+        if not self._control.submit(partial(self._configure, settings)):
             raise ConfigError(["the settings cannot be taken now: too many commands wait"], "try again")
         journal.set_level(settings.log_level)
         self._settings = settings
         self._publishing.configure(settings, overrides)
         self._publish_stage.health_interval_s = settings.health.interval_s
 
-    def _configure(self, settings: Settings, overrides: Overrides) -> None:
+    def _configure(self, settings: Settings) -> None:
         """In the infer thread."""
-        self._inference.configure(settings, overrides)
+        self._inference.configure(settings)
         self._inbox.put_notice(self._threshold_changed)
 
     def _restart(self) -> Dict[str, Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Mapping, Optional
 
+from edge_agent.config.derived import rules_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.detector import FaceDetector
 from edge_agent.core.overrides import Overrides
@@ -65,12 +66,16 @@ class Inference:
             pipeline.set_crops(overrides.is_on(name, "crops", rules))
         return pipelines
 
-    def configure(self, settings: Settings, overrides: Overrides) -> None:
-        """Take other *live* settings from the next picture on; a threshold set by a command outranks the setting."""
+    def configure(self, settings: Settings) -> None:
+        """Take other *live* settings from the next picture on; a threshold set by a command outranks the setting.
+
+        The one in force is asked of the detector: a command may have changed it after the reload was asked for.
+        """
         if self._detector is None:
             return
+        override = Overrides(threshold=self._detector.override).bounded(rules_of(settings)).threshold
         self._detector.configure(settings.detection)
-        self._detector.set_threshold(overrides.threshold)
+        self._detector.set_threshold(override)
         for name, pipeline in self._pipelines.items():
             pipeline.configure(settings.cameras[name], settings.tracker, settings.presence, settings.crops)
 

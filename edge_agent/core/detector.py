@@ -77,6 +77,11 @@ class Decoder:
         self.set_threshold(None)
 
     @property
+    def override(self) -> Optional[float]:
+        """What `set_threshold` has put in the setting's place; None when the setting, or the model's own, holds."""
+        return self._override
+
+    @property
     def threshold(self) -> float:
         """The pre-cluster threshold in force, 0..1."""
         return self._threshold
@@ -87,6 +92,7 @@ class Decoder:
         Raises:
             ValueError: Not in 0 < value <= 1.
         """
+        override = value
         if value is None:
             value = self.params.pre_cluster_threshold
         if value is None:
@@ -94,6 +100,7 @@ class Decoder:
         if not 0 < value <= 1:
             raise ValueError(f"threshold: expected a number above 0 and at most 1, got {value}")
         self._threshold = float(value)
+        self._override = override
 
     def decode(self, outputs: Mapping[str, Array], source: Size) -> Detections:
         """Faces in the picture that `outputs` belong to, in its px and clipped to it, best first.

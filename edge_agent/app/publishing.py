@@ -14,7 +14,7 @@ from edge_agent.core.health import AgentHealth, as_payload
 from edge_agent.core.messages import OFFLINE, Message
 from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import Clock, Outbox
-from edge_agent.core.requests import Guard
+from edge_agent.core.requests import Done, Guard
 from edge_agent.core.strict_json import MAX_BYTES
 from edge_agent.core.topics import Topics
 from edge_agent.core.types import CameraReport, Moment, Presence, Sight
@@ -155,9 +155,17 @@ class Publishing:
     def close(self) -> None:
         """Say that nothing is seen any more, wait for acknowledgements, say goodbye."""
         self.desk.finish()
-        self.publisher.close(self._clock(), self._inbox.take, CLOSE_S)
+        self.publisher.close(self._clock(), self._last_news, CLOSE_S)
         self.client.close(GOODBYE_S)
         self.outbox.close()
+
+    def _last_news(self, timeout_s: float) -> Sequence[object]:
+        """What still comes while closing; a command that was done meanwhile is kept and answered."""
+        items = self._inbox.take(timeout_s)
+        for item in items:
+            if isinstance(item, Done):
+                self.desk.notice(item)
+        return [item for item in items if not isinstance(item, Done)]
 
     def _desk(self, settings: Settings, topics: Topics, known: Memory) -> Desk:
         """Commands, discovery, images and detections, around the publisher."""

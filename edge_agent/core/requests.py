@@ -185,6 +185,11 @@ class Guard:
             return self._refuse(known, refused, None, now)
         return self._accept(Command(name, camera=camera, arguments={"on": payload == b"ON"}))
 
+    def forget(self, command: Command) -> None:
+        """The command could not even be tried; the same transaction may come again."""
+        if command.transaction is not None:
+            self._seen.pop(command.transaction, None)
+
     def _admit(self, retained: bool, now: Moment) -> None:
         """What costs nothing comes first: a flood is not even parsed."""
         if retained:

@@ -120,6 +120,7 @@ class Commands:
     def _do(self, command: Command) -> None:
         if command.name in IN_INFER_THREAD:
             if not self._submit(command):
+                self._guard.forget(command)
                 self._answer(command.name, command.transaction, error="too many commands wait", reason="busy")
             return
         result: Mapping[str, Any] = {"ts": timestamp(self._clock().at)}

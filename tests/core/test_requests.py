@@ -48,6 +48,14 @@ def test_every_command_of_the_list_passes(guard, clock, name):
     assert guard.accepted == 1 and not guard.refused
 
 
+def test_a_command_that_could_not_be_tried_may_come_again(guard, clock):
+    payload = b'{"transaction": "t", "camera": "hall"}'
+    command = ask(guard, clock, "snapshot", payload)
+    assert isinstance(guard.request("snapshot", payload, False, clock.advance(1)), Refusal)
+    guard.forget(command)
+    assert isinstance(guard.request("snapshot", payload, False, clock.advance(1)), Command)
+
+
 def test_clearing_a_retained_command_does_not_run_it(guard, clock):
     assert ask(guard, clock, payload=b"{}") == Command("ping")
     refusal = guard.request("ping", b"", False, clock.advance(1))

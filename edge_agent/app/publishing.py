@@ -4,7 +4,7 @@ import platform
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping
+from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 from edge_agent import __version__
 from edge_agent.config.derived import decided_by, rules_of, site_of

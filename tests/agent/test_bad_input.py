@@ -108,9 +108,9 @@ def test_a_source_that_cannot_be_read_is_lost_and_tried_again(what, tmp_path):
                 return health.get("cameras", {}).get("a", {}).get("counters", {}).get("faults", 0)
 
             eventually(lambda: faults() >= 2, "a second attempt")
-            assert listener.last("edge-agent/n/a/presence") == b"None"
-            assert listener.last("edge-agent/n/a/availability") == b"offline"
-            assert json.loads(listener.last("edge-agent/n/health"))["state"] == "failed"
+            eventually(lambda: listener.last("edge-agent/n/a/presence") == b"None")
+            eventually(lambda: listener.last("edge-agent/n/a/availability") == b"offline")
+            eventually(lambda: json.loads(listener.last("edge-agent/n/health"))["state"] == "failed")
             agent.stop()
             assert "Traceback" not in agent.log
             warned = [line for line in agent.log.splitlines() if "WARNING" in line and ".stages" in line]

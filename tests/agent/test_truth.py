@@ -53,17 +53,25 @@ def test_a_camera_that_cannot_see_is_none_with_its_reason_and_comes_back(broker,
     with Listener(broker, f"edge-agent/{node}/#") as listener, agent:
         eventually(lambda: listener.last(f"{topic}/presence") == b"ON", "a face from the start")
         eventually(lambda: listener.last(f"{topic}/presence") == b"None", f"{fault} is told", 20)
-        attributes = json.loads(listener.last(f"{topic}/presence/attributes"))
-        assert attributes["reason"] == said
+        eventually(lambda: json.loads(listener.last(f"{topic}/presence/attributes"))["reason"] == said)
         eventually(lambda: listener.last(f"{topic}/availability") == b"offline")
-        assert listener.last(f"{topic}/face_count") == b"None"
+        eventually(lambda: listener.last(f"{topic}/face_count") == b"None")
         eventually(lambda: listener.last(f"{topic}/presence") == b"ON", "it sees again", 30)
         eventually(lambda: listener.last(f"{topic}/availability") == b"online")
         assert "OFF" not in watch(listener, f"{topic}/presence"), "a blind camera must not say that nobody is there"
-        ends = [json.loads(p) for p in listener.payloads(f"{topic}/events")]
-        assert [e["end_reason"] for e in ends if e["event_type"] == "end"] == ["camera_lost"]
-        health = [json.loads(p) for p in listener.payloads(f"edge-agent/{node}/health")]
-        assert any(f"camera a: {said}" in h["reasons"] for h in health)
+
+        def ends():
+            told = [json.loads(p) for p in listener.payloads(f"{topic}/events")]
+            return [event["end_reason"] for event in told if event["event_type"] == "end"]
+
+        def reasons():
+            return [
+                reason for p in listener.payloads(f"edge-agent/{node}/health") for reason in json.loads(p)["reasons"]
+            ]
+
+        eventually(ends, "the end is told")
+        assert ends() == ["camera_lost"]
+        eventually(lambda: f"camera a: {said}" in reasons(), "health has told it")
 
 
 @pytest.mark.parametrize("uri", ["test://empty?fps=15&noise=2", "test://empty?fps=15&noise=1&bits=10"])
@@ -77,7 +85,7 @@ def test_a_live_empty_room_stays_off(broker, uri):
         eventually(lambda: len(listener.payloads(f"edge-agent/{node}/health")) >= 5, "five more seconds of life")
         # "None" is told first only when the broker was there before the first frame.
         assert watch(listener, f"edge-agent/{node}/a/presence") in (["None", "OFF"], ["OFF"])
-        assert listener.last(f"edge-agent/{node}/a/availability") == b"online"
+        eventually(lambda: listener.last(f"edge-agent/{node}/a/availability") == b"online")
 
 
 def test_delays_end_on_time_even_when_no_frame_arrives(broker, tmp_path):
@@ -106,10 +114,10 @@ def test_after_kill_9_the_will_says_offline_and_a_restart_leaves_nothing_stuck(b
         eventually(lambda: listener.last("edge-agent/killed/availability") == b"offline", "the last will")
         with AgentProcess(empty_now, tmp_path):
             eventually(lambda: listener.last(topic) == b"OFF", "the new truth")
-            assert json.loads(listener.last("edge-agent/killed/info"))["boot"] == boot + 1
+            eventually(lambda: json.loads(listener.last("edge-agent/killed/info"))["boot"] == boot + 1)
         with Listener(broker, topic) as late:
             eventually(lambda: late.last(topic) is not None)
-            assert late.last(topic) == b"OFF"
+            assert late.payloads(topic)[0] == b"OFF", "what a late subscriber is told first"
 
 
 def test_a_clean_stop_says_so_and_closes_what_is_open(broker):
@@ -121,7 +129,8 @@ def test_a_clean_stop_says_so_and_closes_what_is_open(broker):
         assert agent.process.returncode == 0, agent.log
         assert took_s < 5
         eventually(lambda: listener.last("edge-agent/clean/availability") == b"offline")
-        assert listener.last("edge-agent/clean/a/presence") == b"None"
+        # QoS 0 to this listener: what the broker has acknowledged is on its way, not yet here.
+        eventually(lambda: listener.last("edge-agent/clean/a/presence") == b"None")
         assert json.loads(listener.last("edge-agent/clean/a/presence/attributes"))["reason"] == "stopped"
         assert listener.last("edge-agent/clean/a/availability") == b"offline"
         seen = [json.loads(p) for p in listener.payloads("edge-agent/clean/a/events")]

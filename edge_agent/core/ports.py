@@ -1,6 +1,6 @@
 """The seams between the thinking and the machine. Adapters implement these; nothing else crosses."""
 
-from typing import Callable, List, Mapping, Optional, Protocol, Sequence
+from typing import Callable, Container, List, Mapping, Optional, Protocol, Sequence
 
 from edge_agent.core.contract import ModelContract
 from edge_agent.core.frame import Frame, Picture
@@ -83,8 +83,13 @@ class Outbox(Protocol):
     def put(self, messages: Sequence[Message], moment: Moment) -> None:
         """Keep messages, in order, all or none; what must be dropped to make room is counted and announced."""
 
-    def batch(self, limit: int) -> List[Stored]:
-        """The oldest messages that are not in flight, in order, marked in flight; at most `limit`."""
+    def batch(self, limit: int, without: Container[str] = ()) -> List[Stored]:
+        """The oldest messages that are not in flight, in order, marked in flight; at most `limit`.
+
+        Args:
+            limit: How many.
+            without: Kinds of messages that stay behind.
+        """
 
     def accept(self, key: int) -> None:
         """The broker has acknowledged it: forget it."""

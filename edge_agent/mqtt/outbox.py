@@ -129,13 +129,13 @@ class MemoryOutbox:
             self._next_key += 1
         self._policy.make_room(self._shelf, moment.t, self._params.max_bytes)
 
-    def batch(self, limit: int) -> List[Stored]:
+    def batch(self, limit: int, without: Container[str] = ()) -> List[Stored]:
         """The oldest messages that are not in flight, in order, marked in flight; at most `limit`."""
         chosen: List[Stored] = []
         for stored in self._shelf:
             if len(chosen) >= limit:
                 break
-            if stored.key not in self._in_flight:
+            if stored.key not in self._in_flight and stored.message.kind not in without:
                 chosen.append(stored)
         self._in_flight.update(stored.key for stored in chosen)
         return chosen

@@ -9,7 +9,7 @@ import os
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Set
+from typing import Container, Dict, List, Optional, Sequence
 
 from edge_agent.core.messages import Message, OutboxStatus, Stored, close_after_restart, timestamp
 from edge_agent.core.ports import Clock
@@ -69,8 +69,9 @@ class SqliteOutbox:
         self._next_key = boot << KEY_BITS
 
         self._in_flight: Dict[int, Stored] = {}
-        self._again: Set[int] = set()
+        self._again: Dict[int, str] = {}
         self._cursor = 0
+        self._without: Container[str] = ()
         self._left_open: List[Stored] = []
         self._notes = Notes(self._in_flight)
 
@@ -100,17 +101,22 @@ class SqliteOutbox:
         for message in messages:
             self._keep(message, moment.t, timestamp(moment.at), moment.synced)
 
-    def batch(self, limit: int) -> List[Stored]:
+    def batch(self, limit: int, without: Container[str] = ()) -> List[Stored]:
         """The oldest messages that are not in flight, in order, marked in flight; at most `limit`."""
         self.flush()
+        if without != self._without:
+            # What was passed over lies behind the cursor.
+            self._without, self._cursor = without, 0
         before = len(self._in_flight)
         try:
-            self._take_stored(before + limit)
+            self._take_stored(before + limit, without)
         except sqlite3.Error as error:
             self._failed(error, self._clock())
         for stored in self._notes.fresh:
             if len(self._in_flight) >= before + limit:
                 break
+            if stored.message.kind in without:
+                continue
             if stored.key not in self._in_flight and stored.key not in self._again:
                 self._in_flight[stored.key] = stored
         return list(self._in_flight.values())[before:]
@@ -130,16 +136,18 @@ class SqliteOutbox:
             return
         stored = replace(stored, tries=stored.tries + 1)
         self._notes.change(stored, self._clock().t)
-        self._again.add(key)
+        self._again[key] = stored.message.kind
         if is_convicted(stored, fatal):
+            self._again[key] = "gap"
             log.warning("outbox: %s of %s set aside: %s", stored.message.kind, stored.message.topic, reason)
             self._notes.convict(key, reason)
 
     def release(self, keys: Sequence[int]) -> None:
         """They are no longer in flight, through no fault of theirs: send again, in order."""
         for key in keys:
-            if self._in_flight.pop(key, None) is not None:
-                self._again.add(key)
+            stored = self._in_flight.pop(key, None)
+            if stored is not None:
+                self._again[key] = stored.message.kind
 
     def flush(self) -> None:
         """Write what is not yet on disk, in one transaction; on a fault keep it, and try again after a while."""
@@ -198,30 +206,35 @@ class SqliteOutbox:
                 except sqlite3.Error as error:
                     self._failed(error, self._clock())
                     return None
-        self._again.discard(key)
+        self._again.pop(key, None)
         return stored
 
-    def _take_stored(self, until: int) -> None:
+    def _take_stored(self, until: int, without: Container[str]) -> None:
         table = self._table
         for key in sorted(self._again):
             if len(self._in_flight) >= until:
                 return
+            if self._again[key] in without:
+                continue
             stored = self._notes.fresh.get(key)
             if stored is None and table is None:
                 continue
             if stored is None and table is not None and key not in self._notes.hidden:
                 stored = table.get(key)
-            self._again.discard(key)
+            del self._again[key]
             if stored is not None:
                 self._in_flight[key] = stored
         while table is not None and len(self._in_flight) < until:
-            rows = table.after(self._cursor, until - len(self._in_flight))
+            rows = table.after(self._cursor, until - len(self._in_flight), without)
             if not rows:
                 return
             for stored in rows:
                 self._cursor = stored.key
-                if stored.key not in self._in_flight and stored.key not in self._notes.hidden:
+                if stored.key not in self._in_flight and not self._waits_its_turn(stored.key):
                     self._in_flight[stored.key] = stored
+
+    def _waits_its_turn(self, key: int) -> bool:
+        return key in self._notes.hidden or key in self._again
 
     def _pending(self) -> int:
         return len(self._notes.fresh) + (max(0, self._table.count - len(self._notes.hidden)) if self._table else 0)

@@ -67,9 +67,10 @@ class Table:
                 self._db.execute("ROLLBACK")
             raise
 
-    def after(self, key: int, limit: int) -> List[Stored]:
-        """Messages behind `key`, in order."""
-        return self._read("WHERE key > ? ORDER BY key LIMIT ?", key, limit)
+    def after(self, key: int, limit: int, without: Container[str] = ()) -> List[Stored]:
+        """Messages behind `key`, in order; crops only where they are wanted."""
+        wanted = " AND class != 'crop'" if "crop" in without else ""
+        return self._read(f"WHERE key > ?{wanted} ORDER BY key LIMIT ?", key, limit)
 
     def get(self, key: int) -> Optional[Stored]:
         """The message, or None."""

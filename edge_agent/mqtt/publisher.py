@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from dataclasses import replace
-from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, Optional, Protocol, Sequence, Set, Union
+from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, Optional, Protocol, Sequence, Union
 
 from edge_agent.core.messages import (
     OFFLINE,
@@ -25,6 +25,7 @@ from edge_agent.core.types import CameraReport, Moment, Outcome, Presence, Sight
 from edge_agent.mqtt.certificates import expiry_faults
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected
+from edge_agent.mqtt.pace import Pace
 from edge_agent.mqtt.selftest import SelfTest
 from edge_agent.mqtt.truth import Rank, RetainedTruth
 
@@ -105,8 +106,7 @@ class Publisher:
         self._session: Optional[int] = None
         self._window = WINDOW
         self._in_flight: Dict[int, Union[Stored, str]] = {}
-        self._suspects: Set[int] = set()
-        self._outbox_paused_until_t = 0.0
+        self._pace = Pace()
         self._refused: Dict[str, str] = {}
         self._closing = False
         self._answers: Deque[Message] = deque(maxlen=ANSWERS)
@@ -206,7 +206,7 @@ class Publisher:
             sent = self._in_flight.pop(notice.token, None)
             if isinstance(sent, Stored):
                 self._outbox.accept(sent.key)
-                self._suspects.discard(sent.key)
+                self._pace.taken(sent.key)
                 self._selftest.taken(len(sent.message.payload))
             elif sent == self._selftest.topic:
                 self._selftest.acknowledged(self._clock().t)
@@ -249,7 +249,7 @@ class Publisher:
         probe = self._selftest.due(now.t) if len(self._in_flight) < self._window else None
         if probe is not None:
             self.stream(probe)
-        if now.t >= self._outbox_paused_until_t:
+        if not self._pace.paused(now.t):
             self._drain(now, self._session)
 
     def close(self, moment: Moment, take: Callable[[float], Sequence[object]], deadline_s: float = 1.5) -> bool:
@@ -311,7 +311,7 @@ class Publisher:
         self._session = notice.session
         self._window = max(1, min(WINDOW, notice.receive_maximum or WINDOW))
         self._letters.limit(notice.maximum_packet_size)
-        self._outbox_paused_until_t = 0.0
+        self._pace.connected()
         self._refused.clear()
         if self._health is not None:
             # Else the newest health would tell of the connection that was missing when it was made.
@@ -326,12 +326,12 @@ class Publisher:
         self._selftest.disconnected()
         self._answers.clear()
         waiting, self._in_flight = self._in_flight, {}
-        keys = [sent.key for sent in waiting.values() if isinstance(sent, Stored)]
-        if self._suspects and keys:
-            self._outbox.reject(keys[0], reason, fatal=False)
+        stored = [sent for sent in waiting.values() if isinstance(sent, Stored)]
+        if self._pace.was_alone(stored):
+            self._outbox.reject(stored[0].key, reason, fatal=False)
         else:
-            self._outbox.release(keys)
-        self._suspects.update(keys)
+            self._outbox.release([sent.key for sent in stored])
+        self._pace.lost(stored)
 
     def _rejected(self, notice: Rejected) -> None:
         sent = self._in_flight.pop(notice.token, None)
@@ -348,20 +348,15 @@ class Publisher:
             self._outbox.reject(sent.key, notice.reason, fatal=True)
         else:
             self._outbox.release([sent.key])
-            self._outbox_paused_until_t = retry_t
+            flying = [other for other in self._in_flight.values() if isinstance(other, Stored)]
+            self._pace.refused(sent, flying, retry_t)
 
     def _drain(self, now: Moment, session: int) -> None:
-        """Send from the outbox.
-
-        What was in flight when a connection was lost goes one at a time afterwards, with nothing beside it: so a
-        message that kills connections convicts itself, and no innocent one with it.
-        """
-        room = self._window - len(self._in_flight)
-        if self._suspects:
-            room = 0 if self._in_flight else 1
-        for stored in self._outbox.batch(room) if room > 0 else ():
-            if stored.key not in self._suspects:
-                self._suspects.clear()
+        """Send from the outbox, as much and as fast as `Pace` allows."""
+        held_back = self._pace.held_back(now.t)
+        room = self._pace.room(self._window - len(self._in_flight), len(self._in_flight), held_back)
+        for stored in self._outbox.batch(room, held_back) if room > 0 else ():
+            self._pace.sending(stored, held_back)
             message = stored.message
             if not self._letters.fits(message):
                 self._outbox.reject(stored.key, "larger than the broker takes", fatal=True)

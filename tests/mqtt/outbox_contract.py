@@ -88,6 +88,21 @@ class OutboxContract:
         again = outbox.batch(3)
         assert [(s.message.seq, s.tries) for s in again] == [(1, 1), (2, 1), (3, 0)]
 
+    def test_kinds_may_stay_behind_and_come_in_order_afterwards(self) -> None:
+        outbox = self.make()
+        for seq in range(1, 31):
+            outbox.put([message(seq, "crop"), message(seq)], moment())
+        first = outbox.batch(4)
+        outbox.release([first[0].key, first[2].key])
+        outbox.accept(first[1].key)
+        shown = [s.message for s in outbox.batch(20, ("crop",))]
+        assert [(s.kind, s.seq) for s in shown] == [("event", seq) for seq in range(3, 23)]
+        assert [s.message.seq for s in outbox.batch(20, ("crop",))] == list(range(23, 31))
+        assert outbox.batch(20, ("crop",)) == []
+        rest = [s.message for s in outbox.batch(100)]
+        assert [(s.kind, s.seq) for s in rest] == [("crop", seq) for seq in range(1, 31)]
+        assert outbox.batch(100) == []
+
     def test_the_third_rejection_quarantines_and_announces(self) -> None:
         outbox = self.make()
         outbox.put([message(1), message(2)], moment())

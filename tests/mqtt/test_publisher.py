@@ -276,6 +276,30 @@ def test_not_authorised_pauses_and_goes_on_once_mended(tmp_path: Path) -> None:
 
 
 @needs_mosquitto
+def test_whoever_may_not_have_crops_gets_the_events(tmp_path: Path) -> None:
+    tmp_path.chmod(tmp_path.stat().st_mode | stat.S_IXOTH)
+    acl = tmp_path / "acl"
+    acl.write_text(f"topic deny {NODE}/+/crops/#\ntopic readwrite #\n")
+    with Broker(tmp_path, f"acl_file {acl}") as broker, Listener(broker) as listener, Agent(broker.port) as agent:
+        for seq in range(1, 101, 2):
+            agent.put(event(seq, appearance=seq), event(seq + 1, "end", crop=True, appearance=seq))
+        agent.until(lambda: agent.client.status().connected and agent.outbox.status().pending == 50)
+        agent.put(event(101))
+        agent.until(lambda: agent.outbox.status().pending == 50 and not agent.outbox.status().in_flight)
+        eventually(lambda: seqs(listener)[-1:] == [101])
+        assert seqs(listener) == list(range(1, 102)), "in order, none behind a crop"
+        assert f"the broker refuses {DOOR}/crops" in "".join(agent.publisher.faults)
+        assert sum(isinstance(notice, Rejected) for notice in agent.notices) <= 20, "it does not hammer"
+        acl.write_text("topic readwrite #\n")
+        broker.tell(signal.SIGHUP)
+        eventually(lambda: "SIGHUP" in broker.log.read_text() or "Reloading" in broker.log.read_text())
+        agent.skipped_s = 61.0
+        agent.until(agent.settled)
+        eventually(lambda: sum("/crops/" in heard.topic for heard in listener.heard) == 50)
+        assert agent.outbox.status().quarantined == 0 and not gaps(listener)
+
+
+@needs_mosquitto
 @both_versions
 def test_a_clean_stop_says_so_last(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker, Listener(broker, version=version) as listener:
@@ -423,6 +447,44 @@ def test_after_a_lost_connection_suspects_go_alone() -> None:
         publisher.pump()
     assert [sent.seq for sent in tape.sent[-29:]] == list(range(2, 31))
     assert 19 <= alone <= 22, "past the suspects the window opens again"
+
+
+@pytest.mark.parametrize("code", [0x87, 0x97])
+def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
+    """What was in flight beside it the broker may have taken already; nothing else goes before it, nor beside it."""
+    from edge_agent.core.types import Outcome
+
+    publisher, tape, outbox, clock = taped()
+    publisher.notice(Connected(1, "5"))
+    publisher.pump()
+    for token in range(1, len(tape.sent) + 1):
+        publisher.notice(Acked(token))
+    start = len(tape.sent)
+    publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(10, 14))))
+    publisher.pump()
+    publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(14, 24))))
+
+    def sent() -> List[Optional[int]]:
+        return [message.seq for message in tape.sent[start:]]
+
+    assert sent() == [10, 11, 12, 13]
+    publisher.notice(Acked(start + 1))
+    for token in (start + 2, start + 3, start + 4):
+        publisher.notice(Rejected(token, code, "no", False))
+        publisher.pump()
+    assert sent() == [10, 11, 12, 13]
+    clock.advance(61.0)
+    for seq in (11, 12, 13):
+        publisher.pump()
+        assert sent()[-1] == seq and outbox.status().in_flight == 1, "alone"
+        if seq == 11:
+            publisher.notice(Rejected(len(tape.sent), code, "still no", False))
+            clock.advance(61.0)
+            publisher.pump()
+            assert sent()[-1] == seq and outbox.status().in_flight == 1
+        publisher.notice(Acked(len(tape.sent)))
+    publisher.pump()
+    assert sent()[-10:] == list(range(14, 24)), "past it the window opens again"
 
 
 def test_an_answer_of_an_older_session_changes_nothing() -> None:

@@ -11,8 +11,9 @@ from edge_agent.mqtt.params import OutboxParams
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 3
-"""A message in flight at so many lost connections is taken for their cause."""
+MAX_TRIES = 2
+"""A message that was alone in flight at so many lost connections, after one that it shared with others, hence at three
+in a row, is taken for their cause."""
 OVERHEAD_BYTES = 256
 """What keeping one message costs beside topic and payload, about."""
 QUARANTINE = 100

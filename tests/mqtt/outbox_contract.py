@@ -103,10 +103,10 @@ class OutboxContract:
         assert [(s.kind, s.seq) for s in rest] == [("crop", seq) for seq in range(1, 31)]
         assert outbox.batch(100) == []
 
-    def test_the_third_rejection_quarantines_and_announces(self) -> None:
+    def test_the_second_rejection_quarantines_and_announces(self) -> None:
         outbox = self.make()
         outbox.put([message(1), message(2)], moment())
-        for _ in range(3):
+        for _ in range(2):
             (stored,) = outbox.batch(1)
             assert stored.message.seq == 1
             outbox.reject(stored.key, "connection lost", fatal=False)

@@ -178,6 +178,9 @@ def test_no_event_is_lost_or_out_of_order_when_the_broker_is_killed(tmp_path: Pa
                 broker.start()
                 assert listener.ready.wait(15.0)
                 gate.open()
+                # Else the first is in flight at three in a row, and taken for their cause.
+                waiting = agent.outbox.status().pending
+                agent.until(lambda waiting=waiting: agent.outbox.status().pending < waiting)
             agent.until(agent.settled)
             eventually(lambda: len(seqs(listener)) >= seq)
             assert seqs(listener) == list(range(1, seq + 1))
@@ -432,12 +435,12 @@ def test_after_a_lost_connection_suspects_go_alone() -> None:
 
     assert connect(1) == list(range(1, 21))
     publisher.notice(Disconnected(1, "lost"))
-    for session in (2, 3, 4):
+    for session in (2, 3):
         assert connect(session) == [1], "alone, and only after the states are acknowledged"
         assert outbox.status().quarantined == 0
         publisher.notice(Disconnected(session, "lost"))
     assert outbox.status().quarantined == 1
-    connect(5)
+    connect(4)
     assert tape.sent[-1].kind == "gap"
     alone = 0
     while outbox.status().pending:

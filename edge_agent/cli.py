@@ -32,9 +32,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     Returns:
         0 on success, 78 for a configuration that cannot be used, 130 after Ctrl-C, else 1 or the command's own code.
     """
-    args = parser().parse_args(argv)
-    command = importlib.import_module(f"edge_agent.commands.{args.command}")
     try:
+        args = parser().parse_args(argv)
+        command = importlib.import_module(f"edge_agent.commands.{args.command}")
         code: int = command.run(args)
         sys.stdout.flush()
     except ConfigError as error:
@@ -53,5 +53,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe has gone (`edge-agent ... | head`); Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(
+            f"edge-agent: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr
+        )
         return 1
     return code

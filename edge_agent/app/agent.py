@@ -16,13 +16,13 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from edge_agent import __version__
 from edge_agent.app.inference import Inference
 from edge_agent.app.publishing import Publishing
-from edge_agent.capture import open_source
-from edge_agent.config.derived import rules_of, source_options
+from edge_agent.config.derived import rules_of, sources_of
 from edge_agent.config.reload import Reloader
 from edge_agent.config.settings import Settings, fingerprint
 from edge_agent.core.illumination import IlluminationMonitor
 from edge_agent.core.messages import timestamp
 from edge_agent.core.overrides import Overrides
+from edge_agent.core.ports import Source
 from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
 from edge_agent.host import journal
@@ -80,7 +80,7 @@ class Agent:
         read: Reads the settings again.
 
     Raises:
-        InputError: A camera's URI names nothing that can be opened.
+        ConfigError: A camera's URI names nothing that can be opened.
         MissingPackage: A camera or the crops need a package that is not installed.
     """
 
@@ -99,7 +99,7 @@ class Agent:
 
         board = SlotBoard(settings.cameras)
         self._capture_workers: List[Worker] = []
-        captures = {name: self._capture(name, board) for name in settings.cameras}
+        captures = {name: self._capture(name, source, board) for name, source in sources_of(settings).items()}
         self._inference = Inference(settings, models_dir(settings.model.models_dir, environ), self._clock)
         self._publishing = Publishing(
             settings,
@@ -161,9 +161,7 @@ class Agent:
         """Read the settings again."""
         self._supervisor.request_reload()
 
-    def _capture(self, name: str, board: SlotBoard) -> CaptureStage:
-        params = self._settings.cameras[name]
-        source = open_source(params.uri, source_options(params))
+    def _capture(self, name: str, source: Source, board: SlotBoard) -> CaptureStage:
         stage = CaptureStage(
             name,
             source,
@@ -171,7 +169,7 @@ class Agent:
             board,
             self._clock,
             lambda seconds: worker.wait(seconds),
-            params.stall_after_s,
+            self._settings.cameras[name].stall_after_s,
         )
         worker = Worker(f"capture-{name}", stage.step, teardown=stage.close, on_exit=self._wake)
         self._capture_workers.append(worker)

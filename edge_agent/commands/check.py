@@ -33,7 +33,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"ok": not failed, "findings": [vars(finding) for finding in findings]}, indent=2))
     else:
-        print(f"{len(failed)} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
+        print(
+            f"{len(failed)} of {len(findings)} checks failed"
+            if failed
+            else f"nothing that the settings need has failed ({len(findings)} checks)"
+        )
     return 1 if failed else 0
 
 

@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,11 +38,17 @@ def run(args: argparse.Namespace) -> int:
     if args.duration <= 0:
         raise InputError(f"--duration {args.duration:g}: expected a number above 0")
     _ensure_model(args.json)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {args.output}: {error.strerror}", "choose a folder that can be written") from error
     with ExitStack() as stack:
         broker = _given(args.broker) if args.broker else stack.enter_context(local_broker())
         if not args.json:
             print(f"broker: {broker.name} at {broker.host}:{broker.port}; source: {args.source}", flush=True)
-        return _Demo(broker, args).run()
+        # Its own state: what waits in the user's outbox is not for the demo's broker.
+        state_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-agent-demo-"))
+        return _Demo(broker, args, state_dir).run()
 
 
 def _ensure_model(quiet: bool) -> None:
@@ -65,8 +72,8 @@ def _given(url: str) -> BrokerAddress:
 class _Demo:
     """One run: an agent as its own process, a subscriber here, a verdict at the end."""
 
-    def __init__(self, broker: BrokerAddress, args: argparse.Namespace) -> None:
-        self._broker, self._args = broker, args
+    def __init__(self, broker: BrokerAddress, args: argparse.Namespace, state_dir: str) -> None:
+        self._broker, self._args, self._state_dir = broker, args, state_dir
         self._account = Account(BASE)
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._started_t = time.monotonic()
@@ -111,6 +118,7 @@ class _Demo:
     def _start_agent(self) -> "subprocess.Popen[bytes]":
         settings = {
             "NODE": NODE,
+            "STATE_DIR": self._state_dir,
             f"CAMERAS__{CAMERA.upper()}__URI": self._args.source,
             "MQTT__HOST": self._broker.host,
             "MQTT__PORT": str(self._broker.port),
@@ -155,7 +163,6 @@ class _Demo:
             print(f"{stamp:6.1f} s  {line}{f'  -> {saved}' if saved else ''}", flush=True)
 
     def _save(self, topic: str, payload: bytes) -> str:
-        self._args.output.mkdir(parents=True, exist_ok=True)
         path: Path = self._args.output / f"{topic.rsplit('/', 1)[1]}.jpg"
         path.write_bytes(payload)
         self._crops.append(str(path))
@@ -183,7 +190,8 @@ class _Demo:
 
     def _summary(self, result: Dict[str, Any]) -> str:
         if not result["ok"]:
-            return f"NOT seen: {', '.join(result['missing'])} (is --duration long enough for the clip?)"
+            hint = " (is --duration long enough for the clip?)" if result["appearances"] else ""
+            return f"NOT seen: {', '.join(result['missing'])}{hint}"
         latencies = result["start_latency_ms"]
         middle = latencies[len(latencies) // 2] if latencies else float("nan")
         where = f"; look at {result['crops'][0]}" if result["crops"] else ""

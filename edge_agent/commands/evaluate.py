@@ -62,6 +62,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--images {args.images}: no such folder")
     if not 0 < args.iou <= 1:
         raise InputError(f"--iou {args.iou:g}: expected a number above 0 and at most 1")
+    if not 1 <= args.threads <= 64:
+        raise InputError(f"--threads {args.threads}: expected a number from 1 to 64")
     if args.threshold is not None and not 0 < args.threshold <= 1:
         raise InputError(f"--threshold {args.threshold:g}: expected a number above 0 and at most 1")
 
@@ -89,7 +91,7 @@ def _evaluate(
     from edge_agent.inference.models import models_dir
 
     params = EngineParams(model=args.model, backend=args.backend, threads=args.threads)
-    engine = open_engine(params, models_dir(params.models_dir, os.environ))
+    engine = open_engine(params, models_dir(os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"), os.environ))
     detector = FaceDetector(engine, DetectionParams(pre_cluster_threshold=args.threshold))
     wide = FaceDetector(engine, DetectionParams(pre_cluster_threshold=CURVE_THRESHOLD))
     tally, curve = Tally(args.iou), Tally(args.iou)

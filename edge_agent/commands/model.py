@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         return _inspect(args)
     if args.action == "convert":
         return _convert(args)
-    directory = models.models_dir(args.models_dir, os.environ)
+    directory = models.models_dir(args.models_dir or os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"), os.environ)
     if args.action == "list":
         return _list(args, directory)
     if args.action == "build":

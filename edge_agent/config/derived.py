@@ -2,11 +2,14 @@
 
 from typing import Any, Dict, Optional
 
-from edge_agent.capture import SourceOptions
+from edge_agent.capture import SourceOptions, open_source
 from edge_agent.config.settings import Settings
+from edge_agent.config.variables import name_of
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.discovery import CameraEntry, Site
+from edge_agent.core.ports import Source
 from edge_agent.core.requests import Rules
+from edge_agent.errors import ConfigError, InputError
 
 
 def source_options(params: CameraParams) -> SourceOptions:
@@ -20,6 +23,25 @@ def source_options(params: CameraParams) -> SourceOptions:
         params.controls,
         params.stall_after_s,
     )
+
+
+def sources_of(settings: Settings) -> Dict[str, Source]:
+    """Every camera's source, not yet opened.
+
+    Raises:
+        ConfigError: A URI names nothing that can be opened; one fault per camera.
+        MissingPackage: A kind of source needs a package that is not installed.
+    """
+    sources: Dict[str, Source] = {}
+    faults = []
+    for name, params in settings.cameras.items():
+        try:
+            sources[name] = open_source(params.uri, source_options(params))
+        except InputError as error:
+            faults.append(f"{name_of(('cameras', name, 'uri'))}: {error}")
+    if faults:
+        raise ConfigError(faults)
+    return sources
 
 
 def decided_by(settings: Settings, threshold: Optional[float]) -> Dict[str, Dict[str, Any]]:

@@ -41,7 +41,9 @@ def test_no_camera_and_bad_settings_exit_78_with_one_line_per_fault():
     ],
 )
 def test_a_uri_that_can_name_nothing_is_refused_at_once(uri, said):
-    refused(edge_agent("run", settings={"CAMERAS__A__URI": uri, **SCRIPTED, **NOBODY}), said)
+    for command in (["run"], ["config", "check"]):
+        done = edge_agent(*command, settings={"CAMERAS__A__URI": uri, **SCRIPTED, **NOBODY})
+        refused(done, "EDGE_AGENT_CAMERAS__A__URI", said, code=78)
 
 
 def corrupt_onnx(folder):

@@ -61,6 +61,7 @@ def test_bad_arguments_are_one_clear_line(tmp_path):
         (["--broker", f"mqtt://127.0.0.1:{port}"], f"no broker at 127.0.0.1:{port}"),
         (["--broker", "http://x"], "not a broker's address"),
         (["--duration", "0"], "expected a number above 0"),
+        (["--output", "/proc/nowhere"], "--output /proc/nowhere"),
     ):
         done = edge_agent("demo", *arguments)
         assert done.returncode == 1
@@ -72,3 +73,20 @@ def test_a_source_that_names_nothing_is_told_with_the_agent_s_own_words(tmp_path
     done = edge_agent("demo", "--duration", 10, "--source", "test://nowhere", "--output", tmp_path)
     assert done.returncode == 1
     assert "unknown scene" in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_mosquitto
+def test_what_waits_in_the_user_s_outbox_stays_there(tmp_path):
+    """The demo has a state of its own: nobody's events go to its throw-away broker."""
+    settings = {"NODE": "lobby", "CAMERAS__A__URI": "test://one?end=3", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": 9}
+    scripted = {"MODEL__BACKEND": "scripted", "MODEL__MODEL": "scripted"}
+    assert edge_agent("run", settings={**settings, **scripted}, state_dir=tmp_path / "state").returncode == 0
+
+    def waiting():
+        shown = edge_agent("outbox", "status", "--json", settings=settings, state_dir=tmp_path / "state")
+        return json.loads(shown.stdout)["pending"]
+
+    before = waiting()
+    assert before
+    edge_agent("demo", "--duration", 3, "--output", tmp_path / "out", state_dir=tmp_path / "state")
+    assert waiting() == before

@@ -24,7 +24,7 @@ def edge_agent(*arguments, **environ):
 
 def test_check_says_ok_in_one_line(tmp_path):
     path = tmp_path / "agent.env"
-    path.write_text(f"{DOOR}=test://\nEDGE_AGENT_LOG_LEVEL=debug\n")
+    path.write_text(f"{DOOR}=test://one\nEDGE_AGENT_LOG_LEVEL=debug\n")
     done = edge_agent("check", "--env-file", str(path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok: 2 settings given, cameras: door\n", "")
 

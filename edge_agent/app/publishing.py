@@ -141,6 +141,7 @@ class Publishing:
         """Take other *live* settings."""
         self._guard.rules, self._commands.overrides = rules_of(settings), overrides
         self._letters.crops = settings.crops
+        self._discard_crops()
 
     def threshold_changed(self, settings: Settings) -> Dict[str, Any]:
         """Say beside presence by which threshold it is decided now."""
@@ -150,6 +151,7 @@ class Publishing:
     def open(self) -> None:
         """Open the outbox and begin to connect."""
         self.outbox.open()
+        self._discard_crops()
         self.client.start()
 
     def close(self) -> None:
@@ -166,6 +168,15 @@ class Publishing:
             if isinstance(item, Done):
                 self.desk.notice(item)
         return [item for item in items if not isinstance(item, Done)]
+
+    def _discard_crops(self) -> None:
+        """What an earlier run, or earlier settings, have left of crops that are off now."""
+        rules = self._guard.rules
+        if not rules.crops:
+            self.publisher.discard_crops()
+        for camera in rules.cameras:
+            if not self._commands.overrides.is_on(camera, "crops", rules):
+                self.publisher.discard_crops(camera)
 
     def _desk(self, settings: Settings, topics: Topics, known: Memory) -> Desk:
         """Commands, discovery, images and detections, around the publisher."""

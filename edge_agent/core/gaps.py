@@ -13,7 +13,7 @@ def gap_for(lost: Message, reason: str) -> Optional[Message]:
     Args:
         lost: An event or a crop.
         reason: "full" (no room), "too_large" (for the broker), "quarantined" (refused for good, or time and again),
-            "expired" (too old), "purged" (by hand).
+            "expired" (too old), "purged" (by hand), "disabled" (crops were turned off).
     """
     if lost.gap_topic is None or lost.seq is None:
         return None
@@ -51,7 +51,9 @@ def merge_gaps(first: Message, second: Message) -> Optional[Message]:
     a, b = _read(first), _read(second)
     if stream(first) != stream(second) or (a["of"] == "events" and b["from_seq"] != a["to_seq"] + 1):
         return None
-    return replace(first, payload=to_json({**a, "to_seq": b["to_seq"], "count": a["count"] + b["count"]}))
+    return replace(
+        first, payload=to_json({**a, "to_seq": max(a["to_seq"], b["to_seq"]), "count": a["count"] + b["count"]})
+    )
 
 
 def _read(gap: Message) -> Any:

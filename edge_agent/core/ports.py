@@ -100,6 +100,9 @@ class Outbox(Protocol):
     def release(self, keys: Sequence[int]) -> None:
         """They are no longer in flight, through no fault of theirs: send again, in order."""
 
+    def discard_crops(self, camera: Optional[str]) -> None:
+        """Send no crop of this camera, or of any (None), that was put so far: give them up and announce it."""
+
     def flush(self) -> None:
         """Make what was put so far as safe as this outbox can; called once for all that one step has put."""
 

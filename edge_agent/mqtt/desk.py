@@ -77,9 +77,12 @@ class Desk:
         """Something from the broker client, or from the infer thread about a command."""
         if isinstance(notice, Done):
             self._commands.done(notice)
-            switched_off = notice.command.name == "crops" and not notice.command.arguments["on"]
-            if switched_off and self._images is not None and notice.command.camera is not None:
-                self._images.clear(notice.command.camera)
+            camera = notice.command.camera
+            switched = notice.command.name == "crops" and notice.error is None and camera is not None
+            if switched and camera is not None and not notice.command.arguments["on"]:
+                self._publisher.discard_crops(camera)
+                if self._images is not None:
+                    self._images.clear(camera)
             return
         if isinstance(notice, Received):
             self._commands.received(notice)

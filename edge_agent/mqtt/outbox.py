@@ -9,7 +9,7 @@ from typing import Callable, Container, Deque, Dict, Iterator, List, Optional, S
 from edge_agent.core.gaps import stream
 from edge_agent.core.messages import Message, OutboxStatus, Stored, timestamp
 from edge_agent.core.types import Moment
-from edge_agent.mqtt.outbox_policy import DROP_ORDER, QUARANTINE, Policy, class_of, is_convicted, size_of
+from edge_agent.mqtt.outbox_policy import DROP_ORDER, QUARANTINE, Policy, Unwanted, class_of, is_convicted, size_of
 from edge_agent.mqtt.params import OutboxParams
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,10 @@ class MemoryShelf:
         key = next((key for key in self._by_class[kind] if key not in self._in_flight), None)
         return None if key is None else self._entries[key]
 
+    def crops(self) -> List[Stored]:
+        """All that are not in flight."""
+        return [self._entries[key] for key in self._by_class["crop"] if key not in self._in_flight]
+
     def gap_before(self, gap: Stored) -> Optional[Stored]:
         """The next older gap of the same stream, unless it is in flight."""
         keys = self._gaps[stream(gap.message)]
@@ -115,6 +119,7 @@ class MemoryOutbox:
         self._in_flight: Set[int] = set()
         self._shelf = MemoryShelf(self._in_flight)
         self._policy = Policy(params)
+        self._unwanted = Unwanted()
         self._quarantine: Deque[Stored] = deque(maxlen=QUARANTINE)
         self._next_key = 1
         self._quarantined = 0
@@ -153,6 +158,9 @@ class MemoryOutbox:
         if stored is None:
             return
         self._in_flight.discard(key)
+        if stored in self._unwanted:
+            self._policy.lose(self._shelf, stored, "disabled")
+            return
         stored = replace(stored, tries=stored.tries + 1)
         if not is_convicted(stored, fatal):
             self._shelf.set(stored)
@@ -165,6 +173,13 @@ class MemoryOutbox:
     def release(self, keys: Sequence[int]) -> None:
         """They are no longer in flight, through no fault of theirs: send again, in order."""
         self._in_flight.difference_update(keys)
+        back = [stored for stored in map(self._shelf.get, keys) if stored is not None]
+        self._policy.discard(self._shelf, back, self._unwanted)
+
+    def discard_crops(self, camera: Optional[str]) -> None:
+        """Give them up now; what is in flight, when it comes back."""
+        self._unwanted.add(camera, self._next_key)
+        self._policy.discard(self._shelf, self._shelf.crops(), self._unwanted)
 
     def flush(self) -> None:
         """Memory is as safe as it gets."""

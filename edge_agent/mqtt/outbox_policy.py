@@ -3,7 +3,7 @@
 import logging
 import sys
 from dataclasses import replace
-from typing import Optional, Protocol
+from typing import Dict, Iterable, Optional, Protocol
 
 from edge_agent.core.gaps import gap_for, merge_gaps
 from edge_agent.core.messages import Message, Stored
@@ -39,6 +39,22 @@ def is_convicted(stored: Stored, fatal: bool) -> bool:
     A gap is small and plain: it is nobody's fault, and without it a loss would go unannounced.
     """
     return fatal or (stored.tries >= MAX_TRIES and stored.message.kind != "gap")
+
+
+class Unwanted:
+    """Crops that shall not be sent any more, since somebody has turned them off after they were put."""
+
+    def __init__(self) -> None:
+        self._before: Dict[Optional[str], int] = {}
+
+    def add(self, camera: Optional[str], before_key: int) -> None:
+        """Of this camera, or of all (None), those with smaller keys."""
+        self._before[camera] = before_key
+
+    def __contains__(self, stored: object) -> bool:
+        if not isinstance(stored, Stored) or stored.message.kind != "crop":
+            return False
+        return any(stored.key < self._before.get(camera, 0) for camera in (stored.message.camera, None))
 
 
 class Shelf(Protocol):
@@ -118,6 +134,12 @@ class Policy:
         before = shelf.gap_before(gap)
         if before is not None:
             _join(shelf, before, gap)
+
+    def discard(self, shelf: Shelf, crops: Iterable[Stored], unwanted: Unwanted) -> None:
+        """Give up what is unwanted of `crops`, none of which may be in flight."""
+        for stored in crops:
+            if stored in unwanted:
+                self.lose(shelf, stored, "disabled")
 
     def emptied(self) -> None:
         """Nothing waits any more."""

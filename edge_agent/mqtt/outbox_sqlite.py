@@ -17,7 +17,7 @@ from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
 from edge_agent.mqtt.outbox_file import LOCK_NAME, OUTBOX_NAME, FileLock, is_damage, move_aside, open_for_writing
 from edge_agent.mqtt.outbox_notes import Notes
-from edge_agent.mqtt.outbox_policy import Policy, is_convicted
+from edge_agent.mqtt.outbox_policy import Policy, Unwanted, is_convicted
 from edge_agent.mqtt.outbox_table import Table
 from edge_agent.mqtt.params import OutboxParams
 
@@ -60,6 +60,7 @@ class SqliteOutbox:
         self._path = folder / OUTBOX_NAME
         self._lock = FileLock(folder / LOCK_NAME)
         self._policy = Policy(params)
+        self._unwanted, self._discard = Unwanted(), False
         self._table: Optional[Table] = None
         self._check = True
         self._started = False
@@ -115,7 +116,7 @@ class SqliteOutbox:
         for stored in self._notes.fresh:
             if len(self._in_flight) >= before + limit:
                 break
-            if stored.message.kind in without:
+            if stored.message.kind in without or stored in self._unwanted:
                 continue
             if stored.key not in self._in_flight and stored.key not in self._again:
                 self._in_flight[stored.key] = stored
@@ -137,6 +138,7 @@ class SqliteOutbox:
         stored = replace(stored, tries=stored.tries + 1)
         self._notes.change(stored, self._clock().t)
         self._again[key] = stored.message.kind
+        self._discard |= stored in self._unwanted
         if is_convicted(stored, fatal):
             self._again[key] = "gap"
             log.warning("outbox: %s of %s set aside: %s", stored.message.kind, stored.message.topic, reason)
@@ -148,11 +150,17 @@ class SqliteOutbox:
             stored = self._in_flight.pop(key, None)
             if stored is not None:
                 self._again[key] = stored.message.kind
+                self._discard |= stored in self._unwanted
+
+    def discard_crops(self, camera: Optional[str]) -> None:
+        """Give them up at the next `flush`, and hand out none before; what is in flight, when it comes back."""
+        self._unwanted.add(camera, self._next_key)
+        self._discard = True
 
     def flush(self) -> None:
         """Write what is not yet on disk, in one transaction; on a fault keep it, and try again after a while."""
         now = self._clock()
-        if self._fault or self._more_to_do or now.t >= self._housekeeping_t or self._notes.due(now.t):
+        if self._fault or self._more_to_do or self._discard or now.t >= self._housekeeping_t or self._notes.due(now.t):
             self._flush(now)
 
     def status(self) -> OutboxStatus:
@@ -221,6 +229,8 @@ class SqliteOutbox:
                 continue
             if stored is None and table is not None and key not in self._notes.hidden:
                 stored = table.get(key)
+            if stored in self._unwanted:
+                continue
             del self._again[key]
             if stored is not None:
                 self._in_flight[key] = stored
@@ -230,11 +240,11 @@ class SqliteOutbox:
                 return
             for stored in rows:
                 self._cursor = stored.key
-                if stored.key not in self._in_flight and not self._waits_its_turn(stored.key):
+                if stored.key not in self._in_flight and not self._waits_its_turn(stored):
                     self._in_flight[stored.key] = stored
 
-    def _waits_its_turn(self, key: int) -> bool:
-        return key in self._notes.hidden or key in self._again
+    def _waits_its_turn(self, stored: Stored) -> bool:
+        return stored.key in self._notes.hidden or stored.key in self._again or stored in self._unwanted
 
     def _pending(self) -> int:
         return len(self._notes.fresh) + (max(0, self._table.count - len(self._notes.hidden)) if self._table else 0)
@@ -274,8 +284,14 @@ class SqliteOutbox:
             self._notes.gone_written()
         with table.transaction():
             self._notes.write(table, self._policy, self._boot)
+            if self._discard:
+                for key in table.crop_keys():
+                    self._policy.discard(table, filter(None, [table.get(key)]), self._unwanted)
             more_to_do = not self._make_room(table, now)
         self._notes.written()
+        if self._discard:
+            # Gaps may now stand behind the cursor, where crops were passed over.
+            self._discard, self._cursor = False, 0
         self._more_to_do = more_to_do
         if now.t >= self._housekeeping_t:
             self._housekeeping_t = now.t + HOUSEKEEPING_S

@@ -101,6 +101,11 @@ class Table:
         key = next((key for (key,) in keys if key not in self._in_flight), None)
         return None if key is None else self.get(key)
 
+    def crop_keys(self) -> List[int]:
+        """Of all that are not in flight."""
+        keys = self._db.execute("SELECT key FROM messages WHERE class = 'crop' ORDER BY key").fetchall()
+        return [key for (key,) in keys if key not in self._in_flight]
+
     def gap_before(self, gap: Stored) -> Optional[Stored]:
         """The next older gap of the same stream, unless it is in flight."""
         return self._neighbour("WHERE stream = ? AND key < ? ORDER BY key DESC LIMIT 1", gap)

@@ -133,6 +133,10 @@ class Publisher:
         if outcome.report is not None and not self._closing:
             self._report(outcome.report)
 
+    def discard_crops(self, camera: Optional[str] = None) -> None:
+        """Crops are off, a camera's or all: those that wait are given up too, and that is told."""
+        self._outbox.discard_crops(camera)
+
     def info(self, info: Mapping[str, Any]) -> None:
         """What the agent is, from now on."""
         self._state(self._topics.info, to_json(encode_info(info, self._topics.node, self._boot)), Rank.INFO)

@@ -1,7 +1,7 @@
 """What every outbox does. A test class inherits `OutboxContract` and says how to make one."""
 
 import json
-from typing import Any, List
+from typing import Any, List, Optional
 
 import pytest
 
@@ -102,6 +102,21 @@ class OutboxContract:
         rest = [s.message for s in outbox.batch(100)]
         assert [(s.kind, s.seq) for s in rest] == [("crop", seq) for seq in range(1, 31)]
         assert outbox.batch(100) == []
+
+    @pytest.mark.parametrize("camera", ["door", None])
+    def test_unwanted_crops_are_given_up_and_announced(self, camera: Optional[str]) -> None:
+        outbox = self.make()
+        for seq in range(1, 6):
+            outbox.put([message(seq, "crop"), message(seq)], moment())
+        outbox.put([message(1, "crop", camera="yard"), message(1, camera="yard")], moment())
+        flying = outbox.batch(3)
+        outbox.discard_crops(camera)
+        outbox.release([stored.key for stored in flying[:2]])
+        outbox.reject(flying[2].key, "connection lost", fatal=False)
+        yard = ("crop", 1) if camera else ("crops", 1, 1, 1, "disabled")
+        assert told(outbox) == [("crops", 1, 5, 5, "disabled"), 1, 2, 3, 4, 5, yard, 1]
+        outbox.put([message(6, "crop"), message(6)], moment())
+        assert told(outbox)[-2:] == [("crop", 6), 6], "those of later are wanted"
 
     def test_the_second_rejection_quarantines_and_announces(self) -> None:
         outbox = self.make()

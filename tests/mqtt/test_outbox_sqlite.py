@@ -221,6 +221,25 @@ def test_kill_9_loses_nothing_that_was_told_to_be_safe(tmp_path):
     assert len(promised) > 600
 
 
+def test_unwanted_crops_of_earlier_runs_go_too_and_none_is_sent_while_the_disk_does_not_take_it(make):
+    outbox = make()
+    outbox.put([message(1, "crop"), message(1), message(2, "crop", camera="yard")], make.clock())
+    outbox.close()
+    outbox = make()
+    with contextlib.closing(sqlite3.connect(str(make.file), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        outbox.put([message(2, "crop"), message(2)], make.clock())
+        outbox.discard_crops("door")
+        assert told(outbox) == [1, ("crop", 2), 2] and outbox.faults
+        other.execute("ROLLBACK")
+    make.clock.advance(RETRY_S)
+    sent = [stored.message for stored in outbox.batch(10)]
+    assert [s.seq for s in sent if s.kind == "event"] == [1, 2] and not outbox.faults
+    assert [s.topic for s in sent if s.kind == "crop"] == [message(2, "crop", camera="yard").topic]
+    assert sum(json.loads(s.payload)["count"] for s in sent if s.kind == "gap") == 2
+    assert make.rows("SELECT count(*) FROM messages WHERE class = 'crop'") == [(1,)]
+
+
 # Clocks
 
 

@@ -490,6 +490,25 @@ def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
     assert sent()[-10:] == list(range(14, 24)), "past it the window opens again"
 
 
+def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
+    from types import SimpleNamespace
+
+    from edge_agent.core.requests import Command, Done
+    from edge_agent.mqtt.desk import Desk
+
+    publisher, tape, outbox, clock = taped()
+    crop = Message(f"{DOOR}/crops/1", b"jpeg", kind="crop", camera="door", seq=1, boot=41, gap_topic=EVENTS)
+    outbox.put([crop], clock())
+    commands: Any = SimpleNamespace(done=lambda done: None)
+    nobody: Any = None
+    desk = Desk(publisher, commands, nobody, None, None, clock)
+    desk.notice(Done(Command("crops", camera="door", arguments={"on": False})))
+    publisher.notice(Connected(1, "5"))
+    publisher.pump()
+    assert [sent.kind for sent in tape.sent if sent.kind != "state"] == ["gap"]
+    assert json.loads(tape.sent[-1].payload)["reason"] == "disabled"
+
+
 def test_an_answer_of_an_older_session_changes_nothing() -> None:
     from edge_agent.core.types import Outcome
 

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from edge_agent import __version__
 from edge_agent.app.inference import Inference
 from edge_agent.app.publishing import Publishing
-from edge_agent.config.derived import rules_of, sources_of
+from edge_agent.config.derived import require_known_model, rules_of, sources_of
 from edge_agent.config.reload import Reloader
 from edge_agent.config.settings import Settings, fingerprint
 from edge_agent.core.illumination import IlluminationMonitor
@@ -80,11 +80,13 @@ class Agent:
         read: Reads the settings again.
 
     Raises:
-        ConfigError: A camera's URI names nothing that can be opened.
+        ConfigError: A camera's URI names nothing that can be opened, or nobody knows the model.
         MissingPackage: A camera or the crops need a package that is not installed.
     """
 
     def __init__(self, settings: Settings, environ: Mapping[str, str], read: Callable[[], Settings]) -> None:
+        require_known_model(settings)
+        sources = sources_of(settings)
         self._settings = settings
         self._clock = SystemClock()
         self._started = self._clock()
@@ -99,7 +101,7 @@ class Agent:
 
         board = SlotBoard(settings.cameras)
         self._capture_workers: List[Worker] = []
-        captures = {name: self._capture(name, source, board) for name, source in sources_of(settings).items()}
+        captures = {name: self._capture(name, source, board) for name, source in sources.items()}
         self._inference = Inference(settings, models_dir(settings.model.models_dir, environ), self._clock)
         self._publishing = Publishing(
             settings,

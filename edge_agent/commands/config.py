@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from edge_agent.config import docs as config_docs
     from edge_agent.config import settings as config
-    from edge_agent.config.derived import sources_of
+    from edge_agent.config.derived import require_known_model, sources_of
 
     if args.action == "example":
         print(config_docs.example(), end="")
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         print(_as_json(loaded) if args.json else _as_lines(loaded))
         return 0
     config.require_cameras(loaded.settings)
+    require_known_model(loaded.settings)
     sources_of(loaded.settings)
     print(f"ok: {len(loaded.origins)} settings given, cameras: {', '.join(sorted(loaded.settings.cameras))}")
     return 0

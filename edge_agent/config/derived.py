@@ -9,7 +9,8 @@ from edge_agent.core.camera import CameraParams
 from edge_agent.core.discovery import CameraEntry, Site
 from edge_agent.core.ports import Source
 from edge_agent.core.requests import Rules
-from edge_agent.errors import ConfigError, InputError
+from edge_agent.errors import ConfigError, InputError, ModelError
+from edge_agent.inference.models import card_of
 
 
 def source_options(params: CameraParams) -> SourceOptions:
@@ -42,6 +43,21 @@ def sources_of(settings: Settings) -> Dict[str, Source]:
     if faults:
         raise ConfigError(faults)
     return sources
+
+
+def require_known_model(settings: Settings) -> None:
+    """Refuse the name of a model that nobody knows; whether a file is there is found out when it is opened.
+
+    Raises:
+        ConfigError: Naming the variable.
+    """
+    name = settings.model.model
+    if settings.model.backend == "scripted" or "/" in name or "." in name:
+        return
+    try:
+        card_of(name)
+    except ModelError as error:
+        raise ConfigError([f"{name_of(('model', 'model'))}: {error}"]) from None
 
 
 def decided_by(settings: Settings, threshold: Optional[float]) -> Dict[str, Dict[str, Any]]:

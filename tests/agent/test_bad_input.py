@@ -46,6 +46,12 @@ def test_a_uri_that_can_name_nothing_is_refused_at_once(uri, said):
         refused(done, "EDGE_AGENT_CAMERAS__A__URI", said, code=78)
 
 
+def test_a_model_that_nobody_knows_is_a_fault_of_the_settings():
+    for command in (["run"], ["config", "check"]):
+        done = edge_agent(*command, settings={**SCENE, **NOBODY, "MODEL__MODEL": "centreface"})
+        refused(done, "EDGE_AGENT_MODEL__MODEL", "did you mean 'centerface'", code=78)
+
+
 def corrupt_onnx(folder):
     path = folder / "corrupt.onnx"
     path.write_bytes(b"\x08\x09this is no model" * 50)

@@ -141,7 +141,10 @@ def test_it_outlives_the_broker(broker: Broker) -> None:
         broker.start()
         assert "connected again" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 0
+        try:
+            assert process.wait(15) == 0
+        finally:
+            process.kill()
 
 
 def publish(broker: Broker, topic: str, payload: bytes) -> None:

@@ -11,7 +11,6 @@ from edge_agent.config.derived import decided_by, rules_of, site_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.discovery import decode_published, devices
 from edge_agent.core.health import AgentHealth, as_payload
-from edge_agent.core.messages import OFFLINE, Message
 from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import Clock, Outbox
 from edge_agent.core.requests import Done, Guard
@@ -19,13 +18,13 @@ from edge_agent.core.strict_json import MAX_BYTES
 from edge_agent.core.topics import Topics
 from edge_agent.core.types import CameraReport, Moment, Presence, Sight
 from edge_agent.host import jpeg
-from edge_agent.host.identity import kernel_boot, machine_suffix
+from edge_agent.host.identity import kernel_boot
 from edge_agent.host.memory import Memory
 from edge_agent.host.process import board_model
 from edge_agent.host.thermal import processor_temperature_c
 from edge_agent.mqtt import announcer, commands
 from edge_agent.mqtt.announcer import Announcer
-from edge_agent.mqtt.client import MqttClient
+from edge_agent.mqtt.client import MqttClient, default_client_id
 from edge_agent.mqtt.commands import Commands
 from edge_agent.mqtt.desk import Desk, DetectionsFeed
 from edge_agent.mqtt.face_image import FaceImages
@@ -34,7 +33,7 @@ from edge_agent.mqtt.login import with_credential
 from edge_agent.mqtt.notices import Notice, Received
 from edge_agent.mqtt.outbox import MemoryOutbox
 from edge_agent.mqtt.outbox_sqlite import SqliteOutbox
-from edge_agent.mqtt.publisher import Publisher
+from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox
 
@@ -84,8 +83,8 @@ class Publishing:
         self.outbox = _outbox(settings, folder, clock, boot)
         self.client = MqttClient(
             with_credential(settings.mqtt, environ),
-            settings.mqtt.client_id or f"edge-agent-{settings.node}-{machine_suffix()}",
-            Message(topics.availability, OFFLINE, retain=True),
+            settings.mqtt.client_id or default_client_id(f"edge-agent-{settings.node}"),
+            last_will(topics),
             self._notify,
         )
         self._letters = Letters(

@@ -1,7 +1,6 @@
 """Names that stay unique: event ids, the boot counter, the node's default name."""
 
 import contextlib
-import hashlib
 import os
 import secrets
 import threading
@@ -58,12 +57,3 @@ def kernel_boot(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
         return path.read_text("ascii").strip()
     except OSError:
         return uuid.uuid4().hex
-
-
-def machine_suffix(path: Path = Path("/etc/machine-id")) -> str:
-    """A few characters that tell this machine from another with the same node name; not the machine id itself."""
-    try:
-        seed = path.read_bytes().strip()
-    except OSError:
-        seed = b""
-    return hashlib.sha256(b"edge-agent" + (seed or str(uuid.getnode()).encode())).hexdigest()[:8]

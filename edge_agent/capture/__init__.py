@@ -81,6 +81,8 @@ def _choose(uri: str) -> Tuple[_Choice, str]:
     scheme, colon, rest = uri.partition(":")
     scheme = scheme.lower()
     if colon and scheme in _SCHEMES:
+        if scheme != "test" and not rest.partition("?")[0].strip("/"):
+            raise InputError(f"'{uri}' names no {'device' if scheme == 'v4l2' else 'host'}", _EXPECTED)
         return _SCHEMES[scheme], rest if scheme == "v4l2" else uri
     if scheme == "csi":
         raise InputError(f"{uri}: csi:// is not supported yet", "a camera behind V4L2 is read by v4l2:/dev/...")

@@ -33,14 +33,16 @@ def load_picture(path: Path, color: bool = False) -> Tuple[Array, Levels]:
     """
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
+        if not data.size:
+            raise SourceError(f"{path}: the file is empty", _EXPECTED)
         flags = cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
-        decoded = cv2.imdecode(data, flags) if data.size else None
+        decoded = cv2.imdecode(data, flags)
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}", _EXPECTED) from error
     except cv2.error as error:
         raise SourceError(f"{path}: OpenCV cannot decode it", _EXPECTED) from error
     if decoded is None or decoded.dtype not in (np.uint8, np.uint16):
-        raise SourceError(f"{path}: not a picture of 8 or 16 bits", _EXPECTED)
+        raise SourceError(f"{path}: damaged, cut short, or not a picture of 8 or 16 bits", _EXPECTED)
     pixels = np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if color else decoded)
     pixels.flags.writeable = False
     return pixels, _DEEP if pixels.dtype == np.uint16 else FULL_RANGE

@@ -16,6 +16,8 @@ from edge_agent.core.types import Array, Box
 
 # A device pointer may be moved to a region's corner only where a pixel's bytes lie together.
 _BYTES_PER_PX = {"gray8": 1, "gray16": 2, "rgb8": 3}
+_GRID = 200  # of the check that masks leave something, px
+_MIN_SIDE = 0.01
 
 
 class View:
@@ -96,6 +98,10 @@ def check_geometry(camera: CameraParams) -> None:
         _check_polygon(f"zones.{name}", zone)
     for index, mask in enumerate(camera.masks):
         _check_polygon(f"masks[{index}]", mask)
+    left, top, right, bottom = camera.roi or (0.0, 0.0, 1.0, 1.0)
+    seen = ~rasterise(camera.masks, _GRID, _GRID)
+    if not seen[slice(*_span(top, bottom, _GRID)), slice(*_span(left, right, _GRID))].any():
+        raise ValueError("masks: nothing of the picture is left to look at; expected a part outside every mask")
 
 
 def contains(polygon: Polygon, point: Point) -> bool:
@@ -153,6 +159,11 @@ def _check_roi(roi: Rect) -> None:
         raise ValueError(
             f"roi: [{left}, {top}, {right}, {bottom}] is not a region; "
             "expected [left, top, right, bottom] with 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
+        )
+    if right - left < _MIN_SIDE or bottom - top < _MIN_SIDE:
+        raise ValueError(
+            f"roi: [{left}, {top}, {right}, {bottom}] is too small for any face; "
+            f"expected each side to be at least {_MIN_SIDE} of the picture's"
         )
 
 

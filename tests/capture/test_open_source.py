@@ -45,6 +45,8 @@ def test_a_folder_is_pictures_even_with_a_dot_or_a_file_uri(tmp_path: Path) -> N
         ("nothing-like-it", "no such file or folder.*test://"),
         ("clip.docx", "no such file"),
         ("", "empty source"),
+        ("v4l2:", "'v4l2:' names no device"),
+        ("rtsp://", "'rtsp://' names no host"),
     ],
 )
 def test_anything_else_is_refused_with_what_is_allowed(uri: str, expected: str) -> None:

@@ -153,8 +153,8 @@ def test_without_a_region_the_picture_itself_comes_back() -> None:
 
 
 @given(
-    st.lists(coordinate, min_size=2, max_size=2, unique=True).map(sorted),
-    st.lists(coordinate, min_size=2, max_size=2, unique=True).map(sorted),
+    st.lists(coordinate, min_size=2, max_size=2, unique=True).map(sorted).filter(lambda x: x[1] - x[0] >= 0.01),
+    st.lists(coordinate, min_size=2, max_size=2, unique=True).map(sorted).filter(lambda y: y[1] - y[0] >= 0.01),
     st.integers(1, 50),
     st.integers(1, 50),
 )
@@ -185,6 +185,12 @@ def test_zones_contain_the_box_centre_by_the_even_odd_rule() -> None:
     ("settings", "complaint"),
     [
         ({"roi": (0.5, 0.0, 0.4, 1.0)}, "roi"),
+        ({"roi": (0.5, 0.0, 0.5001, 1.0)}, "too small for any face"),
+        ({"masks": (((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),)}, "nothing of the picture is left"),
+        (
+            {"roi": (0.2, 0.2, 0.4, 0.4), "masks": (((0.1, 0.1), (0.5, 0.1), (0.5, 0.5), (0.1, 0.5)),)},
+            "nothing of the picture is left",
+        ),
         ({"roi": (0.0, 0.0, 1.0, 1.5)}, "roi"),
         ({"roi": (0.0, float("nan"), 1.0, 1.0)}, "roi"),
         ({"zones": {"door": ((0.0, 0.0), (1.0, 1.0))}}, r"zones\.door: 2 points"),

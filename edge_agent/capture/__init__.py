@@ -37,8 +37,11 @@ _MEDIA = _Choice("edge_agent.capture.media", "MediaSource")
 _STREAM = _Choice("edge_agent.capture.media_stream", "StreamSource")
 _IMAGES = _Choice("edge_agent.capture.images", "ImageSource")
 _V4L2 = _Choice("edge_agent.capture.v4l2", "V4l2Source")
+_JETSON = _Choice("edge_agent.capture.jetson", "JetsonSource")
 _SCHEMES: Dict[str, _Choice] = {
     "v4l2": _V4L2,
+    "csi": _JETSON,
+    "jetson": _JETSON,
     "rtsp": _STREAM,
     "rtsps": _STREAM,
     "http": _STREAM,
@@ -47,7 +50,8 @@ _SCHEMES: Dict[str, _Choice] = {
 }
 _EXTRAS = {"av": "media", "cv2": "cpu"}
 _EXPECTED = (
-    "expected v4l2:/dev/..., /dev/video*, rtsp[s]://, http[s]://, test://, or a video file, a picture or a folder"
+    "expected v4l2:/dev/..., /dev/video*, csi://0, jetson:..., rtsp[s]://, http[s]://, test://, or a video file, "
+    "a picture or a folder"
 )
 
 
@@ -84,8 +88,6 @@ def _choose(uri: str) -> Tuple[_Choice, str]:
         if scheme != "test" and not rest.partition("?")[0].strip("/"):
             raise InputError(f"'{uri}' names no {'device' if scheme == 'v4l2' else 'host'}", _EXPECTED)
         return _SCHEMES[scheme], rest if scheme == "v4l2" else uri
-    if scheme == "csi":
-        raise InputError(f"{uri}: csi:// is not supported yet", "a camera behind V4L2 is read by v4l2:/dev/...")
     if "://" in uri and scheme != "file":
         raise InputError(f"{hide_credentials(uri)}: unknown kind of source '{scheme}'", _EXPECTED)
     if uri.startswith("/dev/"):

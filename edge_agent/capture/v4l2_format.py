@@ -44,9 +44,9 @@ def negotiate_format(device: Device, uri: str, options: SourceOptions) -> ImageL
         SourceError: The camera has no format that we read, or not the one that was asked for.
         OSError: As the driver says.
     """
-    offered = list(_offered(device))
-    names = [_BY_FOURCC[code].name for code in offered if code in _BY_FOURCC]
-    others = [_text(code) for code in offered if code not in _BY_FOURCC]
+    offered = offered_formats(device)
+    names = [name for name in offered if name in FORMATS]
+    others = [name for name in offered if name not in FORMATS]
     current = abi.Format(type=abi.BUF_TYPE_VIDEO_CAPTURE)
     device.ioctl(abi.G_FMT, current)
     size = (options.width or current.fmt.pix.width, options.height or current.fmt.pix.height)
@@ -67,6 +67,12 @@ def negotiate_format(device: Device, uri: str, options: SourceOptions) -> ImageL
             f"expected one of {', '.join(FORMATS)}; it offers {', '.join(others) or 'none'}",
         )
     return _set(device, uri, FORMATS[wanted], size, exact=bool(options.width or options.height))
+
+
+def offered_formats(device: Device) -> List[str]:
+    """What the camera has, in the driver's order: names of `FORMATS`, or FourCC codes of others."""
+    codes = list(_offered(device))
+    return [_BY_FOURCC[code].name if code in _BY_FOURCC else _text(code) for code in codes]
 
 
 def set_frame_rate(device: Device, uri: str, fps: Optional[float]) -> Optional[float]:

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Dict, Mapping, NamedTuple, Optional, Tuple, cast
 
 from edge_agent.capture.address import hide_credentials, split_file
+from edge_agent.core.exposure import ExposureParams
 from edge_agent.core.ports import Source
 from edge_agent.errors import InputError, MissingPackage
 
@@ -26,6 +27,7 @@ class SourceOptions:
     color: bool = False
     controls: Mapping[str, int] = field(default_factory=dict)
     stall_after_s: float = 5.0
+    exposure: Optional[ExposureParams] = None
 
 
 class _Choice(NamedTuple):

@@ -77,7 +77,7 @@ class Converter:
         self._stream: Optional[int] = module.cudaStreamCreate() if has_streams(module) else None
 
     def capture(self, source: Any, timeout_ms: int) -> Any:
-        """The newest frame as an image in jetson-utils' ring, still being converted; None when there was none in time."""
+        """The newest frame, in jetson-utils' ring and still being converted; None when none came in time."""
         if self._stream is None:
             return source.Capture(format="rgb8", timeout=timeout_ms)
         return source.Capture(format="rgb8", timeout=timeout_ms, stream=self._stream)

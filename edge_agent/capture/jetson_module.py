@@ -1,6 +1,5 @@
 """NVIDIA's jetson-utils: the right module of that name, its bare exceptions, and what its versions lack."""
 
-import importlib
 import importlib.util
 import re
 import sys
@@ -9,10 +8,6 @@ from types import TracebackType
 from typing import Any, Dict, NamedTuple, Optional, Type
 
 from edge_agent.errors import MissingPackage, SourceError
-
-EXTENSION = "jetson_utils_python"
-"""The C extension. `jetson_utils` proves nothing: another project has that name on PyPI, and version 2 without its
-extension imports all the same."""
 
 _NEEDED = ("videoSource", "cudaAllocMapped", "cudaConvertColor", "cudaDeviceSynchronize", "cudaToNumpy")
 _RELEASE = re.compile(r"^# R(\d+) ")
@@ -28,7 +23,9 @@ _JETPACKS: Dict[int, _JetPack] = {
     32: _JetPack("JetPack 4", "3.8"),
     35: _JetPack("JetPack 5", "3.8"),
     36: _JetPack("JetPack 6", "3.10"),
-    38: _JetPack("JetPack 7", "3.12", "first delete compute_53, 62 and 72 from both CMakeLists.txt, CUDA 13 has none; "),
+    38: _JetPack(
+        "JetPack 7", "3.12", "first delete compute_53, 62 and 72 from both CMakeLists.txt, CUDA 13 has none; "
+    ),
 }
 
 
@@ -58,15 +55,18 @@ def load_jetson_utils(root: Path = Path("/")) -> Any:
     Raises:
         MissingPackage: It is not there, cannot be loaded, or is something else; with this JetPack's remedy.
     """
+    # `jetson_utils` proves nothing: another project has that name on PyPI, and NVIDIA's own version 2 without its
+    # extension imports all the same.
     try:
-        module = importlib.import_module(EXTENSION)
+        import jetson_utils_python
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == EXTENSION
-        raise MissingPackage(_absent() if missing else f"jetson-utils cannot be loaded: {error}", remedy(root)) from error
-    lacking = [name for name in _NEEDED if not hasattr(module, name)]
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == "jetson_utils_python"
+        fault = _absent() if is_absent else f"jetson-utils cannot be loaded: {error}"
+        raise MissingPackage(fault, remedy(root)) from error
+    lacking = [name for name in _NEEDED if not hasattr(jetson_utils_python, name)]
     if lacking:
-        raise MissingPackage(f"the module {EXTENSION} is not NVIDIA's: no {', '.join(lacking)}", remedy(root))
-    return module
+        raise MissingPackage(f"jetson_utils_python is not NVIDIA's: no {', '.join(lacking)}", remedy(root))
+    return jetson_utils_python
 
 
 def remedy(root: Path = Path("/")) -> str:
@@ -91,10 +91,15 @@ def has_streams(module: Any) -> bool:
     return hasattr(module, "cudaStreamCreate") and hasattr(module, "cudaStreamSynchronize")
 
 
+def is_foreign() -> bool:
+    """Whether PyPI's unrelated package of that name is installed, which hides NVIDIA's from other programs too."""
+    return all(importlib.util.find_spec(name) is not None for name in ("jetson_utils", "jetson_serial"))
+
+
 def _absent() -> str:
     if importlib.util.find_spec("jetson_utils") is None:
         return "jetson-utils is not installed"
-    if importlib.util.find_spec("jetson_serial") is not None:
+    if is_foreign():
         return (
             "the package jetson-utils from PyPI is installed, an unrelated project; NVIDIA's is not "
             "(pip uninstall jetson-utils)"

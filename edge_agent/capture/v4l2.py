@@ -10,6 +10,7 @@ from typing import Callable, Optional, Tuple
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.pixels import Decoder
 from edge_agent.capture.v4l2_controls import set_controls
+from edge_agent.capture.v4l2_exposure import ExposureControl, start_exposure
 from edge_agent.capture.v4l2_format import negotiate_format, set_frame_rate
 from edge_agent.capture.v4l2_kernel import Device, Kernel, LinuxKernel, explain
 from edge_agent.capture.v4l2_node import Identity, NodeFinder
@@ -69,7 +70,8 @@ class V4l2Source:
             with ExitStack() as resources:
                 resources.callback(device.close)
                 stream, decoder = self._start(device, identity, resources)
-                self._open = _Open(device, stream, decoder, resources.pop_all())
+                exposure = start_exposure(device, self.uri, self._options.exposure, self._options.controls)
+                self._open = _Open(device, stream, decoder, exposure, resources.pop_all())
         except OSError as error:  # outside of the block, so that we do not find ourselves among those who use the node
             raise explain(self.uri, device.path, error) from error
 
@@ -130,6 +132,8 @@ class V4l2Source:
             stream.queue(filled.number)
             return None
         pixels, levels = picture
+        if now_open.exposure is not None:
+            now_open.exposure.observe(pixels, levels)
         if decoder.borrows and stream.lend():
             give_back = functools.partial(stream.give_back, filled.number)
             return Frame(pixels, now_open.sequence, t, levels, on_release=give_back)
@@ -171,10 +175,18 @@ class V4l2Source:
 class _Open:
     """What exists only while the device is open; `sequence` is the driver's counter, unwrapped from its 32 bits."""
 
-    def __init__(self, device: Device, stream: Stream, decoder: Decoder, resources: ExitStack) -> None:
+    def __init__(
+        self,
+        device: Device,
+        stream: Stream,
+        decoder: Decoder,
+        exposure: Optional[ExposureControl],
+        resources: ExitStack,
+    ) -> None:
         self.device = device
         self.stream = stream
         self.decoder = decoder
+        self.exposure = exposure
         self.resources = resources
         self.sequence = -1
 

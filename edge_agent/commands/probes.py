@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Iterator, Tuple
 import numpy as np
 
 from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
-from edge_agent.errors import EdgeAgentError
+from edge_agent.errors import EdgeAgentError, MissingPackage
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
@@ -51,15 +51,13 @@ def software() -> Iterator[Finding]:
 
 
 def _jetson_utils() -> Finding:
-    if importlib.util.find_spec("jetson_utils_python") is not None:
-        return Finding("jetson-utils", OK, "NVIDIA's extension module is there")
-    spec = importlib.util.find_spec("jetson_utils")
-    if spec is not None and importlib.util.find_spec("jetson_serial") is not None:
-        return Finding(
-            "jetson-utils", FAIL, "this is the unrelated PyPI package of that name",
-            "pip uninstall jetson-utils; the real one is built from dusty-nv/jetson-inference",
-        )  # fmt: skip
-    return Finding("jetson-utils", NOTE, "not there (CSI cameras on a Jetson)", "build dusty-nv/jetson-inference")
+    from edge_agent.capture.jetson_module import is_foreign, load_jetson_utils
+
+    try:
+        load_jetson_utils()
+    except MissingPackage as error:
+        return Finding("jetson-utils", FAIL if is_foreign() else NOTE, error.message, error.hint)
+    return Finding("jetson-utils", OK, "NVIDIA's extension module is there (csi: and jetson: sources)")
 
 
 def machine(settings: "Settings") -> Iterator[Finding]:

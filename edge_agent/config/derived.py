@@ -7,6 +7,7 @@ from edge_agent.config.settings import Settings
 from edge_agent.config.variables import name_of
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.discovery import CameraEntry, Site
+from edge_agent.core.exposure import ExposureParams
 from edge_agent.core.ports import Source
 from edge_agent.core.requests import Rules
 from edge_agent.errors import ConfigError, InputError, ModelError
@@ -23,6 +24,7 @@ def source_options(params: CameraParams) -> SourceOptions:
         params.color,
         params.controls,
         params.stall_after_s,
+        ExposureParams(params.exposure_target, params.exposure_max, params.gain_max) if params.auto_exposure else None,
     )
 
 

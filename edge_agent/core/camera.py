@@ -15,8 +15,9 @@ class CameraParams:
     """One camera. Positions are normalised 0..1 to the upright full frame (after rotation and flip)."""
 
     uri: str = param(
-        description="Where pictures come from: v4l2:/dev/..., rtsp://, http(s)://, a video file, a picture, a folder, "
-        "or test://",
+        description="Where pictures come from: v4l2:/dev/..., csi://0 (Bayer sensor on a Jetson), jetson:... "
+        "(/dev/video0, rtsp:// or a video file through jetson-utils), rtsp://, http(s)://, a video file, a picture, "
+        "a folder, or test://",
         min_length=1,
         restart=True,
         show=False,
@@ -57,6 +58,27 @@ class CameraParams:
     min_score: float = param(0.0, "Faces scored below this are ignored; raise it against false alarms", ge=0, le=100)
     controls: Dict[str, int] = param(
         factory=dict, description="V4L2 controls by name, set at every open, e.g. exposure, gain", restart=True
+    )
+    auto_exposure: bool = param(
+        False,
+        "Set exposure and gain by what the picture shows, for V4L2 cameras without automatic of their own (mono CSI "
+        "sensors); `controls` say where it starts",
+        restart=True,
+    )
+    exposure_target: float = param(
+        100.0, "Gray level, 0 to 255, that auto_exposure aims at, by lit frames only", ge=10, le=200, restart=True
+    )
+    exposure_max: Optional[int] = param(
+        None,
+        "Longest exposure that auto_exposure sets, in the driver's unit; less blurs less. The driver's own when unset",
+        ge=1,
+        restart=True,
+    )
+    gain_max: Optional[int] = param(
+        None,
+        "Highest gain that auto_exposure sets, in the driver's unit; less is less noise. The driver's own when unset",
+        ge=0,
+        restart=True,
     )
     stall_after_s: float = param(
         5.0, "Seconds without a frame after which the camera counts as lost", gt=0, le=600, restart=True

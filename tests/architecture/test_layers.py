@@ -36,6 +36,7 @@ THIRD_PARTY = {
     "pydantic": ("config/settings.py",),
     "pydantic_settings": ("config/settings.py",),
     "iotcore": ("commands/",),
+    "jetson_utils_python": ("capture/jetson_module.py",),
     "pycuda": ("inference/cuda_driver.py",),
     "tensorrt": ("inference/trt",),
     "systemd": ("host/journal.py",),

@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -328,7 +328,7 @@ def test_a_link_is_resolved_at_every_open(kernel: FakeKernel) -> None:
 
 @pytest.mark.parametrize("formats", [["GREY"], ["Y10", "GREY"], ["Y16"]])
 def test_a_mono_camera_is_sent_to_v4l2_before_jetson_utils_fails(kernel: FakeKernel, formats) -> None:
-    node = kernel.plug(FakeCamera(formats={name: SIZE for name in formats}))
+    node = kernel.plug(FakeCamera(formats=dict.fromkeys(formats, SIZE)))
     board = board_of(Input(format=formats[0]), "v4l2:///dev/video0")
     with pytest.raises(SourceError, match=rf"only {', '.join(formats)}.*use v4l2:{node}"):
         v4l2_source(kernel, board, node).open()

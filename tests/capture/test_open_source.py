@@ -40,7 +40,6 @@ def test_a_folder_is_pictures_even_with_a_dot_or_a_file_uri(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("csi://0", "csi:// is not supported yet"),
         ("ftp://user:secret@host/clip.mp4", "ftp://host/clip.mp4: unknown kind of source 'ftp'.*rtsp"),
         ("nothing-like-it", "no such file or folder.*test://"),
         ("clip.docx", "no such file"),

@@ -1,10 +1,10 @@
 """jetson-utils' extension module and a board with cameras, strict about what its source says (dusty-nv/jetson-utils).
 
-`FakeJetsonUtils(board, version)` stands for the module. What a version lacks raises AttributeError or TypeError. What the
-real one would let pass, to somebody's later harm, raises `Misuse`, which no product code catches.
+`FakeJetsonUtils(board, version)` stands for the module. What a version lacks raises AttributeError or TypeError. What
+the real one would let pass, to somebody's later harm, raises `Misuse`, which no product code catches.
 
-- Memory is real: `ptr` is an address, `cudaToNumpy` a view. The rings are overwritten while somebody looks; a freed ring
-  is filled with `FREED`, where the real one is unmapped.
+- Memory is real: `ptr` is an address, `cudaToNumpy` a view. The rings are overwritten while somebody looks; a freed
+  ring is filled with `FREED`, where the real one is unmapped.
 - The GPU is asynchronous: work waits on its stream until that stream, or the device, is synchronised.
 - Every fault is a bare `Exception`.
 """
@@ -32,10 +32,20 @@ _SINCE = {
     "cudaStreamDestroy": "2024-06",
     "cudaStreamSynchronize": "2024-06",
 }
-_MODULE = "videoSource cudaImage cudaAllocMapped cudaConvertColor cudaDeviceSynchronize cudaToNumpy".split()
-_SOURCE = "Open Close Capture GetWidth GetHeight GetFrameRate IsStreaming Usage".split()
+_MODULE = ["videoSource", "cudaImage", "cudaAllocMapped", "cudaConvertColor", "cudaDeviceSynchronize", "cudaToNumpy"]
+_SOURCE = ["Open", "Close", "Capture", "GetWidth", "GetHeight", "GetFrameRate", "IsStreaming", "Usage"]
 _FLAGS = frozenset(
-    "num-buffers input-width input-height input-rate input-flip input-loop input-latency input-codec log-level".split()
+    [
+        "num-buffers",
+        "input-width",
+        "input-height",
+        "input-rate",
+        "input-flip",
+        "input-loop",
+        "input-latency",
+        "input-codec",
+        "log-level",
+    ]
 )
 
 

@@ -129,7 +129,8 @@ class JetsonSource:
             self._counters["skipped"] += 1
             return None
         try:
-            # Its timeout is on the wall clock: it is early when that is set forward, so we look at ours.
+            # Its timeout is on the wall clock. Set forward, it is early, so we look at ours; set back, it is late by as
+            # much, and only the watchdog helps.
             captured = self._capture(self._converter, deadline_t)
             return None if captured is None else self._frame(self._converter, captured)
         except SourceError:

@@ -64,7 +64,8 @@ def parse_address(uri: str) -> Address:
 
 def arguments(address: Address, wanted: SourceOptions) -> List[str]:
     """What is asked for, as a command line, which every version reads; the dictionary came in May 2023."""
-    given = [f"--num-buffers={NUM_BUFFERS}", "--log-level=error"]
+    # Silent, since its errors show whole URIs; the level is the process's, so it is the same for all kinds.
+    given = [f"--num-buffers={NUM_BUFFERS}", "--log-level=silent"]
     if wanted.width:
         given.append(f"--input-width={wanted.width}")
     if wanted.height:
@@ -88,7 +89,7 @@ def require_there(address: Address) -> None:
         raise SourceError(f"{address.shown}: no such file")
     if address.kind == "rtsp":
         try:
-            target = urlsplit(address.place)
+            target = urlsplit(hide_credentials(address.place))  # no part of them can get into an error
             socket.create_connection((target.hostname or "", target.port or RTSP_PORT), CONNECT_TIMEOUT_S).close()
         except (OSError, ValueError) as error:
             raise SourceError(f"{address.shown}: {error}", "is the camera on, and the address right?") from error

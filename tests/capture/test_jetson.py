@@ -1,6 +1,7 @@
 """JetsonSource against a strict fake of jetson-utils: every trap that its source code holds."""
 
 import gc
+import logging
 import socket
 import threading
 import time
@@ -147,7 +148,7 @@ def test_it_asks_for_a_longer_ring_and_what_the_settings_say() -> None:
     with closing(opened(board, width=1280, height=720, fps=30.0)) as source:
         assert source._source.flags == {
             "num-buffers": "8",
-            "log-level": "error",
+            "log-level": "silent",
             "input-width": "1280",
             "input-height": "720",
             "input-rate": "30",
@@ -193,6 +194,21 @@ def test_a_stream_that_ends_is_a_fault_and_can_be_opened_again() -> None:
             assert "secret" not in str(caught.value)
             source.open()
             next_frame(source).release()
+
+
+@pytest.mark.parametrize("user", ["user:secret@", "user:secret/@", "user:a:secret@"])
+def test_credentials_are_told_by_nobody(user: str, capfd, caplog) -> None:
+    """jetson-utils prints the whole address of a stream that it cannot open."""
+    caplog.set_level(logging.DEBUG)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(SourceError) as caught:
+            source_of(Board(), f"jetson:rtsp://{user}127.0.0.1:{port}/live").open()
+    with pytest.raises(SourceError) as refused:
+        source_of(Board(), f"jetson:rtsp://{user}127.0.0.1:x/live").open()
+    assert "failed to create" in str(caught.value)
+    said = f"{caught.value} {refused.value} {caplog.text} {capfd.readouterr()}"
+    assert "secret" not in said
 
 
 @EVERY_VERSION

@@ -209,6 +209,8 @@ class VideoSource:
 
     def _fail(self) -> None:
         self._board.leaks.append("failed creation")
+        if self.flags.get("log-level") != "silent":
+            print(f"[gstreamer] gstDecoder -- failed to create decoder for {self._uri}")
         raise Exception("jetson.utils -- failed to create videoSource device")
 
     def __getattribute__(self, name: str) -> Any:

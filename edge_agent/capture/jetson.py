@@ -16,7 +16,7 @@ from edge_agent.capture.v4l2_kernel import Kernel, LinuxKernel
 from edge_agent.capture.v4l2_node import NodeFinder
 from edge_agent.core.frame import Frame
 from edge_agent.core.types import Counters
-from edge_agent.errors import EndOfStream, SourceError
+from edge_agent.errors import EndOfStream, MissingPackage, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,10 @@ class JetsonSource:
         self.uri = self._address.shown
         self.kind = "sensor" if self._address.kind == "csi" else "encoded"
         self._options = options or SourceOptions()
-        self._module = load_jetson_utils(root) if module is None else module
+        try:
+            self._module = load_jetson_utils(root) if module is None else module
+        except MissingPackage as error:
+            raise MissingPackage(f"{self.uri}: {error.message}", error.hint) from error
         self._kernel: Kernel = kernel or LinuxKernel()
         self._finder = NodeFinder(self.uri, self._address.place, root)
         self._source: Any = None

@@ -84,7 +84,7 @@ def test_a_csi_camera_from_sensor_to_broker_through_a_silent_unplug(tmp_path: Pa
 def test_without_jetson_utils_it_says_what_to_do_and_stops(tmp_path: Path) -> None:
     done = edge_agent("run", settings={"CAMERAS__DOOR__URI": "csi://0"}, state_dir=tmp_path)
     assert done.returncode == 1
-    assert "jetson-utils is not installed" in done.stderr
+    assert "csi://0: jetson-utils is not installed" in done.stderr
     assert "dusty-nv/jetson-inference" in done.stderr
     assert "Traceback" not in done.stderr
     found = json.loads(edge_agent("check", "--json", settings={"CAMERAS__DOOR__URI": "csi://0"}).stdout)["findings"]

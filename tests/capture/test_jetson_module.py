@@ -64,6 +64,7 @@ def test_the_extension_decides_not_the_name(tmp_path: Path, beside: Dict[str, st
 )
 def test_anything_else_is_a_missing_package_with_a_remedy(tmp_path: Path, files: Dict[str, str], told: str) -> None:
     line = said(tmp_path, files)
+    assert line.startswith("csi://0: ")
     assert told in line
     assert "dusty-nv/jetson-inference" in line
     assert line.count("\n") == 1

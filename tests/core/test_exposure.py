@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from edge_agent.core.exposure import SETTLE, WINDOW, AutoExposure, ExposureParams, Scale, Setting
-from edge_agent.core.illumination import brightness
+from edge_agent.core.frame import FULL_RANGE
+from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams, brightness
+from edge_agent.core.types import Sight
 
 EXPOSURE, GAIN = Scale(1, 1000), Scale(16, 248)
 STEP = SETTLE + WINDOW
@@ -144,6 +146,22 @@ def test_changing_light_is_followed() -> None:
     for light in (1.0, 0.2, 5.0, 0.3):
         room.light = light
         assert_right(run(room, automatic, 16 * STEP)[1])
+
+
+@pytest.mark.parametrize("strobe", [(1, 0), (1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize(("start", "light"), [(1000, 0.5), (60, 0.5)])
+def test_a_camera_never_counts_as_blind_while_its_exposure_is_found(strobe, start, light) -> None:
+    """Each step moves both clusters of a strobe; the judge of sight sees the same frames."""
+    room, automatic = Room(light, face=1.6 * light, part=0.3, strobe=strobe), automatic_from(start)
+    monitor = IlluminationMonitor(IlluminationParams(), "sensor")
+    sights = []
+    for number in range(16 * STEP):
+        picture, _ = room.shoot(automatic.setting)
+        sights.append(monitor.observe(picture, FULL_RANGE, number / 30).sight)
+        automatic.observe(float(picture.mean()), brightness(picture))
+    begun = sights.index(Sight.OK)
+    assert begun < 8 * STEP, "a flat, burnt picture may count as covered until then"
+    assert set(sights[begun:]) == {Sight.OK}
 
 
 def test_light_that_comes_and_goes_for_hours_is_still_followed() -> None:

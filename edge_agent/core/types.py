@@ -246,6 +246,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """Events of one camera, from the first `seq` to the last, that went before anybody had kept them."""
+
+    camera: str
+    from_seq: int
+    to_seq: int
+
+
+@dataclass(frozen=True)
 class EngineInfo:
     """What an engine says of itself; published in `B/info`.
 

@@ -4,12 +4,12 @@ import hashlib
 import logging
 from typing import List, Optional, Tuple
 
-from edge_agent.core.gaps import gap_for
+from edge_agent.core.gaps import gap_for, gap_of_events
 from edge_agent.core.messages import CropInfo, Message, encode_event, to_json
 from edge_agent.core.ports import EncodeJpeg
 from edge_agent.core.quality import CropParams
 from edge_agent.core.topics import Topics
-from edge_agent.core.types import Crop, FaceEvent, Moment
+from edge_agent.core.types import Crop, FaceEvent, Lost, Moment
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ class Letters:
             gap = gap_for(message, "too_large")
             return [] if gap is None else [gap]
         return [crop[0], message] if crop else [message]
+
+    def of_lost(self, lost: Lost) -> Message:
+        """The gap that stands in for events that went before they could be kept."""
+        span = lost.from_seq, lost.to_seq
+        return gap_of_events(self._topics.camera(lost.camera).events, lost.camera, self._boot, span, "overrun")
 
     def _of_crop(self, event: FaceEvent) -> Optional[Tuple[Message, CropInfo]]:
         crop = event.crop

@@ -21,7 +21,7 @@ from edge_agent.core.messages import (
 )
 from edge_agent.core.ports import Clock, Outbox
 from edge_agent.core.topics import Topics
-from edge_agent.core.types import CameraReport, Moment, Outcome, Presence, Sight
+from edge_agent.core.types import CameraReport, Lost, Moment, Outcome, Presence, Sight
 from edge_agent.mqtt.certificates import expiry_faults
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected
@@ -205,7 +205,7 @@ class Publisher:
             self._truth.connected()
 
     def notice(self, notice: object) -> None:
-        """Something that the client noticed."""
+        """Something that the client noticed; or events that went on their way here, which is told in their place."""
         if isinstance(notice, Acked):
             sent = self._in_flight.pop(notice.token, None)
             if isinstance(sent, Stored):
@@ -224,6 +224,8 @@ class Publisher:
             self._connected(notice)
         elif isinstance(notice, Disconnected):
             self._disconnected(notice.reason)
+        elif isinstance(notice, Lost):
+            self._outbox.put([self._letters.of_lost(notice)], self._clock())
         elif isinstance(notice, Received) and not self._selftest.received(notice):
             self._received(notice)
 

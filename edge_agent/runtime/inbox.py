@@ -2,20 +2,24 @@
 
 import threading
 from collections import deque
-from typing import Deque, List, Union
+from dataclasses import replace
+from itertools import islice
+from typing import Deque, List, Set, Union
 
-from edge_agent.core.types import Outcome
+from edge_agent.core.types import Lost, Outcome
 
 MAX_REQUESTS = 64
 
 
 class Inbox:
-    """Never blocks the sender. When full the oldest outcome goes, counted; its events show as a gap in `seq`.
+    """Never blocks the sender. When full the oldest outcome goes, counted, and a `Lost` stands in its events' place.
 
-    A report is never lost without a newer one of the same camera: it is truth that must end up retained.
+    Two things are never lost: a report without a newer one of the same camera, for it is truth that must end up
+    retained; and the end, without its picture, of an appearance that the taker knows to be open.
 
     Args:
-        capacity: Outcomes kept. Notices are bounded by their sender (messages in flight, commands that wait).
+        capacity: Outcomes kept, but for a few that are never lost. Notices are bounded by their sender (messages in
+            flight, commands that wait).
 
     Attributes:
         lost_events: Events that went.
@@ -24,10 +28,11 @@ class Inbox:
 
     def __init__(self, capacity: int = 2048) -> None:
         self._capacity = capacity
-        self._items: Deque[Union[Outcome, object]] = deque()
+        self._items: Deque[Union[Outcome, Lost, object]] = deque()
         self._outcomes = 0
         self._condition = threading.Condition()
         self._requests = 0
+        self._open: Set[str] = set()
         self.lost_events = 0
         self.lost_requests = 0
 
@@ -64,22 +69,65 @@ class Inbox:
             items = list(self._items)
             self._items.clear()
             self._outcomes = self._requests = 0
+            for item in items:
+                if isinstance(item, Outcome):
+                    self._note_open(item)
         return items
 
+    def _note_open(self, outcome: Outcome) -> None:
+        for event in outcome.events:
+            if event.event_type == "end":
+                self._open.discard(event.event_id)
+            else:
+                self._open.add(event.event_id)
+
     def _drop_oldest(self) -> None:
-        for index, item in enumerate(self._items):
+        """Of the first outcome that has something to spare."""
+        for index in range(len(self._items)):
+            item = self._items[index]
             if not isinstance(item, Outcome):
                 continue
-            newer = any(
-                isinstance(other, Outcome) and other.camera == item.camera and other.report is not None
-                for other in list(self._items)[index + 1 :]
-            )
-            if item.report is not None and not newer and not item.events:
+            parts = self._reduced(item, index)
+            if len(parts) == 1 and isinstance(parts[0], Outcome):
+                self._items[index] = parts[0]
                 continue
-            self.lost_events += len(item.events)
-            if item.report is not None and not newer:
-                self._items[index] = Outcome(item.camera, report=item.report)
-            else:
-                del self._items[index]
-                self._outcomes -= 1
+            del self._items[index]
+            self._outcomes += sum(isinstance(part, Outcome) for part in parts) - 1
+            for part in reversed([part for part in parts if not self._joined(part, index)]):
+                self._items.insert(index, part)
             return
+
+    def _reduced(self, outcome: Outcome, index: int) -> List[Union[Outcome, Lost]]:
+        """What must stay of it, in order: what went, ends without pictures, the report."""
+        parts: List[Union[Outcome, Lost]] = []
+        for event in outcome.events:
+            if event.event_type == "end" and event.event_id in self._open:
+                parts.append(Outcome(outcome.camera, (replace(event, crop=None),)))
+                continue
+            self.lost_events += 1
+            before = parts[-1] if parts else None
+            if isinstance(before, Lost):
+                parts[-1] = replace(before, to_seq=event.seq)
+            else:
+                parts.append(Lost(outcome.camera, event.seq, event.seq))
+        if outcome.report is not None and not self._has_newer_report(outcome.camera, index):
+            last = parts.pop() if parts and isinstance(parts[-1], Outcome) else None
+            parts.append(Outcome(outcome.camera, last.events if isinstance(last, Outcome) else (), outcome.report))
+        return parts
+
+    def _has_newer_report(self, camera: str, index: int) -> bool:
+        newer = islice(self._items, index + 1, None)
+        return any(isinstance(item, Outcome) and item.camera == camera and item.report is not None for item in newer)
+
+    def _joined(self, part: Union[Outcome, Lost], index: int) -> bool:
+        """Whether it could be added to what went just before it, of the same camera."""
+        if not isinstance(part, Lost):
+            return False
+        for at in range(index - 1, -1, -1):
+            before = self._items[at]
+            if isinstance(before, Lost) and before.camera == part.camera:
+                joins = before.to_seq + 1 == part.from_seq
+                if joins:
+                    self._items[at] = replace(before, to_seq=part.to_seq)
+                return joins
+        return False

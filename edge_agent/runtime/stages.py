@@ -287,7 +287,7 @@ class Publisher(Protocol):
         """Keep what must be sent."""
 
     def notice(self, notice: object) -> None:
-        """Something the broker client noticed."""
+        """Something the broker client noticed, or a `Lost` in the place of events that the inbox had to drop."""
 
     def info(self, info: Mapping[str, object]) -> None:
         """What the agent is, from now on."""

@@ -1,16 +1,50 @@
 """The bounded queue to the publish thread: never blocks, counts what it drops, never loses the last truth."""
 
+import random
 from datetime import datetime, timezone
+from typing import Any, Dict, List, Optional
 
-from edge_agent.core.types import Box, CameraReport, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
+import numpy as np
+import pytest
+
+from edge_agent.core.types import (
+    Box,
+    CameraReport,
+    Crop,
+    FaceEvent,
+    FrameInfo,
+    Lost,
+    Moment,
+    Outcome,
+    Presence,
+    Quality,
+    Sight,
+)
 from edge_agent.runtime.inbox import Inbox
 
 NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
 
 
-def event(seq: int) -> FaceEvent:
-    info = FrameInfo("a", seq, NOW, 640, 480)
-    return FaceEvent("start", f"id{seq}", seq, 1, info, NOW, None, Box(0, 0, 1, 1), 0.9, 0.9, "max")
+def event(seq: int, kind: str = "start", face: Optional[int] = None, camera: str = "a") -> FaceEvent:
+    info = FrameInfo(camera, seq, NOW, 640, 480)
+    crop = Crop(np.zeros((8, 8), np.uint8), Box(0, 0, 1, 1), Quality(1, 1, 8, 0.5, False), info)
+    return FaceEvent(
+        kind, f"id{face or seq}", seq, 1, info, NOW, NOW if kind == "end" else None, Box(0, 0, 1, 1), 0.9, 0.9, "max",
+        crop=crop if kind == "end" else None,
+    )  # fmt: skip
+
+
+def shown(inbox: Inbox) -> List[Any]:
+    """In short: seq of events, (from, to) of what was lost, the presence of a report alone."""
+    found: List[Any] = []
+    for item in inbox.take(0):
+        if isinstance(item, Lost):
+            found.append((item.from_seq, item.to_seq))
+            continue
+        found += [one.seq for one in item.events]
+        if item.report:
+            found.append(item.report.presence)
+    return found
 
 
 def report(presence: Presence, camera: str = "a") -> CameraReport:
@@ -31,7 +65,7 @@ def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
     inbox = Inbox(capacity=3)
     for seq in range(1, 8):
         inbox.put_outcome(Outcome("a", (event(seq),)))
-    assert [item.events[0].seq for item in inbox.take(0)] == [5, 6, 7]
+    assert shown(inbox) == [(1, 4), 5, 6, 7], "and says which"
     assert inbox.lost_events == 4
 
 
@@ -42,7 +76,8 @@ def test_a_report_survives_until_a_newer_one_of_the_same_camera():
     for seq in range(2, 6):
         inbox.put_outcome(Outcome("a", (event(seq),)))
     items = inbox.take(0)
-    assert {item.report.camera for item in items if item.report} == {"a", "b"}
+    outcomes = [item for item in items if isinstance(item, Outcome)]
+    assert {item.report.camera for item in outcomes if item.report} == {"a", "b"}
     assert items[-1].events[0].seq == 5
 
 
@@ -51,3 +86,71 @@ def test_an_old_report_goes_when_a_newer_one_waits():
     inbox.put_outcome(Outcome("a", report=report(Presence.YES)))
     inbox.put_outcome(Outcome("a", report=report(Presence.NO)))
     assert [item.report.presence for item in inbox.take(0)] == [Presence.NO]
+
+
+def test_the_end_of_what_the_taker_knows_to_be_open_is_never_lost_but_its_picture_is():
+    inbox = Inbox(capacity=2)
+    inbox.put_outcome(Outcome("a", (event(1, face=1), event(2, face=2)), report(Presence.YES)))
+    inbox.take(0)
+    inbox.put_outcome(Outcome("a", (event(3, "update", 2), event(4, "end", 2), event(5, face=3))))
+    inbox.put_outcome(Outcome("a", (event(6, "end", 1), event(7, "end", 3)), report(Presence.NO)))
+    for seq in range(8, 12):
+        inbox.put_outcome(Outcome("a", (event(seq),)))
+    items = inbox.take(0)
+    ends = [one for item in items if isinstance(item, Outcome) for one in item.events if one.event_type == "end"]
+    assert [(one.seq, one.crop) for one in ends] == [(4, None), (6, None)]
+    assert [item.report.presence for item in items if isinstance(item, Outcome) and item.report] == [Presence.NO]
+    lost = [(item.from_seq, item.to_seq) for item in items if isinstance(item, Lost)]
+    assert lost == [(3, 3), (5, 5), (7, 9)] and inbox.lost_events == 5
+    inbox.put_outcome(Outcome("a", (event(12, "end", 1),)))
+    inbox.put_outcome(Outcome("a", (event(13),)))
+    inbox.put_outcome(Outcome("a", (event(14),)))
+    assert shown(inbox) == [(12, 12), 13, 14], "nothing of it is open any more"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_story_keeps_the_books(seed):
+    """Every number comes or is told as lost, once and in order; who was seen to come is seen to go."""
+    rng = random.Random(seed)
+    inbox = Inbox(capacity=8)
+    seqs, there = {"a": 0, "b": 0}, {"a": [], "b": []}
+    told: Dict[str, List[int]] = {"a": [], "b": []}
+    seen_open, truth, faces, longest = set(), {}, 0, 0
+
+    def take() -> None:
+        nonlocal longest
+        items = inbox.take(0)
+        longest = max(longest, len(items))
+        for item in items:
+            if isinstance(item, Lost):
+                told[item.camera] += range(item.from_seq, item.to_seq + 1)
+                continue
+            for one in item.events:
+                told[item.camera].append(one.seq)
+                (seen_open.discard if one.event_type == "end" else seen_open.add)(one.event_id)
+            if item.report:
+                truth[item.camera] = item.report.presence
+
+    for _ in range(600):
+        camera = rng.choice("ab")
+        events = []
+        for _ in range(rng.randint(1, 3)):
+            seqs[camera] += 1
+            kind = rng.choice(["start", "update", "end"]) if there[camera] else "start"
+            if kind == "start":
+                faces += 1
+                there[camera].append(faces)
+            face = there[camera][-1] if kind == "start" else rng.choice(there[camera])
+            if kind == "end" or len(there[camera]) > 4:
+                kind = "end"
+                there[camera].remove(face)
+            events.append(event(seqs[camera], kind, face, camera))
+        presence = Presence.YES if there[camera] else Presence.NO
+        inbox.put_outcome(Outcome(camera, tuple(events), report(presence, camera)))
+        if rng.random() < 0.05:
+            take()
+    take()
+    assert {camera: told[camera] == list(range(1, seqs[camera] + 1)) for camera in told} == {"a": True, "b": True}
+    assert seen_open <= {f"id{face}" for camera in there for face in there[camera]}, "nobody stays who has gone"
+    assert truth == {camera: Presence.YES if there[camera] else Presence.NO for camera in there}
+    assert inbox.lost_events > 300 and longest < 60

@@ -140,7 +140,6 @@ class Publishing:
         """Take other *live* settings."""
         self._guard.rules, self._commands.overrides = rules_of(settings), overrides
         self._letters.crops = settings.crops
-        self._discard_crops()
 
     def threshold_changed(self, settings: Settings) -> Dict[str, Any]:
         """Say beside presence by which threshold it is decided now."""
@@ -169,7 +168,7 @@ class Publishing:
         return [item for item in items if not isinstance(item, Done)]
 
     def _discard_crops(self) -> None:
-        """What an earlier run, or earlier settings, have left of crops that are off now."""
+        """What an earlier run has left of crops that are off now: they are turned off by a restart, or by a command."""
         rules = self._guard.rules
         if not rules.crops:
             self.publisher.discard_crops()

@@ -6,7 +6,7 @@ sent once, with what is true then.
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Dict, Iterable, Iterator, List, Optional
+from typing import Dict, Iterable, Iterator, List
 
 from edge_agent.core.messages import Message
 
@@ -98,8 +98,3 @@ class RetainedTruth:
     def topics(self) -> List[str]:
         """Those that hold something: an empty value clears its topic."""
         return [name for name, topic in self._topics.items() if topic.message.payload]
-
-    def payload(self, topic: str) -> Optional[bytes]:
-        """The newest value, or None."""
-        known = self._topics.get(topic)
-        return None if known is None else known.message.payload

@@ -27,7 +27,7 @@ from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
 from edge_agent.host import journal
 from edge_agent.host.clock import SystemClock
-from edge_agent.host.identity import new_epoch, next_boot
+from edge_agent.host.identity import NUMBERS_PER_START, new_epoch, next_boot
 from edge_agent.host.memory import Memory
 from edge_agent.host.paths import state_dir
 from edge_agent.host.process import board_model, rss_bytes
@@ -281,4 +281,4 @@ def boot_counter(folder: Path) -> int:
             folder,
             error.strerror,
         )
-        return max(known + 1, new_epoch())
+        return max(known + NUMBERS_PER_START, new_epoch())

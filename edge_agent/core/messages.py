@@ -176,8 +176,10 @@ def stamp_delivery(payload: bytes, now: datetime, queued_ms: int, replayed: bool
     return payload[:-1] + b"," + to_json(delivery)[1:]
 
 
-def close_after_restart(last: bytes, seq: int) -> bytes:
+def close_after_restart(last: bytes, boot: int, seq: int) -> bytes:
     """The "end" of an appearance that a crash has left open, from its last event: nothing is known beyond that.
+
+    Its number is one of whoever closes it: the dead agent may have given any of its own to events that nobody kept.
 
     Raises:
         ValueError: `last` is no event.
@@ -185,7 +187,7 @@ def close_after_restart(last: bytes, seq: int) -> bytes:
     event = json.loads(last)
     if not isinstance(event, dict) or event.get("schema") != EVENT_SCHEMA:
         raise ValueError("not an event")
-    end = {"event_type": "end", "seq": seq, "end_ts": event["ts"], "crop": None, "end_reason": "restart"}
+    end = {"event_type": "end", "boot": boot, "seq": seq, "end_ts": event["ts"], "crop": None, "end_reason": "restart"}
     return to_json({**event, **end})
 
 

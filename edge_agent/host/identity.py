@@ -8,6 +8,8 @@ import time
 import uuid
 from pathlib import Path
 
+NUMBERS_PER_START = 2
+"""The one before a start's boot counter is its own too: it numbers what the start closes of an earlier, crashed one."""
 CLOCK_WAS_SET = 1_600_000_000
 """Unix seconds of September 2020; a clock before that is a board without a battery."""
 
@@ -31,7 +33,7 @@ def new_epoch() -> int:
 
 
 def next_boot(state_dir: Path, known: int = 0) -> int:
-    """One more than at the last start, or a new epoch; kept in `state_dir`, written whole or not at all.
+    """Two more than at the last start, or a new epoch; kept in `state_dir`, written whole or not at all.
 
     Args:
         state_dir: Made when missing.
@@ -43,7 +45,7 @@ def next_boot(state_dir: Path, known: int = 0) -> int:
     path = state_dir / "boot"
     with contextlib.suppress(OSError, ValueError):
         known = max(known, int(path.read_text("ascii")))
-    boot = known + 1 if known > 0 else new_epoch()
+    boot = known + NUMBERS_PER_START if known > 0 else new_epoch()
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     partial.write_text(f"{boot}\n", "ascii")

@@ -43,6 +43,7 @@ MIGRATIONS = (
     CREATE TABLE last_seq (camera TEXT PRIMARY KEY, boot INTEGER NOT NULL, seq INTEGER NOT NULL);
     CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     """,
+    "DROP TABLE last_seq;",
 )
 BUSY_S = 1.0
 WAL_BYTES = 4_000_000

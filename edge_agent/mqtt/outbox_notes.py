@@ -1,6 +1,6 @@
 """What the outbox on disk has yet to write: noted in memory, written in one transaction, kept when that fails."""
 
-from typing import Container, Dict, List, Tuple
+from typing import Container, Dict, List, Optional, Tuple
 
 from edge_agent.core.messages import Stored
 from edge_agent.mqtt.outbox import MemoryShelf
@@ -20,18 +20,19 @@ class Notes:
     Attributes:
         fresh: Messages that are new, or have changed.
         hidden: Rows that no longer count, because their message is gone or in `fresh`, with their size in bytes.
-        facts_changed: Open appearances, counters or boot are to be written.
+        given_up: First and last key of rows whose loss was announced: they no longer count either.
+        facts_changed: Open appearances or boot are to be written.
     """
 
     def __init__(self, in_flight: Container[int]) -> None:
         self.fresh = MemoryShelf(in_flight)
         self.hidden: Dict[int, int] = {}
+        self.given_up: Optional[Tuple[int, int]] = None
         self.facts_changed = True
         self._hidden_t = 0.0
         self._convicted: Dict[int, str] = {}
         self._set_aside: List[Tuple[Stored, str]] = []
         self._open: Dict[str, Stored] = {}
-        self._last_seq: Dict[str, int] = {}
 
     @property
     def quarantined(self) -> int:
@@ -44,15 +45,17 @@ class Notes:
             return True
         return bool(self.hidden) and (len(self.hidden) >= ACK_GRACE or t - self._hidden_t >= ACK_GRACE_S)
 
-    def keep(self, stored: Stored, boot: int) -> None:
-        """A new message; `boot` is the agent's own."""
+    def is_gone(self, key: int) -> bool:
+        """Whether a row no longer counts."""
+        return key in self.hidden or (self.given_up is not None and self.given_up[0] <= key <= self.given_up[1])
+
+    def keep(self, stored: Stored) -> None:
+        """A new message."""
         self.fresh.set(stored)
         message = stored.message
-        if message.event_id is None or message.camera is None or message.seq is None:
+        if message.event_id is None:
             return
         self.facts_changed = True
-        if message.boot == boot:
-            self._last_seq[message.camera] = message.seq
         if message.event_type == "end":
             self._open.pop(message.event_id, None)
         else:
@@ -84,6 +87,8 @@ class Notes:
 
     def write(self, table: Table, policy: Policy, boot: int) -> None:
         """Everything, within the caller's transaction."""
+        if self.given_up is not None:
+            table.remove_between(*self.given_up)
         for key in self.hidden:
             table.remove(key)
         for stored in self.fresh:
@@ -96,13 +101,14 @@ class Notes:
                 table.set_aside(convicted, reason)
                 policy.lose(table, convicted, "quarantined")
         if self.facts_changed:
-            table.keep_open(self._open.values(), boot, self._last_seq)
+            table.keep_open(self._open.values())
             table.boot = max(table.boot, boot)
 
     def written(self) -> None:
         """`write` is safe."""
         self.fresh.clear()
         self.hidden.clear()
+        self.given_up = None
         self._set_aside.clear()
         self._convicted.clear()
         self.facts_changed = False

@@ -2,6 +2,10 @@
 
 What is put, and what is acknowledged, is first noted in memory; `flush` writes all of it in one transaction, before
 anything of it is sent. So a fault of the disk loses nothing: the notes stay, bounded, until it works again.
+
+What has still to be sent keeps its order: while older rows cannot be read, newer messages wait in memory, for `HOLD_S`
+at most. Then the rows of this boot are given up and announced as a gap, and are deleted when the disk works again;
+those of earlier boots, whose number says that they are older, come late.
 """
 
 import logging
@@ -11,14 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Container, Dict, List, Optional, Sequence
 
+from edge_agent.core.gaps import gap_for
 from edge_agent.core.messages import Message, OutboxStatus, Stored, close_after_restart, timestamp
 from edge_agent.core.ports import Clock
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
 from edge_agent.mqtt.outbox_file import LOCK_NAME, OUTBOX_NAME, FileLock, is_damage, move_aside, open_for_writing
 from edge_agent.mqtt.outbox_notes import Notes
+from edge_agent.mqtt.outbox_order import Unread
 from edge_agent.mqtt.outbox_policy import Policy, Unwanted, is_convicted
 from edge_agent.mqtt.outbox_table import Table
+from edge_agent.mqtt.outbox_turns import Turns
 from edge_agent.mqtt.params import OutboxParams
 
 log = logging.getLogger(__name__)
@@ -45,7 +52,8 @@ class SqliteOutbox:
         folder: Where `outbox.db` and its lock lie; made when missing.
         clock: Both clocks.
         kernel: The machine's boot, e.g. /proc/sys/kernel/random/boot_id.
-        boot: The agent's boot counter.
+        boot: The agent's boot counter. The number before it must be nobody else's: with it, and numbers from 1 on, go
+            the ends of appearances that a crash has left open.
     """
 
     def __init__(
@@ -70,11 +78,12 @@ class SqliteOutbox:
         self._next_key = boot << KEY_BITS
 
         self._in_flight: Dict[int, Stored] = {}
-        self._again: Dict[int, str] = {}
-        self._cursor = 0
-        self._without: Container[str] = ()
+        self._unread = Unread(self._next_key)
+        self._look_back = True
         self._left_open: List[Stored] = []
+        self._closed: Dict[Optional[str], int] = {}
         self._notes = Notes(self._in_flight)
+        self._turns = Turns(self._in_flight, self._notes, self._unread, self._unwanted)
 
     def open(self) -> None:
         """Take the file, or go on without while it cannot be used; close the appearances that a crash left open.
@@ -87,6 +96,7 @@ class SqliteOutbox:
             self._connect(now)
         except (OSError, sqlite3.Error) as error:
             self._failed(error, now)
+            self._unread.earlier = self._may_exist()
         self._started = True
         self._close_left_open()
         self.flush()
@@ -105,22 +115,13 @@ class SqliteOutbox:
     def batch(self, limit: int, without: Container[str] = ()) -> List[Stored]:
         """The oldest messages that are not in flight, in order, marked in flight; at most `limit`."""
         self.flush()
-        if without != self._without:
-            # What was passed over lies behind the cursor.
-            self._without, self._cursor = without, 0
+        self._turns.leave_out(without)
         before = len(self._in_flight)
-        try:
-            self._take_stored(before + limit, without)
-        except sqlite3.Error as error:
-            self._failed(error, self._clock())
-        for stored in self._notes.fresh:
-            if len(self._in_flight) >= before + limit:
-                break
-            if stored.message.kind in without or stored in self._unwanted:
-                continue
-            if stored.key not in self._in_flight and stored.key not in self._again:
-                self._in_flight[stored.key] = stored
-        return list(self._in_flight.values())[before:]
+        if self._take_older(before + limit):
+            self._turns.take_fresh(before + limit)
+        batch = list(self._in_flight.values())[before:]
+        self._unread.taken(batch)
+        return batch
 
     def accept(self, key: int) -> None:
         """The broker has acknowledged it: forget it."""
@@ -137,10 +138,10 @@ class SqliteOutbox:
             return
         stored = replace(stored, tries=stored.tries + 1)
         self._notes.change(stored, self._clock().t)
-        self._again[key] = stored.message.kind
+        self._turns.again(stored)
         self._discard |= stored in self._unwanted
         if is_convicted(stored, fatal):
-            self._again[key] = "gap"
+            self._turns.again(stored, gap_for(stored.message, "quarantined"))
             log.warning("outbox: %s of %s set aside: %s", stored.message.kind, stored.message.topic, reason)
             self._notes.convict(key, reason)
 
@@ -149,7 +150,7 @@ class SqliteOutbox:
         for key in keys:
             stored = self._in_flight.pop(key, None)
             if stored is not None:
-                self._again[key] = stored.message.kind
+                self._turns.again(stored)
                 self._discard |= stored in self._unwanted
 
     def discard_crops(self, camera: Optional[str]) -> None:
@@ -187,7 +188,7 @@ class SqliteOutbox:
         self._lock.release()
 
     def _keep(self, message: Message, queued_t: float, queued_at: str, synced: bool) -> None:
-        self._notes.keep(Stored(self._next_key, message, queued_t, queued_at, synced=synced), self._boot)
+        self._notes.keep(Stored(self._next_key, message, queued_t, queued_at, synced=synced))
         self._next_key += 1
 
     def _close_left_open(self) -> None:
@@ -195,56 +196,39 @@ class SqliteOutbox:
         left, self._left_open = self._left_open, []
         for stored in left:
             message = stored.message
+            boot, seq = self._boot - 1, self._closed.get(message.camera, 0) + 1
             try:
-                payload = close_after_restart(message.payload, message.seq or 0)
+                payload = close_after_restart(message.payload, boot, seq)
             except (ValueError, KeyError) as error:
                 log.warning("outbox: an appearance of %s cannot be closed: %s", message.camera, error)
                 continue
-            end = replace(message, payload=payload, event_type="end")
+            self._closed[message.camera] = seq
+            end = replace(message, payload=payload, event_type="end", boot=boot, seq=seq)
             self._keep(end, stored.queued_t, stored.queued_at, stored.synced)
 
     def _taken_back(self, key: int) -> Optional[Stored]:
-        """What was in flight, or is to be sent again: an answer may come late. None for a key that is long gone."""
-        stored = self._in_flight.pop(key, None)
-        if stored is None and key in self._again:
-            stored = self._notes.fresh.get(key)
-            if stored is None and self._table is not None:
-                try:
-                    stored = self._table.get(key)
-                except sqlite3.Error as error:
-                    self._failed(error, self._clock())
-                    return None
-        self._again.pop(key, None)
-        return stored
+        try:
+            return self._turns.take_back(key, self._table)
+        except sqlite3.Error as error:
+            self._failed(error, self._clock())
+            return None
 
-    def _take_stored(self, until: int, without: Container[str]) -> None:
-        table = self._table
-        for key in sorted(self._again):
-            if len(self._in_flight) >= until:
-                return
-            if self._again[key] in without:
-                continue
-            stored = self._notes.fresh.get(key)
-            if stored is None and table is None:
-                continue
-            if stored is None and table is not None and key not in self._notes.hidden:
-                stored = table.get(key)
-            if stored in self._unwanted:
-                continue
-            del self._again[key]
-            if stored is not None:
-                self._in_flight[key] = stored
-        while table is not None and len(self._in_flight) < until:
-            rows = table.after(self._cursor, until - len(self._in_flight), without)
-            if not rows:
-                return
-            for stored in rows:
-                self._cursor = stored.key
-                if stored.key not in self._in_flight and not self._waits_its_turn(stored):
-                    self._in_flight[stored.key] = stored
+    def _take_older(self, until: int) -> bool:
+        """Whether what is newer may follow."""
+        now = self._clock()
+        try:
+            if self._turns.take_older(self._table, until):
+                self._unread.works()
+                return True
+        except sqlite3.Error as error:
+            self._failed(error, now)
+        if self._unread.holds(now.t):
+            return False
+        self._give_up_unread(now, for_good=False)
+        return True
 
-    def _waits_its_turn(self, stored: Stored) -> bool:
-        return stored.key in self._notes.hidden or stored.key in self._again or stored in self._unwanted
+    def _give_up_unread(self, now: Moment, for_good: bool) -> None:
+        self._policy.dropped += self._turns.give_up_unread(now, for_good)
 
     def _pending(self) -> int:
         return len(self._notes.fresh) + (max(0, self._table.count - len(self._notes.hidden)) if self._table else 0)
@@ -266,6 +250,7 @@ class SqliteOutbox:
         dropped = self._policy.dropped
         try:
             table = self._table or self._connect(now)
+            dropped = self._policy.dropped
             self._write(table, now)
         except (OSError, sqlite3.Error, InputError) as error:
             self._policy.dropped = dropped
@@ -288,10 +273,12 @@ class SqliteOutbox:
                 for key in table.crop_keys():
                     self._policy.discard(table, filter(None, [table.get(key)]), self._unwanted)
             more_to_do = not self._make_room(table, now)
+        self._unread.written(self._notes.fresh)
         self._notes.written()
         if self._discard:
             # Gaps may now stand behind the cursor, where crops were passed over.
-            self._discard, self._cursor = False, 0
+            self._discard = False
+            self._turns.rewind()
         self._more_to_do = more_to_do
         if now.t >= self._housekeeping_t:
             self._housekeeping_t = now.t + HOUSEKEEPING_S
@@ -316,8 +303,11 @@ class SqliteOutbox:
                 raise
             self._give_up_file(error, now)
             table = self._opened()
-        self._table, self._cursor, self._check = table, 0, False
+        self._table, self._check, self._look_back = table, False, False
+        self._turns.rewind()
         self._notes.facts_changed = True
+        if self._unread.earlier or not self._started:
+            self._unread.earlier = table.count > 0
         if self._started:
             self._close_left_open()
         return table
@@ -326,7 +316,8 @@ class SqliteOutbox:
         db = open_for_writing(self._path, self._params.synchronous, self._check)
         try:
             table = Table(db, self._clock, self._kernel, self._in_flight)
-            self._left_open = [stored for stored in table.left_open() if stored.message.boot != self._boot]
+            if self._look_back:
+                self._left_open = table.left_open()
             if self._check and self._started:
                 with table.transaction():
                     unreadable = table.drop_unreadable()
@@ -346,6 +337,8 @@ class SqliteOutbox:
         self._notes.hidden.clear()
         for stored in self._in_flight.values():
             self._notes.fresh.set(stored)
+        self._give_up_unread(now, for_good=True)
+        self._notes.given_up = None
 
     def _failed(self, error: Exception, now: Moment) -> None:
         reason = getattr(error, "strerror", None) or str(error)
@@ -363,6 +356,15 @@ class SqliteOutbox:
             self._table.recount()
         except sqlite3.Error:
             self._drop_table()
+
+    def _may_exist(self) -> bool:
+        try:
+            self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def _drop_table(self) -> None:
         if self._table is not None:

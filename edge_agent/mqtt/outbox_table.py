@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Container, Dict, Iterable, Iterator, List, Optional, Tuple
 
@@ -153,34 +153,25 @@ class Table:
             self.remove(key)
         return len(unreadable)
 
-    def keep_open(self, appearances: Iterable[Stored], boot: int, last_seq: Dict[str, int]) -> None:
-        """What would have to be closed if the agent died now, and the newest counters; replaces what was there."""
+    def remove_between(self, first: int, last: int) -> None:
+        """Forget all from the one key to the other."""
+        self._db.execute("DELETE FROM messages WHERE key BETWEEN ? AND ?", (first, last))
+        self.recount()
+
+    def keep_open(self, appearances: Iterable[Stored]) -> None:
+        """What would have to be closed if the agent died now; replaces what was there."""
         self._db.execute("DELETE FROM open_appearances")
         self._db.executemany(
             f"INSERT INTO open_appearances (event_id, {_TIMES}, topic, meta, payload) VALUES (?,?,?,?,?,?,?,?)",
             [(s.message.event_id, *self._times(s), *_packed(s.message)) for s in appearances],
         )
-        self._db.execute("DELETE FROM last_seq")
-        self._db.executemany(
-            "INSERT INTO last_seq (camera, boot, seq) VALUES (?,?,?)",
-            [(camera, boot, seq) for camera, seq in last_seq.items()],
-        )
 
     def left_open(self) -> List[Stored]:
-        """The last events of what `keep_open` kept, in order; `seq` is what an "end" after them would have."""
+        """What `keep_open` kept, in order."""
         rows = self._db.execute(f"SELECT 0, 0, {_TIMES}, topic, meta, payload FROM open_appearances").fetchall()
-        counters = self._db.execute("SELECT camera, boot, seq FROM last_seq")
-        newest = {(camera, boot): seq for camera, boot, seq in counters}
         now = self._clock()
-        found = sorted(
-            (self._unpacked(row, now) for row in rows), key=lambda s: (s.message.boot or 0, s.message.seq or 0)
-        )
-        ends = []
-        for stored in found:
-            which = stored.message.camera, stored.message.boot
-            newest[which] = max(newest.get(which, 0), stored.message.seq or 0) + 1
-            ends.append(replace(stored, message=replace(stored.message, seq=newest[which])))
-        return ends
+        found = (self._unpacked(row, now) for row in rows)
+        return sorted(found, key=lambda stored: (stored.message.boot or 0, stored.message.seq or 0))
 
     def open_count(self) -> int:
         """Appearances that are open, or were when the agent died."""

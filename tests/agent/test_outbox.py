@@ -1,9 +1,11 @@
 """What the whole agent keeps over kill -9, with the broker away."""
 
 import json
+import signal
 
 import pytest
 
+from edge_agent.core.overrides import Overrides
 from tests.fakes.agent import AgentProcess, edge_agent
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
 
@@ -40,11 +42,13 @@ def test_what_happened_before_a_crash_is_told_after_it_and_nothing_stays_open(br
             eventually(lambda: any(b'"end"' in p for p in listener.payloads(topic)), "the end", 30)
             told = [json.loads(p) for p in listener.payloads(topic)]
             assert [e["event_type"] for e in told if e["event_type"] != "update"] == ["start", "end"]
-            assert [e["seq"] for e in told] == list(range(1, len(told) + 1))
-            assert {e["boot"] for e in told} == {boot} and len({e["event_id"] for e in told}) == 1
+            assert [e["seq"] for e in told] == [*range(1, len(told)), 1]
+            assert [e["boot"] for e in told] == [boot] * (len(told) - 1) + [boot + 1] and len(
+                {e["event_id"] for e in told}
+            ) == 1
             assert told[-1]["end_reason"] == "restart"
             info = json.loads(listener.last("edge-agent/box/info"))
-            assert info["boot"] == boot + 1
+            assert info["boot"] == boot + 2
             first_event = listener.topics().index(topic)
             assert listener.topics().index("edge-agent/box/availability") < first_event, "truth before backlog"
             eventually(lambda: status(state)["pending"] == 0, "acknowledged and forgotten")
@@ -74,3 +78,35 @@ def test_a_damaged_file_degrades_health_and_begins_a_new_boot(broker, tmp_path):
     assert health["state"] == "degraded"
     assert any("was damaged" in reason and "outbox.db.corrupt-" in reason for reason in health["reasons"])
     assert health["boot"] > 1_700_000_000, "nothing is known of earlier boots"
+
+
+SHORT_VISITS = [{"start_s": 0.3, "end_s": 0.8, "path": [[0.5, 0.5], [0.5, 0.5]], "size": [0.4]}]
+
+
+@pytest.mark.parametrize("by", ["setting", "switch"])
+def test_crops_of_an_earlier_run_are_not_sent_once_they_are_off(broker, tmp_path, by):
+    state, env_file, script = tmp_path / "state", tmp_path / "agent.env", tmp_path / "script.json"
+    script.write_text(json.dumps({"period_s": 1.5, "appearances": SHORT_VISITS}))
+    env_file.write_text("")
+    common = {**settings(broker, f"test://one?fps=15&script={script}"), "ENV_FILE": env_file}
+    with AgentProcess(common, state) as agent:
+        eventually(lambda: status(state).get("pending_crops"), "a crop waits", 30)
+        if by == "setting":
+            env_file.write_text("EDGE_AGENT_CROPS__ENABLED=false\n")
+            agent.process.send_signal(signal.SIGHUP)
+            agent.wait()
+            assert "to be started anew" in agent.log
+        else:
+            agent.kill()
+            (state / "overrides.json").write_text(json.dumps(Overrides().with_switch("a", "crops", False).to_json()))
+    waited = status(state)
+    assert waited["pending_crops"]
+    with broker, Listener(broker, "edge-agent/box/#") as listener, AgentProcess(common, state):
+
+        def told():
+            return [json.loads(payload) for payload in listener.payloads("edge-agent/box/a/events")]
+
+        eventually(lambda: any(e["boot"] > waited["boot"] + 1 for e in told()), "the backlog is through", 30)
+        gaps = [(gap["of"], gap["reason"], gap["count"]) for gap in told() if "from_seq" in gap]
+        assert gaps == [("crops", "disabled", waited["pending_crops"])]
+        assert not [topic for topic in listener.topics() if "/crops/" in topic and not topic.endswith("/state")]

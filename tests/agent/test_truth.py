@@ -114,7 +114,7 @@ def test_after_kill_9_the_will_says_offline_and_a_restart_leaves_nothing_stuck(b
         eventually(lambda: listener.last("edge-agent/killed/availability") == b"offline", "the last will")
         with AgentProcess(empty_now, tmp_path):
             eventually(lambda: listener.last(topic) == b"OFF", "the new truth")
-            eventually(lambda: json.loads(listener.last("edge-agent/killed/info"))["boot"] == boot + 1)
+            eventually(lambda: json.loads(listener.last("edge-agent/killed/info"))["boot"] > boot)
         with Listener(broker, topic) as late:
             eventually(lambda: late.last(topic) is not None)
             assert late.payloads(topic)[0] == b"OFF", "what a late subscriber is told first"

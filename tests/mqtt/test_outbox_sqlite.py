@@ -19,6 +19,7 @@ import pytest
 from edge_agent.core.messages import Message, stamp_delivery
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
+from edge_agent.mqtt.outbox_order import HOLD_S
 from edge_agent.mqtt.outbox_sqlite import KEY_BITS, RETRY_S, SqliteOutbox
 from edge_agent.mqtt.params import OutboxParams
 from tests.fakes.clock import FakeClock
@@ -32,15 +33,15 @@ QUICK = {"synchronous": "normal"}
 
 
 class Opener:
-    """Makes outboxes on one folder, one after the other, as restarts do."""
+    """Makes outboxes on one folder, one after the other, as restarts do: boots 1, 3, 5 ..."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.clock, self.boot, self.kernel = folder, FakeClock(), 0, "kernel-1"
+        self.folder, self.clock, self.boot, self.kernel = folder, FakeClock(), -1, "kernel-1"
         self.outbox: Any = None
         self.all: List[SqliteOutbox] = []
 
     def __call__(self, **params: Any) -> SqliteOutbox:
-        self.boot += 1
+        self.boot += 2
         outbox = SqliteOutbox(OutboxParams(**{**QUICK, **params}), self.folder, self.clock, self.kernel, self.boot)
         self.all.append(outbox)
         outbox.open()
@@ -334,8 +335,8 @@ def test_appearances_left_open_are_closed_at_the_next_start(make):
     sent = outbox.batch(10)
     ends = [validate(stamp_delivery(s.message.payload, make.clock().at, 40_000, True)) for s in sent]
     assert [(e["camera"], e["boot"], e["seq"], e["event_type"]) for e in ends] == [
-        ("yard", 1, 2, "end"),
-        ("door", 1, 5, "end"),
+        ("yard", 2, 1, "end"),
+        ("door", 2, 1, "end"),
     ]
     door = ends[1]
     assert door["event_id"].endswith("1") and door["end_reason"] == "restart" and door["crop"] is None
@@ -352,14 +353,78 @@ def test_a_backlog_comes_before_the_ends_that_close_it(make):
     outbox.put([appearance(1, "start"), appearance(2, "update")], make.clock())
     crash(outbox)
     outbox = make()
-    outbox.put([appearance(1, "start", 2, boot=2)], make.clock())
+    outbox.put([appearance(1, "start", 2, boot=3)], make.clock())
     shown = [json.loads(s.message.payload) for s in outbox.batch(10)]
     assert [(e["boot"], e["seq"], e["event_type"]) for e in shown] == [
         (1, 1, "start"),
         (1, 2, "update"),
-        (1, 3, "end"),
-        (2, 1, "start"),
+        (2, 1, "end"),
+        (3, 1, "start"),
     ]
+
+
+DYING = """
+    import json, resource
+    from tests.mqtt.test_outbox_sqlite import appearance
+
+    sent = []
+    for seq, kind, number in [(1, "start", 1), (2, "start", 2), (3, "update", 1), (4, "end", 2), (5, "start", 3)]:
+        if seq == 3:
+            # From here on the kernel refuses to let any file grow.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        outbox.put([appearance(seq, kind, number, boot=boot)], clock())
+        sent += [stored.message for stored in outbox.batch(10)]
+    assert outbox.faults
+    print(json.dumps([[m.boot, m.seq, m.event_id] for m in sent]), flush=True)
+    signal.pause()
+"""
+
+
+def test_no_number_is_given_twice_though_the_disk_failed_before_kill_9(tmp_path):
+    """What went out of memory alone left no trace on disk; the ends of the next start must not take its numbers."""
+    with child(DYING, tmp_path, 1, "full") as process:
+        sent = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+    assert [(boot, seq) for boot, seq, _ in sent] == [(1, seq) for seq in range(1, 6)], "sent all the same"
+    numbers = {(boot, seq) for boot, seq, _ in sent}
+    opened = {sent[0][2], sent[1][2]}
+    for boot in (3, 5):
+        outbox = SqliteOutbox(OutboxParams(**QUICK), tmp_path, FakeClock(), "k", boot)
+        outbox.open()
+        ends = [stored.message for stored in outbox.batch(10) if stored.message.event_type == "end"]
+        assert {end.event_id for end in ends} == opened, "closed once"
+        numbers_of_ends = [(end.boot, end.seq) for end in ends]
+        assert numbers_of_ends == [(2, 1), (2, 2)], "the first start's that closed them, from 1 on"
+        assert not numbers & set(numbers_of_ends)
+        assert all(json.loads(end.payload)["boot"] == end.boot for end in ends)
+        crash(outbox)
+
+
+def test_what_a_start_has_closed_it_closes_once_however_often_the_disk_fails(make):
+    outbox = make()
+    outbox.put([appearance(1, "start")], make.clock())
+    crash(outbox)
+    with contextlib.closing(sqlite3.connect(str(make.file), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        outbox = make()
+        assert outbox.faults
+        outbox._drop_table()
+        other.execute("ROLLBACK")
+    make.clock.advance(RETRY_S)
+    shown = [json.loads(stored.message.payload) for stored in outbox.batch(10)]
+    assert [(e["boot"], e["seq"], e["event_type"]) for e in shown] == [(1, 1, "start"), (2, 1, "end")]
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(make):
+    outbox = make()
+    outbox.put([appearance(1, "start")], make.clock())
+    crash(outbox)
+    with contextlib.closing(sqlite3.connect(str(make.file))) as db:
+        db.execute("CREATE TABLE last_seq (camera TEXT PRIMARY KEY, boot INTEGER NOT NULL, seq INTEGER NOT NULL)")
+        db.execute("PRAGMA user_version=1")
+    outbox = make()
+    assert [stored.message.event_type for stored in outbox.batch(10)] == ["start", "end"] and not outbox.faults
+    assert make.rows("SELECT 1 FROM sqlite_master WHERE name = 'last_seq'") == []
 
 
 def test_a_clean_stop_leaves_nothing_open(make):
@@ -460,10 +525,12 @@ def test_damage_while_running_loses_nothing_that_is_in_memory(make):
         make.clock.advance(RETRY_S)
     assert outbox.faults and "moved to" in outbox.faults[0] and len(outbox.faults) == 1
     outbox.release([stored.key for stored in flying])
-    assert told(outbox) == [*range(1, 21), 1000]
+    lost = ("events", 21, 399, 379, "unreadable")
+    assert told(outbox) == [*range(1, 21), lost, 1000], "and what is not is announced"
+    assert outbox.status().dropped == 379
     outbox.put([message(1001)], make.clock())
     outbox.close()
-    assert told(make()) == [*range(1, 21), 1000, 1001]
+    assert told(make()) == [*range(1, 21), lost, 1000, 1001]
 
 
 def test_a_row_that_makes_no_sense_does_not_stop_the_others(make):
@@ -504,6 +571,128 @@ def test_a_folder_that_cannot_be_made_is_waited_for(make, caplog):
     assert not outbox.faults and "works again" in caplog.text
     outbox.close()
     assert told(make()) == [2, 3]
+
+
+class Unplugged:
+    """The disk is gone, for the length of a block: what is open answers with errors, and nothing can be opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(link) in (str(self.folder / "outbox.db"), str(self.folder / "outbox.db-wal")):
+                    # Open for writing alone: every read fails, as of a disk that does not answer.
+                    dead = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(dead, int(link.name))
+                    os.close(dead)
+        (self.folder / "outbox.db").rename(self.folder / "unplugged")
+        (self.folder / "outbox.db").mkdir()
+
+    def __exit__(self, *error: object) -> None:
+        (self.folder / "outbox.db").rmdir()
+        (self.folder / "unplugged").rename(self.folder / "outbox.db")
+
+
+def backlog(make: Opener, *seqs: int) -> SqliteOutbox:
+    """Too much for SQLite to keep in memory, and all of it on disk."""
+    outbox = make()
+    for seq in seqs:
+        outbox.put([message(seq, size=40_000)], make.clock())
+    outbox.flush()
+    with contextlib.closing(sqlite3.connect(str(make.file))) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return outbox
+
+
+def seqs_and_gaps(outbox: SqliteOutbox, limit: int = 20) -> List[Any]:
+    """What is handed out now; all of it is acknowledged."""
+    shown = []
+    for stored in outbox.batch(limit):
+        outbox.accept(stored.key)
+        gap = json.loads(stored.message.payload) if stored.message.kind == "gap" else None
+        shown.append((gap["from_seq"], gap["to_seq"], gap["reason"]) if gap else stored.message.seq)
+    return shown
+
+
+def test_what_is_newer_waits_while_what_is_older_cannot_be_read(make):
+    outbox = backlog(make, *range(1, 201))
+    shown = seqs_and_gaps(outbox)
+    flying = outbox.batch(5)
+    with Unplugged(make.folder):
+        for seq in range(201, 240):
+            outbox.put([message(seq)], make.clock())
+            shown += seqs_and_gaps(outbox)
+            make.clock.advance(1.0)
+        assert outbox.faults and shown[-1] < 201, "some older may be left in SQLite's memory, never a newer one"
+        outbox.release([stored.key for stored in flying])
+        assert seqs_and_gaps(outbox) == [], "nor before what is to be sent again"
+    make.clock.advance(RETRY_S)
+    while outbox.status().pending:
+        shown += seqs_and_gaps(outbox)
+    again = {stored.message.seq for stored in flying}
+    assert not outbox.faults
+    first = list(dict.fromkeys(shown))
+    assert first == list(range(1, 240)) and again <= set(shown), "each, and in order"
+
+
+def test_every_fault_is_waited_for_anew(make):
+    outbox = backlog(make, *range(1, 201))
+    shown = seqs_and_gaps(outbox)
+    for _ in range(3):
+        with Unplugged(make.folder):
+            shown += seqs_and_gaps(outbox)
+            make.clock.advance(HOLD_S / 2)
+            shown += seqs_and_gaps(outbox)
+        make.clock.advance(RETRY_S)
+        shown += seqs_and_gaps(outbox)
+    while outbox.status().pending:
+        shown += seqs_and_gaps(outbox)
+    assert shown == list(range(1, 201))
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_after_a_while_what_cannot_be_read_is_announced_as_lost_and_stays_lost(make, readable):
+    outbox = backlog(make, *range(1, 201))
+    shown = seqs_and_gaps(outbox)
+    outbox.release([stored.key for stored in outbox.batch(1)])
+    with Unplugged(make.folder):
+        outbox.put([message(201), message(1, camera="yard")], make.clock())
+        for _ in range(3):
+            shown += seqs_and_gaps(outbox)
+            make.clock.advance(HOLD_S / 2 + 1)
+        assert [one for one in shown if not isinstance(one, int)][-1][2] == "unreadable"
+        assert shown[-2:] == [201, 1], "what is new goes on"
+        outbox.put([message(202)], make.clock())
+        assert seqs_and_gaps(outbox) == [202], "at once, from now on"
+        outbox.put([message(203)], make.clock())
+        if not readable:
+            outbox.close()
+    if readable:
+        make.clock.advance(RETRY_S)
+        assert seqs_and_gaps(outbox) == [203], "what was announced as lost comes no more"
+        make.clock.advance(1.0)
+        outbox.flush()
+        assert outbox.status().pending == 0 and make.rows() == [(0,)]
+    told_of: List[int] = []
+    for one in shown[:-1]:
+        told_of += range(one[0], one[1] + 1) if isinstance(one, tuple) else [one]
+    assert told_of == list(range(1, 202)), "every number came or was announced, in order and once"
+    assert outbox.status().dropped == sum(one[1] - one[0] + 1 for one in shown if isinstance(one, tuple))
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_file_that_cannot_be_opened_at_the_start_may_hold_what_is_older(make, within):
+    backlog(make, 1, 2, 3).close()
+    with Unplugged(make.folder):
+        outbox = make()
+        outbox.put([message(1, camera="yard")], make.clock())
+        assert outbox.faults and seqs_and_gaps(outbox) == []
+        make.clock.advance(RETRY_S if within else HOLD_S)
+        shown = [] if within else seqs_and_gaps(outbox)
+    make.clock.advance(RETRY_S)
+    assert shown + seqs_and_gaps(outbox) == ([1, 2, 3, 1] if within else [1, 1, 2, 3]), "an earlier boot's come late"
 
 
 def test_a_file_that_another_program_locks_is_waited_for(make):

@@ -1,7 +1,8 @@
 """The bounded queue in front of the publish thread: outcomes from the infer thread, notices from the broker client."""
 
 import threading
-from collections import deque
+from collections import Counter, deque
+from typing import Counter as CounterType
 from typing import Deque, List, Union
 
 from edge_agent.core.types import Outcome
@@ -27,7 +28,7 @@ class Inbox:
         self._items: Deque[Union[Outcome, object]] = deque()
         self._outcomes = 0
         self._condition = threading.Condition()
-        self._requests = 0
+        self._requests: CounterType[str] = Counter()
         self.lost_events = 0
         self.lost_requests = 0
 
@@ -46,13 +47,13 @@ class Inbox:
             self._items.append(notice)
             self._condition.notify()
 
-    def put_request(self, request: object) -> None:
-        """From the broker client's thread: what strangers send. When many wait the newest goes, counted."""
+    def put_request(self, request: object, kind: str = "") -> None:
+        """From the broker client's thread: what strangers send. When many of a kind wait the newest goes, counted."""
         with self._condition:
-            if self._requests >= MAX_REQUESTS:
+            if self._requests[kind] >= MAX_REQUESTS:
                 self.lost_requests += 1
                 return
-            self._requests += 1
+            self._requests[kind] += 1
             self._items.append(request)
             self._condition.notify()
 
@@ -63,7 +64,8 @@ class Inbox:
                 self._condition.wait(timeout_s)
             items = list(self._items)
             self._items.clear()
-            self._outcomes = self._requests = 0
+            self._outcomes = 0
+            self._requests.clear()
         return items
 
     def _drop_oldest(self) -> None:

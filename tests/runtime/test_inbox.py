@@ -3,7 +3,7 @@
 from datetime import datetime, timezone
 
 from edge_agent.core.types import Box, CameraReport, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
-from edge_agent.runtime.inbox import Inbox
+from edge_agent.runtime.inbox import MAX_REQUESTS, Inbox
 
 NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
 
@@ -33,6 +33,17 @@ def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
         inbox.put_outcome(Outcome("a", (event(seq),)))
     assert [item.events[0].seq for item in inbox.take(0)] == [5, 6, 7]
     assert inbox.lost_events == 4
+
+
+def test_a_flood_of_one_kind_of_requests_crowds_out_no_other():
+    inbox = Inbox()
+    for number in range(MAX_REQUESTS + 10):
+        inbox.put_request(number)
+    inbox.put_request("echo", "own")
+    assert inbox.take(0) == [*range(MAX_REQUESTS), "echo"] and inbox.lost_requests == 10
+    for number in range(MAX_REQUESTS + 10):
+        inbox.put_request(number, "own")
+    assert inbox.take(0) == list(range(MAX_REQUESTS)), "that one is bounded too"
 
 
 def test_a_report_survives_until_a_newer_one_of_the_same_camera():

@@ -162,7 +162,7 @@ def test_crops_off_stays_off_and_on_is_refused_when_the_settings_say_so(broker, 
 
 
 def test_a_snapshot_is_a_picture_named_by_its_transaction(broker, listener, sender):
-    with AgentProcess(settings(broker, CAMERAS__A__MASKS="[[[0, 0], [1, 0], [1, 1], [0, 1]]]")):
+    with AgentProcess(settings(broker, CAMERAS__A__MASKS="[[[0, 0], [0.75, 0], [0.75, 1], [0, 1]]]")):
         eventually(lambda: listener.last(f"{B}/a/availability") == b"online")
         answer = ask(sender, listener, "snapshot", transaction="shot-1")
         topic = answer["result"]["topic"]
@@ -174,7 +174,8 @@ def test_a_snapshot_is_a_picture_named_by_its_transaction(broker, listener, send
         import numpy as np
 
         pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_GRAYSCALE)
-        assert max(pixels.shape) <= 320 and pixels.max() < 8, "the masks hide all of it"
+        hidden = pixels[:, : pixels.shape[1] * 2 // 3]
+        assert max(pixels.shape) <= 320 and hidden.max() < 8 and pixels.max() > 50, "as the mask has it"
         with Listener(broker, f"{B}/a/crops/#") as late:
             assert ask(sender, listener, "ping")["status"] == "ok"
             assert topic not in late.topics(), "must not be retained"

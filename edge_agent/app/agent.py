@@ -121,8 +121,10 @@ class Agent:
             },
             lambda: self._inference.threshold,
         )
-        self._status = StatusLine(captures, board, lambda: self._publishing.client.status().connected)
-        self._supervisor = Supervisor(captures, ServiceManager(environ), self._status, self._reload_now)
+        self._status = StatusLine(captures, board, lambda: self._publishing.client.status())
+        self._supervisor = Supervisor(
+            captures, ServiceManager(environ), self._status, self._reload_now, [self._publishing.client]
+        )
         self._reloader = Reloader(settings, read, self._apply, self._supervisor.request_stop)
 
         infer = InferStage(

@@ -34,6 +34,7 @@ from edge_agent.mqtt.notices import Notice, Received
 from edge_agent.mqtt.outbox import MemoryOutbox
 from edge_agent.mqtt.outbox_sqlite import SqliteOutbox
 from edge_agent.mqtt.publisher import Publisher, last_will
+from edge_agent.mqtt.selftest import SELFTEST
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox
 
@@ -80,6 +81,7 @@ class Publishing:
         self._inbox, self._clock, self._threshold = inbox, clock, threshold
         rules = rules_of(settings)
         topics = Topics(settings.mqtt.base, settings.node)
+        self._own_kind = frozenset({topics.response(SELFTEST), settings.home_assistant.status_topic})
         self.outbox = _outbox(settings, folder, clock, boot)
         self.client = MqttClient(
             with_credential(settings.mqtt, environ),
@@ -203,9 +205,11 @@ class Publishing:
         )
 
     def _notify(self, notice: Notice) -> None:
-        # What strangers send is cut to what can be judged, so that no number of messages fills the memory.
+        # What strangers send is cut to what can be judged, so that no number of messages fills the memory. No flood of
+        # commands may crowd out the echo of the self-test or Home Assistant's birth.
         if isinstance(notice, Received):
-            self._inbox.put_request(replace(notice, payload=notice.payload[: MAX_BYTES + 1], properties=()))
+            cut = replace(notice, payload=notice.payload[: MAX_BYTES + 1], properties=())
+            self._inbox.put_request(cut, notice.topic if notice.topic in self._own_kind else "")
         else:
             self._inbox.put_notice(notice)
 

@@ -1,8 +1,9 @@
 """One frame's detections as `C/detections` carries them, in the words of whoever listens.
 
 "native" is ours. "deepstream-minimal" is what Gst-nvmsgconv sends with payload-type 1 (schema version 4.0): boxes in
-px, one pipe-separated string per object, -1 for an object that is not tracked. "axis" is Axis' Analytics Data Format,
-the frame of com.axis.analytics_scene_description.v0.beta: boxes normalised, fields that are not known left out.
+px, one pipe-separated string per object: id (-1 when it is not tracked), left, top, right, bottom, class, then "#" and
+what is known of a face. "axis" is Axis' Analytics Data Format, the frame of
+com.axis.analytics_scene_description.v0.beta: boxes normalised, fields that are not known left out.
 """
 
 from typing import Any, Callable, Dict, List, Literal, Mapping
@@ -16,8 +17,11 @@ DETECTIONS_SCHEMA = "edge-agent.detections/1"
 DetectionsProfile = Literal["off", "native", "deepstream-minimal", "axis"]
 
 _FACE = "Face"
-_UNKNOWN = "|" * 8
-"""Gender, age, hair, cap, glasses, facial hair, name, eye colour: none of them known."""
+_UNKNOWN = ("", "0", "", "", "", "", "", "", "")
+"""Gender, age, hair, cap, glasses, facial hair, name, a field that is always empty, eye colour: none of them known.
+
+The empty one is DeepStream's: its converter writes two separators after the name. An unknown age is 0 there.
+"""
 
 
 def encode_detections(profile: DetectionsProfile, detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any]:
@@ -54,7 +58,7 @@ def _deepstream_minimal(detections: Detections, info: FrameInfo, node: str) -> D
         "@timestamp": timestamp(info.moment.at)[:-4] + "Z",
         "sensorId": f"{node}/{info.camera}",
         "objects": [
-            "|".join(["-1", *(f"{side:.2f}" for side in np.maximum(xyxy, 0.0)), _FACE, "#" + _UNKNOWN, f"{score:.4f}"])
+            "|".join(["-1", *(f"{side:.2f}" for side in np.maximum(xyxy, 0.0)), _FACE, "#", *_UNKNOWN, f"{score:.4f}"])
             for xyxy, score in detections
         ],
     }

@@ -5,7 +5,7 @@ from typing import Callable, Iterable, List, Mapping, Optional, Protocol, Sequen
 
 from edge_agent.core.discovery import Device, HomeAssistantParams, Published, messages, removals
 from edge_agent.core.messages import ONLINE, Message
-from edge_agent.mqtt.notices import Received
+from edge_agent.mqtt.notices import Received, Subscription
 
 BIRTH_DELAY_S = (1.0, 10.0)
 """So that a fleet does not answer a restart of Home Assistant all at once."""
@@ -14,9 +14,9 @@ ENTITIES_FIRST_S = 3.0
 """That Home Assistant has to drop an entity before the topics that it reads are cleared."""
 
 
-def filters(params: HomeAssistantParams) -> List[str]:
-    """Where Home Assistant says that it has started."""
-    return [params.status_topic] if params.enabled else []
+def filters(params: HomeAssistantParams) -> List[Subscription]:
+    """Where Home Assistant says that it has started; some make it say so retained, so the flag tells old from new."""
+    return [Subscription(params.status_topic)] if params.enabled else []
 
 
 class Speaker(Protocol):

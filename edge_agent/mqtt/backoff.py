@@ -7,7 +7,7 @@ from typing import Deque
 
 STABLE_S = 60.0
 """A session of this length ends a row of failures."""
-CREDENTIALS_S = (60.0, 300.0)
+HOPELESS_S = (60.0, 300.0)
 FLAPS = 3
 FLAP_WINDOW_S = 60.0
 
@@ -22,7 +22,7 @@ class Ending:
         lasted_s: Of the session.
         answered: The broker has answered CONNECT, whatever it said.
         unsupported: It does not speak this version of MQTT.
-        credentials: It does not know us.
+        hopeless: Only people can mend it: it does not know us, or cannot do what we need.
         closed: We wanted it.
     """
 
@@ -31,7 +31,7 @@ class Ending:
     lasted_s: float = 0.0
     answered: bool = True
     unsupported: bool = False
-    credentials: bool = False
+    hopeless: bool = False
     closed: bool = False
 
 
@@ -49,11 +49,11 @@ class Backoff:
         self._failures = 0
 
     def after(self, ending: Ending) -> float:
-        """Seconds to wait before the next attempt; 60 to 300 when the broker refused who we are."""
+        """Seconds to wait before the next attempt; 60 to 300 when it is for people to mend."""
         if ending.connected and ending.lasted_s >= STABLE_S:
             self._failures = 0
-        if ending.credentials:
-            return self._jitter.uniform(*CREDENTIALS_S)
+        if ending.hopeless:
+            return self._jitter.uniform(*HOPELESS_S)
         bound = min(self._max_s, self._first_s * 2.0 ** min(self._failures, 32))
         self._failures += 1
         return self._jitter.uniform(0.0, bound)

@@ -13,7 +13,8 @@ from typing import Callable, Optional, Sequence, Set, TypeVar
 from edge_agent.core.messages import Message
 from edge_agent.mqtt.backoff import Backoff, Dialect, Ending, Flaps
 from edge_agent.mqtt.certificates import Signature, signature
-from edge_agent.mqtt.notices import Disconnected, LinkStatus, Notice
+from edge_agent.mqtt.heartbeat import STEP_S, Heartbeat
+from edge_agent.mqtt.notices import Disconnected, LinkStatus, Notice, Subscription
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.session import Outgoing, Session, new_outgoing, tls_files
 from edge_agent.mqtt.wake import Wake
@@ -44,7 +45,12 @@ class MqttClient:
         notify: Takes every notice, in order, on the network thread; must only put it into a queue.
         monotonic: Seconds.
         jitter: Spreads reconnecting.
+
+    Attributes:
+        name: Of the thread.
     """
+
+    name = "mqtt"
 
     def __init__(
         self,
@@ -65,20 +71,27 @@ class MqttClient:
         self._tokens = itertools.count(1)
         self._session: Optional[Session] = None
         self._closing = threading.Event()
+        self._heart = Heartbeat(monotonic)
         self._sessions = 0
         self._connections = 0
         self._warned: Set[str] = set()
         self._flipped = False
         self._status = LinkStatus("connecting", self._dialect.version)
-        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
         """Begin to connect; returns at once, whether there is a broker or not."""
+        self._heart.within(STEP_S)
         self._thread.start()
 
     def status(self) -> LinkStatus:
         """How it stands. From any thread."""
         return self._status
+
+    def overdue_s(self, t: float) -> float:
+        """By how many seconds the thread has missed its own deadline at `t`, monotonic; for ever when it has died."""
+        died = self._thread.ident is not None and not self._thread.is_alive() and not self._closing.is_set()
+        return float("inf") if died else self._heart.overdue_s(t)
 
     def publish(self, message: Message, session: int) -> int:
         """Send within `session`; a message for a session that has ended is dropped, as its `Disconnected` says.
@@ -88,8 +101,8 @@ class MqttClient:
         """
         return self._ask(session, message)
 
-    def subscribe(self, filters: Sequence[str], session: int) -> None:
-        """Ask for topics, QoS 1. From any thread."""
+    def subscribe(self, filters: Sequence[Subscription], session: int) -> None:
+        """Ask for topics. From any thread."""
         self._ask(session, tuple(filters))
 
     def close(self, deadline_s: float) -> bool:
@@ -98,10 +111,8 @@ class MqttClient:
         Returns:
             True when the thread has ended within `deadline_s` plus a moment. Idempotent.
         """
-        if self._thread.ident is None:
-            self._wake.close()
-            return True
         if not self._thread.is_alive():
+            self._wake.close()
             return True
         self._closing.set()
         session = self._session
@@ -112,29 +123,43 @@ class MqttClient:
         self._thread.join(deadline_s + 1.0)
         return not self._thread.is_alive()
 
-    def _ask(self, session: int, what: "Message | Sequence[str]") -> int:
+    def _ask(self, session: int, what: "Message | Sequence[Subscription]") -> int:
         token = next(self._tokens)
         self._outgoing.append(Outgoing(session, token, what))
         self._wake.set()
         return token
 
     def _run(self) -> None:
+        try:
+            self._work()
+            self._heart.end()
+            self._wake.close()
+        finally:
+            self._set("closed", fault="" if self._closing.is_set() else "the client's thread has died")
+
+    def _work(self) -> None:
         while not self._closing.is_set():
+            self._heart.within(STEP_S)
             self._sessions += 1
             session = self._session = Session(
                 self._sessions, self._params, self._dialect.version, self._client_id, self._will,
                 self._outgoing, self._wake, self._tell, self._monotonic,
+                self._heart,
             )  # fmt: skip
             self._set("connecting")
             if self._closing.is_set():
                 break
-            ending = self._survive(session.run, FAULTY)
-            self._survive(session.dispose, None)
-            self._after(session, ending)
-        self._set("closed")
-        self._wake.close()
+            files = self._files()
+            try:
+                ending = self._survive(session.run, FAULTY)
+            finally:
+                # Were this thread to die, the connection must not outlive it: the broker shall say so.
+                self._survive(session.dispose, None)
+            self._heart.within(STEP_S)
+            self._after(session, ending, files)
 
-    def _after(self, session: Session, ending: Ending) -> None:
+    def _after(self, session: Session, ending: Ending, files: Signature) -> None:
+        """`files` is what they were when the attempt began: whoever mended one meanwhile need not wait either."""
         now = self._monotonic()
         if session.connected_t is not None:
             ending = Ending(ending.reason, connected=True, lasted_s=now - session.connected_t, closed=ending.closed)
@@ -158,9 +183,11 @@ class MqttClient:
         log.log(logging.WARNING if first else logging.DEBUG, "mqtt: %s; next attempt in %.1f s", ending.reason, delay_s)
         self._set("waiting", fault=ending.reason, retry_s=delay_s)
         until_t = now + delay_s
-        files = self._files()
+        if session.connected_t is not None:
+            files = self._files()
         # Who has mended a certificate or a password need not wait for the rest of five minutes.
         while not self._closing.is_set() and self._monotonic() < until_t and self._files() == files:
+            self._heart.within(STEP_S)
             self._wake.wait(min(1.0, until_t - self._monotonic()))
 
     def _files(self) -> Signature:

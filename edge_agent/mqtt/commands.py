@@ -11,7 +11,7 @@ from edge_agent.core.requests import SWITCHES, Command, Done, Guard, Refusal, Ru
 from edge_agent.core.topics import Topics
 from edge_agent.core.types import Crop
 from edge_agent.errors import EdgeAgentError
-from edge_agent.mqtt.notices import Received
+from edge_agent.mqtt.notices import Received, Subscription
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,11 @@ LOG_EVERY_S = 60.0
 IN_INFER_THREAD = ("set_threshold", "snapshot", *SWITCHES)
 
 
-def filters(topics: Topics, rules: Rules) -> List[str]:
-    """Topics that commands come by; none when they are turned off."""
+def filters(topics: Topics, rules: Rules) -> List[Subscription]:
+    """Topics that commands come by; none when they are turned off. A retained one must be known as such at once."""
     switches = [topics.camera(camera).switch_set(name) for camera in rules.cameras for name in SWITCHES]
-    return [topics.requests, *switches] if rules.params.enabled else []
+    wanted = [topics.requests, *switches] if rules.params.enabled else []
+    return [Subscription(topic, as_published=True) for topic in wanted]
 
 
 class Speaker(Protocol):

@@ -1,8 +1,22 @@
-"""What the client's network thread tells the publish thread, in order, as plain data."""
+"""What the publish thread and the client's network thread tell each other, as plain data."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Optional, Tuple, Union
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """What to ask the broker for, QoS 1.
+
+    Attributes:
+        topic: A filter.
+        as_published: On MQTT 5 a message keeps the retain flag that its sender gave it; otherwise only what the broker
+            has remembered arrives with it.
+    """
+
+    topic: str
+    as_published: bool = False
 
 
 @dataclass(frozen=True)

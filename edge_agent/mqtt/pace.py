@@ -16,12 +16,16 @@ class Pace:
     What was in flight when a connection was lost, or when one of its kind was refused, goes one at a time afterwards,
     with nothing beside it. So a message that kills connections convicts itself, and no innocent one with it; and a
     broker that refuses one message for a while gets no later one before it has taken that.
+
+    Those in flight beside the first event that is refused, the broker may have taken already: they have overtaken it,
+    at most a window full of them. After that this process sends one at a time, to whichever broker, and none can.
     """
 
     def __init__(self) -> None:
         self._lost: Set[int] = set()
         self._alone: Dict[int, str] = {}
         self._until_t: Dict[str, float] = {}
+        self._one_at_a_time = False
 
     def connected(self) -> None:
         """Another connection: what was refused may be tried again."""
@@ -37,7 +41,7 @@ class Pace:
 
     def room(self, room: int, in_flight: int, held_back: Collection[str]) -> int:
         """How many may be sent, when `room` is left and `in_flight` are under way."""
-        if all(kind in held_back for kind in self._alone.values()):
+        if not self._one_at_a_time and all(kind in held_back for kind in self._alone.values()):
             return room
         return 0 if in_flight else 1
 
@@ -56,6 +60,7 @@ class Pace:
         """Not now; `in_flight` is what is still under way."""
         kind = _kind(stored)
         self._until_t[kind] = until_t
+        self._one_at_a_time = self._one_at_a_time or kind != CROP
         self._alone[stored.key] = kind
         self._alone.update((other.key, kind) for other in in_flight if other.key > stored.key and _kind(other) == kind)
 

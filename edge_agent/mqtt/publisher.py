@@ -24,9 +24,9 @@ from edge_agent.core.topics import Topics
 from edge_agent.core.types import CameraReport, Lost, Moment, Outcome, Presence, Sight
 from edge_agent.mqtt.certificates import expiry_faults
 from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected
+from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
 from edge_agent.mqtt.pace import Pace
-from edge_agent.mqtt.selftest import SelfTest
+from edge_agent.mqtt.selftest import SELFTEST, SelfTest
 from edge_agent.mqtt.truth import Rank, RetainedTruth
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Client(Protocol):
     def publish(self, message: Message, session: int) -> int:
         """Send; returns a token that a notice will name."""
 
-    def subscribe(self, filters: Sequence[str], session: int) -> None:
+    def subscribe(self, filters: Sequence[Subscription], session: int) -> None:
         """Ask for topics."""
 
     def status(self) -> LinkStatus:
@@ -93,7 +93,7 @@ class Publisher:
         reports: Sequence[CameraReport],
         boot: int,
         parameters: Optional[Mapping[str, Mapping[str, Any]]] = None,
-        subscriptions: Sequence[str] = (),
+        subscriptions: Sequence[Subscription] = (),
         received: Callable[[Received], None] = ignore,
     ) -> None:
         self._topics, self._outbox, self._client, self._clock = topics, outbox, client, clock
@@ -101,7 +101,7 @@ class Publisher:
         self._subscriptions, self._received = tuple(subscriptions), received
         self._truth = RetainedTruth()
         self._health: Optional[Mapping[str, Any]] = None
-        self._selftest = SelfTest(topics.response("selftest"), boot)
+        self._selftest = SelfTest(topics.response(SELFTEST), boot)
         self._reports: Dict[str, CameraReport] = {}
         self._session: Optional[int] = None
         self._window = WINDOW
@@ -375,7 +375,7 @@ class Publisher:
 
 
 def _subject(sent: Union[Stored, str]) -> str:
-    """The topic, for people; all crops of a camera share one."""
+    """The topic, for people; all crops of a camera share one, and all answers, whose names are the askers' choice."""
     topic = sent.message.topic if isinstance(sent, Stored) else sent
     folder = topic.rsplit("/", 1)[0]
-    return folder if folder.endswith("/crops") else topic
+    return folder if folder.endswith(("/crops", "/response")) else topic

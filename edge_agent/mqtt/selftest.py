@@ -11,10 +11,12 @@ import logging
 from typing import Any, Dict, List, Optional
 
 from edge_agent.core.messages import RESPONSE_SCHEMA, Message, to_json
-from edge_agent.mqtt.notices import Received
+from edge_agent.mqtt.notices import Received, Subscription
 
 log = logging.getLogger(__name__)
 
+SELFTEST = "selftest"
+"""Its topic, as if it were a command's answer."""
 INTERVAL_S = 60.0
 ECHO_S = 5.0
 """After the acknowledgement; a broker sends both at about the same time."""
@@ -55,14 +57,14 @@ class SelfTest:
             return [f"the broker swallows messages of {self._swallowed_bytes} bytes; raise its limit"]
         return []
 
-    def connected(self, protocol: str, t: float) -> List[str]:
+    def connected(self, protocol: str, t: float) -> List[Subscription]:
         """A new session; returns what to subscribe to."""
         self.disconnected()
         if protocol == "5":
             self._heard, self._swallowed_bytes = None, 0
             return []
         self._due_t = t
-        return [self.topic]
+        return [Subscription(self.topic)]
 
     def disconnected(self) -> None:
         """The session is over, and so is the test under way."""

@@ -15,16 +15,26 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, 
 from paho.mqtt import MQTTException
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_agent.core.messages import Message
 from edge_agent.errors import BrokerError
 from edge_agent.mqtt.backoff import Ending
 from edge_agent.mqtt.certificates import peer_valid_until, signature, valid_until
+from edge_agent.mqtt.heartbeat import CONNECT_S, Heartbeat
+from edge_agent.mqtt.heartbeat import STEP_S as BEAT_S
 from edge_agent.mqtt.login import password
-from edge_agent.mqtt.notices import Acked, Connected, Notice, Received, Rejected
+from edge_agent.mqtt.notices import Acked, Connected, Notice, Received, Rejected, Subscription
+from edge_agent.mqtt.packets import (
+    CREDENTIALS,
+    FATAL,
+    TAKEN_OVER,
+    UNSUPPORTED_VERSION,
+    connect_properties,
+    publish_properties,
+    subscribe_options,
+    unfit,
+)
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.tls import context, explain, hear_refusal
 from edge_agent.mqtt.wake import Wake
@@ -35,12 +45,6 @@ STEP_S = 0.5
 FILES_LOOK_S = 2.0
 RENEW_S = 5.0
 """What is under way when certificates are renewed has this long to be acknowledged."""
-INBOUND_BYTES = 65_536
-UNSUPPORTED_VERSION = 0x84
-CREDENTIALS = frozenset({0x86, 0x87, 0x8A, 0x8C})
-TAKEN_OVER = 0x8E
-FATAL = frozenset({0x90, 0x95, 0x99})
-"""PUBACK: topic name invalid, packet too large, payload format invalid."""
 
 
 class Outgoing:
@@ -48,7 +52,7 @@ class Outgoing:
 
     __slots__ = ("session", "token", "what")
 
-    def __init__(self, session: int, token: int, what: Union[Message, Sequence[str]]) -> None:
+    def __init__(self, session: int, token: int, what: Union[Message, Sequence[Subscription]]) -> None:
         self.session, self.token, self.what = session, token, what
 
 
@@ -65,6 +69,7 @@ class Session:
         wake: Set by them afterwards.
         tell: Takes notices, in order.
         monotonic: Seconds.
+        heart: Beats while this gets on.
 
     Attributes:
         own_until: Until when our certificate is valid; None without one.
@@ -82,7 +87,9 @@ class Session:
         wake: Wake,
         tell: Callable[[Notice], None],
         monotonic: Callable[[], float],
+        heart: Heartbeat,
     ) -> None:
+        self._heart = heart
         self._number, self._params, self._version, self._will = number, params, version, will
         self._outgoing, self._wake, self._tell, self._monotonic = outgoing, wake, tell, monotonic
         self._client_id = client_id
@@ -90,6 +97,7 @@ class Session:
         self._close_by_t: Optional[float] = None
         self._connected_t: Optional[float] = None
         self._verdict: Optional[ReasonCode] = None
+        self._unfit: Optional[str] = None
         self._parting: Optional[ReasonCode] = None
         self._noted: List[Notice] = []
         self._acks: List[Tuple[int, ReasonCode]] = []
@@ -113,11 +121,12 @@ class Session:
     def run(self) -> Ending:
         """Connect and work until the connection ends. Whatever paho or `tell` raises comes out; then `dispose`."""
         params = self._params
+        self._heart.within(CONNECT_S + params.connect_timeout_s)
         try:
             client = self._client = self._make()
             # A clean session each time: an old subscription must not replay commands that were meant for yesterday.
             if self._version == "5":
-                properties = _connect_properties()
+                properties = connect_properties()
                 client.connect(params.host, params.port, params.keepalive_s, clean_start=True, properties=properties)
             else:
                 client.connect(params.host, params.port, params.keepalive_s)
@@ -133,6 +142,7 @@ class Session:
         self._note_certificates(sock)
         answer_by_t = self._monotonic() + params.connect_timeout_s
         while client.socket() is not None:
+            self._heart.within(BEAT_S)
             self._step(client)
             if self._connected_t is None:
                 if self._verdict is not None or self._monotonic() >= answer_by_t or self._close_by_t is not None:
@@ -145,6 +155,8 @@ class Session:
                 return self._ended("closed", closed=True)
             if self._renewed(client):
                 return self._ended("certificates were renewed", closed=True)
+        if self._unfit is not None:
+            client.disconnect()
         return self._ended(None)
 
     def dispose(self) -> None:
@@ -240,11 +252,11 @@ class Session:
             if isinstance(item.what, Message):
                 self._publish(client, item.token, item.what)
             elif item.what:
-                client.subscribe([(topic, 1) for topic in item.what])
+                client.subscribe(subscribe_options(item.what, self._version))  # type: ignore[arg-type]
         self._report()
 
     def _publish(self, client: Client, token: int, message: Message) -> None:
-        properties = _publish_properties(message) if self._version == "5" else None
+        properties = publish_properties(message) if self._version == "5" else None
         try:
             info = client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         except (ValueError, MQTTException) as error:
@@ -277,18 +289,21 @@ class Session:
         if self._close_by_t is not None:
             return Ending("closed", closed=True)
         if self._verdict is None:
+            self._heart.within(CONNECT_S)
             refused = hear_refusal(self._params) if self._params.tls.enabled else None
             if refused is not None:
-                return Ending(f"{where}: {refused}", credentials=True)
+                return Ending(f"{where}: {refused}", hopeless=True)
             silent = "takes connections, but does not answer as a broker"
             hint = "; does it want a client certificate?" if self._params.tls.enabled else ""
             return Ending(f"{where}: {silent} of MQTT {self._version} would{hint}", answered=False)
         code = self._verdict.value
+        if self._unfit is not None:
+            return Ending(f"{where}: {self._unfit}", hopeless=True)
         hint = "; check username and password_file" if code in CREDENTIALS else ""
         return Ending(
             f"{where}: refused: {self._verdict.getName()}{hint}",
             unsupported=code == UNSUPPORTED_VERSION,
-            credentials=code in CREDENTIALS,
+            hopeless=code in CREDENTIALS,
         )
 
     def _oldest_unacked_s(self) -> float:
@@ -311,8 +326,8 @@ class Session:
                 self._tell(Acked(token))
 
     def _on_connect(self, client: Client, _: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
-        self._verdict = reason
-        if not reason.is_failure:
+        self._verdict, self._unfit = reason, unfit(reason.value, properties)
+        if self._unfit is None and not reason.is_failure:
             self._connected_t = self._monotonic()
             size = getattr(properties, "MaximumPacketSize", None)
             window = getattr(properties, "ReceiveMaximum", None)
@@ -346,20 +361,3 @@ def new_outgoing() -> Deque[Outgoing]:
 def tls_files(params: MqttParams) -> Tuple[Optional[str], ...]:
     """What a new connection reads anew."""
     return (params.tls.ca_file, params.tls.cert_file, params.tls.key_file) if params.tls.enabled else ()
-
-
-def _connect_properties() -> Properties:
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.MaximumPacketSize = INBOUND_BYTES
-    return properties
-
-
-def _publish_properties(message: Message) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    if message.content_type is not None:
-        properties.ContentType = message.content_type
-    if message.expiry_s is not None:
-        properties.MessageExpiryInterval = message.expiry_s
-    if message.properties:
-        properties.UserProperty = list(message.properties)
-    return properties

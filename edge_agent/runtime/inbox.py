@@ -1,9 +1,10 @@
 """The bounded queue in front of the publish thread: outcomes from the infer thread, notices from the broker client."""
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from itertools import islice
+from typing import Counter as CounterType
 from typing import Deque, List, Set, Union
 
 from edge_agent.core.types import Lost, Outcome
@@ -31,7 +32,7 @@ class Inbox:
         self._items: Deque[Union[Outcome, Lost, object]] = deque()
         self._outcomes = 0
         self._condition = threading.Condition()
-        self._requests = 0
+        self._requests: CounterType[str] = Counter()
         self._open: Set[str] = set()
         self.lost_events = 0
         self.lost_requests = 0
@@ -51,13 +52,13 @@ class Inbox:
             self._items.append(notice)
             self._condition.notify()
 
-    def put_request(self, request: object) -> None:
-        """From the broker client's thread: what strangers send. When many wait the newest goes, counted."""
+    def put_request(self, request: object, kind: str = "") -> None:
+        """From the broker client's thread: what strangers send. When many of a kind wait the newest goes, counted."""
         with self._condition:
-            if self._requests >= MAX_REQUESTS:
+            if self._requests[kind] >= MAX_REQUESTS:
                 self.lost_requests += 1
                 return
-            self._requests += 1
+            self._requests[kind] += 1
             self._items.append(request)
             self._condition.notify()
 
@@ -68,7 +69,8 @@ class Inbox:
                 self._condition.wait(timeout_s)
             items = list(self._items)
             self._items.clear()
-            self._outcomes = self._requests = 0
+            self._outcomes = 0
+            self._requests.clear()
             for item in items:
                 if isinstance(item, Outcome):
                     self._note_open(item)

@@ -1,10 +1,22 @@
 """How the agent stands, in one line for people."""
 
-from typing import Callable, Dict, List, Mapping
+from typing import Callable, Dict, List, Mapping, Protocol
 
 from edge_agent.core.types import Outcome, Presence, Sight
 from edge_agent.runtime.slot import SlotBoard
 from edge_agent.runtime.stages import CaptureStage
+
+
+class Link(Protocol):
+    """What the broker client says of itself."""
+
+    @property
+    def connected(self) -> bool:
+        """True only after an accepting CONNACK."""
+
+    @property
+    def fault(self) -> str:
+        """What is wrong now, in words; empty when nothing is known to be."""
 
 
 class StatusLine:
@@ -13,11 +25,11 @@ class StatusLine:
     Args:
         captures: One stage per camera.
         board: Their sights.
-        connected: Whether the broker is.
+        link: To the broker.
     """
 
-    def __init__(self, captures: Mapping[str, CaptureStage], board: SlotBoard, connected: Callable[[], bool]) -> None:
-        self._captures, self._board, self._connected = captures, board, connected
+    def __init__(self, captures: Mapping[str, CaptureStage], board: SlotBoard, link: Callable[[], Link]) -> None:
+        self._captures, self._board, self._link = captures, board, link
         self._presence: Dict[str, Presence] = {}
 
     def note(self, outcome: Outcome) -> None:
@@ -40,4 +52,6 @@ class StatusLine:
         parts += [f"{count[Presence.NO]} without"] if count[Presence.NO] else []
         parts += [f"{count[Presence.UNKNOWN]} not known yet"] if count[Presence.UNKNOWN] else []
         parts += [f"{len(blind)} cannot see: {', '.join(blind)}"] if blind else []
-        return f"{', '.join(parts)}; broker {'connected' if self._connected() else 'not connected'}"
+        link = self._link()
+        fault = f" ({link.fault})" if link.fault else ""
+        return f"{', '.join(parts)}; broker {'connected' if link.connected else 'not connected' + fault}"

@@ -39,6 +39,17 @@ class Manager(Protocol):
         """Starting takes at least so much longer."""
 
 
+class Watched(Protocol):
+    """A thread that is not ours to start or stop, and must get on all the same."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    def overdue_s(self, t: float) -> float:
+        """By how many seconds it has missed its own deadline at `t`, monotonic; 0.0 when it has not."""
+
+
 class Supervisor:
     """Looks at all workers twice a second, and at once when something asks for it.
 
@@ -50,6 +61,7 @@ class Supervisor:
         manager: Told how it goes.
         status: In words, for people.
         reload: Reads the settings again, and tells by itself how that went; called by the thread that is in `watch`.
+        others: Threads that the watchdog depends on too.
     """
 
     def __init__(
@@ -58,7 +70,9 @@ class Supervisor:
         manager: Manager,
         status: Callable[[], str],
         reload: Callable[[], None],
+        others: Sequence[Watched] = (),
     ) -> None:
+        self._others = others
         self._captures, self._manager, self._status, self._reload = captures, manager, status, reload
         self._wake = threading.Event()
         self._stop = False
@@ -119,7 +133,8 @@ class Supervisor:
         self._tell(f"{self._overdue} does not return" if self._overdue else self._status())
 
     def _feed(self, workers: Sequence[Worker], now_t: float) -> None:
-        overdue = next((worker.name for worker in workers if worker.overdue_s(now_t) > 0.0), None)
+        watched: Sequence[Watched] = [*workers, *self._others]
+        overdue = next((one.name for one in watched if one.overdue_s(now_t) > 0.0), None)
         if overdue is None:
             self._manager.alive()
         elif self._overdue is None:

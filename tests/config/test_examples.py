@@ -3,14 +3,14 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any, Dict, Iterator, Set
 
 import pytest
 from jsonschema import Draft202012Validator
 
 import edge_agent
 from edge_agent.core.discovery import CameraEntry, Site, devices
-from edge_agent.core.topics import CameraTopics, Topics
+from edge_agent.core.topics import Topics
 from tests.fakes.schemas import validate, validate_message
 from tests.programs import record_topics, topics
 from tests.programs.topics import TOPICS, topic_of
@@ -20,29 +20,13 @@ SCHEMAS = Path(edge_agent.__file__).parent / "schemas"
 BLOCK = re.compile(r"`([^`\n]+)`\n```(\w+)\n(.*?)\n```", re.DOTALL)
 
 
-def all_topics() -> List[str]:
-    """Whatever the code can name."""
-    node = Topics("edge-agent", "lobby")
-    door = CameraTopics(node.camera("door").root)
-    named = [value for owner in (node, door) for key, value in vars(owner).items() if key not in ("node", "root")]
-    made = [
-        node.request("ping"),
-        node.response("ping"),
-        door.zone("desk"),
-        door.crop("019ab3c4"),
-        "homeassistant/status",
-    ]
-    switches = [door.switch_set("crops"), door.switch_state("detection")]
-    return [name.replace("request/+", "request/reload") for name in named] + made + switches
-
-
-@pytest.mark.parametrize("name", all_topics())
+@pytest.mark.parametrize("name", topics.all_topics())
 def test_the_table_knows_every_topic(name: str) -> None:
     assert topic_of(name) is not None
 
 
 def test_the_table_tells_topics_apart() -> None:
-    by_key = {topic_of(name).key for name in all_topics()}  # type: ignore[union-attr]
+    by_key = {topic_of(name).key for name in topics.all_topics()}  # type: ignore[union-attr]
     assert by_key == {topic.key for topic in TOPICS} - {"discovery"}
     assert topic_of("edge-agent/lobby/door/crops/state").key == "switchState"  # type: ignore[union-attr]
     assert topic_of("homeassistant/device/edge-agent_lobby/config").key == "discovery"  # type: ignore[union-attr]

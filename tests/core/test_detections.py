@@ -31,8 +31,8 @@ def test_deepstream_minimal():
     assert value["version"] == "4.0" and value["id"] == "7" and value["@timestamp"] == "2026-01-01T00:01:40.000Z"
     first = value["objects"][0].split("|")
     assert first[:7] == ["-1", "0.00", "10.00", "50.00", "60.00", "Face", "#"]
-    # Gender, age, hair, cap, glasses, facial hair, name, eye colour; then the confidence.
-    assert first[7:15] == [""] * 8 and float(first[15]) == pytest.approx(0.9) and len(first) == 16
+    # Gender, age, hair, cap, glasses, facial hair, name, nothing, eye colour; then the confidence. As nvmsgconv has it.
+    assert first[7:16] == ["", "0", *[""] * 7] and float(first[16]) == pytest.approx(0.9) and len(first) == 17
 
 
 def test_axis():

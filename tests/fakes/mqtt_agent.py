@@ -24,6 +24,7 @@ from edge_agent.core.types import (
 )
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters
+from edge_agent.mqtt.notices import Subscription
 from edge_agent.mqtt.outbox import MemoryOutbox
 from edge_agent.mqtt.params import MqttParams, OutboxParams
 from edge_agent.mqtt.publisher import Publisher, last_will
@@ -89,7 +90,7 @@ class Agent:
         outbox: OutboxParams = OutboxParams(),  # noqa: B008
         on_notice: Optional[Callable[[object], None]] = None,
         client_id: Optional[str] = None,
-        subscriptions: Sequence[str] = (),
+        subscriptions: Sequence[Subscription] = (),
         **params: Any,
     ) -> None:
         self.skipped_s = 0.0

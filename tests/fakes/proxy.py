@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 CONNECT, CONNACK, PUBLISH, PUBACK = 1, 2, 3, 4
-MALFORMED = b"\x99"  # "payload format invalid"
+REFUSALS = {"refuse": b"\x99", "busy": b"\x97"}
+"""MQTT 5 reason codes: "payload format invalid", "quota exceeded"."""
 POLL_S = 0.05
 
 Verdict = Optional[str]
-"""What to do with a PUBLISH: None passes it on, "cut" swallows it and cuts, "refuse" answers it as malformed."""
+"""What to do with a PUBLISH: None passes it on, "cut" swallows it and cuts, others answer it as `REFUSALS` say."""
 
 
 @dataclass
@@ -212,8 +213,8 @@ class _Link:
         if verdict == "cut":
             self._proxy.cuts += 1
             self.cut()
-        elif verdict == "refuse":
-            self._inner.sendall(bytes((PUBACK << 4, 3)) + packet_id.to_bytes(2, "big") + MALFORMED)
+        elif verdict in REFUSALS:
+            self._inner.sendall(bytes((PUBACK << 4, 3)) + packet_id.to_bytes(2, "big") + REFUSALS[verdict])
         elif passed.qos:
             self._unacked[packet_id] = passed
         return verdict is None

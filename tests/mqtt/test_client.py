@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
-from typing import Iterator, List
+from typing import Iterator, List, Tuple
 
 import pytest
 
 from edge_agent.core.messages import Message
 from edge_agent.mqtt.client import default_client_id
-from edge_agent.mqtt.notices import Acked, Connected, Disconnected
+from edge_agent.mqtt.heartbeat import STEP_S
+from edge_agent.mqtt.notices import Acked, Connected, Disconnected, Received, Subscription
 from edge_agent.mqtt.params import TlsParams
 from tests.fakes.broker import PATH, VERSIONS, Broker, Front, Gate, Listener, eventually, free_port, needs_mosquitto
 from tests.fakes.mqtt_agent import Agent, event, now
@@ -71,6 +74,82 @@ def test_falls_back_to_3_1_1(tmp_path: Path, answer: bytes) -> None:
             agent.until(agent.settled)
             assert agent.client.status().protocol == "3.1.1"
         front.close()
+
+
+def unfit(agent: Agent, words: str) -> None:
+    agent.until(lambda: agent.client.status().state == "waiting")
+    status = agent.client.status()
+    assert words in status.fault and "use another" in status.fault
+    assert status.protocol == "5" and not status.connected and 60.0 <= status.retry_s <= 300.0
+    assert not any(isinstance(notice, Connected) for notice in agent.notices)
+
+
+@pytest.mark.parametrize(("said", "words"), [(b"\x25\x00", "no retained messages"), (b"\x24\x00", "QoS 0 only")])
+def test_a_broker_that_says_it_cannot_do_what_is_needed_is_named_and_left_alone(said: bytes, words: str) -> None:
+    """CONNACK with success, and the property Retain Available or Maximum QoS (MQTT 5.0, 3.2.2.3)."""
+    front = Front(free_port(), b"\x20\x05\x00\x00\x02" + said)
+    with Agent(front.port) as agent:
+        unfit(agent, words)
+    front.close()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("config", "words"), [("retain_available false", "no retained messages"), ("max_qos 0", "QoS 0 only")]
+)
+def test_a_mosquitto_without_retain_or_qos_is_named_and_left_alone(tmp_path: Path, config: str, words: str) -> None:
+    with Broker(tmp_path, config) as broker, Agent(broker.port) as agent:
+        unfit(agent, words)
+
+
+@needs_mosquitto
+def test_qos_1_is_enough(tmp_path: Path) -> None:
+    with Broker(tmp_path, "max_qos 1") as broker, Agent(broker.port) as agent:
+        agent.until(agent.settled)
+
+
+@needs_mosquitto
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_network_thread_that_stands_still_or_dies_starves_the_watchdog(tmp_path: Path) -> None:
+    """`notify` is called on that thread, and so can hold it up, or end it."""
+    hold, dead = threading.Event(), threading.Event()
+
+    def notify(notice: object) -> None:
+        agent.inbox.put(notice)
+        if dead.is_set():
+            raise SystemExit
+        if isinstance(notice, Acked) and hold.is_set():
+            release.wait(60.0)
+
+    with Broker(tmp_path) as broker:
+        for fault, delay_s in ((hold, STEP_S), (dead, -1.0)):
+            release = threading.Event()
+            agent = Agent(broker.port, on_notice=notify)
+            with agent:
+                agent.until(agent.settled)
+                assert agent.client.overdue_s(time.monotonic() + STEP_S - 5.0) == 0.0, "an idle one is not late"
+                fault.set()
+                agent.put(event(1))
+                agent.step()
+                eventually(lambda: agent.client.overdue_s(time.monotonic() + delay_s + 0.1) > 0.0)  # noqa: B023
+                release.set()
+                if fault is hold:
+                    fault.clear()
+                    agent.until(agent.settled)
+                    eventually(lambda: agent.client.overdue_s(time.monotonic() + STEP_S - 5.0) == 0.0)  # noqa: B023
+        with Listener(broker, ONLINE) as listener:
+            eventually(lambda: listener.last(ONLINE) == b"offline", "its connection went with it")
+        assert not agent.client.status().connected and "died" in agent.client.status().fault
+
+
+def test_a_broker_that_is_away_or_mute_is_no_thread_that_stands_still() -> None:
+    front = Front(free_port(), b"")
+    for port in (front.port, free_port()):
+        with Agent(port, connect_timeout_s=0.3) as agent:
+            agent.until(lambda: agent.client.status().state == "waiting")
+            assert agent.client.overdue_s(time.monotonic() + STEP_S - 5.0) == 0.0
+        assert agent.client.overdue_s(time.monotonic() + 1e6) == 0.0, "closed"
+    front.close()
 
 
 @needs_mosquitto
@@ -209,6 +288,32 @@ def test_a_cut_network_comes_back(tmp_path: Path) -> None:
                 assert agent.client.status().reconnects == cut
             assert agent.publisher.close(now(), agent.take)
         gate.close()
+
+
+@needs_mosquitto
+def test_the_retain_flag_is_the_senders_where_that_matters_and_the_brokers_elsewhere(tmp_path: Path) -> None:
+    """On MQTT 5. A retained command is bad news even while it is new; Home Assistant's birth is not."""
+    command, birth = "edge-agent/lobby/request/ping", "homeassistant/status"
+    wanted = [Subscription(command, as_published=True), Subscription(birth)]
+    with Broker(tmp_path) as broker, Agent(broker.port, subscriptions=wanted) as agent:
+
+        def received() -> List[Tuple[str, bool]]:
+            # Each is noted twice: as it comes, and as it is handed on.
+            return [(one.topic, one.retain) for one in agent.notices if isinstance(one, Received)][::2]
+
+        agent.until(agent.settled)
+        with Agent(broker.port, node="other", reports=()) as other:
+            other.until(other.settled)
+            session = next(n.session for n in other.notices if isinstance(n, Connected))
+            for retain in (False, True):
+                for topic in (command, birth):
+                    other.client.publish(Message(topic, b"online", retain=retain), session)
+            agent.until(lambda: len(received()) == 4)
+        assert set(received()) == {(command, False), (birth, False), (command, True)}
+        with Agent(broker.port, node="late", subscriptions=wanted) as late:
+            late.until(lambda: any(isinstance(one, Received) for one in late.notices))
+            late.until(late.settled)
+            assert {one.retain for one in late.notices if isinstance(one, Received)} == {True}
 
 
 @needs_mosquitto

@@ -162,7 +162,7 @@ def test_crops_off_stays_off_and_on_is_refused_when_the_settings_say_so(broker, 
 
 
 def test_a_snapshot_is_a_picture_named_by_its_transaction(broker, listener, sender):
-    with AgentProcess(settings(broker, CAMERAS__A__MASKS="[[[0, 0], [1, 0], [1, 1], [0, 1]]]")):
+    with AgentProcess(settings(broker, CAMERAS__A__MASKS="[[[0, 0], [0.75, 0], [0.75, 1], [0, 1]]]")):
         eventually(lambda: listener.last(f"{B}/a/availability") == b"online")
         answer = ask(sender, listener, "snapshot", transaction="shot-1")
         topic = answer["result"]["topic"]
@@ -174,7 +174,8 @@ def test_a_snapshot_is_a_picture_named_by_its_transaction(broker, listener, send
         import numpy as np
 
         pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_GRAYSCALE)
-        assert max(pixels.shape) <= 320 and pixels.max() < 8, "the masks hide all of it"
+        hidden = pixels[:, : pixels.shape[1] * 2 // 3]
+        assert max(pixels.shape) <= 320 and hidden.max() < 8 and pixels.max() > 50, "as the mask has it"
         with Listener(broker, f"{B}/a/crops/#") as late:
             assert ask(sender, listener, "ping")["status"] == "ok"
             assert topic not in late.topics(), "must not be retained"
@@ -225,6 +226,32 @@ def test_retained_commands_do_nothing_at_the_next_start(broker, listener, sender
         eventually(lambda: json.loads(listener.last(f"{B}/health"))["commands"]["refused"] == {"retained": 2})
         eventually(lambda: listener.last(f"{B}/a/detection/state") == b"ON")
         assert agent.process.poll() is None
+
+
+def test_a_retained_command_that_is_sent_now_does_nothing_either(broker, listener, sender):
+    """Whoever sends it retained would have it done again at each start."""
+    with AgentProcess(settings(broker)):
+        seen(listener)
+        sender.tell("a/detection/set", b"OFF", retain=True)
+        sender.tell("request/ping", b"{}", retain=True)
+        eventually(lambda: [answer["reason"] for answer in answers(listener, "ping")] == ["retained"])
+        eventually(lambda: json.loads(listener.last(f"{B}/health"))["commands"]["refused"] == {"retained": 2})
+        assert listener.payloads(f"{B}/a/detection/state") == [b"ON"]
+
+
+def test_a_transaction_that_comes_twice_is_done_once(broker, listener, sender):
+    """The contract ignores the second; it is refused in words, counted and logged, as all that is not done."""
+    with AgentProcess(settings(broker)) as agent:
+        seen(listener)
+        for _ in range(2):
+            sender.tell("request/snapshot", b'{"transaction": "shot"}')
+        eventually(lambda: len(answers(listener, "snapshot")) == 2)
+        said = sorted((answer["status"], answer["reason"]) for answer in answers(listener, "snapshot"))
+        assert said == [("error", "duplicate"), ("ok", None)]
+        assert {answer["transaction"] for answer in answers(listener, "snapshot")} == {"shot"}
+        eventually(lambda: json.loads(listener.last(f"{B}/health"))["commands"]["refused"] == {"duplicate": 1})
+        assert len(listener.payloads(f"{B}/a/crops/shot")) == 1
+        assert agent.log.count("refused (duplicate)") == 1
 
 
 def test_a_flood_is_counted_answered_little_and_harms_nobody(broker, listener, sender):
@@ -330,7 +357,8 @@ def test_home_assistants_birth_is_answered(broker, listener):
         eventually(lambda: listener.last(topic))
         before = len(listener.payloads(topic))
         client = Sender(broker.port)
-        client._client.publish("homeassistant/status", "online").wait_for_publish(5)
+        # Some make Home Assistant say it retained; what is said now is news all the same.
+        client._client.publish("homeassistant/status", "online", retain=True).wait_for_publish(5)
         client.close()
         eventually(lambda: len(listener.payloads(topic)) > before, "told again", deadline_s=20)
 

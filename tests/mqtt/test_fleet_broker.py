@@ -12,9 +12,12 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
+from edge_agent.core.discovery import CameraEntry, HomeAssistantParams, Site, devices, messages
+from edge_agent.core.topics import Topics
 from tests.fakes import certificates
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import VERSIONS, Broker, Listener, eventually, needs_mosquitto
+from tests.programs.topics import all_topics
 
 READY_MADE = certificates.ROOT / "config" / "mosquitto"
 NAMES = ("lobby", "yard", "homeassistant", "monitor")
@@ -124,6 +127,42 @@ def test_a_node_can_publish_only_below_its_own_name(broker: Broker, certs: Path,
         assert said == [version == "3.1.1"] * len(others) + [True] * len(own)
         eventually(lambda: len(home.heard) == len(own))
         assert home.topics() == own
+
+
+def discovered(node: str, style: Any) -> List[str]:
+    topics = Topics("edge-agent", node)
+    site = Site("1", "board", (CameraEntry("door", "Door", ("desk",)),), image=True, temperature=True)
+    found, _ = messages(devices(topics, site), HomeAssistantParams(style=style), "1", {})
+    return [message.topic for message in found]
+
+
+def test_every_topic_that_an_agent_publishes_is_its_own_and_no_others(broker: Broker, certs: Path) -> None:
+    """All that `core.topics` can name, and both styles of discovery."""
+    topics = [name for name in all_topics() if name.startswith("edge-agent/")]
+    own = [name for name in topics if "/request/" not in name and not name.endswith("/set")]
+    assert len(own) >= 15
+    made = [*discovered("lobby", "device"), *discovered("lobby", "components")]
+    assert len({len(name.split("/")) for name in made}) == 2, "of both styles"
+    others = [name.replace("/lobby/", "/yard/") for name in own]
+    assert all(publish_as(broker, certs, "lobby", *own, *made))
+    assert not any(publish_as(broker, certs, "lobby", *others, "homeassistant/status"))
+    assert not any(publish_as(broker, certs, "monitor", *own, *made))
+
+
+def test_every_topic_that_an_agent_listens_to_reaches_it_and_no_other(broker: Broker, certs: Path) -> None:
+    asked = [name for name in all_topics() if "/request/" in name or name.endswith("/set")]
+    asked += [f"edge-agent/lobby/{name}" for name in ("door/detection/set", "request/ping")]
+    filters = ["homeassistant/status", "edge-agent/lobby/request/+", "edge-agent/lobby/door/+/set"]
+    with Listener(broker, *filters, tls=certificates.client(certs, "lobby")) as lobby, Listener(
+        broker, *filters, tls=certificates.client(certs, "yard")
+    ) as yard:
+        lobby.faults = yard.faults = Ignored()
+        assert all(publish_as(broker, certs, "homeassistant", *asked, "homeassistant/status"))
+        for name in ("yard", "monitor"):
+            assert not any(publish_as(broker, certs, name, *asked))
+        eventually(lambda: len(lobby.heard) == len(asked) + 1)
+        assert sorted(lobby.topics()) == sorted([*asked, "homeassistant/status"])
+        eventually(lambda: yard.topics() == ["homeassistant/status"])
 
 
 def test_an_agent_of_another_name_says_what_is_wrong(broker: Broker, certs: Path) -> None:

@@ -75,7 +75,7 @@ def test_packet_size_is_an_upper_bound() -> None:
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
     from edge_agent.core.messages import stamp_delivery
-    from edge_agent.mqtt.session import _publish_properties
+    from edge_agent.mqtt.packets import publish_properties
 
     class Packing(Client):
         def _packet_queue(self, command: int, packet: bytes, *_: Any) -> Any:
@@ -87,7 +87,7 @@ def test_packet_size_is_an_upper_bound() -> None:
         if message.kind == "event":
             payload = stamp_delivery(payload, moment().at, 999_999_999_999, True)
         client = Packing(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
-        topic, properties = message.topic.encode(), _publish_properties(message)
+        topic, properties = message.topic.encode(), publish_properties(message)
         client._sock = object()  # packs only when there is a connection
         client._send_publish(1, topic, payload, 1, False, False, None, properties)
         client._sock = None

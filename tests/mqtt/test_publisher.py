@@ -14,17 +14,19 @@ from edge_agent.core.quality import CropParams
 from edge_agent.core.topics import Topics
 from edge_agent.core.types import Sight
 from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected
+from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
 from edge_agent.mqtt.outbox import MemoryOutbox
 from edge_agent.mqtt.params import OutboxParams
-from edge_agent.mqtt.publisher import Publisher
+from edge_agent.mqtt.publisher import WINDOW, Publisher
 from tests.fakes.broker import VERSIONS, Broker, Gate, Listener, eventually, needs_mosquitto
 from tests.fakes.clock import FakeClock
 from tests.fakes.mqtt_agent import HEALTH, INFO, STARTING, Agent, event, now, report
+from tests.fakes.proxy import Passed, RecordingProxy
 
 NODE = "edge-agent/lobby"
 DOOR = f"{NODE}/door"
 EVENTS = f"{DOOR}/events"
+REQUESTS = Subscription(f"{NODE}/request/+", as_published=True)
 both_versions = pytest.mark.parametrize("version", VERSIONS)
 
 
@@ -51,7 +53,7 @@ def test_the_order_at_every_connect(tmp_path: Path, version: str) -> None:
     ]  # fmt: skip
     with Broker(tmp_path) as broker:
         gate = Gate(broker.port)
-        agent = Agent(gate.port, protocol=version, subscriptions=[f"{NODE}/request/+"])
+        agent = Agent(gate.port, protocol=version, subscriptions=[REQUESTS])
         agent.publisher.discovery([Message("homeassistant/device/lobby/config", b"{}", retain=True)])
         agent.publisher.health(HEALTH)
         with Listener(broker, f"{NODE}/#", version=version) as listener, agent:
@@ -362,7 +364,7 @@ def test_counts_are_slowed_answers_are_not_and_health_keeps_only_the_newest(tmp_
 
 @needs_mosquitto
 def test_commands_are_handed_on(tmp_path: Path) -> None:
-    with Broker(tmp_path) as broker, Agent(broker.port, subscriptions=[f"{NODE}/request/+"]) as agent:
+    with Broker(tmp_path) as broker, Agent(broker.port, subscriptions=[REQUESTS]) as agent:
         agent.until(agent.settled)
         with Agent(broker.port, node="other", reports=()) as other:
             other.until(other.settled)
@@ -486,8 +488,60 @@ def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
             publisher.pump()
             assert sent()[-1] == seq and outbox.status().in_flight == 1
         publisher.notice(Acked(len(tape.sent)))
-    publisher.pump()
-    assert sent()[-10:] == list(range(14, 24)), "past it the window opens again"
+    for seq in range(14, 24):
+        publisher.pump()
+        assert sent()[-1] == seq and outbox.status().in_flight == 1, "one at a time from then on"
+        publisher.notice(Acked(len(tape.sent)))
+
+
+@needs_mosquitto
+def test_only_what_was_in_flight_beside_the_first_refused_event_overtakes_it(tmp_path: Path) -> None:
+    """And by no more than the window; later refusals, on whatever connection, change nothing of the order."""
+    refused: List[int] = []
+
+    def busy(passed: Passed) -> Optional[str]:
+        seq = json.loads(passed.payload)["seq"] if passed.topic == EVENTS else 0
+        if seq not in (3, 42, 80) or seq in refused:
+            return None
+        refused.append(seq)
+        return "busy"
+
+    with Broker(tmp_path) as broker, Listener(broker, EVENTS) as listener:
+        proxy = RecordingProxy(broker.port)
+        proxy.judge = busy
+        with Agent(proxy.port) as agent:
+            agent.put(*(event(seq) for seq in range(1, 71)))
+            for seq in (3, 42):
+                agent.until(lambda seq=seq: seq in refused)
+                agent.skipped_s += 11.0
+            agent.until(agent.settled)
+            proxy.cut()
+            agent.until(lambda: not agent.client.status().connected)
+            agent.put(*(event(seq) for seq in range(71, 91)))
+            proxy.mend()
+            proxy.judge = busy
+            agent.until(lambda: 80 in refused)
+            agent.skipped_s += 11.0
+            agent.until(agent.settled)
+            eventually(lambda: len(seqs(listener)) == 90)
+        proxy.close()
+    arrived = seqs(listener)
+    overtakers = arrived[2 : arrived.index(3)]
+    assert overtakers == list(range(4, 4 + len(overtakers))) and len(overtakers) < WINDOW
+    assert arrived == [1, 2, *overtakers, 3, *range(4 + len(overtakers), 91)]
+
+
+def test_refused_answers_to_any_number_of_names_are_one_fault() -> None:
+    publisher, tape, _, _ = taped()
+    publisher.notice(Connected(1, "5"))
+    for name in range(200):
+        publisher.say(Message(f"{NODE}/response/name{name}", b"{}", kind="response"))
+        publisher.pump()
+        for token in range(1, len(tape.sent) + 1):
+            answer = tape.sent[token - 1].kind == "response"
+            publisher.notice(Rejected(token, "Not authorized", 0x87) if answer else Acked(token))
+    assert sum(message.kind == "response" for message in tape.sent) == 200
+    assert publisher.faults == [f"the broker refuses {NODE}/response: Not authorized"]
 
 
 def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Pattern, Tuple
 
 import edge_agent
 from edge_agent.core.requests import COMMANDS, SWITCHES
+from edge_agent.core.topics import Topics
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = Path(edge_agent.__file__).parent / "schemas"
@@ -143,8 +144,9 @@ TOPICS = (
         "events",
         f"{C}/events",
         "Each appearance of a face: `start`, perhaps `update`, `end`. In order of `seq`, at least once: "
-        "`event_id` and `seq` tell duplicates. `delivery.replayed` marks what comes more than 30 s late. What had"
-        " to be dropped is announced by a gap.",
+        "`event_id` and `seq` tell duplicates. Where the broker refuses an event for a while, the up to 19 that were "
+        "under way with it may come before it: once in the life of a process. `delivery.replayed` marks what comes "
+        "more than 30 s late. What had to be dropped is announced by a gap.",
         "event",
         "gap",
         outbox=True,
@@ -200,7 +202,8 @@ TOPICS = (
         "request",
         f"{B}/request/{{command}}",
         "A command, as a JSON object of at most 4 KiB; five a second. `transaction` is echoed and never done "
-        "twice; after `expires_at` it is not done at all. `restart` only with EDGE_AGENT_COMMANDS__RESTART=true.",
+        "twice: while it is among the last 256, doing it again is refused as a `duplicate`. After `expires_at` it is "
+        "not done at all, and never when it is retained. `restart` only with EDGE_AGENT_COMMANDS__RESTART=true.",
         sent=False,
     ),
     _json(
@@ -225,6 +228,22 @@ TOPICS = (
         sent=False,
     ),
 )
+
+
+def all_topics(node_id: str = "lobby") -> List[str]:
+    """Whatever the code can name, once, discovery aside."""
+    node = Topics("edge-agent", node_id)
+    door = node.camera("door")
+    named = [value for owner in (node, door) for key, value in vars(owner).items() if key not in ("node", "root")]
+    made = [
+        node.request("ping"),
+        node.response("ping"),
+        door.zone("desk"),
+        door.crop("019ab3c4"),
+        "homeassistant/status",
+    ]
+    switches = [door.switch_set("crops"), door.switch_state("detection")]
+    return [name.replace("request/+", "request/reload") for name in named] + made + switches
 
 
 def topic_of(name: str) -> Optional[Topic]:

@@ -20,7 +20,7 @@ from edge_agent.core.types import (
     Quality,
     Sight,
 )
-from edge_agent.runtime.inbox import Inbox
+from edge_agent.runtime.inbox import MAX_REQUESTS, Inbox
 
 NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
 
@@ -67,6 +67,17 @@ def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
         inbox.put_outcome(Outcome("a", (event(seq),)))
     assert shown(inbox) == [(1, 4), 5, 6, 7], "and says which"
     assert inbox.lost_events == 4
+
+
+def test_a_flood_of_one_kind_of_requests_crowds_out_no_other():
+    inbox = Inbox()
+    for number in range(MAX_REQUESTS + 10):
+        inbox.put_request(number)
+    inbox.put_request("echo", "own")
+    assert inbox.take(0) == [*range(MAX_REQUESTS), "echo"] and inbox.lost_requests == 10
+    for number in range(MAX_REQUESTS + 10):
+        inbox.put_request(number, "own")
+    assert inbox.take(0) == list(range(MAX_REQUESTS)), "that one is bounded too"
 
 
 def test_a_report_survives_until_a_newer_one_of_the_same_camera():

@@ -51,12 +51,16 @@ class Stage:
 class Rig:
     """Workers whose setup and steps wait for gates; the supervisor runs in a thread of its own."""
 
-    def __init__(self, names=("publish", "infer", "capture-door"), deadline_s=0.3):
+    def __init__(self, names=("publish", "infer", "capture-door"), deadline_s=0.3, others=()):
         self.manager, self.stage = Manager(), Stage()
         self.engine_open, self.hang = threading.Event(), threading.Event()
         self.reloads = []
         self.supervisor = Supervisor(
-            {"door": self.stage}, self.manager, lambda: "how it goes", lambda: self.reloads.append(len(self.reloads))
+            {"door": self.stage},
+            self.manager,
+            lambda: "how it goes",
+            lambda: self.reloads.append(len(self.reloads)),
+            others,
         )
         self.release = threading.Event()
         self.workers = [self._worker(name, deadline_s) for name in names]
@@ -147,6 +151,27 @@ def test_a_setup_may_take_longer_than_a_step():
         time.sleep(0.2)
         assert infer.overdue_s(time.monotonic()) == 0.0
         ready(rig)
+
+
+def test_a_thread_of_others_that_is_overdue_starves_the_watchdog_too():
+    class Other:
+        name, late_s = "mqtt", 0.0
+
+        def overdue_s(self, t):
+            return self.late_s
+
+    other = Other()
+    with Rig(others=[other]) as rig:
+        ready(rig)
+        other.late_s = 1.0
+        eventually(lambda: ("status", "mqtt does not return") in rig.manager.told)
+        fed = rig.manager.words().count("alive")
+        for _ in range(5):
+            rig.supervisor.wake()
+            time.sleep(0.02)
+        assert rig.manager.words().count("alive") == fed
+        other.late_s = 0.0
+        eventually(lambda: rig.manager.words().count("alive") > fed, "fed again")
 
 
 def test_a_reload_is_framed_and_only_after_the_start():

@@ -1,0 +1,67 @@
+"""What no flood of commands may crowd out, with the composition root's own wiring and a real broker."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from edge_agent.app.publishing import Publishing
+from edge_agent.config.settings import load_settings
+from edge_agent.core.messages import Message
+from edge_agent.core.overrides import Overrides
+from edge_agent.host.clock import SystemClock
+from edge_agent.host.memory import Memory
+from edge_agent.mqtt.notices import Connected, Received
+from edge_agent.runtime.control import Control
+from edge_agent.runtime.inbox import MAX_REQUESTS, Inbox
+from tests.fakes.agent import environment
+from tests.fakes.broker import Broker, eventually, needs_mosquitto
+from tests.fakes.mqtt_agent import Agent
+
+pytestmark = needs_mosquitto
+FLOOD = 200
+
+
+@pytest.fixture
+def publishing(tmp_path):
+    """The publish thread's share, at a broker; the test is that thread."""
+    with Broker(tmp_path) as broker:
+        settings = {
+            "NODE": "n", "CAMERAS__A__URI": "test://still", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": broker.port,
+            "MQTT__PROTOCOL": "3.1.1", "CROPS__ENABLED": "false",
+        }  # fmt: skip
+        clock, inbox = SystemClock(), Inbox()
+        made = Publishing(
+            load_settings(environment(settings)), {}, tmp_path, 1, clock(), clock, inbox, Control(inbox.put_notice),
+            Overrides(), Memory(tmp_path / "overrides.json"), {}, lambda: 0.5,
+        )  # fmt: skip
+        made.open()
+        yield SimpleNamespace(port=broker.port, inbox=inbox, desk=made.desk)
+        made.close()
+
+
+def test_a_flood_of_commands_crowds_out_neither_the_echo_nor_home_assistants_birth(publishing):
+    taken = []
+
+    def take():
+        taken.extend(publishing.inbox.take(0.01))
+        return taken
+
+    eventually(lambda: any(isinstance(item, Connected) for item in take()), "connected")
+    publishing.desk.notice(next(item for item in taken if isinstance(item, Connected)))
+    with Agent(publishing.port, node="other", reports=()) as other:
+        other.until(other.settled)
+        session = next(notice.session for notice in other.notices if isinstance(notice, Connected))
+
+        def flood():
+            for _ in range(FLOOD):
+                other.client.publish(Message("edge-agent/n/request/ping", b"{}"), session)
+
+        flood()
+        eventually(lambda: publishing.inbox.lost_requests == FLOOD - MAX_REQUESTS, "it is full")
+        publishing.desk.pump()
+        other.client.publish(Message("homeassistant/status", b"online"), session)
+        flood()
+        eventually(lambda: publishing.inbox.lost_requests >= 2 * FLOOD - MAX_REQUESTS, "all have come")
+        heard = [item.topic for item in take() if isinstance(item, Received)]
+    assert heard.count("edge-agent/n/request/ping") == MAX_REQUESTS
+    assert "homeassistant/status" in heard and "edge-agent/n/response/selftest" in heard

@@ -5,9 +5,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 from edge_agent.errors import InputError
+
+if TYPE_CHECKING:
+    from edge_agent.config.nvinfer_report import Report
 
 ACTIONS = ("import-deepstream", "export-deepstream")
 
@@ -34,11 +37,10 @@ def run(args: argparse.Namespace, directory: Path) -> int:
 
 def _import(args: argparse.Namespace, directory: Path) -> int:
     from edge_agent.config.nvinfer_import import import_nvinfer
-    from edge_agent.config.nvinfer_report import Report
     from edge_agent.config.settings import load_settings
     from edge_agent.config.variables import name_of
 
-    report: Report = import_nvinfer(args.config, directory, args.class_name)
+    report = import_nvinfer(args.config, directory, args.class_name)
     load_settings({}, None, {".".join(path): value for path, value in report.settings.items()})
     text = report.env_text(str(args.config))
     if args.output is not None:
@@ -57,7 +59,7 @@ def _import(args: argparse.Namespace, directory: Path) -> int:
     return 1 if report.differs else 0
 
 
-def _lines(report: Any, output: Any) -> Iterator[str]:
+def _lines(report: "Report", output: Optional[Path]) -> Iterator[str]:
     for title, sentences in (
         ("taken", report.taken),
         ("ignored", report.ignored),

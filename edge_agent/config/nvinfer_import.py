@@ -225,8 +225,8 @@ class _Import:
 
     def _rest(self) -> None:
         report = self.report
-        for key in ("cluster-mode", *(() if "cluster-mode" in self._left else ("enable-dbscan",))):
-            self._left.pop(key, None)  # told already, with the classes
+        # Told already, with the classes.
+        self._left.pop("cluster-mode" if "cluster-mode" in self._left else "enable-dbscan", None)
         for key, entry in self._left.items():
             if key in _CUSTOM:
                 report.differ(entry, "no code of others is loaded; outputs are decoded as DetectNet_v2's")

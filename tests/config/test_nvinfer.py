@@ -154,6 +154,7 @@ def test_a_file_of_ones_own_is_named_with_its_key(tmp_path: Path) -> None:
         ("model-color-format=2", "GRAY, but the model takes 3 channels"),
         ("maintain-aspect-ratio=1", "stretches"),
         ("infer-dims=3;544;960", "the model takes 3;240;384, which counts"),
+        ("infer-dims=3;240;385", "the model takes 3;240;384, which counts"),
         ("uff-input-dims=3;240;384;1", "not NCHW"),
         ("num-detected-classes=3", "the model has 1"),
         ("output-blob-names=boxes;scores", "output_cov/Sigmoid;output_bbox/BiasAdd, which count"),

@@ -30,6 +30,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--format", choices=("auto", "coco", "kitti"), default="auto", help="layout of the labels")
     parser.add_argument("--iou", type=float, default=0.5, help="overlap that counts as found (default 0.5)")
     parser.add_argument("--model", default="centerface", help="registry name or .onnx file (default centerface)")
+    parser.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
+    parser.add_argument("--labels-file", metavar="FILE", help="the model's class names (default labels.txt beside it)")
     parser.add_argument("--backend", default="auto", help="auto, onnxruntime, tensorrt (default auto)")
     parser.add_argument("--threads", type=int, default=1, help="threads of the network (default 1)")
     parser.add_argument("--threshold", type=float, help="score that counts as a face (default: the model's own)")
@@ -90,7 +92,13 @@ def _evaluate(
     from edge_agent.inference import EngineParams, open_engine
     from edge_agent.inference.models import models_dir
 
-    params = EngineParams(model=args.model, backend=args.backend, threads=args.threads)
+    params = EngineParams(
+        model=args.model,
+        backend=args.backend,
+        threads=args.threads,
+        class_name=args.class_name,
+        labels_file=args.labels_file,
+    )
     engine = open_engine(params, models_dir(os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"), os.environ))
     detector = FaceDetector(engine, DetectionParams(pre_cluster_threshold=args.threshold))
     wide = FaceDetector(engine, DetectionParams(pre_cluster_threshold=CURVE_THRESHOLD))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
+from edge_agent.commands import model_deepstream
 from edge_agent.errors import InputError
 from edge_agent.inference import models
 from edge_agent.inference.onnx_contract import describe
@@ -27,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     fetching.add_argument("--base-url", help=argparse.SUPPRESS)
     fetching.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
 
-    inspecting = actions.add_parser("inspect", help="look into an .onnx, .etlt, calibration cache or labels file")
+    inspecting = actions.add_parser("inspect", help="look into an .onnx, .etlt, .uff, calibration cache or labels")
     inspecting.add_argument("file", type=Path)
     inspecting.add_argument("--json", action="store_true", help="print JSON")
 
@@ -47,10 +48,14 @@ def add_parser(subparsers: Any) -> None:
     converting.add_argument("--json", action="store_true", help="print JSON")
 
     building = actions.add_parser("build", help="make and prove the TensorRT engine that the agent then finds ready")
-    building.add_argument("--model", default="centerface", metavar="NAME", help="as 'list' shows it; .onnx or .uff")
+    building.add_argument(
+        "--model", default="centerface", metavar="NAME", help="as 'list' shows it; .onnx, .uff or .etlt"
+    )
     building.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto")
     building.add_argument("--calibration", metavar="FILE", help="INT8 calibration cache; default: the fetched model's")
     building.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
+    building.add_argument("--labels-file", metavar="FILE", help="class names; default: labels.txt beside the model")
+    building.add_argument("--key", help="what an .etlt is encrypted with; default: NVIDIA's tlt_encode")
     building.add_argument("--long-side", type=int, default=384, metavar="PX", help="of CenterFace's input; default 384")
     building.add_argument("--workspace-mb", type=int, default=256, metavar="MB", help="scratch memory; default 256")
     building.add_argument("--dla-core", type=int, metavar="N", help="use a deep learning accelerator, not the GPU")
@@ -61,6 +66,8 @@ def add_parser(subparsers: Any) -> None:
     verifying = actions.add_parser("verify", help="compare a model's files with their known sums")
     verifying.add_argument("name", help="as 'list' shows it")
     _add_common(verifying)
+
+    model_deepstream.add_parsers(actions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         return _list(args, directory)
     if args.action == "build":
         return _build(args, directory)
+    if args.action in model_deepstream.ACTIONS:
+        return model_deepstream.run(args, directory)
     card = models.card_of(args.name)
     if args.action == "verify":
         return _verify(args, card, directory)
@@ -166,7 +175,15 @@ def _build(args: argparse.Namespace, directory: Path) -> int:
 
     if args.long_side < 64 or args.long_side % 32:
         raise InputError(f"--long-side {args.long_side}", "expected a multiple of 32, 64 or more")
-    network = read_network(args.model, directory, args.class_name, args.long_side, args.calibration)
+    network = read_network(
+        args.model,
+        directory,
+        args.class_name,
+        args.long_side,
+        args.calibration,
+        labels_file=args.labels_file,
+        key=args.key,
+    )
     options = BuildOptions(args.precision, args.workspace_mb, args.dla_core, rebuild=args.rebuild)
     folder = args.cache_dir or cache_dir(os.environ)
     opened = open_network(network, options, folder, os.environ, lambda line: print(line, file=sys.stderr, flush=True))

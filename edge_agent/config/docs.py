@@ -50,9 +50,10 @@ exist. [`edge-agent.env.example`](edge-agent.env.example) lists every setting wi
 `edge-agent config check` says whether all is well (exit code 0, else 78 and one line per fault), `edge-agent config
 show` what is in force and where each value comes from, with secrets hidden.
 
-Also here: [`mqtt/`](mqtt/README.md) every topic with a recorded example, [`mosquitto/`](mosquitto/README.md) a broker
-for a fleet with client certificates, [`home-assistant/`](home-assistant/automations.yaml),
-[`node-red/`](node-red/flow.json) and [`openhab/`](openhab/edge-agent.things) examples.
+Also here: [`models.md`](models.md) models of your own and NVIDIA's files, [`mqtt/`](mqtt/README.md) every topic with a
+recorded example, [`mosquitto/`](mosquitto/README.md) a broker for a fleet with client certificates,
+[`home-assistant/`](home-assistant/automations.yaml), [`node-red/`](node-red/flow.json) and
+[`openhab/`](openhab/edge-agent.things) examples.
 """
 
 

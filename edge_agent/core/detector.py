@@ -31,6 +31,23 @@ _MODELS: Dict[str, _Model] = {
 }
 
 
+def model_defaults(contract: ModelContract) -> Dict[str, float]:
+    """What the makers of a kind of model recommend, by the names of `DetectionParams` that are unset by default.
+
+    Raises:
+        ModelError: A kind of model that nothing here decodes.
+    """
+    model = _model_of(contract)
+    return {"pre_cluster_threshold": model.pre_cluster_threshold, "nms_iou_threshold": model.nms_iou_threshold}
+
+
+def _model_of(contract: ModelContract) -> _Model:
+    model = _MODELS.get(contract.kind)
+    if model is None:
+        raise ModelError(f"model kind {contract.kind!r} is unknown", f"expected one of {', '.join(_MODELS)}")
+    return model
+
+
 @dataclass(frozen=True)
 class DetectionParams(ClusterParams):
     """What counts as a face. Names are DeepStream's, unset means the model's own."""
@@ -59,11 +76,8 @@ class Decoder:
     """
 
     def __init__(self, contract: ModelContract, params: DetectionParams) -> None:
-        model = _MODELS.get(contract.kind)
-        if model is None:
-            raise ModelError(f"model kind {contract.kind!r} is unknown", f"expected one of {', '.join(_MODELS)}")
         self.contract = contract
-        self._model = model
+        self._model = _model_of(contract)
         self._place: Callable[[Size], Placement] = lru_cache(maxsize=16)(contract.place)
         self.configure(params)
 

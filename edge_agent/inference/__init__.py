@@ -8,7 +8,7 @@ from typing import Callable, Dict, Literal, Optional, Tuple
 
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
-from edge_agent.errors import EngineError, MissingPackage, ModelError
+from edge_agent.errors import EngineError, MissingPackage
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +21,8 @@ class EngineParams:
 
     model: str = param(
         "centerface",
-        "Name of a model ('edge-agent model list'), or path of an .onnx file; TensorRT takes .uff, too",
+        "Name of a model ('edge-agent model list'), or path of an .onnx, .uff or .etlt file; the latter two need, for "
+        "ONNX Runtime, the .onnx that 'edge-agent model convert' makes of them, beside them",
         min_length=1,
         restart=True,
     )
@@ -47,7 +48,18 @@ class EngineParams:
         "linear", "How pictures shrink: linear is fastest, area averages the noise of large pictures away", restart=True
     )
     class_name: Optional[str] = param(
-        None, "For a model of several classes: the one that means a face; 'face' when unset", restart=True
+        None,
+        "For a model of several classes: the one that means a face, by name or by number; 'face' when unset",
+        restart=True,
+    )
+    labels_file: Optional[str] = param(
+        None, "Path of the model's class names, one per line; labels.txt beside the model when unset", restart=True
+    )
+    key: Optional[str] = param(
+        None,
+        "What an .etlt is encrypted with; NVIDIA's published tlt_encode when unset",
+        restart=True,
+        secret=True,
     )
     precision: Literal["auto", "int8", "fp16", "fp32"] = param(
         "auto",
@@ -124,18 +136,13 @@ def _open_onnxruntime(params: EngineParams, directory: Path, tell: Tell) -> Engi
     from edge_agent.inference.onnx_file import read_onnx
     from edge_agent.inference.ort import OrtEngine
 
-    if params.model.endswith(".onnx"):
-        path = Path(params.model)
-        labels = models.labels_beside(path)
+    if params.model.endswith(models.SUFFIXES):
+        path = models.as_onnx(Path(params.model))
+        labels = models.labels_of(path, params.labels_file)
         contract = derive(read_onnx(path), str(path), labels, params.class_name, params.long_side)
         return OrtEngine(path, contract, params.threads, params.interpolation)
     card = models.card_of(params.model)
-    if "onnxruntime" not in card.backends:
-        raise ModelError(
-            f"model {card.name} needs {' or '.join(card.backends)}",
-            "use backend tensorrt, or model centerface, or the .onnx that 'edge-agent model convert' makes of it",
-        )
-    path = models.locate(card, directory)
+    path = models.as_onnx(models.locate(card, directory))
     contract = replace(card.contract, long_side=params.long_side)
     return OrtEngine(path, contract, params.threads, params.interpolation, card.name, card.files[0].sha256)
 
@@ -153,7 +160,15 @@ def _open_tensorrt(params: EngineParams, directory: Path, tell: Tell) -> Engine:
     from edge_agent.inference.trt_source import read_network
 
     load_tensorrt()  # that it is missing matters more than whatever is wrong with the model
-    network = read_network(params.model, directory, params.class_name, params.long_side, params.calibration)
+    network = read_network(
+        params.model,
+        directory,
+        params.class_name,
+        params.long_side,
+        params.calibration,
+        labels_file=params.labels_file,
+        key=params.key,
+    )
     options = BuildOptions(params.precision, params.workspace_mb, params.dla_core, params.interpolation)
     return open_network(network, options, cache_dir(os.environ), os.environ, tell).engine
 

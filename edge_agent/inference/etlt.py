@@ -39,8 +39,8 @@ def open_etlt(data: bytes, name: str, key: str) -> Tuple[str, bytes]:
         _PARSERS[kind](model, name)
     except ModelError as error:
         raise ModelError(
-            f"{name}: decrypted with the key {key!r} it is no {kind.upper()} model: a wrong key, or a damaged file",
-            "give the key that the model was exported with by --key; that of FaceDetectIR is tlt_encode",
+            f"{name}: decrypted with the key given it is no {kind.upper()} model: a wrong key, or a damaged file",
+            "give the key that it was exported with; that of FaceDetectIR is tlt_encode, of FaceDetect nvidia_tlt",
         ) from error
     return kind, model
 

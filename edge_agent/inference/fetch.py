@@ -14,7 +14,7 @@ from typing import Callable, Dict, Optional
 
 from edge_agent.errors import InputError, ModelError
 from edge_agent.inference.download import Progress, download
-from edge_agent.inference.models import CENTERFACE_CARD, MANIFEST, ModelCard, ModelFile, verify
+from edge_agent.inference.models import CENTERFACE_CARD, MANIFEST, ModelCard, ModelFile, next_step, verify
 from edge_agent.inference.onnx_file import with_shapes
 
 Say = Callable[[str], None]
@@ -66,6 +66,7 @@ def fetch(
     try:
         if all(file.state == "ok" for file in verify(card, directory)):
             say(f"{card.name} is already there: {folder}")
+            _say_next(card, directory, say)
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         if card is CENTERFACE_CARD:
@@ -78,7 +79,14 @@ def fetch(
             "choose a folder that can be written with --models-dir",
         ) from error
     say(f"{card.name} is ready: {folder}")
+    _say_next(card, directory, say)
     return folder
+
+
+def _say_next(card: ModelCard, directory: Path, say: Say) -> None:
+    step = next_step(card, directory)
+    if step:
+        say(step)
 
 
 def prepare_centerface(original: bytes) -> bytes:

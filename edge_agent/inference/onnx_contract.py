@@ -69,8 +69,44 @@ def derive(
     contract, classes = structure(model, name)
     if contract.any_size:
         return replace(contract, long_side=long_side)
-    names = _label_names(labels, classes, name)
-    return replace(contract, labels=names, target=_target(names, class_name, name))
+    names = class_names(labels, classes, name)
+    return replace(contract, labels=names, target=face_class(names, class_name, name))
+
+
+def class_names(labels: Sequence[str], classes: int, name: str) -> Tuple[str, ...]:
+    """Names of a model's classes; "face" or their numbers where no labels file tells any.
+
+    Raises:
+        ModelError: The labels are not as many as the classes.
+    """
+    if len(labels) == classes:
+        return tuple(labels)
+    if labels:
+        raise ModelError(
+            f"model {name}: {classes} classes, but its labels file names {len(labels)}",
+            "expected one line per class, in the order of the coverage planes",
+        )
+    return ("face",) if classes == 1 else tuple(str(index) for index in range(classes))
+
+
+def face_class(labels: Sequence[str], class_name: Optional[str], name: str) -> int:
+    """Index of the class that means a face: by name in any case, or by number; when None "face", or the only one.
+
+    Raises:
+        ModelError: There is no such class.
+    """
+    wanted = class_name if class_name is not None else "face"
+    folded = [label.casefold() for label in labels]
+    if wanted.casefold() in folded:
+        return folded.index(wanted.casefold())
+    if class_name is None and len(labels) == 1:
+        return 0
+    if wanted.isascii() and wanted.isdigit() and int(wanted) < len(labels):
+        return int(wanted)
+    raise ModelError(
+        f"model {name}: no class is called {wanted!r}",
+        f"set class_name to one of: {', '.join(labels)}; or to its number, 0 to {len(labels) - 1}",
+    )
 
 
 def require(model: OnnxModel, name: str, contract: ModelContract) -> None:
@@ -144,27 +180,6 @@ def _shape(tensor: Tensor) -> Tuple[int, ...]:
     if tensor.shape is None:
         return (0, 0, 0, 0)
     return tuple(dim if isinstance(dim, int) else 0 for dim in tensor.shape)
-
-
-def _label_names(labels: Sequence[str], classes: int, name: str) -> Tuple[str, ...]:
-    if len(labels) == classes:
-        return tuple(labels)
-    if labels:
-        raise ModelError(
-            f"model {name}: {classes} classes, but the labels file beside it names {len(labels)}",
-            "expected one line per class, in the order of the coverage planes",
-        )
-    return ("face",) if classes == 1 else tuple(str(index) for index in range(classes))
-
-
-def _target(labels: Sequence[str], class_name: Optional[str], name: str) -> int:
-    wanted = class_name if class_name is not None else "face"
-    folded = [label.casefold() for label in labels]
-    if wanted.casefold() in folded:
-        return folded.index(wanted.casefold())
-    if class_name is None and len(labels) == 1:
-        return 0
-    raise ModelError(f"model {name}: no class is called {wanted!r}", f"set class_name to one of: {', '.join(labels)}")
 
 
 def _misfit(model: OnnxModel, name: str, what: str) -> ModelError:

@@ -15,7 +15,6 @@ from edge_agent.inference.onnx_file import OnnxModel, parse_onnx, read_model
 from edge_agent.inference.trt_api import Shape
 from edge_agent.inference.uff_to_onnx import convert_uff
 
-_ETLT_KEY = "tlt_encode"  # NVIDIA's published key of its pretrained models
 _CALIBRATION_SUFFIX = "_int8.txt"
 
 
@@ -62,34 +61,36 @@ def read_network(
     class_name: Optional[str] = None,
     long_side: int = CENTERFACE.long_side,
     calibration: Optional[str] = None,
+    labels_file: Optional[str] = None,
+    key: Optional[str] = None,
 ) -> Network:
     """The network called `model`, checked against its contract.
 
     Args:
-        model: A name of the registry, or the path of an .onnx or .uff file.
+        model: A name of the registry, or the path of an .onnx, .uff or .etlt file.
         directory: Folder of fetched models.
         class_name: Of a model of several classes, the one that means a face.
         long_side: Of a model that takes any size, px.
         calibration: Path of an INT8 calibration cache; the one fetched with the model when None.
+        labels_file: Path of the class names; labels.txt beside the model when None.
+        key: What an .etlt is encrypted with; NVIDIA's published key when None.
 
     Raises:
         ModelError: It is missing, damaged, or keeps no contract that the agent knows.
         MissingPackage: It is encrypted, and NVIDIA's package is not installed.
     """
     given = Path(calibration) if calibration is not None else None
-    if model.endswith((".onnx", ".uff")):
+    if model.endswith(models.SUFFIXES):
         path = Path(model)
-        data = read_model(path)
-        uff = data if path.suffix == ".uff" else None
-        onnx = data if uff is None else convert_uff(uff, str(path)).data
+        onnx, uff = read_payload(path, key)
         outside = parse_onnx(onnx, str(path))
-        contract = derive(outside, str(path), models.labels_beside(path), class_name, long_side)
+        contract = derive(outside, str(path), models.labels_of(path, labels_file), class_name, long_side)
         return _network(path.name, str(path), onnx, uff, outside, contract, given)
     card = models.card_of(model)
     if "tensorrt" not in card.backends:
         raise ModelError(f"model {card.name} does not run in TensorRT", f"it needs {' or '.join(card.backends)}")
     path = models.locate(card, directory)
-    onnx, uff = _payload(path)
+    onnx, uff = read_payload(path)
     outside = parse_onnx(onnx, str(path))
     contract = replace(card.contract, long_side=long_side)
     require(outside, str(path), contract)
@@ -111,16 +112,21 @@ def _network(
     return Network(name, digest, onnx, uff, outside, bind(outside, where), contract, calibration)
 
 
-def _payload(path: Path) -> Tuple[bytes, Optional[bytes]]:
-    """(ONNX, UFF or None) of a registry model's main file, or of what the user made of it beside it."""
-    if path.suffix != ".etlt":
-        return read_model(path), None
-    for converted in (path.with_suffix(".onnx"), path.with_suffix(".uff")):
-        if converted.is_file():
-            data = read_model(converted)
-            return (data, None) if converted.suffix == ".onnx" else (convert_uff(data, str(converted)).data, data)
-    try:
-        kind, data = open_etlt(read_model(path), str(path), _ETLT_KEY)
-    except MissingPackage as error:
-        raise MissingPackage(error.message, f"{error.hint}; as {path.with_suffix('.onnx')} it is found") from error
+def read_payload(path: Path, key: Optional[str] = None) -> Tuple[bytes, Optional[bytes]]:
+    """(ONNX, UFF or None) of a model file; of an .etlt what the user made of it beside it, else what is in it.
+
+    Raises:
+        ModelError: It cannot be read, is damaged, or the key is wrong.
+        MissingPackage: It is encrypted, and NVIDIA's package is not installed.
+    """
+    if path.suffix == ".etlt":
+        made = (path.with_suffix(".onnx"), path.with_suffix(".uff"))
+        path = next((file for file in made if file.is_file()), path)
+    data = read_model(path)
+    kind = path.suffix[1:]
+    if kind == "etlt":
+        try:
+            kind, data = open_etlt(data, str(path), key or models.FACEDETECTIR_KEY)
+        except MissingPackage as error:
+            raise MissingPackage(error.message, f"{error.hint}; as {path.with_suffix('.onnx')} it is found") from error
     return (convert_uff(data, str(path)).data, data) if kind == "uff" else (data, None)

@@ -6,10 +6,12 @@ import struct
 from pathlib import Path
 from typing import Any, List
 
+import numpy as np
 import pytest
 
 from edge_agent.commands import model
 from edge_agent.errors import EdgeAgentError, InputError, ModelError
+from tests.fakes.uff_writer import detectnet
 from tests.inference import graphs
 
 
@@ -68,7 +70,13 @@ def test_fetch_from_a_folder_then_verify(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(ModelError, match="--accept-license"):
         call("fetch", "facedetectir", "--from", str(source), *where)
     assert call("fetch", "facedetectir", "--accept-license", "--from", str(source), *where) == 0
-    assert "is ready" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "is ready" in out
+    made = tmp_path / "models" / "facedetectir" / "resnet18_facedetectir_pruned.onnx"
+    assert f"edge-agent model convert {made.with_suffix('.etlt')} {made} --key tlt_encode" in out
+    made.write_bytes(b"")
+    assert call("fetch", "facedetectir", "--accept-license", *where) == 0
+    assert "convert" not in capsys.readouterr().out
     assert call("verify", "facedetectir", *where) == 0
     assert capsys.readouterr().out.count("ok ") == 3
 
@@ -94,6 +102,26 @@ def test_inspect_reads_the_header_of_an_etlt(
     path.write_bytes(struct.pack("<i", len(node)) + node.encode() + bytes(100))
     report = call_json(capsys, "inspect", str(path))
     assert (report["payload"], report["input"], report["payload_bytes"]) == (payload, node, 100)
+
+
+def test_inspect_of_an_etlt_names_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "m.etlt").write_bytes(struct.pack("<i", 7) + b"input_1" + bytes(100))
+    findings = call_json(capsys, "inspect", str(tmp_path / "m.etlt"))["findings"]
+    assert "versions up to 8.6" in findings[0]
+    assert "edge-agent model convert" in findings[1]
+
+
+def test_inspect_reads_a_uff(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    net = detectnet(np.zeros((1, 3, 48, 64), np.float32), (2, 2, 2, 2, 2))
+    (tmp_path / "m.uff").write_bytes(net.encode())
+    report = call_json(capsys, "inspect", str(tmp_path / "m.uff"))
+    assert (report["kind"], report["contract"]) == ("uff", "gridbox, input 3x48x64, stride 16x16, classes 1")
+    assert report["inputs"] == ["input_1 float32 1x3x48x64"]
+    assert report["operations"]["Conv"] == 27
+    assert "edge-agent model convert" in report["findings"][-1]
+    (tmp_path / "m.uff").write_bytes(b"no uff")
+    with pytest.raises(ModelError, match=r"m\.uff"):
+        call("inspect", str(tmp_path / "m.uff"))
 
 
 def test_inspect_checks_the_range_of_a_calibration_cache(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

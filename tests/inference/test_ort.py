@@ -12,6 +12,7 @@ import pytest
 from onnx import helper
 
 from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
+from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.frame import Picture
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
@@ -70,7 +71,7 @@ def test_of_several_classes_one_is_the_face(tmp_path: Path) -> None:
     assert engine.infer(Picture(np.zeros((240, 384), np.uint8)))["cov"].shape == (3, 15, 24)
     assert opened(path, class_name="bag").contract.target == 1
     (tmp_path / "labels.txt").write_text("person\nbag\n")
-    with pytest.raises(ModelError, match=r"3 classes, but the labels file beside it names 2"):
+    with pytest.raises(ModelError, match=r"3 classes, but its labels file names 2"):
         opened(path)
 
 
@@ -207,13 +208,64 @@ def test_the_choice_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptur
 def test_choices_that_cannot_be_met(tmp_path: Path) -> None:
     with pytest.raises(MissingPackage, match=r"tensorrt"):
         open_engine(EngineParams(backend="tensorrt"), tmp_path)
-    with pytest.raises(ModelError, match=r"needs tensorrt"):
-        open_engine(EngineParams(model="facedetectir"), tmp_path)
     with pytest.raises(ModelError, match=r"did you mean 'centerface'"):
         open_engine(EngineParams(model="centreface"), tmp_path)
     with pytest.raises(ModelError) as caught:
         open_engine(EngineParams(), tmp_path)
     assert caught.value.hint == f"run: edge-agent model fetch centerface --models-dir {tmp_path}"
+
+
+def test_facedetectir_runs_on_a_cpu_once_it_is_converted(tmp_path: Path) -> None:
+    folder = tmp_path / "facedetectir"
+    folder.mkdir()
+    sealed = folder / "resnet18_facedetectir_pruned.etlt"
+    sealed.write_bytes(b"\x07\0\0\0input_1" + bytes(16))
+    with pytest.raises(ModelError, match=r"needs it converted") as caught:
+        open_engine(EngineParams(model="facedetectir"), tmp_path)
+    made = sealed.with_suffix(".onnx")
+    assert caught.value.hint == f"run: edge-agent model convert {sealed} {made} --key tlt_encode"
+    with pytest.raises(ModelError, match=r"needs it converted"):
+        open_engine(EngineParams(model=str(sealed)), tmp_path)
+    graphs.gridbox(made)
+    for model in ("facedetectir", str(sealed)):
+        engine = open_engine(EngineParams(model=model, backend="onnxruntime"), tmp_path)
+        assert engine.contract == FACEDETECTIR
+        engine.close()
+    graphs.gridbox(made, net=(736, 416))
+    with pytest.raises(ModelError, match=r"keeps another contract"):
+        open_engine(EngineParams(model="facedetectir"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_name", "target"),
+    [("Person\nBag\nFace\n", None, 2), ("Person\nBag\nHead\n", "head", 2), ("a\nb\nc\n", "1", 1), (None, "2", 2)],
+)
+def test_the_class_that_is_a_face(tmp_path: Path, labels: str, class_name: str, target: int) -> None:
+    """PeopleNet's size and TAO's names; of class k the coverage is sigmoid(10 - k) on a white picture."""
+    path = graphs.gridbox(tmp_path / "m.onnx", net=(960, 544), classes=3, suffix=":0", batch="N")
+    names = tmp_path / "names.txt"
+    if labels:
+        names.write_text(labels)
+    params = EngineParams(model=str(path), class_name=class_name, labels_file=str(names) if labels else None)
+    engine = open_engine(params, tmp_path)
+    assert (engine.contract.target, len(engine.contract.labels), engine.contract.net) == (target, 3, (960, 544))
+    faces = FaceDetector(engine, DetectionParams()).detect(Picture(np.full((544, 960), 255, np.uint8)))
+    assert len(faces.confidence)
+    np.testing.assert_allclose(faces.confidence, 1 / (1 + np.exp(-10.0 + target)), rtol=1e-4)
+    engine.close()
+
+
+def test_a_class_that_is_not_there_and_labels_that_are_not(tmp_path: Path) -> None:
+    path = graphs.gridbox(tmp_path / "m.onnx", classes=3)
+    for class_name in (None, "3", "-1", "\u00b2"):
+        with pytest.raises(ModelError, match=r"no class is called") as caught:
+            open_engine(EngineParams(model=str(path), class_name=class_name), tmp_path)
+        assert "or to its number, 0 to 2" in caught.value.hint
+    with pytest.raises(ModelError, match=r"labels file .*names.txt cannot be read"):
+        open_engine(EngineParams(model=str(path), labels_file=str(tmp_path / "names.txt")), tmp_path)
+    (tmp_path / "names.txt").write_text("face\n")
+    with pytest.raises(ModelError, match=r"3 classes, but its labels file names 1"):
+        open_engine(EngineParams(model=str(path), labels_file=str(tmp_path / "names.txt")), tmp_path)
 
 
 def test_the_scripted_engine_is_chosen_like_any_other(tmp_path: Path) -> None:

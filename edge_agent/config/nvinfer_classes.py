@@ -1,0 +1,209 @@
+"""nvinfer's [class-attrs-*] groups and its clustering, in this agent's detection settings, and back.
+
+Source: Gst-nvinfer's published parser (gstnvinfer_property_parser.h and .cpp): [class-attrs-all] counts for every
+class, [class-attrs-N] on top of it for class N, and what neither says has the defaults of that header.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Tuple, Union
+
+from edge_agent.config.nvinfer_file import PROPERTY, Entry, Group, NvinferFile
+from edge_agent.config.nvinfer_report import Report
+from edge_agent.core.cluster import ClusterParams
+from edge_agent.core.contract import ModelContract
+from edge_agent.core.detector import DetectionParams, model_defaults
+from edge_agent.errors import InputError
+
+PREFIX = "class-attrs-"
+MODES = {1: "dbscan", 2: "nms", 3: "hybrid", 4: "none"}
+_EVERY = ("nms", "dbscan", "hybrid", "none")
+_DENSE = ("dbscan", "hybrid")
+_TINY = 0.001  # where nvinfer takes 0 and this agent must have more than 0
+
+
+@dataclass(frozen=True)
+class _Attribute:
+    """One key of a class.
+
+    Attributes:
+        key: nvinfer's.
+        setting: This agent's, of the section detection.
+        default: nvinfer's.
+        low: This agent's lowest value.
+        high: This agent's highest.
+        whole: True for whole numbers.
+        modes: Clustering modes that use it.
+        bound: nvinfer's own highest value.
+    """
+
+    key: str
+    setting: str
+    default: float
+    low: float
+    high: float = float("inf")
+    whole: bool = False
+    modes: Tuple[str, ...] = _EVERY
+    bound: float = float("inf")
+
+
+_ATTRIBUTES = (
+    _Attribute("pre-cluster-threshold", "pre_cluster_threshold", 0.2, 0.0, 1.0),
+    _Attribute("nms-iou-threshold", "nms_iou_threshold", 0.3, 0.0, 1.0, modes=("nms", "hybrid"), bound=1.0),
+    _Attribute("topk", "top_k", -1, 1, 1000, whole=True),
+    _Attribute("post-cluster-threshold", "post_cluster_threshold", 0.0, 0.0, 1.0),
+    _Attribute("eps", "eps", 0.0, 0.0, 1.0, modes=_DENSE),
+    _Attribute("minBoxes", "min_boxes", 0, 1, 1000, whole=True, modes=_DENSE),
+    _Attribute("dbscan-min-score", "dbscan_min_score", 0.0, 0.0, modes=("dbscan",)),
+    _Attribute("detected-min-w", "min_width_px", 0, 0, 8192, whole=True),
+    _Attribute("detected-min-h", "min_height_px", 0, 0, 8192, whole=True),
+)
+_MEANS_MORE_THAN_ZERO = ("pre_cluster_threshold", "eps")
+_IGNORED = {
+    "border-color": "nothing is drawn",
+    "bg-color": "nothing is drawn",
+    "roi-top-offset": "cut the picture with EDGE_AGENT_CAMERAS__<CAMERA>__ROI, or use its ZONES",
+    "roi-bottom-offset": "cut the picture with EDGE_AGENT_CAMERAS__<CAMERA>__ROI, or use its ZONES",
+    "detected-max-w": "faces have no largest size here",
+    "detected-max-h": "faces have no largest size here",
+}
+
+
+def import_classes(file: NvinferFile, target: int, classes: int, report: Report) -> None:
+    """Clustering and thresholds of the class that means a face.
+
+    Args:
+        file: The configuration; cluster-mode and enable-dbscan of its [property] are read here.
+        target: Index of the class.
+        classes: How many there are.
+        report: What comes of it.
+
+    Raises:
+        InputError: A group or value that nvinfer refuses, too.
+    """
+    attributes = _of_class(file, target, classes, report)
+    mode = _mode(file, attributes, report)
+    for attribute in _ATTRIBUTES:
+        _import(attribute, attributes.pop(attribute.key, None), mode, report)
+    for entry in attributes.values():
+        report.ignore(entry, _IGNORED.get(entry.key, "not known to this agent"))
+
+
+def export_classes(params: DetectionParams, contract: ModelContract) -> List[str]:
+    """Lines of the group of the class that means a face."""
+    own = model_defaults(contract)
+    lines = [f"[{PREFIX}{contract.target}]"]
+    for attribute in _ATTRIBUTES:
+        value = getattr(params, attribute.setting)
+        lines.append(f"{attribute.key}={own[attribute.setting] if value is None else value!r}")
+    return lines
+
+
+def mode_number(params: ClusterParams) -> int:
+    """The number that nvinfer has for a clustering mode."""
+    return next(number for number, name in MODES.items() if name == params.cluster_mode)
+
+
+def _of_class(file: NvinferFile, target: int, classes: int, report: Report) -> Dict[str, Entry]:
+    found: Dict[str, Entry] = {}
+    own: Dict[str, Entry] = {}
+    for name, group in file.groups.items():
+        if name == f"{PREFIX}all":
+            found = _renamed(group.entries)
+        elif name.startswith(PREFIX):
+            index = name[len(PREFIX) :]
+            if not (index.isascii() and index.isdigit() and int(index) < classes):
+                expected = f"{PREFIX}all, or a class from 0 to {classes - 1} of num-detected-classes={classes}"
+                raise InputError(f"{group.where}: [{name}]: expected {expected}")
+            if int(index) == target:
+                own = _renamed(group.entries)
+            else:
+                report.ignored.append(f"line {_line(group)}: [{name}]: not the class that is a face")
+        elif name != PROPERTY:
+            report.ignored.append(f"line {_line(group)}: [{name}]: no group of nvinfer's that is known here")
+    for key, entry in found.items():
+        if key in own:
+            report.ignore(entry, f"of the face [{PREFIX}{target}] counts")
+    return {**found, **own}
+
+
+def _line(group: Group) -> str:
+    return group.where.rpartition(":")[2]
+
+
+def _renamed(entries: Dict[str, Entry]) -> Dict[str, Entry]:
+    """With the old name of the threshold under its new one; of both the later counts, as for nvinfer."""
+    old, new = entries.get("threshold"), entries.get("pre-cluster-threshold")
+    renamed = {key: entry for key, entry in entries.items() if key != "threshold"}
+    order = list(entries)
+    if old is not None and (new is None or order.index(old.key) > order.index(new.key)):
+        renamed["pre-cluster-threshold"] = old
+    return renamed
+
+
+def _mode(file: NvinferFile, attributes: Dict[str, Entry], report: Report) -> str:
+    properties = file.groups[PROPERTY].entries
+    given, legacy = properties.get("cluster-mode"), properties.get("enable-dbscan")
+    number = given.whole(0, 4) if given is not None else 1 if legacy is not None and legacy.flag() else 0
+    source = given or legacy or "cluster-mode is not set, which means 0"
+    path = ("detection", "cluster_mode")
+    group_threshold = attributes.pop("group-threshold", None)
+    if number:
+        report.set(source, path, MODES[number])
+        if group_threshold is not None:
+            report.ignore(group_threshold, "is of cluster-mode 0 alone")
+        return MODES[number]
+    least = 1 + (group_threshold.whole(0) if group_threshold is not None else 0)
+    report.set(source, path, "dbscan")
+    report.set(
+        group_threshold or "group-threshold is not set",
+        ("detection", "min_boxes"),
+        min(least, 1000),
+        "OpenCV keeps groups of more than group-threshold boxes",
+    )
+    report.differ(
+        source,
+        "OpenCV's groupRectangles is not in this agent; its nearest, dbscan, is set. Boxes and scores will not be the "
+        "same, and eps means another distance there, so this agent's default stays: see the effect with 'evaluate'",
+    )
+    attributes.pop("eps", None)
+    attributes.pop("minBoxes", None)
+    return "grouped"
+
+
+def _import(attribute: _Attribute, entry: Optional[Entry], mode: str, report: Report) -> None:
+    path = ("detection", attribute.setting)
+    default = getattr(DetectionParams(), attribute.setting)
+    if entry is None:
+        if mode not in attribute.modes and attribute.modes != _EVERY:
+            return
+        value = attribute.default
+        source: Union[Entry, str] = f"{attribute.key} is not set, which means {value:g} to nvinfer"
+    else:
+        # The published parser refuses topk=-1, but that is how its default is written.
+        read = entry.whole if attribute.whole else entry.number
+        value = read(-1.0 if attribute.key == "topk" else 0.0, attribute.bound)
+        source = entry
+    fitting = _fitted(attribute, value)
+    if entry is None and fitting == default:
+        return
+    report.set(source, path, int(fitting) if attribute.whole else fitting)
+    if attribute.key == "topk" and value < 0:
+        return
+    if fitting != value:
+        report.differ(source, f"this agent takes {_bounds(attribute)}; {fitting:g} is set")
+    elif entry is not None and attribute.setting in ("min_width_px", "min_height_px") and value:
+        report.taken[-1] += "; px of the camera's picture, where nvinfer means those of the muxer's"
+
+
+def _fitted(attribute: _Attribute, value: float) -> float:
+    if attribute.key == "topk" and value < 0:
+        return attribute.high
+    if attribute.setting in _MEANS_MORE_THAN_ZERO and value == 0:
+        return _TINY
+    return min(max(value, attribute.low), attribute.high)
+
+
+def _bounds(attribute: _Attribute) -> str:
+    if attribute.setting in _MEANS_MORE_THAN_ZERO:
+        return f"more than 0, and at most {attribute.high:g}"
+    return f"{attribute.low:g} to {attribute.high:g}"

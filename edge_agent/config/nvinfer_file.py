@@ -1,0 +1,246 @@
+"""nvinfer's configuration file as text with line numbers: GLib's key file, or YAML of the same two levels.
+
+Syntax: GLib's `GKeyFile` (groups, `key=value`, `#` on lines of their own, escapes, the last of equal keys counts), and
+where the name ends in .yml or .yaml, as for nvinfer itself, `group:` with indented `key: value`.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Tuple
+
+from edge_agent.errors import InputError
+
+LARGEST_BYTES = 1 << 20
+PROPERTY = "property"
+
+_GROUP = re.compile(r"\[([^\[\]]+)\]\s*")
+_ESCAPE = re.compile(r"\\(.?)")
+_ESCAPES = {"s": " ", "n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+_YAML_LINE = re.compile(r"( *)([\w.-]+) *:(?: +(.*))?")
+_YAML_COMMENT = re.compile(r"(?:^|\s)#.*")
+_YAML_QUOTED = re.compile(r"""(['"])((?:(?!\1)[^\\])*)\1\s*(?:#.*)?""")
+_TRAILING_COMMENT = re.compile(r"\s+#.*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One `key=value`.
+
+    Attributes:
+        key: The key.
+        text: The value as it stands there, without blanks around it.
+        where: "file:line".
+    """
+
+    key: str
+    text: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.text}"
+
+    def fault(self, expected: str) -> InputError:
+        """One line that names file, line, key, value and what was expected."""
+        return InputError(f"{self.where}: {self.key}={self.text[:60]}: expected {expected}")
+
+    def number(self, low: float = -math.inf, high: float = math.inf) -> float:
+        """The value as a float.
+
+        Raises:
+            InputError: It is none, or not within the bounds.
+        """
+        (value,) = self._numbers((self._bare(),), low, high, f"a number{_range(low, high)}")
+        return value
+
+    def whole(self, low: float = -math.inf, high: float = math.inf) -> int:
+        """The value as an int.
+
+        Raises:
+            InputError: It is none, or not within the bounds.
+        """
+        expected = f"a whole number{_range(low, high)}"
+        (value,) = self._numbers((self._bare(),), low, high, expected)
+        if not value.is_integer():
+            raise self.fault(expected)
+        return int(value)
+
+    def flag(self) -> bool:
+        """The value as true (1) or false (0).
+
+        Raises:
+            InputError: It is neither.
+        """
+        word = self._bare()
+        if word not in ("0", "1", "true", "false"):
+            raise self.fault("0 or 1")
+        return word in ("1", "true")
+
+    def numbers(self, counts: Tuple[int, ...]) -> Tuple[float, ...]:
+        """The values of a list separated by semicolons.
+
+        Raises:
+            InputError: One is no number, or there are not as many as `counts` allows.
+        """
+        expected = f"{' or '.join(map(str, counts))} numbers separated by ';'"
+        parts = self.texts()
+        if len(parts) not in counts:
+            raise self.fault(expected)
+        return self._numbers(parts, -math.inf, math.inf, expected)
+
+    def texts(self) -> Tuple[str, ...]:
+        """The parts of a list separated by semicolons."""
+        return tuple(part.strip() for part in self._bare().rstrip(";").split(";"))
+
+    def string(self) -> str:
+        r"""The value with its escapes (\s \n \t \r \\) undone.
+
+        Raises:
+            InputError: There is another escape, or no value.
+        """
+        bad = [letter for letter in _ESCAPE.findall(self.text) if letter not in _ESCAPES]
+        if bad or not self.text:
+            what = f"no escape \\{bad[0]}" if bad else "a value"
+            raise InputError(f"{self.where}: {self.key}: expected {what}")
+        return _ESCAPE.sub(lambda match: _ESCAPES[match[1]], self.text)
+
+    def _bare(self) -> str:
+        # GLib's reader of numbers stops at a blank, so that people write comments behind them.
+        return _TRAILING_COMMENT.sub("", self.text)
+
+    def _numbers(self, parts: Tuple[str, ...], low: float, high: float, expected: str) -> Tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in parts)
+        except ValueError:
+            raise self.fault(expected) from None
+        if not all(math.isfinite(value) and low <= value <= high for value in values):
+            raise self.fault(expected)
+        return values
+
+
+@dataclass(frozen=True)
+class Group:
+    """One `[group]`.
+
+    Attributes:
+        where: "file:line" of its first heading.
+        entries: By key, in the order of the file; of equal keys the last.
+    """
+
+    where: str
+    entries: Dict[str, Entry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NvinferFile:
+    """A configuration file.
+
+    Attributes:
+        path: The file.
+        groups: By name; "property" is among them.
+        repeated: Entries that a later one of the same key has replaced.
+    """
+
+    path: Path
+    groups: Mapping[str, Group]
+    repeated: Tuple[Entry, ...]
+
+
+def read_nvinfer(path: Path) -> NvinferFile:
+    """The configuration in `path`.
+
+    Raises:
+        InputError: It cannot be read, or not be understood: one line, with the line number.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: expected an nvinfer configuration") from error
+    if len(data) > LARGEST_BYTES:
+        raise InputError(f"{path}: is larger than {LARGEST_BYTES} bytes, so it is no nvinfer configuration")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8 text: expected an nvinfer configuration") from None
+    return parse_nvinfer(text, path)
+
+
+def parse_nvinfer(text: str, path: Path) -> NvinferFile:
+    """As `read_nvinfer`, of text that lies in `path`, whose ending tells which of both forms it has."""
+    reader = _Reader()
+    read_line = reader.yaml_line if path.suffix.lower() in (".yml", ".yaml") else reader.key_file_line
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            read_line(line, f"{path}:{number}")
+    if PROPERTY not in reader.groups:
+        told = "; that of a deepstream-app names it as config-file of its [primary-gie]"
+        raise InputError(f"{path}: no group [{PROPERTY}]: expected the configuration of an nvinfer element{told}")
+    return NvinferFile(path, reader.groups, tuple(reader.repeated))
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.groups: Dict[str, Group] = {}
+        self.repeated: List[Entry] = []
+        self._group: Optional[Group] = None
+        self._indent = 0
+
+    def key_file_line(self, line: str, where: str) -> None:
+        line = line.strip()
+        heading = _GROUP.fullmatch(line)
+        if heading:
+            self._open(heading[1], where)
+            return
+        key, equals, value = line.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{where}: {line[:60]!r}: expected [group], key=value, or '#' before a comment")
+        self._add(Entry(key.strip(), value.strip(), where))
+
+    def yaml_line(self, line: str, where: str) -> None:
+        if line.rstrip() in ("---", "...") or line.startswith("%"):
+            return
+        match = _YAML_LINE.fullmatch(line.rstrip())
+        expected = "'group:', or under it, indented by blanks, 'key: value'"
+        if match is None:
+            raise InputError(f"{where}: {line.strip()[:60]!r}: expected {expected}")
+        indent, key, value = len(match[1]), match[2], _yaml_value(match[3] or "", where)
+        if not indent:
+            if value:
+                raise InputError(f"{where}: {key}: expected nothing behind the name of a group")
+            self._open(key, where)
+            self._indent = 0
+            return
+        if self._indent not in (0, indent):
+            raise InputError(f"{where}: {key}: indented unlike the lines above: expected {expected}")
+        self._indent = indent
+        self._add(Entry(key, value, where))
+
+    def _open(self, name: str, where: str) -> None:
+        self._group = self.groups.setdefault(name, Group(where))
+
+    def _add(self, entry: Entry) -> None:
+        if self._group is None:
+            raise InputError(f"{entry.where}: {entry.key}: stands before any group: expected [{PROPERTY}] above it")
+        before = self._group.entries.pop(entry.key, None)
+        if before is not None:
+            self.repeated.append(before)
+        self._group.entries[entry.key] = entry
+
+
+def _yaml_value(text: str, where: str) -> str:
+    quoted = _YAML_QUOTED.fullmatch(text.strip())
+    if quoted:
+        return quoted[2]
+    plain = _YAML_COMMENT.sub("", text).strip()
+    if plain[:1] in tuple("[{&*|>!'\"%@`"):
+        raise InputError(f"{where}: {plain[:60]!r}: expected a plain value, which is all that nvinfer's files need")
+    return plain
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    return f", at least {low:g}" if math.isinf(high) else f" from {low:g} to {high:g}"

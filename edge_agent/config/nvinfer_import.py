@@ -1,0 +1,242 @@
+"""An nvinfer configuration, read into this agent's settings, with the model's own facts as the measure.
+
+Meaning of the keys: NVIDIA's page "Gst-nvinfer", and its published parser (gstnvinfer_property_parser.cpp).
+"""
+
+import os
+from pathlib import Path
+from typing import Dict, Optional, Tuple
+
+from edge_agent.config.nvinfer_classes import import_classes
+from edge_agent.config.nvinfer_file import PROPERTY, Entry, NvinferFile, read_nvinfer
+from edge_agent.config.nvinfer_picture import check_picture
+from edge_agent.config.nvinfer_report import Report
+from edge_agent.errors import InputError, MissingPackage, ModelError
+from edge_agent.inference.model_facts import FACEDETECTIR_FACTS, Facts, facts_of
+from edge_agent.inference.models import FACEDETECTIR_CARD, FACEDETECTIR_KEY, fetch_command, labels_of
+from edge_agent.inference.onnx_contract import class_names, face_class
+
+PRECISIONS = {0: "fp32", 1: "int8", 2: "fp16"}
+_MODELS = ("onnx-file", "tlt-encoded-model", "uff-file")
+_WORKSPACE_MB = (16, 65536)
+_ENGINES = "this agent builds, proves and keeps engines of its own"
+_READ_OFF = "read off the model itself"
+_OTHER_NETWORK = "of networks that are no detectors"
+_SECONDARY = "of secondary mode; whole pictures are looked at here"
+_IGNORED = {
+    "model-engine-file": _ENGINES,
+    "force-implicit-batch-dim": _ENGINES,
+    "batch-size": "pictures are looked at one by one",
+    "interval": "every picture is looked at; ask a camera for fewer with its FPS",
+    "gie-unique-id": "there is one model",
+    "process-mode": "whole pictures are looked at",
+    "network-type": "a detector is all there is",
+    "is-classifier": "a detector is all there is",
+    "uff-input-blob-name": _READ_OFF,
+    "uff-input-order": _READ_OFF,
+    "network-input-order": _READ_OFF,
+    "gpu-id": "the first GPU is used",
+    "scaling-filter": "EDGE_AGENT_MODEL__INTERPOLATION chooses between linear and area",
+    "scaling-compute-hw": "the GPU scales where TensorRT runs, else the CPU",
+    "output-tensor-meta": "there is no other element to hand tensors to",
+    "operate-on-gie-id": _SECONDARY,
+    "operate-on-class-ids": _SECONDARY,
+    "secondary-reinfer-interval": _SECONDARY,
+    "input-object-min-width": _SECONDARY,
+    "input-object-min-height": _SECONDARY,
+    "classifier-threshold": _OTHER_NETWORK,
+    "classifier-async-mode": _OTHER_NETWORK,
+    "segmentation-threshold": _OTHER_NETWORK,
+    "symmetric-padding": "there is no padding",
+    "enable-dbscan": "cluster-mode counts",
+}
+_CUSTOM = ("parse-bbox-func-name", "custom-lib-path", "engine-create-func-name", "parse-bbox-instance-mask-func-name")
+
+
+def import_nvinfer(path: Path, directory: Path, class_name: Optional[str] = None) -> Report:
+    """Settings out of the configuration in `path`, whose paths are relative to it.
+
+    Args:
+        path: A key file, or YAML (.yml, .yaml).
+        directory: Folder of fetched models; its files become the registry's names.
+        class_name: Name or number of the class that means a face, where the labels do not tell.
+
+    Raises:
+        InputError: It cannot be read or understood; or it is of no detector, or names no model; one line.
+    """
+    return _Import(read_nvinfer(path), directory, class_name).report
+
+
+class _Import:
+    """One import; `_left` holds what nothing has taken yet."""
+
+    def __init__(self, file: NvinferFile, directory: Path, class_name: Optional[str]) -> None:
+        self.report = Report()
+        self._file, self._folder, self._directory = file, file.path.resolve().parent, directory
+        self._left: Dict[str, Entry] = dict(file.groups[PROPERTY].entries)
+        for entry in file.repeated:
+            self.report.ignore(entry, "a later line says it again")
+        self._refuse_other_networks()
+        self._registered = False
+        self._facts = self._model()
+        classes, target = self._classes(class_name)
+        self._filter(target)
+        self._precision()
+        check_picture(self._left, self._facts, self.report)
+        import_classes(file, target, classes, self.report)
+        self._rest()
+
+    def _refuse_other_networks(self) -> None:
+        kind, legacy = self._left.get("network-type"), self._left.get("is-classifier")
+        if kind is not None and kind.whole():
+            raise kind.fault("0, a detector, which is all that this agent can run")
+        if kind is None and legacy is not None and legacy.flag():
+            raise legacy.fault("0, a detector, which is all that this agent can run")
+
+    def _model(self) -> Optional[Facts]:
+        entry = next((self._left.pop(key) for key in _MODELS if self._left.get(key)), None)
+        if entry is None:
+            where = self._file.groups[PROPERTY].where
+            raise InputError(f"{where}: [{PROPERTY}] names no model: expected one of {', '.join(_MODELS)}")
+        for other in _MODELS:
+            if other in self._left:
+                self.report.ignore(self._left.pop(other), f"{entry.key} comes first")
+        path = self._path(entry)
+        given = self._left.pop("tlt-model-key", None)
+        key = given.string() if given is not None else None
+        if path.suffix not in (".onnx", ".uff", ".etlt"):
+            raise entry.fault("a file that ends in .onnx, .uff or .etlt")
+        name = FACEDETECTIR_CARD.name
+        fetched = (self._directory / name / FACEDETECTIR_CARD.files[0].name).absolute()
+        if path == fetched or (path.name == fetched.name and not path.is_file()):
+            self._registered = True
+            run = fetch_command(FACEDETECTIR_CARD, self._directory)
+            self.report.set(entry, ("model", "model"), name, "" if fetched.is_file() else f"to fetch it: {run}")
+            if given is not None:
+                self.report.agree(Entry(given.key, "***", given.where), "the key of this model is known")
+            return self._facts_of(entry, fetched, key) if fetched.is_file() else FACEDETECTIR_FACTS
+        self.report.set(entry, ("model", "model"), str(path))
+        if given is not None and path.suffix == ".etlt" and key != FACEDETECTIR_KEY:
+            self.report.set(given, ("model", "key"), given.string())
+        elif given is not None:
+            self.report.agree(Entry(given.key, "***", given.where), "what is tried anyway, where a key is needed")
+        return self._facts_of(entry, path, key)
+
+    def _facts_of(self, entry: Entry, path: Path, key: Optional[str]) -> Optional[Facts]:
+        if not path.is_file():
+            self.report.differ(entry, f"{path} is not there, so nothing could be compared with it")
+            return None
+        try:
+            return facts_of(path, key)
+        except MissingPackage as error:
+            self.report.ignored.append(f"the model stays sealed, so nothing was compared with it: {error.message}")
+        except ModelError as error:
+            self.report.differ(entry, str(error))
+        return None
+
+    def _classes(self, class_name: Optional[str]) -> Tuple[int, int]:
+        """(number of classes, index of the one that is a face)."""
+        report, facts = self.report, self._facts
+        count, file = self._left.pop("num-detected-classes", None), self._left.pop("labelfile-path", None)
+        claimed = count.whole(1) if count is not None else None
+        classes = facts.classes if facts is not None else claimed or 1
+        if count is not None and claimed != classes:
+            report.differ(count, f"the model has {classes}")
+        elif count is not None:
+            report.agree(count, _READ_OFF)
+        labels = self._labels(file, classes)
+        if classes == 1 and class_name is None:
+            return claimed or 1, 0
+        names = labels or class_names((), classes, str(self._file.path))
+        try:
+            target = face_class(names, class_name, str(self._file.path))
+        except ModelError:
+            where = (file or count or next(iter(self._file.groups[PROPERTY].entries.values()))).where
+            raise InputError(
+                f"{where}: which of the classes {', '.join(names)} is a face? expected --class-name NAME or NUMBER"
+            ) from None
+        report.set(file or "the class that is a face", ("model", "class_name"), names[target])
+        return max(classes, claimed or 1), target
+
+    def _labels(self, file: Optional[Entry], classes: int) -> Tuple[str, ...]:
+        if file is None:
+            return ()
+        path = self._path(file)
+        if not path.is_file():
+            self.report.ignore(file, f"{path} is not there; one class needs no name")
+            return ()
+        labels = labels_of(path, str(path))
+        if len(labels) != classes:
+            self.report.differ(file, f"{path} names {len(labels)} classes, not {classes}; it is not used")
+            return ()
+        if self._registered:
+            self.report.agree(file, "the class of this model is known")
+            return ()
+        self.report.set(file, ("model", "labels_file"), str(path))
+        return labels
+
+    def _filter(self, target: int) -> None:
+        entry = self._left.pop("filter-out-class-ids", None)
+        if entry is not None and str(target) in entry.texts():
+            self.report.differ(entry, f"class {target} is the face, and is not left out here")
+        elif entry is not None:
+            self.report.agree(entry, "only the class that is a face is looked at")
+
+    def _precision(self) -> None:
+        report = self.report
+        mode, cache = self._left.pop("network-mode", None), self._left.pop("int8-calib-file", None)
+        precision = PRECISIONS[mode.whole(0, 2) if mode is not None else 0]
+        calibrated = False
+        if cache is not None:
+            path = self._path(cache)
+            own = self._directory / FACEDETECTIR_CARD.name / FACEDETECTIR_CARD.files[1].name
+            calibrated = path.is_file() or self._registered
+            if self._registered and (path == own.absolute() or not path.is_file()):
+                report.agree(cache, "is fetched with the model")
+            elif path.is_file():
+                report.set(cache, ("model", "calibration"), str(path))
+            else:
+                report.differ(cache, f"{path} is not there; no calibration is set")
+        source = mode or "network-mode is not set, which means 0 (FP32)"
+        report.set(source, ("model", "precision"), precision, "where a board cannot meet it, set auto")
+        if precision == "int8" and not calibrated:
+            told = "INT8 needs a calibration cache, or a file that holds Q/DQ; without, nothing will run: set auto"
+            report.differ(source, told)
+        workspace = self._left.pop("workspace-size", None)
+        if workspace is not None:
+            asked = workspace.whole(0)
+            fitting = min(max(asked, _WORKSPACE_MB[0]), _WORKSPACE_MB[1])
+            if asked:
+                report.set(workspace, ("model", "workspace_mb"), fitting)
+            else:
+                report.ignore(workspace, "0 means the default")
+            if asked and asked != fitting:
+                report.differ(workspace, f"this agent takes {_WORKSPACE_MB[0]} to {_WORKSPACE_MB[1]} MB")
+        self._dla()
+
+    def _dla(self) -> None:
+        enable, core = self._left.pop("enable-dla", None), self._left.pop("use-dla-core", None)
+        if enable is not None and enable.flag():
+            self.report.set(core or enable, ("model", "dla_core"), core.whole(0, 7) if core is not None else 0)
+        elif enable is not None:
+            self.report.agree(enable, "no accelerator is used")
+        if core is not None and not (enable is not None and enable.flag()):
+            self.report.ignore(core, "enable-dla is off")
+
+    def _rest(self) -> None:
+        report = self.report
+        # Told already, with the classes.
+        self._left.pop("cluster-mode" if "cluster-mode" in self._left else "enable-dbscan", None)
+        for key, entry in self._left.items():
+            if key in _CUSTOM:
+                report.differ(entry, "no code of others is loaded; outputs are decoded as DetectNet_v2's")
+            elif key == "process-mode" and entry.whole(1, 2) == 2:
+                report.differ(entry, _SECONDARY)
+            elif key == "gpu-id" and entry.whole(0):
+                report.differ(entry, _IGNORED[key])
+            else:
+                report.ignore(entry, _IGNORED.get(key, "not known to this agent"))
+
+    def _path(self, entry: Entry) -> Path:
+        # Not resolved further: what a link names may change.
+        return Path(os.path.normpath(self._folder / entry.string()))

@@ -1,0 +1,62 @@
+"""What a DetectNet_v2 model file says of itself, for comparing with what a configuration claims."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Optional
+
+from edge_agent.core.contract import FACEDETECTIR, ModelContract
+from edge_agent.errors import MissingPackage, ModelError
+from edge_agent.inference.models import FACEDETECTIR_CARD
+from edge_agent.inference.onnx_contract import bind, structure
+from edge_agent.inference.onnx_file import parse_onnx
+from edge_agent.inference.trt_source import read_payload
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model's outside.
+
+    Attributes:
+        contract: What its tensors mean, up to the classes' names.
+        classes: How many it tells apart.
+        input: Name of the input.
+        outputs: Names of the outputs by role, "cov" and "bbox".
+        uff: True when its file holds UFF.
+    """
+
+    contract: ModelContract
+    classes: int
+    input: str
+    outputs: Mapping[str, str]
+    uff: bool
+
+
+# Of the file that stays sealed where NVIDIA's package is not installed; names as in NVIDIA's configurations.
+FACEDETECTIR_FACTS = Facts(
+    FACEDETECTIR, 1, "input_1", {"cov": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"}, uff=True
+)
+
+
+def facts_of(path: Path, key: Optional[str] = None) -> Facts:
+    """The facts of a model file.
+
+    Args:
+        path: .onnx, .uff or .etlt.
+        key: Of an .etlt; NVIDIA's published key when None.
+
+    Raises:
+        ModelError: It cannot be read, is damaged, or is no DetectNet_v2.
+        MissingPackage: It is encrypted, NVIDIA's package is not installed, and it is not FaceDetectIR, which is known.
+    """
+    try:
+        onnx, uff = read_payload(path, key)
+    except MissingPackage:
+        if path.name == FACEDETECTIR_CARD.files[0].name:
+            return FACEDETECTIR_FACTS
+        raise
+    model = parse_onnx(onnx, str(path))
+    contract, classes = structure(model, str(path))
+    if contract.kind != "gridbox":
+        raise ModelError(f"model {path}: is {contract.kind}", "expected a DetectNet_v2, as nvinfer decodes by itself")
+    binding = bind(model, str(path))
+    return Facts(contract, classes, binding.input, binding.outputs, uff is not None)

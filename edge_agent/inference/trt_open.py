@@ -185,6 +185,7 @@ class Opener:
         detail = {
             "version": self._place.version,
             "gpu": self._place.gpu,
+            "worker": self._place.worker,
             "layers": describe(manifest.layers),
             "dla_core": recipe.dla_core,
         }

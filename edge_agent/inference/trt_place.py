@@ -51,12 +51,14 @@ class Place(Protocol):
         gpu: Name.
         sm: Compute capability, "87".
         cuda_version: The newest CUDA that the driver runs.
+        worker: Interpreter of the process that runs TensorRT, or None when it is this one.
     """
 
     version: str
     gpu: str
     sm: str
     cuda_version: str
+    worker: Optional[str]
 
     def abilities(self) -> Abilities:
         """What decides the precision."""
@@ -95,6 +97,8 @@ class LocalTensorRt:
         cuda: The GPU, owned by this thread; closed with this.
         environ: For finding the CUDA compiler.
     """
+
+    worker: Optional[str] = None
 
     def __init__(self, trt: TensorRT, cuda: CudaContext, environ: Mapping[str, str]) -> None:
         self.version: str = trt.__version__

@@ -47,6 +47,7 @@ class WorkerProcess:
 
     Attributes:
         hello: What it said of itself.
+        python: As given.
 
     Raises:
         MissingPackage: There is no such interpreter, or TensorRT or the driver is missing there.
@@ -56,7 +57,7 @@ class WorkerProcess:
     def __init__(self, python: str) -> None:
         self._map: Optional[mmap.mmap] = None
         self._open = False
-        self._python = python
+        self.python = python
         self._fault: Optional[EngineError] = None
         with ExitStack() as failing:
             self._memory = os.memfd_create("edge-agent-tensors")
@@ -121,7 +122,7 @@ class WorkerProcess:
             code = self._process.returncode
             if code > 0:  # no crash: it is not the Python, or the file, that was expected
                 raise MissingPackage(
-                    f"{self._python} does not run TensorRT's worker: exit code {code}", _INSTALL
+                    f"{self.python} does not run TensorRT's worker: exit code {code}", _INSTALL
                 ) from error
             raise lost from error
         if hello.get("protocol") != PROTOCOL:

@@ -42,6 +42,7 @@ class RemoteTensorRt:
         self.gpu: str = hello["gpu"]
         self.sm: str = hello["sm"]
         self.cuda_version: str = hello["cuda"]
+        self.worker: Optional[str] = worker.python
         self._worker = worker
         self._preprocess: Optional[Preprocessor] = None
 
@@ -141,7 +142,14 @@ class RemoteEngine:
         Raises:
             EngineError: The worker has died or is late, CUDA or TensorRT failed, or the answer is no number.
         """
-        tensor = self._preprocess(picture)
+        return self.run(self.prepare(picture))
+
+    def prepare(self, picture: Picture) -> Array:
+        """The first half of `infer`: the network's input, valid until the next call."""
+        return self._preprocess(picture)
+
+    def run(self, tensor: Array) -> Mapping[str, Array]:
+        """The second half of `infer`, of what `prepare` made; may be repeated."""
         try:
             if tensor.shape != self._shape or self._input is None:
                 self._input = self._reshape(tensor.shape)

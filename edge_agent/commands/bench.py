@@ -108,7 +108,7 @@ def _table(info: "EngineInfo", found: "Result", args: argparse.Namespace, opened
         *("".join(cell.ljust(10) if not at else cell.rjust(9) for at, cell in enumerate(row)) for row in rows),
     ]
     if found.preprocess_ms is not None:
-        lines.append(f"preprocessing: {found.preprocess_ms:.3f} ms, the difference of the medians")
+        lines.append(f"preprocessing: {found.preprocess_ms:.3f} ms, the median of the differences")
     return [*lines, *_ABOUT, *([_REMOTE] if "worker" in info.detail else [])]
 
 

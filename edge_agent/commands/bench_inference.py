@@ -32,7 +32,7 @@ class Timing:
 
     Attributes:
         count: How many there were.
-        per_s: Calls per second, over all of the time.
+        per_s: Calls per second, if there were no others.
         cpu_ms: Processor time of this process per call, all threads.
     """
 
@@ -52,15 +52,12 @@ class Result:
     Attributes:
         whole: From a picture in memory to raw outputs in memory.
         network: The same without preprocessing; None where the engine does not tell them apart.
+        preprocess_ms: Median of the differences, or None: on a GPU the network begins before preprocessing has ended.
     """
 
     whole: Timing
     network: Optional[Timing]
-
-    @property
-    def preprocess_ms(self) -> Optional[float]:
-        """The difference of the medians, since on a GPU the network begins before preprocessing has ended."""
-        return None if self.network is None else max(self.whole.p50_ms - self.network.p50_ms, 0.0)
+    preprocess_ms: Optional[float]
 
 
 def measure(engine: Engine, size: Tuple[int, int], seconds: float) -> Result:
@@ -72,30 +69,44 @@ def measure(engine: Engine, size: Tuple[int, int], seconds: float) -> Result:
     noise = np.random.default_rng(0)
     pictures = [Picture(noise.integers(0, 256, size[::-1], np.uint8)) for _ in range(_PICTURES)]
     feed = itertools.cycle(pictures)
-    if not isinstance(engine, Divided):
-        return Result(_timed(lambda: engine.infer(next(feed)), seconds), None)
-    whole = _timed(lambda: engine.infer(next(feed)), seconds / 2)
-    tensor = engine.prepare(pictures[0])
-    return Result(whole, _timed(lambda: engine.run(tensor), seconds / 2))
+    divided = engine if isinstance(engine, Divided) else None
+
+    def once() -> List[Array]:
+        started = _now_ms()
+        if divided is None:
+            engine.infer(next(feed))
+            return [_now_ms() - started]
+        tensor = divided.prepare(next(feed))
+        divided.run(tensor)
+        between = _now_ms()
+        divided.run(tensor)  # by turns, so that both see the same machine, whatever else it does
+        return [between - started, _now_ms() - between]
+
+    _repeat(once, min(_WARM_UP_S, seconds / 4))
+    samples = np.array(_repeat(once, seconds))  # (calls, kinds, 2) ms
+    whole = _timing(samples[:, 0])
+    if divided is None:
+        return Result(whole, None, None)
+    difference = float(np.median(samples[:, 0, 0] - samples[:, 1, 0]))
+    return Result(whole, _timing(samples[:, 1]), max(difference, 0.0))
 
 
-def _timed(call: Callable[[], object], seconds: float) -> Timing:
-    _repeat(call, min(_WARM_UP_S, seconds / 4))
-    cpu, started = time.process_time(), time.perf_counter()
-    took_ms = _repeat(call, seconds)
-    elapsed_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
-    p50, p90, p99, most = np.percentile(took_ms, (50, 90, 99, 100)).tolist()
-    count = len(took_ms)
-    return Timing(count, p50, p90, p99, most, count / elapsed_s, 1000 * cpu_s / count)
+def _now_ms() -> Array:
+    """Time, and processor time of this process."""
+    return 1000.0 * np.array((time.perf_counter(), time.process_time()))
 
 
-def _repeat(call: Callable[[], object], seconds: float) -> List[float]:
-    """Durations in ms, of one call at least."""
-    took_ms: List[float] = []
+def _timing(samples: Array) -> Timing:
+    """Of (calls, 2): duration and processor time, ms."""
+    p50, p90, p99, most = np.percentile(samples[:, 0], (50, 90, 99, 100)).tolist()
+    took_ms, cpu_ms = samples.mean(axis=0).tolist()
+    return Timing(len(samples), p50, p90, p99, most, 1000 / took_ms, cpu_ms)
+
+
+def _repeat(once: Callable[[], List[Array]], seconds: float) -> List[List[Array]]:
+    """What it gave, at least of one call."""
+    samples: List[List[Array]] = []
     until = time.perf_counter() + seconds
-    now = time.perf_counter()
-    while not took_ms or now < until:
-        call()
-        before, now = now, time.perf_counter()
-        took_ms.append(1000 * (now - before))
-    return took_ms
+    while not samples or time.perf_counter() < until:
+        samples.append(once())
+    return samples

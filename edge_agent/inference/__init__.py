@@ -78,7 +78,7 @@ class EngineParams:
     tensorrt_python: Optional[str] = param(
         None,
         "Python interpreter whose TensorRT 8 is used, in a worker process; when unset, this one's TensorRT, else that "
-        "of PATH's python3.6 (JetPack 4)",
+        "of /usr/bin/python3.6 (JetPack 4)",
         min_length=1,
         restart=True,
     )

@@ -25,7 +25,7 @@ def test_it_measures_what_the_agent_would_run(tmp_path):
     for part in (report["whole"], report["network"]):
         assert part["count"] >= 1
         assert 0 < part["p50_ms"] <= part["p90_ms"] <= part["p99_ms"] <= part["max_ms"]
-        assert 0 < part["per_s"] <= part["count"] / 0.2  # half of the time for each
+        assert 0 < part["per_s"] <= 1000 / part["p50_ms"] * 2
     table = edge_agent(*words, "--model", model, "--threads", "2", settings={"MODEL__MODEL": "nobody"})
     assert table.returncode == 0, table.stderr
     assert "engine    onnxruntime, m.onnx, fp32" in table.stdout and "threads 2" in table.stdout
@@ -63,7 +63,7 @@ def test_preprocessing_and_network_are_told_apart():
     found = measure(engine, (128, 80), 0.6)  # type: ignore[arg-type]
     assert len(engine.seen) == 8
     assert found.whole.p50_ms >= 6.0 and found.network.p50_ms >= 4.0
-    assert found.preprocess_ms == max(found.whole.p50_ms - found.network.p50_ms, 0.0)
+    assert 0 < found.preprocess_ms < found.whole.max_ms
     assert found.whole.cpu_ms < found.whole.p50_ms  # it slept
     assert found.whole.per_s <= 1000 / 6.0
 

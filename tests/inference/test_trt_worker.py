@@ -17,6 +17,7 @@ from edge_agent.core.frame import Picture
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.ort import OrtEngine
+from edge_agent.inference.trt_find import find_place
 from edge_agent.inference.trt_golden import golden_picture
 from edge_agent.inference.trt_process import PROGRAM, Refusal, WorkerProcess
 from edge_agent.inference.trt_source import read_network
@@ -122,29 +123,28 @@ def test_the_engine_is_built_once(jetpack: JetPack4, tmp_path: Path, caplog: pyt
     assert "it is damaged" in caplog.text
 
 
-def test_auto_finds_jetpacks_python(
-    jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_tensorrt_here_jetpacks_python_is_found(jetpack: JetPack4, tmp_path: Path) -> None:
     try:
         import tensorrt  # noqa: F401
     except ImportError:
         pass
     else:
         pytest.skip("needs a machine without TensorRT: it is installed here")
+    place = find_place(None, {}, Path(jetpack.python))
+    assert (place.gpu, place.version, place.worker) == ("NVIDIA Tegra X1", "8.2.1.8", jetpack.python)
+    place.close()
+    for other in ("nowhere", "/bin/false"):
+        with pytest.raises(MissingPackage, match="tensorrt cannot be imported: No module named"):
+            find_place(None, {}, Path(other))
+
+
+def test_auto_takes_the_worker_that_the_settings_name(
+    jetpack: JetPack4, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    (tmp_path / "bin").mkdir()
-    wrapper = tmp_path / "bin" / "python3.6"
-    wrapper.write_text(f'#!/bin/sh\nexec "{jetpack.python}" "$@"\n')
-    wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
-    engine = opened(jetpack, graphs.gridbox(tmp_path / "m.onnx"), backend="auto", tensorrt_python=None)
-    assert engine.info.backend == "tensorrt"
+    engine = opened(jetpack, graphs.gridbox(tmp_path / "m.onnx"), backend="auto")
+    assert (engine.info.backend, engine.info.detail["worker"]) == ("tensorrt", jetpack.python)
     assert "auto: TensorRT is installed, and NVIDIA Tegra X1 answers" in caplog.text
-    engine.close()
-    wrapper.write_text("#!/bin/sh\nexit 127\n")  # as pyenv's, which only says that there is none
-    engine = opened(jetpack, graphs.gridbox(tmp_path / "m.onnx"), backend="auto", tensorrt_python=None)
-    assert engine.info.backend == "onnxruntime"
-    assert "auto: not TensorRT, because tensorrt cannot be imported" in caplog.text
     engine.close()
 
 

@@ -180,7 +180,8 @@ class Worker:
         trt, logger, builder, network = self._trt, self._logger, self._builder, self._network
         config = builder.create_builder_config()
         config.max_workspace_size = request["workspace_bytes"]
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells no precisions
+        if hasattr(trt, "LayerInformationFormat"):  # 8.0 has no inspector; it would tell no precisions otherwise
+            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         profile = None
         if min(tuple(network.get_input(0).shape)) < 0:
             profile = builder.create_optimization_profile()
@@ -224,7 +225,7 @@ class Worker:
         if context is None:
             raise Fault("engine", f"TensorRT made no execution context: {logger.because()}")
         self._engine, self._context = engine, context
-        inspector = engine.create_engine_inspector()
+        inspector = engine.create_engine_inspector() if hasattr(trt, "LayerInformationFormat") else None
         told = inspector.get_engine_information(trt.LayerInformationFormat.JSON) if inspector is not None else ""
         return {"layers": told}, b""
 

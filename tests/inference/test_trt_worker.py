@@ -123,6 +123,13 @@ def test_the_engine_is_built_once(jetpack: JetPack4, tmp_path: Path, caplog: pyt
     assert "it is damaged" in caplog.text
 
 
+def test_8_0_has_no_inspector(jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_TRT_VERSION", "8.0.1.6")
+    engine = opened(jetpack, graphs.gridbox(tmp_path / "m.onnx"))
+    assert engine.info.precision == "fp16" and engine.info.detail["layers"] == "the engine does not tell"
+    engine.close()
+
+
 def test_without_tensorrt_here_jetpacks_python_is_found(jetpack: JetPack4, tmp_path: Path) -> None:
     try:
         import tensorrt  # noqa: F401

@@ -357,3 +357,8 @@ def _count(shape):
     for dim in shape:
         count *= dim
     return count
+
+
+if __version__.startswith("8.0"):  # JetPack 4.6.0: before the inspector
+    ProfilingVerbosity = enum.IntEnum("ProfilingVerbosity", ["DEFAULT", "NONE", "VERBOSE"])
+    del LayerInformationFormat, ICudaEngine.create_engine_inspector

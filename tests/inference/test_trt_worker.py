@@ -288,7 +288,11 @@ def test_it_ends_with_the_agent_even_in_the_middle_of_a_build(
         pid = int(agent.stdout.readline())  # type: ignore[union-attr]
         assert not gone(pid)
         agent.kill()
-    until(lambda: gone(pid))
+    try:
+        until(lambda: gone(pid))
+    finally:
+        if not gone(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_it_is_python_3_6() -> None:

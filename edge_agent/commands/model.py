@@ -186,7 +186,8 @@ def _build(args: argparse.Namespace, directory: Path) -> int:
     )
     options = BuildOptions(args.precision, args.workspace_mb, args.dla_core, rebuild=args.rebuild)
     folder = args.cache_dir or cache_dir(os.environ)
-    opened = open_network(network, options, folder, os.environ, lambda line: print(line, file=sys.stderr, flush=True))
+    python = os.environ.get("EDGE_AGENT_MODEL__TENSORRT_PYTHON")
+    opened = open_network(network, options, folder, os.environ, _tell, python)
     info, manifest = opened.engine.info, opened.manifest
     opened.engine.close()
     report = {
@@ -211,6 +212,10 @@ def _build(args: argparse.Namespace, directory: Path) -> int:
     for key, value in {**report, "layers": counted(manifest.layers)}.items():
         print(f"{key:19} {_plain(value) if value is not None else 'none'}")
     return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _plain(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Dict, Literal, Optional, Tuple
@@ -86,6 +87,13 @@ class EngineParams:
         le=7,
         restart=True,
     )
+    tensorrt_python: Optional[str] = param(
+        None,
+        "Python interpreter whose TensorRT 8 is used, in a worker process; when unset, this one's TensorRT, else that "
+        "of /usr/bin/python3.6 (JetPack 4)",
+        min_length=1,
+        restart=True,
+    )
     models_dir: Optional[str] = param(
         None,
         "Folder of fetched models; when unset the service's state directory, else the user's data directory",
@@ -107,7 +115,7 @@ def open_engine(params: EngineParams, directory: Path, tell: Tell = _log.info) -
         EngineError: The GPU does not answer, or a newly built engine answers wrongly.
         InputError: TensorRT's engine cache cannot be used.
     """
-    backend, why = _choose() if params.backend == "auto" else (params.backend, "as asked")
+    backend, why = _choose(params) if params.backend == "auto" else (params.backend, "as asked")
     engine = _BACKENDS[backend](params, directory, tell)
     info = engine.info
     detail = "".join(f", {key} {value}" for key, value in info.detail.items())
@@ -115,16 +123,14 @@ def open_engine(params: EngineParams, directory: Path, tell: Tell = _log.info) -
     return engine
 
 
-def _choose() -> Tuple[str, str]:
+def _choose(params: EngineParams) -> Tuple[str, str]:
     """TensorRT where it is installed and a GPU answers; and why."""
-    from edge_agent.inference.cuda import open_cuda
-    from edge_agent.inference.trt_api import load_tensorrt
+    from edge_agent.inference.trt_find import find_place
 
     try:
-        load_tensorrt()
-        cuda = open_cuda()
-        gpu = cuda.name
-        cuda.close()
+        place = find_place(params.tensorrt_python, os.environ)
+        gpu = place.gpu
+        place.close()
     except (MissingPackage, EngineError) as error:
         return "onnxruntime", f"auto: not TensorRT, because {error.message}"
     return "tensorrt", f"auto: TensorRT is installed, and {gpu} answers"
@@ -155,22 +161,26 @@ def _open_scripted(params: EngineParams, directory: Path, tell: Tell) -> Engine:
 
 def _open_tensorrt(params: EngineParams, directory: Path, tell: Tell) -> Engine:
     from edge_agent.inference.cuda_kernel import cache_dir
-    from edge_agent.inference.trt_api import load_tensorrt
-    from edge_agent.inference.trt_open import BuildOptions, open_network
+    from edge_agent.inference.trt_find import find_place
+    from edge_agent.inference.trt_open import BuildOptions, Opener
     from edge_agent.inference.trt_source import read_network
 
-    load_tensorrt()  # that it is missing matters more than whatever is wrong with the model
-    network = read_network(
-        params.model,
-        directory,
-        params.class_name,
-        params.long_side,
-        params.calibration,
-        labels_file=params.labels_file,
-        key=params.key,
-    )
-    options = BuildOptions(params.precision, params.workspace_mb, params.dla_core, params.interpolation)
-    return open_network(network, options, cache_dir(os.environ), os.environ, tell).engine
+    with ExitStack() as failing:
+        place = find_place(params.tensorrt_python, os.environ)  # before whatever is wrong with the model
+        failing.callback(place.close)
+        network = read_network(
+            params.model,
+            directory,
+            params.class_name,
+            params.long_side,
+            params.calibration,
+            labels_file=params.labels_file,
+            key=params.key,
+        )
+        options = BuildOptions(params.precision, params.workspace_mb, params.dla_core, params.interpolation)
+        engine = Opener(place, cache_dir(os.environ), tell).open(network, options).engine
+        failing.pop_all()
+    return engine
 
 
 # Each loads its packages when it is chosen, not before.

@@ -3,7 +3,7 @@
 A thin seam on purpose: another binding of CUDA's driver API takes its place by keeping these protocols.
 """
 
-from typing import Any, Callable, Optional, Protocol, Sequence, Tuple, Type
+from typing import Any, Callable, Protocol, Sequence, Tuple, Type
 
 import numpy as np
 
@@ -182,8 +182,12 @@ def load_driver() -> Driver:
 def engine_error(error: Exception, doing: str) -> EngineError:
     """What pycuda raised, in one line with a hint."""
     said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    hint: Optional[str] = next((hint for words, hint in _HINTS if words in said.lower()), None)
-    return EngineError(f"CUDA: {doing}: {said}", hint or "")
+    return EngineError(f"CUDA: {doing}: {said}", hint_for(said))
+
+
+def hint_for(said: str) -> str:
+    """What to do about an error in CUDA's own words; empty where nothing is known."""
+    return next((hint for words, hint in _HINTS if words in said.lower()), "")
 
 
 def _unimportable(error: ImportError) -> MissingPackage:

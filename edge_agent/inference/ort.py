@@ -84,10 +84,18 @@ class OrtEngine:
         Raises:
             EngineError: The runtime failed, or answered with something that is no number.
         """
+        return self.run(self.prepare(picture))
+
+    def prepare(self, picture: Picture) -> Array:
+        """The first half of `infer`: the network's input, valid until the next call."""
+        return self._preprocess(picture)
+
+    def run(self, tensor: Array) -> Mapping[str, Array]:
+        """The second half of `infer`, of what `prepare` made; may be repeated."""
         if self._session is None:
             raise EngineError(f"model {self.info.model}: used after it was closed")
         try:
-            answers = self._session.run(self._outputs, {self._input: self._preprocess(picture)})
+            answers = self._session.run(self._outputs, {self._input: tensor})
         except self._faults as error:
             raise EngineError(f"model {self.info.model}: ONNX Runtime failed: {_first_line(error)}") from error
         outputs: Dict[str, Array] = {role: answer[0] for role, answer in zip(self._roles, answers)}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple
 
-from edge_agent.errors import EngineError, ModelError
+from edge_agent.errors import EdgeAgentError, EngineError, ModelError
 from edge_agent.inference.trt_api import Logger, TensorRT, because, reads_uff
 from edge_agent.inference.trt_calibration import Calibration, fitted, make_calibrator
 from edge_agent.inference.trt_source import Network
@@ -53,7 +53,7 @@ def build(trt: TensorRT, logger: Logger, network: Network, recipe: Recipe) -> by
     logger.forget()
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
-        raise _failed(f"TensorRT {trt.__version__} cannot build model {network.name}: {because(logger)}", logger)
+        raise failed(trt.__version__, network.name, because(logger))
     return bytes(plan)
 
 
@@ -133,8 +133,9 @@ def _set_dla(trt: TensorRT, builder: Any, config: Any, recipe: Recipe, dynamic: 
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def _failed(message: str, logger: Logger) -> Exception:
-    said = logger.complaint.lower()
-    if "memory" in said or "workspace" in said:
+def failed(version: str, name: str, why: str) -> EdgeAgentError:
+    """What it means that TensorRT `version` did not build model `name`, by its own words."""
+    message = f"TensorRT {version} cannot build model {name}: {why}"
+    if "memory" in why.lower() or "workspace" in why.lower():
         return EngineError(message, "stop other programs on the GPU, or lower workspace_mb")
     return ModelError(message, "run it with backend onnxruntime, or ask for another precision")

@@ -15,7 +15,7 @@ from edge_agent.errors import ModelError
 from edge_agent.inference.trt_api import TensorRT
 
 _FULL_SCALE = 127.0
-_ALGORITHMS = {
+CALIBRATORS = {  # by algorithm: the class of TensorRT
     "EntropyCalibration2": "IInt8EntropyCalibrator2",
     "MinMaxCalibration": "IInt8MinMaxCalibrator",
 }
@@ -54,10 +54,10 @@ def read_calibration(path: Path) -> Calibration:
     lines = data.decode("ascii", "replace").splitlines() or [""]
     header = lines[0].strip()
     algorithm = header.rpartition("-")[2]
-    if not header.startswith("TRT-") or algorithm not in _ALGORITHMS:
+    if not header.startswith("TRT-") or algorithm not in CALIBRATORS:
         raise ModelError(
             f"calibration {path}: its first line is {header[:60]!r}",
-            f"expected TRT-<version>- and one of {', '.join(_ALGORITHMS)}",
+            f"expected TRT-<version>- and one of {', '.join(CALIBRATORS)}",
         )
     codes: Dict[str, str] = {}
     for number, line in enumerate(lines[1:], 2):
@@ -109,7 +109,7 @@ def fitted(calibration: Calibration, tensors: Sequence[str], source: str, white:
 
 def make_calibrator(trt: TensorRT, calibration: Calibration, cache: bytes) -> Any:
     """TensorRT's calibrator of the cache's algorithm, which has no pictures, only the cache."""
-    base = getattr(trt, _ALGORITHMS[calibration.algorithm])
+    base = getattr(trt, CALIBRATORS[calibration.algorithm])
 
     class CachedScales(base):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:

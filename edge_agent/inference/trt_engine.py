@@ -9,7 +9,7 @@ from edge_agent.core.frame import Picture
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError
 from edge_agent.inference.cuda import CudaContext, DeviceBuffer, PinnedBuffer
-from edge_agent.inference.cuda_preprocess import CudaPreprocessor
+from edge_agent.inference.cuda_preprocess import CudaPreprocessor, DeviceTensor
 from edge_agent.inference.onnx_contract import Binding
 from edge_agent.inference.trt_api import Logger, Shape, TensorRT
 from edge_agent.inference.trt_runners import Runner, load_plan
@@ -115,7 +115,14 @@ class TensorRtEngine:
         Raises:
             EngineError: CUDA or TensorRT failed, or it answered with something that is no number.
         """
-        tensor = self._preprocess(picture)
+        return self.run(self.prepare(picture))
+
+    def prepare(self, picture: Picture) -> DeviceTensor:
+        """The first half of `infer`: put the network's input on the stream; valid until the next call."""
+        return self._preprocess(picture)
+
+    def run(self, tensor: DeviceTensor) -> Mapping[str, Array]:
+        """The second half of `infer`, of what `prepare` made; may be repeated. Waits for all."""
         runner = self._loaded.runner
         with self._cuda.current("running the network"):
             if tensor.shape != self._shape:

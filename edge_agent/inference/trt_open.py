@@ -10,16 +10,13 @@ from typing import Callable, Iterator, Literal, Mapping, Optional, Tuple
 
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError
-from edge_agent.inference.cuda import CudaContext, open_cuda
-from edge_agent.inference.cuda_kernel import KernelCache, find_nvcc
-from edge_agent.inference.cuda_preprocess import CudaPreprocessor
-from edge_agent.inference.trt_api import TensorRT, load_tensorrt, make_logger, precision_is_the_files
-from edge_agent.inference.trt_build import Recipe, build
+from edge_agent.inference.trt_build import Recipe
 from edge_agent.inference.trt_cache import EngineCache, EngineKey, Manifest, describe
 from edge_agent.inference.trt_calibration import read_calibration
-from edge_agent.inference.trt_engine import Loaded, TensorRtEngine
+from edge_agent.inference.trt_find import find_place
 from edge_agent.inference.trt_golden import golden_picture, reference, require_same
-from edge_agent.inference.trt_precision import Abilities, Choice, choose, has_fast_int8, layers_of, require_met, used
+from edge_agent.inference.trt_place import Place, ProvableEngine
+from edge_agent.inference.trt_precision import Choice, choose, require_met, used
 from edge_agent.inference.trt_source import Network
 
 Tell = Callable[[str], None]
@@ -59,7 +56,7 @@ class Opened:
         errors: By role, how far its answer to the golden picture is from the reference, as a share.
     """
 
-    engine: TensorRtEngine
+    engine: ProvableEngine
     manifest: Manifest
     path: Path
     built: bool
@@ -76,27 +73,20 @@ class _Job:
     recipe: Recipe
     path: Path
     wanted: Mapping[str, Array]
-    preprocess: CudaPreprocessor
 
 
 class Opener:
     """Builds, keeps, loads and proves engines on one GPU.
 
     Args:
-        trt: The module `tensorrt`.
-        cuda: The GPU, owned by this thread. The engine closes it; until there is one, the caller does.
+        place: TensorRT and the GPU. The engine closes it; until there is one, the caller does.
         directory: The agent's cache folder.
-        environ: For finding the CUDA compiler.
         tell: Takes a line of progress, of any thread.
     """
 
-    def __init__(
-        self, trt: TensorRT, cuda: CudaContext, directory: Path, environ: Mapping[str, str], tell: Tell
-    ) -> None:
-        self._trt, self._cuda, self._tell = trt, cuda, tell
-        self._logger = make_logger(trt)
+    def __init__(self, place: Place, directory: Path, tell: Tell) -> None:
+        self._place, self._directory, self._tell = place, directory, tell
         self._cache = EngineCache(directory / "engines")
-        self._kernels = KernelCache(directory, lambda: find_nvcc(environ))
 
     def open(self, network: Network, options: BuildOptions) -> Opened:
         """A proven engine.
@@ -110,15 +100,15 @@ class Opener:
             InputError: The cache cannot be used.
             MissingPackage: A package or the CUDA compiler is missing.
         """
-        cuda, trt = self._cuda, self._trt
-        self._tell(f"TensorRT {trt.__version__} on {cuda.name} (sm_{cuda.sm}), driver for CUDA {cuda.cuda_version}")
+        place = self._place
+        self._tell(f"TensorRT {place.version} on {place.gpu} (sm_{place.sm}), driver for CUDA {place.cuda_version}")
         choice, recipe = self._decide(network, options)
         self._tell(f"precision {choice.precision}: {choice.why}")
         key = self._key(network, recipe)
         path = self._cache.path(network.name, key)
         wanted = reference(network, self._cache, self._tell)
-        preprocess = CudaPreprocessor(cuda, self._kernels, network.contract, options.interpolation)
-        job = _Job(network, options, choice, recipe, path, wanted, preprocess)
+        place.prepare(network, options.interpolation, self._directory)
+        job = _Job(network, options, choice, recipe, path, wanted)
         fault = "it was asked for anew"
         if not options.rebuild:
             plan, manifest, fault = self._cache.load(path)
@@ -136,7 +126,7 @@ class Opener:
         return opened
 
     def _decide(self, network: Network, options: BuildOptions) -> Tuple[Choice, Recipe]:
-        can = self._abilities()
+        can = self._place.abilities()
         file = network.model.precision
         calibration = None
         if network.calibration is not None:
@@ -148,16 +138,6 @@ class Opener:
         recipe = Recipe(choice.precision, calibration, options.workspace_mb << 20, options.dla_core, can.fixed)
         return choice, recipe
 
-    def _abilities(self) -> Abilities:
-        name = self._cuda.name
-        if precision_is_the_files(self._trt):
-            return Abilities(name, has_fast_int8(self._cuda.sm), fp16=True, fixed=True)
-        with self._cuda.current("asking the GPU for its precisions"):
-            builder = self._trt.Builder(self._logger)
-            return Abilities(
-                name, bool(builder.platform_has_fast_int8), bool(builder.platform_has_fast_fp16), fixed=False
-            )
-
     def _key(self, network: Network, recipe: Recipe) -> EngineKey:
         return EngineKey(
             model_sha256=network.sha256,
@@ -166,17 +146,17 @@ class Opener:
             shapes=network.shapes,
             workspace_bytes=recipe.workspace_bytes,
             dla_core=recipe.dla_core,
-            tensorrt=self._trt.__version__,
-            gpu=self._cuda.name,
-            sm=self._cuda.sm,
-            driver=self._cuda.cuda_version,
+            tensorrt=self._place.version,
+            gpu=self._place.gpu,
+            sm=self._place.sm,
+            driver=self._place.cuda_version,
         )
 
     def _build(self, job: _Job) -> Tuple[bytes, Manifest]:
         self._tell(f"building takes minutes: model {job.network.name}")
         started = time.monotonic()
-        with heartbeat(self._tell, "still building"), self._cuda.current("building the engine"):
-            plan = build(self._trt, self._logger, job.network, job.recipe)
+        with heartbeat(self._tell, "still building"):
+            plan = self._place.build(job.network, job.recipe)
         build_s = round(time.monotonic() - started, 1)
         self._tell(f"built in {build_s} s, {len(plan) / 1e6:.1f} MB")
         digest = hashlib.sha256(plan).hexdigest()
@@ -186,13 +166,11 @@ class Opener:
     def _prove(self, job: _Job, plan: bytes, manifest: Manifest, built: bool) -> Opened:
         """Load it, and compare its answer to the golden picture with the reference."""
         network, recipe = job.network, job.recipe
-        loaded = Loaded(self._trt, self._logger, self._cuda, plan, network.binding, recipe.dla_core)
+        loaded = self._place.load(plan, network, recipe)
         if built:
-            with self._cuda.current("asking the engine for its layers"):
-                layers = layers_of(self._trt, loaded.engine)
+            layers = loaded.layers()
             manifest = replace(manifest, layers=layers, precision=used(layers, recipe.precision))
-        info = self._info(network, manifest, recipe)
-        engine = TensorRtEngine(self._cuda, loaded, job.preprocess, network.binding, network.contract, info)
+        engine = loaded.engine(self._info(network, manifest, recipe))
         try:
             require_met(job.options.precision, recipe.precision, manifest.layers, network.name)
             found = require_same(engine.infer(golden_picture()), job.wanted, manifest.precision)
@@ -205,8 +183,9 @@ class Opener:
 
     def _info(self, network: Network, manifest: Manifest, recipe: Recipe) -> EngineInfo:
         detail = {
-            "version": self._trt.__version__,
-            "gpu": self._cuda.name,
+            "version": self._place.version,
+            "gpu": self._place.gpu,
+            "worker": self._place.worker,
             "layers": describe(manifest.layers),
             "dla_core": recipe.dla_core,
         }
@@ -221,19 +200,31 @@ class Opener:
 
 
 def open_network(
-    network: Network, options: BuildOptions, directory: Path, environ: Mapping[str, str], tell: Tell
+    network: Network,
+    options: BuildOptions,
+    directory: Path,
+    environ: Mapping[str, str],
+    tell: Tell,
+    python: Optional[str] = None,
 ) -> Opened:
     """A proven engine on this machine's GPU; see `Opener`. Call it in the thread that will use and close it.
+
+    Args:
+        network: What to run.
+        options: How.
+        directory: The agent's cache folder.
+        environ: For finding the CUDA compiler.
+        tell: Takes a line of progress, of any thread.
+        python: See `trt_find.find_place`.
 
     Raises:
         MissingPackage: tensorrt or pycuda is not installed.
         ModelError, EngineError, InputError: As `Opener.open`; or no GPU answers.
     """
-    trt = load_tensorrt()
-    cuda = open_cuda()
+    place = find_place(python, environ)
     with ExitStack() as failing:
-        failing.callback(cuda.close)
-        opened = Opener(trt, cuda, directory, environ, tell).open(network, options)
+        failing.callback(place.close)
+        opened = Opener(place, directory, tell).open(network, options)
         failing.pop_all()
     return opened
 

@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent.inference.cuda import CudaContext
 from edge_agent.inference.trt_open import BuildOptions, Opened, Opener
+from edge_agent.inference.trt_place import LocalTensorRt
 from edge_agent.inference.trt_source import Network
 from tests.fakes.kernel_twin import spans, twin_image
 from tests.fakes.pycuda import FakeCuda
@@ -64,8 +65,8 @@ class FakeBoard:
         """A proven engine; on failure everything is given back, as `open_network` does."""
         context = CudaContext(self.cuda)
         try:
-            opener = Opener(self.trt, context, self.cache, self.environ, self.told.append)
-            return opener.open(network, BuildOptions(**options))
+            place = LocalTensorRt(self.trt, context, self.environ)
+            return Opener(place, self.cache, self.told.append).open(network, BuildOptions(**options))
         except BaseException:
             context.close()
             raise

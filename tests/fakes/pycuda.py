@@ -188,6 +188,18 @@ class FakeCuda:
     def memcpy_dtoh_async(self, dest: np.ndarray, src: int, stream: "_Stream") -> None:
         self._copy(dest.ctypes.data, int(src), dest, stream)
 
+    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: "_Stream") -> None:
+        self.require_current("cuMemcpyDtoDAsync")
+
+        def copy() -> None:
+            self.at(int(dest), size)[:] = self.at(int(src), size)
+
+        self.queues[stream.handle].append(copy)
+
+    def mem_get_info(self) -> Tuple[int, int]:
+        self.require_current("cuMemGetInfo")
+        return self.memory_bytes - self.allocated_bytes, self.memory_bytes
+
     # What tests and other fakes (TensorRT) use.
 
     def enqueue(self, stream_handle: int, work: Callable[[], None]) -> None:

@@ -1,0 +1,112 @@
+"""How fast an engine is by itself: one picture after the other, each waited for, as the agent does it."""
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, List, Mapping, Optional, Protocol, Tuple, runtime_checkable
+
+import numpy as np
+
+from edge_agent.core.frame import Picture
+from edge_agent.core.ports import Engine
+from edge_agent.core.types import Array
+
+_PICTURES = 8  # so that they do not all stay in the CPU's cache: a camera's next frame is not there either
+_WARM_UP_S = 0.5
+
+
+@runtime_checkable
+class Divided(Protocol):
+    """An engine that tells preprocessing from the network."""
+
+    def prepare(self, picture: Picture) -> Any:
+        """The network's input."""
+
+    def run(self, tensor: Any) -> Mapping[str, Array]:
+        """The network, on an input that is there already."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Durations of one kind of call, ms.
+
+    Attributes:
+        count: How many there were.
+        per_s: Calls per second, if there were no others.
+        cpu_ms: Processor time of this process per call, all threads.
+    """
+
+    count: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+    per_s: float
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured.
+
+    Attributes:
+        whole: From a picture in memory to raw outputs in memory.
+        network: The same without preprocessing; None where the engine does not tell them apart.
+        preprocess_ms: Median of the differences, or None: on a GPU the network begins before preprocessing has ended.
+    """
+
+    whole: Timing
+    network: Optional[Timing]
+    preprocess_ms: Optional[float]
+
+
+def measure(engine: Engine, size: Tuple[int, int], seconds: float) -> Result:
+    """Run pictures of `size` (width, height) through the engine, for so long altogether.
+
+    Raises:
+        EngineError: The engine failed.
+    """
+    noise = np.random.default_rng(0)
+    pictures = [Picture(noise.integers(0, 256, size[::-1], np.uint8)) for _ in range(_PICTURES)]
+    feed = itertools.cycle(pictures)
+    divided = engine if isinstance(engine, Divided) else None
+
+    def once() -> List[Array]:
+        started = _now_ms()
+        if divided is None:
+            engine.infer(next(feed))
+            return [_now_ms() - started]
+        tensor = divided.prepare(next(feed))
+        divided.run(tensor)
+        between = _now_ms()
+        divided.run(tensor)  # by turns, so that both see the same machine, whatever else it does
+        return [between - started, _now_ms() - between]
+
+    _repeat(once, min(_WARM_UP_S, seconds / 4))
+    samples = np.array(_repeat(once, seconds))  # (calls, kinds, 2) ms
+    whole = _timing(samples[:, 0])
+    if divided is None:
+        return Result(whole, None, None)
+    difference = float(np.median(samples[:, 0, 0] - samples[:, 1, 0]))
+    return Result(whole, _timing(samples[:, 1]), max(difference, 0.0))
+
+
+def _now_ms() -> Array:
+    """Time, and processor time of this process."""
+    return 1000.0 * np.array((time.perf_counter(), time.process_time()))
+
+
+def _timing(samples: Array) -> Timing:
+    """Of (calls, 2): duration and processor time, ms."""
+    p50, p90, p99, most = np.percentile(samples[:, 0], (50, 90, 99, 100)).tolist()
+    took_ms, cpu_ms = samples.mean(axis=0).tolist()
+    return Timing(len(samples), p50, p90, p99, most, 1000 / took_ms, cpu_ms)
+
+
+def _repeat(once: Callable[[], List[Array]], seconds: float) -> List[List[Array]]:
+    """What it gave, at least of one call."""
+    samples: List[List[Array]] = []
+    until = time.perf_counter() + seconds
+    while not samples or time.perf_counter() < until:
+        samples.append(once())
+    return samples

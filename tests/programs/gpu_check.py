@@ -1,0 +1,115 @@
+"""Proves the GPU path on a real CUDA machine: kernel, buffers, contexts over threads, leaks, throughput, engines.
+
+    scripts/gpu-check [--frames 100000] [--model centerface]
+
+Needs numpy, pycuda and nvcc; engines also TensorRT, onnxruntime and a model. Exit code 0: nothing failed; 1: something
+did; 3: there is no GPU to check.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Iterator, List, Optional, Sequence
+
+import numpy as np
+
+from edge_agent.errors import EdgeAgentError, EngineError, MissingPackage
+from edge_agent.inference.cuda import CudaContext
+from edge_agent.inference.cuda_driver import load_driver
+from edge_agent.inference.cuda_kernel import KernelCache, find_nvcc
+from tests.programs import gpu_checks
+from tests.programs.gpu_checks import FAIL, NOTE, OK, Bench, Row
+
+NO_GPU = 3
+ENGINE_S = 5.0
+
+
+def tell(line: str) -> None:
+    """Progress."""
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
+    """All checks; one that breaks off is a row itself, and the others go on."""
+    for name, found in (
+        ("kernel", gpu_checks.kernel(bench)),
+        ("buffer", gpu_checks.buffers(bench)),
+        ("threads", gpu_checks.threads(bench)),
+        ("leaks", gpu_checks.leaks(bench, tell)),
+        ("throughput", gpu_checks.throughput(bench)),
+        ("engine", engines),
+    ):
+        try:
+            yield from found
+        except EdgeAgentError as error:
+            yield name, FAIL, str(error)
+
+
+def engine(model: str, folder: Path) -> Iterator[Row]:
+    """One engine, built anew, proven and measured; a note where there is no TensorRT or no model."""
+    from edge_agent.commands.bench_inference import measure
+    from edge_agent.inference.models import models_dir
+    from edge_agent.inference.trt_api import load_tensorrt
+    from edge_agent.inference.trt_open import BuildOptions, open_network
+    from edge_agent.inference.trt_source import read_network
+
+    try:
+        load_tensorrt()
+        network = read_network(model, models_dir(None, os.environ))
+    except EdgeAgentError as error:
+        yield "engine", NOTE, f"not checked: {error}"
+        return
+    for precision in ("auto", "fp32"):
+        try:
+            options = BuildOptions(precision)
+            opened = open_network(network, options, folder, os.environ, tell)
+        except EdgeAgentError as error:
+            yield f"engine: {model}, {precision}", FAIL, str(error)
+            continue
+        try:
+            found = measure(opened.engine, (1280, 800), ENGINE_S)
+        finally:
+            opened.engine.close()
+        off = max(opened.errors.values())
+        figure = f"{opened.manifest.precision}, off the reference by {off:.2%}; {found.whole.p50_ms:.3f} ms p50, "
+        yield f"engine: {model}, {precision}", OK, f"{figure}{found.whole.p99_ms:.3f} p99, {found.whole.per_s:.0f}/s"
+
+
+def report(found: Iterator[Row]) -> int:
+    """Print each row as it comes; the exit code."""
+    states: List[str] = []
+    for name, state, figure in found:
+        states.append(state)
+        print(f"{state:4}  {name:38} {figure}", flush=True)
+    failed = states.count(FAIL)
+    print(f"{failed} of {len(states)} checks failed" if failed else f"nothing failed ({len(states)} checks)")
+    return 1 if failed else 0
+
+
+def main(words: Optional[Sequence[str]] = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="scripts/gpu-check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--frames", type=int, default=100_000, metavar="N", help="for the search for leaks")
+    parser.add_argument("--model", default="centerface", metavar="NAME", help="of the registry, or a file")
+    args = parser.parse_args(words)
+    if args.frames < 1:
+        parser.error(f"--frames {args.frames}: expected 1 or more")
+    try:
+        driver = load_driver()
+        context = CudaContext(driver)
+        print(f"{context.name}, sm_{context.sm}, driver for CUDA {context.cuda_version}, "
+              f"{'shares' if context.integrated else 'does not share'} the host's memory")  # fmt: skip
+        context.close()
+    except (MissingPackage, EngineError) as error:
+        print(f"gpu-check: no GPU to check: {error}", file=sys.stderr)
+        return NO_GPU
+    with tempfile.TemporaryDirectory() as folder:  # so that the kernel is compiled and the engine built here
+        kernels = KernelCache(Path(folder), lambda: find_nvcc(os.environ))
+        bench = Bench(driver, kernels, args.frames, np.random.default_rng(7))
+        return report(rows(bench, engine(args.model, Path(folder))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -65,6 +65,7 @@ class V4l2Source:
             MissingPackage: The format needs a package that is not installed.
         """
         self.close()
+        self._memory.ask()
         device, identity = self._finder.open(self._kernel)
         try:
             with ExitStack() as resources:

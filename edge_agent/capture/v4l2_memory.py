@@ -40,8 +40,14 @@ class MemoryChoice:
         self._uri, self._pool = uri, pool
         self._modes: List[str] = []
 
+    def ask(self) -> None:
+        """Find out what the GPU offers, which waits until the engine is there; before the device is taken."""
+        if not self._modes:
+            offered = () if self._pool is None else self._pool.modes()
+            self._modes = [*offered, _CPU]
+
     def start(self, device: Device, count: int, for_gpu: bool) -> Stream:
-        """A stream that runs.
+        """A stream that runs; `ask` first.
 
         Args:
             device: Open, with its format set.
@@ -51,7 +57,7 @@ class MemoryChoice:
         Raises:
             OSError: As the driver says; nothing is left behind.
         """
-        modes = self._known_modes() if for_gpu else [_CPU]
+        modes = self._modes if for_gpu else [_CPU]
         refused: List[Tuple[str, str]] = []
         while True:
             stream = Stream(device, self._buffers(modes[0]), count)
@@ -75,12 +81,6 @@ class MemoryChoice:
         if not delivered and len(self._modes) > 1 and mode == self._modes[0]:
             self._modes.append(self._modes.pop(0))
             log.info("%s: no frame came in capture mode %s; the next is %s", self._uri, mode, self._modes[0])
-
-    def _known_modes(self) -> List[str]:
-        if not self._modes:
-            offered = () if self._pool is None else self._pool.modes()
-            self._modes = [*offered, _CPU]
-        return self._modes
 
     def _buffers(self, mode: str) -> StreamBuffers:
         return MmapBuffers() if self._pool is None or mode == _CPU else _MAKE[mode](self._pool)

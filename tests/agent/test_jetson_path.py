@@ -120,6 +120,7 @@ class Running:
         loaded = load_settings(environ, None)
         self.agent = Agent(loaded, {**os.environ, **environ}, lambda: loaded, sources)
         self.code: Optional[int] = None
+        self._told = False
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -129,8 +130,14 @@ class Running:
         self._thread.start()
         return self
 
+    def stop(self) -> None:
+        """As SIGTERM, once: the second ends the process."""
+        if not self._told:
+            self._told = True
+            self.agent.on_signal(15, None)
+
     def __exit__(self, *_: object) -> None:
-        self.agent.on_signal(15, None)
+        self.stop()
         self._thread.join(20)
         assert not self._thread.is_alive()
 
@@ -240,6 +247,7 @@ def test_a_gpu_that_fails_while_cameras_run_is_an_ordered_stop(tmp_path: Path, m
             fake.cuda.fail["work"] = "unspecified launch failure"
             eventually(lambda: running.code is not None, "it stops by itself")
         assert running.code == 1
+        assert [worker.error for worker in running.agent._capture_workers] == [None], "written into freed memory"
         eventually(lambda: listener.last("edge-agent/n/availability") == b"offline")
     fake.cuda.assert_clean()
     assert kernel.open_descriptors == 0
@@ -258,7 +266,7 @@ def test_a_stop_while_the_engine_is_being_built_is_in_order(tmp_path: Path, monk
         with running:
             assert building.wait(20)
             assert kernel.open_descriptors == 0, "no camera is opened before it is known where pictures go"
-            running.agent.on_signal(15, None)
+            running.stop()
             eventually(lambda: not running.agent._capture_workers[0].alive, "the camera's thread ends")
             assert not running.agent._capture_workers[0].stuck
             built.set()

@@ -12,6 +12,7 @@ from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.ports import Clock, Engine
 from edge_agent.core.requests import Rules
 from edge_agent.core.types import EngineInfo
+from edge_agent.core.view import needs_cpu
 from edge_agent.host.identity import uuid7
 from edge_agent.inference import open_engine
 from edge_agent.runtime.shared_pool import SharedPool
@@ -62,6 +63,7 @@ class Inference:
         settings = self._settings
         self._engine = open_engine(settings.model, self._directory, self._tell)
         self._pool.open(self._engine.pool)
+        self._say_who_copies()
         self.info = self._engine.info
         detector = self._detector = FaceDetector(self._engine, settings.detection)
         detector.set_threshold(overrides.threshold)
@@ -83,6 +85,11 @@ class Inference:
             pipeline.set_enabled(overrides.is_on(name, "detection", rules), self._clock())
             pipeline.set_crops(overrides.is_on(name, "crops", rules))
         return pipelines
+
+    def _say_who_copies(self) -> None:
+        turned = [name for name, params in self._settings.cameras.items() if needs_cpu(params)]
+        if turned and self._engine is not None and self._engine.pool is not None:
+            log.info("%s: rotate, flip and masks are the CPU's: pictures are copied for the GPU", ", ".join(turned))
 
     def configure(self, settings: Settings) -> None:
         """Take other *live* settings from the next picture on; a threshold set by a command outranks the setting.

@@ -23,6 +23,7 @@ from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
 from tests.fakes.gpu import FakeBoard
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.libcuda import FakeDriverLibrary
+from tests.fakes.service_manager import ServiceManager
 from tests.fakes.v4l2_camera import FakeCamera
 from tests.inference import graphs
 
@@ -91,12 +92,29 @@ def onnx(path: Path) -> Path:
 
 
 class Running:
-    """The agent in this process, with a camera of the fake kernel, for the length of a block."""
+    """The agent in this process, with a camera of the fake kernel, for the length of a block.
+
+    Args:
+        folder: For its state.
+        broker: To publish to.
+        kernel: With the camera as /dev/video0.
+        model: Of the network.
+        backend: That runs it.
+        settings: More of them.
+        environ: More of the environment, such as systemd's variables.
+    """
 
     def __init__(
-        self, folder: Path, broker: Broker, kernel: FakeKernel, model: Path, backend: str, **more: Any
+        self,
+        folder: Path,
+        broker: Broker,
+        kernel: FakeKernel,
+        model: Path,
+        backend: str,
+        settings: Mapping[str, Any] = {},
+        environ: Mapping[str, str] = {},
     ) -> None:
-        settings = {
+        told = {
             "NODE": "n",
             "CAMERAS__DOOR__URI": "v4l2:/dev/video0",
             "MODEL__MODEL": model,
@@ -110,8 +128,9 @@ class Running:
             "MQTT__DETECTIONS": "native",
             "OUTBOX__STORE": "memory",
             "STATE_DIR": folder / "state",
+            **settings,
         }
-        environ = {f"EDGE_AGENT_{name}": str(value) for name, value in settings.items()}
+        environ = {**environ, **{f"EDGE_AGENT_{name}": str(value) for name, value in told.items()}}
 
         def sources(settings: Any, pool: Any) -> Mapping[str, V4l2Source]:
             options = source_options(settings.cameras["door"], pool)
@@ -142,14 +161,20 @@ class Running:
         assert not self._thread.is_alive()
 
 
-def watch(broker: Broker, running: Running, room: Room) -> Agreement:
+def info_of(listener: Listener) -> Dict[str, Any]:
+    info: Dict[str, Any] = json.loads(listener.last("edge-agent/n/info") or b"{}")
+    return info
+
+
+def watch(broker: Broker, running: Running, room: Room, mode: str) -> Agreement:
     """What is told until the face has come and gone, and the agent has stopped."""
     with Listener(broker, "edge-agent/#") as listener:
         with running:
             eventually(lambda: listener.last("edge-agent/n/door/presence") == b"ON", "a face is seen")
             room.seen.set()
             eventually(lambda: listener.last("edge-agent/n/door/presence") == b"OFF", "it has gone")
-            info = json.loads(listener.last("edge-agent/n/info"))
+            eventually(lambda: info_of(listener)["capture_mode"] == {"door": mode}, "how pictures come is told")
+            info = info_of(listener)
         assert running.code == 0
         events = [json.loads(payload) for payload in listener.payloads("edge-agent/n/door/events")]
         frames = [json.loads(payload) for payload in listener.payloads("edge-agent/n/door/detections")]
@@ -163,7 +188,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Agreement:
     room = Room()
     kernel.plug(FakeCamera(formats={"GREY": [SIZE]}, scene=room))
     with Broker(folder) as broker:
-        return watch(broker, Running(folder, broker, kernel, onnx(folder / "m.onnx"), "onnxruntime"), room)
+        return watch(broker, Running(folder, broker, kernel, onnx(folder / "m.onnx"), "onnxruntime"), room, "cpu")
 
 
 def alike(found: List[Dict[str, Any]], wanted: List[Dict[str, Any]]) -> bool:
@@ -210,8 +235,8 @@ def test_every_generation_tells_over_mqtt_what_onnxruntime_tells(
     with FakeDriverLibrary(fake.cuda) as library, Broker(tmp_path) as broker:
         kernel.locked = library.locked
         running = Running(tmp_path, broker, kernel, model(tmp_path / f"m.{model.__name__}"), "tensorrt")
-        told = watch(broker, running, room)
-    assert told.info["engine"]["backend"] == "tensorrt" and told.info["capture_mode"] == {"door": mode}
+        told = watch(broker, running, room, mode)
+    assert told.info["engine"]["backend"] == "tensorrt"
     assert set(fake.trt.calls) == {call}
     launches = [np.frombuffer(launch.arguments, ARGUMENTS)[0] for launch in fake.cuda.launches]
     launched = {int(each["source"]) for each in launches if (each["source_w"], each["source_h"]) == SIZE}
@@ -231,6 +256,32 @@ def test_every_generation_tells_over_mqtt_what_onnxruntime_tells(
     for run in (told, expected):  # updates are a matter of time
         assert [event["event_type"] for event in run.events if event["event_type"] != "update"] == ["start", "end"]
     assert alike(told.events[:1], expected.events[:1])
+
+
+def test_a_camera_that_comes_back_in_another_size_gets_other_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeBoard(tmp_path)
+    fake.plug_in(monkeypatch)
+    kernel = FakeKernel(tmp_path, fake.cuda.pages)
+    camera = FakeCamera(formats={"GREY": [SIZE]}, scene=Room())
+    kernel.plug(camera)
+    with Broker(tmp_path) as broker, Listener(broker, "edge-agent/n/door/detections") as listener:
+
+        def looks_at() -> Any:
+            told = listener.last("edge-agent/n/door/detections")
+            return told and json.loads(told)["frame"]["width"]
+
+        with Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt") as running:
+            for width, height in (SIZE, (1280, 800), (640, 400)):
+                if width != SIZE[0]:
+                    kernel.unplug(camera)
+                    camera = FakeCamera(formats={"GREY": [(width, height)]}, scene=Room())
+                    kernel.plug(camera)
+                eventually(lambda width=width: looks_at() == width, f"pictures {width} px wide")
+                assert running.agent._sources["door"].mode == "userptr"
+    fake.assert_clean()
+    assert kernel.open_descriptors == 0
 
 
 def test_a_gpu_that_fails_while_cameras_run_is_an_ordered_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,10 +312,13 @@ def test_a_stop_while_the_engine_is_being_built_is_in_order(tmp_path: Path, monk
     monkeypatch.setattr(fake.trt, "OnnxParser", held(fake.trt.OnnxParser, building, built))
     kernel = FakeKernel(tmp_path, fake.cuda.pages)
     kernel.plug(FakeCamera(formats={"GREY": [SIZE]}, scene=Room()))
-    with Broker(tmp_path) as broker:
-        running = Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt")
+    with Broker(tmp_path) as broker, ServiceManager(str(tmp_path / "notify")) as manager:
+        running = Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt", environ=manager.environ)
         with running:
             assert building.wait(20)
+            status = "starting: building takes minutes: model m.onnx"
+            eventually(lambda: {"STATUS": status} in manager.datagrams("STATUS"), "systemd is told")
+            assert manager.datagrams("EXTEND_TIMEOUT_USEC")
             assert kernel.open_descriptors == 0, "no camera is opened before it is known where pictures go"
             running.stop()
             eventually(lambda: not running.agent._capture_workers[0].alive, "the camera's thread ends")
@@ -282,3 +336,20 @@ def held(make: Any, entered: threading.Event, go_on: threading.Event) -> Any:
         return make(*arguments)
 
     return wait
+
+
+def test_pictures_that_the_cpu_must_turn_take_its_way_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fake = FakeBoard(tmp_path)
+    fake.plug_in(monkeypatch)
+    kernel = FakeKernel(tmp_path, fake.cuda.pages)
+    kernel.plug(FakeCamera(formats={"GREY": [SIZE]}, scene=Room()))
+    with Broker(tmp_path) as broker, Listener(broker, "edge-agent/#") as listener:
+        turned = {"CAMERAS__DOOR__ROTATE": 180}
+        with Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt", settings=turned):
+            eventually(lambda: listener.last("edge-agent/n/door/presence") in (b"ON", b"OFF"), "it looks")
+            assert info_of(listener)["capture_mode"] == {"door": "cpu"}
+    assert "door: rotate, flip and masks are the CPU's: pictures are copied for the GPU" in caplog.text
+    fake.assert_clean()

@@ -19,8 +19,8 @@ class Source(Protocol):
         uri: What was opened, without credentials.
         kind: "sensor" (raw pixels: a live one always shows noise), "encoded" (a codec may repeat a picture), or
             "still" (pictures that rightly never change). Decides how a frozen picture is told.
-        mode: How its pictures reach the network, as of the last open: "cpu" (in ordinary memory), or one of the ways
-            without a copy, or with one that the camera's own thread makes (see `BufferPool.modes`).
+        mode: How its pictures come to lie, as of the last open: "cpu" (in ordinary memory, so an engine on a GPU copies
+            them), one of `BufferPool.modes`, or "converted" (by jetson-utils, into memory that the GPU sees).
     """
 
     uri: str

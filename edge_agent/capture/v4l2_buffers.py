@@ -32,6 +32,7 @@ class StreamBuffers(Protocol):
         Raises:
             OSError: The driver refuses.
             EngineError: The GPU does.
+            SourceError: The GPU's thread does not answer now.
         """
 
     def describe(self, buffer: abi.Buffer) -> None:

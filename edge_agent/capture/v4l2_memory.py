@@ -10,7 +10,7 @@ from edge_agent.capture.v4l2_kernel import Device
 from edge_agent.capture.v4l2_stream import Stream
 from edge_agent.core.frame import DeviceView
 from edge_agent.core.ports import BufferPool
-from edge_agent.errors import EngineError
+from edge_agent.errors import EdgeAgentError, EngineError, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class MemoryChoice:
 
         Raises:
             OSError: As the driver says; nothing is left behind.
+            SourceError: The GPU's thread does not answer now; likewise.
         """
         modes = self._modes if for_gpu else [_CPU]
         refused: List[Tuple[str, str]] = []
@@ -63,7 +64,7 @@ class MemoryChoice:
             stream = Stream(device, self._buffers(modes[0]), count)
             try:
                 stream.start()
-            except (OSError, EngineError) as error:
+            except (OSError, EngineError, SourceError) as error:
                 stream.stop()
                 if modes[0] == _CPU or not _is_refusal(error):
                     raise
@@ -93,9 +94,9 @@ def device_view(layout: ImageLayout, pointer: Optional[int]) -> Optional[DeviceV
     return DeviceView(pointer, layout.pitch_bytes, _DEVICE_FORMATS[layout.format.layout])
 
 
-def _why(error: Union[OSError, EngineError]) -> str:
-    return str(error) if isinstance(error, EngineError) else f"{error.filename}: {error.strerror}"
+def _why(error: Union[OSError, EdgeAgentError]) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
-def _is_refusal(error: Union[OSError, EngineError]) -> bool:
-    return isinstance(error, EngineError) or error.errno in _REFUSALS
+def _is_refusal(error: Union[OSError, EdgeAgentError]) -> bool:
+    return error.errno in _REFUSALS if isinstance(error, OSError) else isinstance(error, EngineError)

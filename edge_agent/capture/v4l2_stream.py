@@ -73,7 +73,7 @@ class Stream:
 
         Raises:
             OSError: As the driver says; call `stop` all the same.
-            EngineError: The GPU has no such memory; likewise.
+            EngineError, SourceError: The GPU has no such memory, or does not answer; likewise.
         """
         self._count = self._request(self._wanted)
         if self._count == 0:

@@ -78,14 +78,16 @@ class BufferPool(Protocol):
         """So many page-locked buffers of whole pages, each `nbytes` or longer, with anything in them; all or none.
 
         Raises:
-            EngineError: There is not so much memory, or the GPU's thread does not answer.
+            EngineError: There is not so much memory.
+            SourceError: The GPU's thread does not answer now; it may at the next open.
         """
 
     def register(self, arrays: Sequence[Array]) -> Sequence[MappedBuffer]:
         """Lock memory that is there already, (N,) uint8 each of whole pages, and show it to the GPU; all or none.
 
         Raises:
-            EngineError: The GPU cannot, there is not so much memory, or the GPU's thread does not answer.
+            EngineError: The GPU cannot, or there is not so much memory.
+            SourceError: As `allocate`.
         """
 
     def free(self, buffers: Sequence[MappedBuffer], then: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Callable, Deque, Optional, Sequence
 
 from edge_agent.core.ports import BufferPool, MappedBuffer
 from edge_agent.core.types import Array
-from edge_agent.errors import EngineError
+from edge_agent.errors import EngineError, SourceError
 from edge_agent.runtime.control import Control
 
 ANSWER_WITHIN_S = 3.0
@@ -27,7 +27,7 @@ class SharedPool:
 
     Args:
         control: Brings requests to the owner.
-        answer_within_s: How long one may take; after that it counts as refused, and is undone when it comes late.
+        answer_within_s: How long one may take; what comes later is undone.
     """
 
     def __init__(self, control: Control, answer_within_s: float = ANSWER_WITHIN_S) -> None:
@@ -109,19 +109,19 @@ class SharedPool:
         request = _Request(work)
         with self._lock:  # what is asked before the end has begun is answered
             if self._closing:
-                raise EngineError("no memory for pictures: the agent is stopping")
+                raise SourceError("no memory for pictures: the agent is stopping")
             self._asked.append(request)
         if threading.get_ident() == self._owner:
             self.serve()
         elif not self._control.submit(self.serve):
             request.future.cancel()
-            raise EngineError("no memory for pictures: too many commands wait for the GPU's thread")
+            raise SourceError("no memory for pictures: too many commands wait for the GPU's thread")
         try:
             return request.future.result(self._answer_within_s)
         except NoAnswer:
             if not request.future.cancel():
                 request.future.add_done_callback(self._undo)
-            raise EngineError(
+            raise SourceError(
                 f"no memory for pictures: the GPU's thread has not answered within {self._answer_within_s:g} s"
             ) from None
 

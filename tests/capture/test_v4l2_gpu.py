@@ -233,6 +233,26 @@ def test_a_camera_that_is_broken_says_nothing_about_memory(rig: Rig, caplog: pyt
         next_frame(source).release()
 
 
+def test_a_gpu_that_is_busy_is_asked_again_at_the_next_open(rig: Rig) -> None:
+    """Half an hour of pictures by the CPU because of one slow answer would be too much."""
+
+    class Busy(CudaBufferPool):
+        def allocate(self, count: int, nbytes: int) -> Any:
+            if answers.pop(0):
+                return super().allocate(count, nbytes)
+            raise SourceError("the GPU's thread has not answered")
+
+    answers = [False, True]
+    rig.kernel.plug(FakeCamera())
+    with closing(rig.source(pool=Busy(rig.context))) as source:
+        with pytest.raises(SourceError, match="has not answered"):
+            source.open()
+        assert rig.kernel.open_descriptors == 0 and rig.kernel.mapped_buffers == 0
+        source.open()
+        assert source.mode == "userptr"
+        next_frame(source).release()
+
+
 def test_a_stream_that_brings_nothing_is_tried_in_each_mode_in_turn(rig: Rig) -> None:
     """USERPTR that a driver takes and then does not serve would else never end."""
     camera = FakeCamera(stalled=True)

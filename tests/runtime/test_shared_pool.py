@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.types import Moment
-from edge_agent.errors import EngineError
+from edge_agent.errors import EngineError, SourceError
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.shared_pool import SharedPool
 from tests.fakes.broker import eventually
@@ -135,7 +135,7 @@ def test_an_end_before_the_gpu_is_known_lets_everybody_go() -> None:
         asked = pool.submit(shared.modes)
         shared.dismiss()
         assert asked.result(5) == ()
-    with pytest.raises(EngineError, match="the agent is stopping"):
+    with pytest.raises(SourceError, match="the agent is stopping"):
         shared.allocate(1, 1)
     assert shared.close(0.0)
 
@@ -154,7 +154,7 @@ def test_an_answer_that_comes_too_late_is_undone() -> None:
     owner.shared.modes()
     owner.block()
     for _ in range(3):
-        with pytest.raises(EngineError, match=r"has not answered within 0\.05 s"):
+        with pytest.raises(SourceError, match=r"has not answered within 0\.05 s"):
             owner.shared.allocate(2, 10)
     owner.end()
     assert owner.pool.out == [] and owner.closed == [True]
@@ -173,7 +173,7 @@ def test_an_answer_that_was_on_its_way_is_given_back() -> None:
         return allocate(count, nbytes)
 
     owner.pool.allocate = slow
-    with pytest.raises(EngineError, match="has not answered"):
+    with pytest.raises(SourceError, match="has not answered"):
         owner.shared.allocate(2, 10)
     assert begun.is_set()
     finish.set()
@@ -188,7 +188,7 @@ def test_too_many_commands_refuse_a_request_but_never_lose_a_return() -> None:
     owner.block()
     while owner.control.submit(nothing):
         pass
-    with pytest.raises(EngineError, match="too many commands wait"):
+    with pytest.raises(SourceError, match="too many commands wait"):
         owner.shared.allocate(1, 10)
     owner.shared.free(kept, nothing)
     owner.end()
@@ -229,7 +229,7 @@ def test_many_cameras_at_once(owner: Owner) -> None:
         for _ in range(20):
             try:
                 buffers = owner.shared.allocate(4, 64 + number)
-            except EngineError:  # the queue is small here
+            except SourceError:  # the queue is small here
                 continue
             assert all(each.array.size == 64 + number for each in buffers)
             owner.shared.free(buffers, nothing)

@@ -22,7 +22,7 @@ from edge_agent.config.settings import Settings, fingerprint
 from edge_agent.core.illumination import IlluminationMonitor
 from edge_agent.core.messages import timestamp
 from edge_agent.core.overrides import Overrides
-from edge_agent.core.ports import Source
+from edge_agent.core.ports import BufferPool, Source
 from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
 from edge_agent.host import journal
@@ -36,6 +36,7 @@ from edge_agent.inference.models import models_dir
 from edge_agent.mqtt.outbox_file import OUTBOX_NAME, recorded_boot
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox
+from edge_agent.runtime.shared_pool import SharedPool
 from edge_agent.runtime.slot import SlotBoard
 from edge_agent.runtime.stages import CaptureStage, InferStage, PublishStage
 from edge_agent.runtime.status import StatusLine
@@ -78,15 +79,26 @@ class Agent:
         settings: Checked.
         environ: For systemd's and the user's folders.
         read: Reads the settings again.
+        make_sources: Every camera's source, with the memory of which the network reads pictures in place.
 
     Raises:
         ConfigError: A camera's URI names nothing that can be opened, or nobody knows the model.
         MissingPackage: A camera or the crops need a package that is not installed.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], read: Callable[[], Settings]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        read: Callable[[], Settings],
+        make_sources: Callable[[Settings, Optional[BufferPool]], Mapping[str, Source]] = sources_of,
+    ) -> None:
         require_known_model(settings)
-        sources = sources_of(settings)
+        self._inbox = Inbox()
+        self._control = Control(self._inbox.put_notice)
+        self._pool = SharedPool(self._control)
+        # Only TensorRT reads pictures in place; for others no camera needs to wait until the engine is open.
+        self._sources = make_sources(settings, self._pool if settings.model.backend in ("auto", "tensorrt") else None)
         self._settings = settings
         self._clock = SystemClock()
         self._started = self._clock()
@@ -95,14 +107,14 @@ class Agent:
         kept = Memory(folder / "overrides.json")
         rules = rules_of(settings)
         overrides = kept.load(Overrides.from_json, Overrides()).bounded(rules)
-        self._inbox = Inbox()
-        self._control = Control(self._inbox.put_notice)
         self._asked_to_stop = False
 
         board = SlotBoard(settings.cameras)
         self._capture_workers: List[Worker] = []
-        captures = {name: self._capture(name, source, board) for name, source in sources.items()}
-        self._inference = Inference(settings, models_dir(settings.model.models_dir, environ), self._clock)
+        captures = {name: self._capture(name, source, board) for name, source in self._sources.items()}
+        self._inference = Inference(
+            settings, models_dir(settings.model.models_dir, environ), self._clock, self._pool, self._tell
+        )
         self._publishing = Publishing(
             settings,
             environ,
@@ -246,12 +258,18 @@ class Agent:
 
     def _end_inference(self, stage: InferStage) -> None:
         stage.finish()
+        self._stop_captures()  # after a fault of ours they still run, into memory that is about to go
         self._inference.close()
 
     def _stop_captures(self) -> None:
         # All at once: else each would wait for the one before it.
+        self._pool.dismiss()
         for worker in self._capture_workers:
             worker.stop()
+
+    def _tell(self, line: str) -> None:
+        log.info(line)
+        self._supervisor.progress(line)
 
     def _wake(self) -> None:
         self._supervisor.wake()
@@ -266,7 +284,7 @@ class Agent:
             "jetpack": None,
             "threshold": self._inference.threshold,
             "engine": engine and {**vars(engine), "detail": dict(engine.detail)},
-            "capture": "cpu",
+            "capture_mode": {name: source.mode for name, source in self._sources.items()},
             "cameras": {name: {"label": params.label or name} for name, params in self._settings.cameras.items()},
             "settings_fingerprint": fingerprint(self._settings),
         }

@@ -1,7 +1,8 @@
 """The infer thread's share of the composition root: the engine, and the pipelines on it."""
 
+import logging
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Callable, Mapping, Optional
 
 from edge_agent.config.derived import rules_of
 from edge_agent.config.settings import Settings
@@ -11,20 +12,37 @@ from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.ports import Clock, Engine
 from edge_agent.core.requests import Rules
 from edge_agent.core.types import EngineInfo
+from edge_agent.core.view import needs_cpu
 from edge_agent.host.identity import uuid7
 from edge_agent.inference import open_engine
+from edge_agent.runtime.shared_pool import SharedPool
+
+log = logging.getLogger(__name__)
+
+CAMERAS_GIVE_BACK_S = 0.8
+"""Within the second that the infer thread has for its end; cameras have been stopped before, as a rule."""
 
 
 class Inference:
     """The engine and the pipelines on it. Everything but `info` belongs to the infer thread.
 
+    Args:
+        settings: Checked.
+        directory: Of fetched models.
+        clock: Both clocks.
+        pool: Opened with the engine, closed before it.
+        tell: Takes lines of progress while the engine opens.
+
     Attributes:
         info: Of the engine, once it is open.
     """
 
-    def __init__(self, settings: Settings, directory: Path, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, directory: Path, clock: Clock, pool: SharedPool, tell: Callable[[str], None]
+    ) -> None:
         self.info: Optional[EngineInfo] = None
         self._settings, self._directory, self._clock = settings, directory, clock
+        self._pool, self._tell = pool, tell
         self._detector: Optional[FaceDetector] = None
         self._engine: Optional[Engine] = None
         self._pipelines: Mapping[str, FacePipeline] = {}
@@ -43,7 +61,9 @@ class Inference:
             MissingPackage: The backend is not installed.
         """
         settings = self._settings
-        self._engine = open_engine(settings.model, self._directory)
+        self._engine = open_engine(settings.model, self._directory, self._tell)
+        self._pool.open(self._engine.pool)
+        self._say_who_copies()
         self.info = self._engine.info
         detector = self._detector = FaceDetector(self._engine, settings.detection)
         detector.set_threshold(overrides.threshold)
@@ -66,6 +86,11 @@ class Inference:
             pipeline.set_crops(overrides.is_on(name, "crops", rules))
         return pipelines
 
+    def _say_who_copies(self) -> None:
+        turned = [name for name, params in self._settings.cameras.items() if needs_cpu(params)]
+        if turned and self._engine is not None and self._engine.pool is not None:
+            log.info("%s: rotate, flip and masks are the CPU's: pictures are copied for the GPU", ", ".join(turned))
+
     def configure(self, settings: Settings) -> None:
         """Take other *live* settings from the next picture on; a threshold set by a command outranks the setting.
 
@@ -80,6 +105,8 @@ class Inference:
             pipeline.configure(settings.cameras[name], settings.tracker, settings.presence, settings.crops)
 
     def close(self) -> None:
-        """Free the engine. Idempotent."""
-        if self._engine is not None:
+        """Free the engine, once no camera uses its memory any more. Idempotent."""
+        if not self._pool.close(CAMERAS_GIVE_BACK_S):
+            log.error("a camera still holds memory of the GPU, which is left to the end of the process")
+        elif self._engine is not None:
             self._engine.close()

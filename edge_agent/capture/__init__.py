@@ -6,7 +6,7 @@ from typing import Dict, Mapping, NamedTuple, Optional, Tuple, cast
 
 from edge_agent.capture.address import hide_credentials, split_file
 from edge_agent.core.exposure import ExposureParams
-from edge_agent.core.ports import Source
+from edge_agent.core.ports import BufferPool, Source
 from edge_agent.errors import InputError, MissingPackage
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp"})
@@ -18,7 +18,11 @@ VIDEO_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source is asked for beside its URI; each takes what concerns it (see `core.camera.CameraParams`)."""
+    """What a source is asked for beside its URI; each takes what concerns it (see `core.camera.CameraParams`).
+
+    Attributes:
+        pool: Memory of which the network reads pictures in place; None where any will do.
+    """
 
     width: Optional[int] = None
     height: Optional[int] = None
@@ -28,6 +32,7 @@ class SourceOptions:
     controls: Mapping[str, int] = field(default_factory=dict)
     stall_after_s: float = 5.0
     exposure: Optional[ExposureParams] = None
+    pool: Optional[BufferPool] = None
 
 
 class _Choice(NamedTuple):

@@ -58,6 +58,7 @@ class ImageSource:
     """
 
     kind = "still"
+    mode = "cpu"
 
     def __init__(self, uri: str, options: SourceOptions) -> None:
         path, query = split_file(uri)

@@ -62,6 +62,7 @@ class JetsonSource:
         self._address = parse_address(uri)
         self.uri = self._address.shown
         self.kind = "sensor" if self._address.kind == "csi" else "encoded"
+        self.mode = "converted"
         self._options = options or SourceOptions()
         try:
             self._module = load_jetson_utils(root) if module is None else module

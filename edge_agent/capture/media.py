@@ -34,6 +34,7 @@ class MediaSource:
     """
 
     kind = "encoded"
+    mode = "cpu"
 
     def __init__(self, uri: str, options: SourceOptions) -> None:
         path, query = split_file(uri)

@@ -47,6 +47,7 @@ class StreamSource:
     """
 
     kind = "encoded"
+    mode = "cpu"
 
     def __init__(self, uri: str, options: SourceOptions) -> None:
         self.uri = hide_credentials(uri)

@@ -59,6 +59,7 @@ class SyntheticSource:
         scene = _scene(uri, name, script, picture)
         self.scene = replace(scene, disturbances=disturbances)
         self.kind = "sensor" if noise else "still"
+        self.mode = "cpu"
         self._renderer = Renderer(
             self.scene, (self._width, self._height), self._fps, _artist(self.scene, picture), noise, seed
         )

@@ -5,7 +5,7 @@ import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Callable, Optional, Tuple
+from typing import Optional, Tuple
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.pixels import Decoder
@@ -13,8 +13,9 @@ from edge_agent.capture.v4l2_controls import set_controls
 from edge_agent.capture.v4l2_exposure import ExposureControl, start_exposure
 from edge_agent.capture.v4l2_format import negotiate_format, set_frame_rate
 from edge_agent.capture.v4l2_kernel import Device, Kernel, LinuxKernel, explain
+from edge_agent.capture.v4l2_memory import MemoryChoice, device_view
 from edge_agent.capture.v4l2_node import Identity, NodeFinder
-from edge_agent.capture.v4l2_stream import BufferPool, Filled, MmapPool, Stream
+from edge_agent.capture.v4l2_stream import Filled, Stream
 from edge_agent.core.frame import Frame, Levels
 from edge_agent.core.types import Array, Counters
 from edge_agent.errors import SourceError
@@ -33,9 +34,8 @@ class V4l2Source:
 
     Args:
         path: Node or link; links are resolved at every open.
-        options: Wanted size, rate, format, colour, controls.
+        options: Wanted size, rate, format, colour, controls; where the GPU reads pictures in place.
         syscalls: The kernel.
-        make_pool: Makes the memory of one stream's buffers.
         root: Where `dev` and `sys` are.
     """
 
@@ -44,15 +44,15 @@ class V4l2Source:
         path: str,
         options: Optional[SourceOptions] = None,
         syscalls: Optional[Kernel] = None,
-        make_pool: Callable[[], BufferPool] = MmapPool,
         root: Optional[Path] = None,
     ) -> None:
         path = "/" + path.lstrip("/") if path.startswith("//") else path  # v4l2:///dev/video0
         self.uri = f"v4l2:{path}"
         self._options = options or SourceOptions()
         self.kind = "encoded" if self._options.pixel_format.upper() == "MJPG" else "sensor"
+        self.mode = "cpu"
         self._kernel: Kernel = syscalls or LinuxKernel()
-        self._make_pool = make_pool
+        self._memory = MemoryChoice(self.uri, self._options.pool)
         self._finder = NodeFinder(self.uri, path, root or Path("/"))
         self._open: Optional[_Open] = None
         self._counters: Counters = {"error_buffers": 0, "short_buffers": 0, "sequence_gaps": 0, "copied": 0}
@@ -65,6 +65,7 @@ class V4l2Source:
             MissingPackage: The format needs a package that is not installed.
         """
         self.close()
+        self._memory.ask()
         device, identity = self._finder.open(self._kernel)
         try:
             with ExitStack() as resources:
@@ -81,12 +82,12 @@ class V4l2Source:
         rate = set_frame_rate(device, self.uri, wanted.fps)
         set_controls(device, self.uri, wanted.controls)
         decoder = Decoder(layout, wanted.color)
-        stream = Stream(device, self._make_pool(), BUFFERS)
+        stream = self._memory.start(device, BUFFERS, for_gpu=decoder.borrows)
         resources.callback(stream.stop)
-        stream.start()
+        self.mode = stream.mode
         self.kind = "encoded" if layout.format.is_encoded else "sensor"
         log.info(
-            "%s: '%s' at %s: %s %dx%d, %s frames per second, %d buffers",
+            "%s: '%s' at %s: %s %dx%d, %s frames per second, %d buffers, capture mode %s",
             self.uri,
             identity.card,
             device.path,
@@ -95,6 +96,7 @@ class V4l2Source:
             layout.height,
             "unstated" if rate is None else f"{rate:g}",
             stream.count,
+            stream.mode,
         )
         return stream, decoder
 
@@ -136,7 +138,8 @@ class V4l2Source:
             now_open.exposure.observe(pixels, levels)
         if decoder.borrows and stream.lend():
             give_back = functools.partial(stream.give_back, filled.number)
-            return Frame(pixels, now_open.sequence, t, levels, on_release=give_back)
+            device = device_view(decoder.layout, stream.pointer(filled))
+            return Frame(pixels, now_open.sequence, t, levels, device, give_back)
         if decoder.borrows:
             self._counters["copied"] += 1
             pixels = pixels.copy()
@@ -162,6 +165,7 @@ class V4l2Source:
             return
         was_open, self._open = self._open, None
         was_open.resources.close()
+        self._memory.note_end(was_open.stream.mode, delivered=was_open.sequence >= 0)
 
     def counters(self) -> Counters:
         """Frames lost or copied since the source was made.

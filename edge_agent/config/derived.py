@@ -8,14 +8,20 @@ from edge_agent.config.variables import name_of
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.discovery import CameraEntry, Site
 from edge_agent.core.exposure import ExposureParams
-from edge_agent.core.ports import Source
+from edge_agent.core.ports import BufferPool, Source
 from edge_agent.core.requests import Rules
+from edge_agent.core.view import needs_cpu
 from edge_agent.errors import ConfigError, InputError, ModelError
 from edge_agent.inference.models import card_of
 
 
-def source_options(params: CameraParams) -> SourceOptions:
-    """What a source is asked for."""
+def source_options(params: CameraParams, pool: Optional[BufferPool] = None) -> SourceOptions:
+    """What a source is asked for.
+
+    Args:
+        params: Of the camera.
+        pool: Where the network reads pictures in place; of no use to a camera whose pictures the CPU must turn or mask.
+    """
     return SourceOptions(
         params.width,
         params.height,
@@ -25,11 +31,16 @@ def source_options(params: CameraParams) -> SourceOptions:
         params.controls,
         params.stall_after_s,
         ExposureParams(params.exposure_target, params.exposure_max, params.gain_max) if params.auto_exposure else None,
+        None if needs_cpu(params) else pool,
     )
 
 
-def sources_of(settings: Settings) -> Dict[str, Source]:
+def sources_of(settings: Settings, pool: Optional[BufferPool] = None) -> Dict[str, Source]:
     """Every camera's source, not yet opened.
+
+    Args:
+        settings: Checked.
+        pool: See `source_options`.
 
     Raises:
         ConfigError: A URI names nothing that can be opened; one fault per camera.
@@ -39,7 +50,7 @@ def sources_of(settings: Settings) -> Dict[str, Source]:
     faults = []
     for name, params in settings.cameras.items():
         try:
-            sources[name] = open_source(params.uri, source_options(params))
+            sources[name] = open_source(params.uri, source_options(params, pool))
         except InputError as error:
             faults.append(f"{name_of(('cameras', name, 'uri'))}: {error}")
     if faults:

@@ -19,10 +19,13 @@ class Source(Protocol):
         uri: What was opened, without credentials.
         kind: "sensor" (raw pixels: a live one always shows noise), "encoded" (a codec may repeat a picture), or
             "still" (pictures that rightly never change). Decides how a frozen picture is told.
+        mode: How its pictures come to lie, as of the last open: "cpu" (in ordinary memory, so an engine on a GPU copies
+            them), one of `BufferPool.modes`, or "converted" (by jetson-utils, into memory that the GPU sees).
     """
 
     uri: str
     kind: str
+    mode: str
 
     def open(self) -> None:
         """Take the device. Bounded in time.
@@ -46,16 +49,63 @@ class Source(Protocol):
         """What was lost inside the source since it was made: e.g. sequence gaps, error-flagged buffers."""
 
 
+class MappedBuffer(Protocol):
+    """Memory that CPU and GPU see both, from a `BufferPool`.
+
+    Attributes:
+        array: (N,) uint8, the CPU's side. No view of it may be used after `BufferPool.free`.
+        pointer: The same memory for the GPU: a device pointer.
+    """
+
+    array: Array
+    pointer: int
+
+
+class BufferPool(Protocol):
+    """Memory for pictures where the GPU reads them in place. Made and freed in the one thread that owns the GPU.
+
+    A camera asks for it when it is opened and gives it back when it has been closed and its last frame released.
+    """
+
+    def modes(self) -> Sequence[str]:
+        """The ways worth trying on this GPU, best first.
+
+        "userptr": the camera's driver writes into page-locked memory of `allocate`. "registered": the driver's own
+        buffers are shown to the GPU by `register`. "copied": one copy into memory of `allocate`.
+        """
+
+    def allocate(self, count: int, nbytes: int) -> Sequence[MappedBuffer]:
+        """So many page-locked buffers of whole pages, each `nbytes` or longer, with anything in them; all or none.
+
+        Raises:
+            EngineError: There is not so much memory.
+            SourceError: The GPU's thread does not answer now; it may at the next open.
+        """
+
+    def register(self, arrays: Sequence[Array]) -> Sequence[MappedBuffer]:
+        """Lock memory that is there already, (N,) uint8 each of whole pages, and show it to the GPU; all or none.
+
+        Raises:
+            EngineError: The GPU cannot, or there is not so much memory.
+            SourceError: As `allocate`.
+        """
+
+    def free(self, buffers: Sequence[MappedBuffer], then: Callable[[], None]) -> None:
+        """Give buffers back, soon, and call `then` when that is done, in whichever thread did it. Never waits."""
+
+
 class Engine(Protocol):
     """Preprocessing and network of one model. Owned and called by one thread.
 
     Attributes:
         info: What runs, for `B/info`.
         contract: Which tensors mean what.
+        pool: Memory of which it reads pictures in place, of the same thread; None where any memory will do.
     """
 
     info: EngineInfo
     contract: ModelContract
+    pool: Optional[BufferPool]
 
     def infer(self, picture: Picture) -> Mapping[str, Array]:
         """Raw outputs by role (see `core.contract`), without the batch axis.

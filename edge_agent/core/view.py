@@ -14,8 +14,9 @@ from edge_agent.core.frame import DeviceView, Frame, Levels, Picture
 from edge_agent.core.geometry import Size
 from edge_agent.core.types import Array, Box
 
-# A device pointer may be moved to a region's corner only where a pixel's bytes lie together.
-_BYTES_PER_PX = {"gray8": 1, "gray16": 2, "rgb8": 3}
+# From pixel to pixel in a row, so that a device pointer can be moved to a region's corner. Of the YUV formats only Y
+# is read, as on the CPU's side, so it does not matter that neighbours share their colour.
+_BYTES_PER_PX = {"gray8": 1, "gray16": 2, "rgb8": 3, "nv12": 1, "yuyv": 2, "uyvy": 2}
 _GRID = 200  # of the check that masks leave something, px
 _MIN_SIDE = 0.01
 
@@ -84,6 +85,11 @@ class View:
         if self._hidden is None or self._hidden.shape != (height, width):
             self._hidden = rasterise(self._masks, width, height)
         return self._hidden if pixels.ndim == 2 else self._hidden[:, :, None]
+
+
+def needs_cpu(camera: CameraParams) -> bool:
+    """True when the CPU has to touch every picture: then what the GPU sees is no longer the same picture."""
+    return bool(camera.rotate or camera.flip != "none" or camera.masks)
 
 
 def check_geometry(camera: CameraParams) -> None:

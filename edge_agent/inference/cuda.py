@@ -78,6 +78,7 @@ class CudaContext:
                 self.stream_handle = int(self._stream.handle)
                 self._done = driver.Event(int(flags.BLOCKING_SYNC) | int(flags.DISABLE_TIMING))
         except EngineError:
+            self._drop_stream()
             self._detach()
             raise
 
@@ -127,7 +128,11 @@ class CudaContext:
         flags = int(self._driver.host_alloc_flags.DEVICEMAP)
         with self.current(f"allocating {nbytes} page-locked bytes"):
             array = self._driver.pagelocked_empty(nbytes, np.dtype(np.uint8), "C", flags)
-            return PinnedBuffer(self, array)
+            try:
+                return PinnedBuffer(self, array)
+            except self._driver.Error:
+                array.base.free()  # type: ignore[union-attr]
+                raise
 
     def kernel(self, image: bytes, name: str, argument_bytes: int) -> "Kernel":
         """Load machine code and take one entry point, whose single argument is a struct of `argument_bytes`.
@@ -203,14 +208,20 @@ class CudaContext:
                 self.settle()
                 while self._resources:
                     self._resources[-1].free()
-                # pycuda destroys these with their last reference, which must be while the context is current.
-                del self._done, self._stream
+                self._drop_stream()
         finally:
             self._detach()
 
     def _require_owner(self) -> None:
         if threading.get_ident() != self._thread:
             raise RuntimeError("a CUDA context was used by another thread than the one that made it")
+
+    def _drop_stream(self) -> None:
+        """Destroy the stream and its event, as far as they were made."""
+        for name in ("_done", "_stream"):
+            if hasattr(self, name):
+                with self.current("closing"):  # pycuda destroys them with their last reference, which must be in here
+                    delattr(self, name)
 
     def _detach(self) -> None:
         if self._context is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from edge_agent.core.contract import ModelContract
 from edge_agent.core.frame import Picture
+from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference.onnx_contract import bind, require
@@ -54,6 +55,7 @@ class OrtEngine:
         binding = bind(model, str(path))
         ort = _onnxruntime()
         self.contract = contract
+        self.pool: Optional[BufferPool] = None
         self._faults = _faults(ort)
         self._input = binding.input
         self._roles = tuple(binding.outputs)

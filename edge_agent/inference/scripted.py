@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_agent.core.contract import ModelContract
 from edge_agent.core.frame import Picture
+from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, InputError
 
@@ -39,6 +40,7 @@ class ScriptedEngine:
     def __init__(self, net: Tuple[int, int] = (384, 240), query: str = "") -> None:
         options = _parse(query)
         self.contract = ModelContract("gridbox", net=net)
+        self.pool: Optional[BufferPool] = None
         self.info = EngineInfo("scripted", "fp32", "scripted", "", detail={"options": query})
         self._fail_after = options.get("fail_after")
         self._hang_after = options.get("hang_after")

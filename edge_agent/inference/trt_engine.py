@@ -6,9 +6,11 @@ import numpy as np
 
 from edge_agent.core.contract import ModelContract
 from edge_agent.core.frame import Picture
+from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError
 from edge_agent.inference.cuda import CudaContext, DeviceBuffer, PinnedBuffer
+from edge_agent.inference.cuda_pool import CudaBufferPool
 from edge_agent.inference.cuda_preprocess import CudaPreprocessor, DeviceTensor
 from edge_agent.inference.onnx_contract import Binding
 from edge_agent.inference.trt_api import Logger, Shape, TensorRT
@@ -104,6 +106,7 @@ class TensorRtEngine:
     ) -> None:
         self.info = info
         self.contract = contract
+        self.pool: Optional[BufferPool] = CudaBufferPool(cuda)
         self._cuda, self._loaded, self._preprocess, self._binding = cuda, loaded, preprocess, binding
         self._shape: Optional[Shape] = None
         # All that the engine writes needs a place, read or not.

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Protocol
 
-from edge_agent.core.contract import ModelContract
-from edge_agent.core.frame import Picture
-from edge_agent.core.types import Array, EngineInfo
+from edge_agent.core.ports import Engine
+from edge_agent.core.types import EngineInfo
 from edge_agent.errors import EngineError
 from edge_agent.inference.cuda import CudaContext
 from edge_agent.inference.cuda_kernel import KernelCache, find_nvcc
@@ -17,20 +16,11 @@ from edge_agent.inference.trt_precision import Abilities, has_fast_int8, layers_
 from edge_agent.inference.trt_source import Network
 
 
-class ProvableEngine(Protocol):
-    """An `Engine` on trial."""
-
-    info: EngineInfo
-    contract: ModelContract
-
-    def infer(self, picture: Picture) -> Mapping[str, Array]:
-        """See `core.ports.Engine`."""
+class ProvableEngine(Engine, Protocol):
+    """An `Engine` on trial; `close` frees the place too."""
 
     def free(self) -> None:
         """Free all but the place, in which another is to be built. Idempotent."""
-
-    def close(self) -> None:
-        """Free everything, the place included. Idempotent."""
 
 
 class LoadedPlan(Protocol):

@@ -12,6 +12,7 @@ import numpy as np
 
 from edge_agent.core.contract import ModelContract
 from edge_agent.core.frame import Picture
+from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EdgeAgentError, EngineError, ModelError
 from edge_agent.inference.cuda_driver import hint_for
@@ -131,6 +132,7 @@ class RemoteEngine:
     def __init__(self, worker: WorkerProcess, preprocess: Preprocessor, network: Network, info: EngineInfo) -> None:
         self.info = info
         self.contract: ModelContract = network.contract
+        self.pool: Optional[BufferPool] = None
         self._worker, self._preprocess, self._binding = worker, preprocess, network.binding
         self._shape: Optional[Tuple[int, ...]] = None
         self._input: Optional[Array] = None

@@ -43,12 +43,15 @@ class SlotBoard:
         self._slots: Dict[str, _Slot] = {camera: _Slot() for camera in cameras}
         self._condition = threading.Condition()
         self._turn = 0
+        self._closed = False
 
     def put(self, camera: str, frame: Frame) -> None:
-        """Hand a frame over; a frame that nobody took is released and counted as dropped."""
+        """Hand a frame over; a frame that nobody took, or will take, is released and counted as dropped."""
         slot = self._slots[camera]
         with self._condition:
-            displaced, slot.frame = slot.frame, frame
+            displaced: Optional[Frame] = frame
+            if not self._closed:
+                displaced, slot.frame = slot.frame, frame
             if displaced is not None:
                 slot.dropped += 1
             self._condition.notify()
@@ -103,8 +106,9 @@ class SlotBoard:
         return Delivery(camera, sights, frame)
 
     def close(self) -> None:
-        """Release what nobody will take any more."""
+        """Release what nobody will take any more, now and from now on."""
         with self._condition:
+            self._closed = True
             left: List[Frame] = [slot.frame for slot in self._slots.values() if slot.frame is not None]
             for slot in self._slots.values():
                 if slot.frame is not None:

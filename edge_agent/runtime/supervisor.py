@@ -15,6 +15,8 @@ LOOK_S = 0.5
 EXTEND_S = 60.0
 LONGEST_SETUP_S = 3600.0
 """An engine that is still being built after this long is not being built."""
+LONGEST_SILENCE_S = 600.0
+"""Nor is one that has told nothing for so long: while TensorRT builds, a line comes every quarter of a minute."""
 
 
 class Manager(Protocol):
@@ -80,9 +82,16 @@ class Supervisor:
         self._ready = False
         self._told = ""
         self._overdue: Optional[str] = None
+        self._progress = ""
+        self._progress_t = 0.0
 
     def wake(self) -> None:
         """Look now."""
+        self._wake.set()
+
+    def progress(self, line: str) -> None:
+        """Starting goes on: `line` is shown, and the manager asked for more time. From any thread."""
+        self._progress, self._progress_t = line, time.monotonic()
         self._wake.set()
 
     def request_stop(self) -> None:
@@ -117,9 +126,10 @@ class Supervisor:
         if not self._ready:
             setting_up = [worker.name for worker in workers if not worker.set_up]
             if setting_up:
-                if now_t - started_t < LONGEST_SETUP_S:
+                silent_s = now_t - max(started_t, self._progress_t)
+                if now_t - started_t < LONGEST_SETUP_S and silent_s < LONGEST_SILENCE_S:
                     self._manager.extend(EXTEND_S)
-                self._tell(f"starting: {', '.join(setting_up)}")
+                self._tell(f"starting: {self._progress or ', '.join(setting_up)}")
                 return
             untried = [name for name, stage in self._captures.items() if not stage.first_open_done]
             if untried:

@@ -37,7 +37,6 @@ def test_no_camera_and_bad_settings_exit_78_with_one_line_per_fault():
         ("gopher://camera", "unknown kind of source"),
         ("test://nowhere", "unknown scene"),
         ("test://one?size=0x0", "size"),
-        ("csi://0", "not supported yet"),
     ],
 )
 def test_a_uri_that_can_name_nothing_is_refused_at_once(uri, said):

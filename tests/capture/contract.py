@@ -158,3 +158,4 @@ class SourceContract:
         with closing(make_source()) as source:
             assert source.uri
             assert source.kind in ("sensor", "encoded", "still")
+            assert source.mode in ("cpu", "userptr", "registered", "copied", "converted")

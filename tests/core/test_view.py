@@ -1,7 +1,7 @@
 """Turning upright, masks, region of interest, zones."""
 
 from dataclasses import replace
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.frame import LIMITED_RANGE, DeviceView, Frame, Levels
 from edge_agent.core.types import Box
-from edge_agent.core.view import View, check_geometry, contains, rasterise
+from edge_agent.core.view import View, check_geometry, contains, needs_cpu, rasterise
 
 CORNER = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.0, 0.5))
 DEVICE = DeviceView(1000, 64, "gray8")
@@ -140,10 +140,34 @@ def test_the_region_is_a_view_with_its_corner() -> None:
     assert picture.device == DeviceView(1000 + 64 + 5, 64, "gray8")
 
 
+@pytest.mark.parametrize(("name", "bytes_per_px"), [("gray16", 2), ("rgb8", 3), ("nv12", 1), ("yuyv", 2), ("uyvy", 2)])
+def test_the_corner_on_the_device_is_counted_in_bytes(name: str, bytes_per_px: int) -> None:
+    view = View(camera(roi=(0.25, 0.1, 0.75, 0.6)))
+    frame = Frame(numbered(10, 20), 1, 0.0, device=replace(DEVICE, pixel_format=name))
+    device = view.region(view.upright(frame))[0].device
+    assert device is not None and device.pointer == 1000 + 64 + 5 * bytes_per_px
+
+
 def test_the_region_of_an_unknown_device_format_stays_on_the_host() -> None:
     view = View(camera(roi=(0.25, 0.1, 0.75, 0.6)))
-    frame = Frame(numbered(10, 20), 1, 0.0, device=replace(DEVICE, pixel_format="yuyv"))
+    frame = Frame(numbered(10, 20), 1, 0.0, device=replace(DEVICE, pixel_format="bayer"))
     assert view.region(view.upright(frame))[0].device is None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, False),
+        ({"roi": (0.1, 0.1, 0.5, 0.5)}, False),
+        ({"rotate": 180}, True),
+        ({"flip": "horizontal"}, True),
+        ({"masks": (CORNER,)}, True),
+    ],
+)
+def test_only_pictures_that_need_no_cpu_reach_the_device_as_they_are(options: Dict[str, Any], expected: bool) -> None:
+    assert needs_cpu(camera(**options)) == expected
+    upright = View(camera(**options)).upright(Frame(numbered(10, 20), 1, 0.0, device=DEVICE))
+    assert (upright.device is None) == expected
 
 
 def test_without_a_region_the_picture_itself_comes_back() -> None:

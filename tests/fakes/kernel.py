@@ -18,15 +18,13 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Set
+
+import numpy as np
 
 from edge_agent.capture import v4l2_abi as abi
 from tests.fakes.device_tree import DeviceTree
-from tests.fakes.v4l2_camera import BYTES_PER_PIXEL, FOURCC, NAMES, PADDING, Buffer, FakeCamera
-
-
-class Misuse(AssertionError):
-    """A call that a real kernel would take and that would do harm later."""
+from tests.fakes.v4l2_camera import BYTES_PER_PIXEL, FOURCC, NAMES, PADDING, Buffer, FakeCamera, Misuse
 
 
 class _Mapping(mmap.mmap):
@@ -61,10 +59,20 @@ class FakeKernel:
 
     Args:
         root: An empty folder; becomes the `root` of the source under test.
+        pages: The memory at (address, length), where a driver can pin the pages; None where it cannot.
+
+    Attributes:
+        addresses: Where drivers were told to write (USERPTR), or told that they write (MMAP), since the start.
+        locked: Says whether somebody else still uses the pages at an address, which must not be unmapped then.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, pages: Callable[[int, int], Optional[np.ndarray]] = lambda address, nbytes: None
+    ) -> None:
         self.history: List[str] = []
+        self.addresses: Set[int] = set()
+        self.locked: Callable[[int], bool] = lambda address: False
+        self._pages = pages
         self._nodes: Dict[str, FakeCamera] = {}
         self._files: Dict[int, _File] = {}
         self._all_files: List[_File] = []
@@ -147,8 +155,10 @@ class FakeKernel:
         if offset % mmap.PAGESIZE or index >= len(camera.buffers) or length != camera.buffers[index].length:
             raise _os_error(errno.EINVAL)
         mapping = _Mapping(-1, length)
-        mapping.on_close = lambda: self.history.append(f"munmap {index}")
         mapping[:] = bytes([PADDING]) * length
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        self.addresses.add(address)
+        mapping.on_close = lambda: self._unmapped(index, address)
         camera.buffers[index].mapping = mapping
         file.mappings.add(mapping)
         self.history.append(f"mmap {index}")
@@ -289,7 +299,7 @@ class FakeKernel:
 
     def _reqbufs(self, file: _File, camera: FakeCamera, argument: abi.RequestBuffers) -> None:
         _check_type(argument.type)
-        if argument.memory != abi.MEMORY_MMAP:
+        if argument.memory not in camera.io_modes:
             raise _os_error(errno.EINVAL)
         if camera.owner not in (None, file):
             raise _os_error(errno.EBUSY)
@@ -303,15 +313,20 @@ class FakeKernel:
         argument.capabilities = abi.BUF_CAP_SUPPORTS_MMAP | (
             abi.BUF_CAP_SUPPORTS_ORPHANED_BUFS if camera.orphans else 0
         )
+        if abi.MEMORY_USERPTR in camera.io_modes:
+            argument.capabilities |= abi.BUF_CAP_SUPPORTS_USERPTR
+        camera.memory, camera.pages = argument.memory, self._pages
         length = -(-camera.sizeimage // mmap.PAGESIZE) * mmap.PAGESIZE
         camera.buffers = [Buffer(length) for _ in range(argument.count)]
         camera.owner = file if argument.count else None
-        self.history.append(f"REQBUFS {argument.count}")
+        kind = "USERPTR " if argument.memory == abi.MEMORY_USERPTR else ""
+        self.history.append(f"REQBUFS {kind}{argument.count}")
 
     def _querybuf(self, _file: _File, camera: FakeCamera, argument: abi.Buffer) -> None:
         buffer = self._buffer(camera, argument)
         argument.length = buffer.length
-        argument.m.offset = argument.index * mmap.PAGESIZE
+        if camera.memory == abi.MEMORY_MMAP:
+            argument.m.offset = argument.index * mmap.PAGESIZE
 
     def _qbuf(self, file: _File, camera: FakeCamera, argument: abi.Buffer) -> None:
         buffer = self._buffer(camera, argument)
@@ -323,13 +338,15 @@ class FakeKernel:
             raise _os_error(errno.EIO)
         if buffer.mapping is not None and buffer.mapping.closed:
             raise Misuse(f"buffer {argument.index} was queued after its munmap")
+        if camera.memory == abi.MEMORY_USERPTR:
+            self._pin(camera, buffer, argument)
         buffer.state = "queued"
         camera.order.append(argument.index)
         self.history.append(f"QBUF {argument.index}")
 
     def _dqbuf(self, file: _File, camera: FakeCamera, argument: abi.Buffer) -> None:
         _check_type(argument.type)
-        if argument.memory != abi.MEMORY_MMAP or not camera.streaming:
+        if argument.memory != camera.memory or not camera.streaming:
             raise _os_error(errno.EINVAL)
         if camera.owner is not file:
             raise _os_error(errno.EBUSY)
@@ -342,7 +359,11 @@ class FakeKernel:
         camera.order.remove(index)
         buffer.state = "dequeued"
         argument.index, argument.bytesused, argument.length = index, buffer.bytesused, buffer.length
-        argument.flags, argument.sequence = buffer.flags | abi.BUF_FLAG_MAPPED, buffer.sequence
+        argument.flags, argument.sequence = buffer.flags, buffer.sequence
+        if camera.memory == abi.MEMORY_USERPTR:
+            argument.m.userptr = buffer.userptr
+        else:
+            argument.flags |= abi.BUF_FLAG_MAPPED
         argument.field = abi.FIELD_NONE
         microseconds = int(buffer.timestamp_s * 1e6)
         argument.timestamp.tv_sec, argument.timestamp.tv_usec = divmod(microseconds, 1_000_000)
@@ -369,6 +390,20 @@ class FakeKernel:
 
     # Helpers.
 
+    def _pin(self, camera: FakeCamera, buffer: Buffer, argument: abi.Buffer) -> None:
+        """As vb2_dma_contig and vb2_vmalloc: aligned, long enough, and of pages that can be pinned."""
+        if argument.m.userptr % 64 or argument.length % 64 or argument.length < camera.sizeimage:
+            raise _os_error(errno.EINVAL)
+        if self._pages(argument.m.userptr, argument.length) is None:
+            raise _os_error(errno.EFAULT)
+        buffer.userptr, buffer.length = argument.m.userptr, argument.length
+        self.addresses.add(buffer.userptr)
+
+    def _unmapped(self, index: int, address: int) -> None:
+        if self.locked(address):
+            raise Misuse(f"munmap {index} while the GPU still sees it")
+        self.history.append(f"munmap {index}")
+
     def _file(self, fd: int) -> _File:
         if fd not in self._files:
             raise Misuse(f"descriptor {fd} is not open")
@@ -376,7 +411,7 @@ class FakeKernel:
 
     def _buffer(self, camera: FakeCamera, argument: abi.Buffer) -> Buffer:
         _check_type(argument.type)
-        if argument.memory != abi.MEMORY_MMAP or argument.reserved2 or argument.request_fd:
+        if argument.memory != camera.memory or argument.reserved2 or argument.request_fd:
             raise _os_error(errno.EINVAL)
         if argument.index >= len(camera.buffers):
             raise _os_error(errno.EINVAL)

@@ -22,6 +22,7 @@ from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optio
 
 import numpy as np
 
+PAGE = 4096
 Spans = Callable[[str, bytes], Iterable[Tuple[int, int]]]
 
 
@@ -173,7 +174,7 @@ class FakeCuda:
         if not mem_flags & self.host_alloc_flags.DEVICEMAP:
             raise Misuse("page-locked memory that is not mapped: the GPU cannot see it")
         size = np.dtype(dtype).itemsize * int(np.prod(shape))
-        allocation = _HostAllocation(self, self._reserve("cuMemHostAlloc", size))
+        allocation = _HostAllocation(self, self._reserve("cuMemHostAlloc", size, PAGE))
         flat = np.asarray(allocation)
         array = np.ndarray(shape, dtype, flat, order="C" if order == "C" else "F")
         return array.view(_Pagelocked).based_on(allocation)
@@ -215,7 +216,7 @@ class FakeCuda:
         Raises:
             LaunchError: It may not.
         """
-        for base, array in self.memory.items():
+        for base, array in list(self.memory.items()):  # cameras look, too, in their own threads
             if base <= pointer and pointer + nbytes <= base + array.nbytes:
                 return array[pointer - base : pointer - base + nbytes]
         raise LaunchError("cuStreamSynchronize failed: an illegal memory access was encountered")
@@ -229,6 +230,13 @@ class FakeCuda:
     def unmap(self, array: np.ndarray) -> None:
         """Undo `map`."""
         del self.memory[array.ctypes.data]
+
+    def pages(self, address: int, nbytes: int) -> Optional[np.ndarray]:
+        """Memory of `pagelocked_empty`, for a camera's driver; None where there is none."""
+        try:
+            return self.at(address, nbytes)
+        except LaunchError:
+            return None
 
     @property
     def allocated_bytes(self) -> int:
@@ -281,12 +289,13 @@ class FakeCuda:
             queue.clear()
             raise
 
-    def _reserve(self, api: str, nbytes: int) -> int:
+    def _reserve(self, api: str, nbytes: int, alignment: int = 1) -> int:
         if nbytes <= 0:
             raise LogicError(f"{api} failed: invalid argument")
         if self.allocated_bytes + nbytes > self.memory_bytes:
             raise MemoryError(f"{api} failed: out of memory")
-        array = np.full(nbytes, 0xA5, np.uint8)  # whoever reads what nobody wrote should notice
+        array = np.full(nbytes + alignment, 0xA5, np.uint8)  # whoever reads what nobody wrote should notice
+        array = array[-array.ctypes.data % alignment :][:nbytes]
         self.memory[array.ctypes.data] = array
         return array.ctypes.data
 

@@ -27,6 +27,10 @@ BYTES_PER_PIXEL = {"Y10": 2, "Y12": 2, "Y16": 2, "Y16_BE": 2, "YUYV": 2, "UYVY":
 PADDING = 0xA5
 
 
+class Misuse(AssertionError):
+    """A call that a real kernel would take and that would do harm later."""
+
+
 def encode(scene: np.ndarray, name: str, pitch_bytes: int, chroma: Tuple[int, int] = (128, 128)) -> bytes:
     """A gray scene as a sensor would put it into a buffer; rows padded by a value that no scene has by accident.
 
@@ -95,6 +99,7 @@ class Buffer:
     length: int
     state: str = "dequeued"
     mapping: Optional[mmap.mmap] = None
+    userptr: int = 0
     bytesused: int = 0
     sequence: int = 0
     flags: int = 0
@@ -111,6 +116,7 @@ class FakeCamera:
         pitch_align: Rows are padded to a multiple of this.
         quantization: What the driver states; YUV pixels are what `scene` says, whatever is stated.
         device_caps: What the node can do; a UVC camera's second node has only CAP_META_CAPTURE.
+        io_modes: V4L2_MEMORY_* that the driver offers (uvcvideo both, mainline tegra-video no USERPTR).
         orphans: Since Linux 5.0, REQBUFS(0) works while buffers are mapped.
         error_flags: So many coming frames carry V4L2_BUF_FLAG_ERROR.
         short_frames: So many coming frames are only half filled.
@@ -141,6 +147,7 @@ class FakeCamera:
     colorspace: int = abi.COLORSPACE_SRGB
     quantization: int = abi.QUANTIZATION_DEFAULT
     most_buffers: int = 32
+    io_modes: Tuple[int, ...] = (abi.MEMORY_MMAP, abi.MEMORY_USERPTR)
     orphans: bool = True
     scene: Callable[[int, int, int], np.ndarray] = moving_gradient
     error_flags: int = 0
@@ -160,6 +167,8 @@ class FakeCamera:
     interval: abi.Fract = field(default_factory=lambda: abi.Fract(1, 30))
     streaming: bool = False
     owner: Any = None
+    memory: int = abi.MEMORY_MMAP
+    pages: Callable[[int, int], Optional[np.ndarray]] = lambda address, nbytes: None
     buffers: List[Buffer] = field(default_factory=list)
     order: List[int] = field(default_factory=list)
     failures: Dict[str, List[int]] = field(default_factory=dict)
@@ -220,7 +229,12 @@ class FakeCamera:
         if self.error_flags:
             self.error_flags -= 1
             buffer.flags |= abi.BUF_FLAG_ERROR
-        if buffer.mapping is not None and not buffer.mapping.closed:
+        if buffer.userptr:
+            pages = self.pages(buffer.userptr, len(data))
+            if pages is None:
+                raise Misuse("the driver wrote into memory that was freed while it was queued")
+            pages[:] = np.frombuffer(data, np.uint8)
+        elif buffer.mapping is not None and not buffer.mapping.closed:
             buffer.mapping[: len(data)] = data
         buffer.bytesused, buffer.sequence, buffer.timestamp_s = len(data), sequence, self.clock()
         buffer.state = "done"

@@ -153,8 +153,18 @@ def test_a_gpu_that_cannot_be_opened_is_one_line_with_advice(api: str, words: st
         CudaContext(cuda)
     assert words in caught.value.message and advice in caught.value.hint
     assert "\n" not in str(caught.value)
-    caught = None  # type: ignore[assignment]
-    cuda.assert_clean()
+    cuda.assert_clean()  # while the error, and the frames that its traceback holds, are still there
+    assert caught.value.__traceback__ is not None
+
+
+@pytest.mark.parametrize("api", ["cuMemHostAlloc", "cuMemHostGetDevicePointer"])
+def test_page_locked_memory_that_the_gpu_does_not_get_is_given_back(
+    cuda: FakeCuda, context: CudaContext, api: str
+) -> None:
+    cuda.fail[api] = "out of memory"
+    with pytest.raises(EngineError, match=f"allocating 64 page-locked bytes: {api} failed: out of memory"):
+        context.pinned(64)
+    assert cuda.allocated_bytes == 0
 
 
 def test_no_gpu() -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from edge_agent.errors import EngineError
-from edge_agent.runtime.supervisor import Supervisor, exit_code
+from edge_agent.runtime.supervisor import LONGEST_SILENCE_S, Supervisor, exit_code
 from edge_agent.runtime.worker import Worker
 from tests.fakes.broker import eventually
 
@@ -119,6 +119,32 @@ def test_ready_waits_for_the_engine_and_for_each_cameras_first_attempt():
         eventually(lambda: "alive" in rig.manager.words())
         assert rig.manager.told.count(("ready", "how it goes")) == 1
     assert rig.manager.words()[-1] == "stopping"
+
+
+def test_progress_is_shown_while_starting():
+    with Rig() as rig:
+        looks(rig, 1)
+        rig.supervisor.progress("still building, 15 s")
+        eventually(lambda: ("status", "starting: still building, 15 s") in rig.manager.told)
+        extended = rig.manager.words().count("extend")
+        looks(rig, 1)
+        assert rig.manager.words().count("extend") > extended
+
+
+def test_an_engine_that_tells_nothing_for_long_gets_no_more_time(monkeypatch):
+    with Rig() as rig:
+        looks(rig, 1)
+        ahead_s = [LONGEST_SILENCE_S]
+        now = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: now() + ahead_s[0])
+        rig.supervisor.progress("the only line")  # its status line is news, and so a look that can be waited for
+        eventually(lambda: ("status", "starting: the only line") in rig.manager.told)
+        assert "extend" in rig.manager.words()
+        ahead_s[0] = 2 * LONGEST_SILENCE_S + 1
+        told = list(rig.manager.told)
+        rig.supervisor.wake()
+        time.sleep(0.1)
+        assert rig.manager.told == told
 
 
 def ready(rig):

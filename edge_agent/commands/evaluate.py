@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
     parser.add_argument("--labels-file", metavar="FILE", help="the model's class names (default labels.txt beside it)")
     parser.add_argument("--backend", default="auto", help="auto, onnxruntime, tensorrt (default auto)")
+    parser.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto", help="as the setting")
     parser.add_argument("--threads", type=int, default=1, help="threads of the network (default 1)")
     parser.add_argument("--threshold", type=float, help="score that counts as a face (default: the model's own)")
     parser.add_argument("--color", action="store_true", help="feed colour; gray is the default, as from an IR camera")
@@ -96,6 +97,7 @@ def _evaluate(
         model=args.model,
         backend=args.backend,
         threads=args.threads,
+        precision=args.precision,
         class_name=args.class_name,
         labels_file=args.labels_file,
     )

@@ -1,4 +1,4 @@
-"""`edge-agent model`: list, fetch, inspect, convert, build and verify the networks."""
+"""`edge-agent model`: list, fetch, inspect, convert, calibrate, build and verify the networks."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
-from edge_agent.commands import model_deepstream
+from edge_agent.commands import model_calibrate, model_deepstream
 from edge_agent.errors import InputError
 from edge_agent.inference import models
 from edge_agent.inference.onnx_contract import describe
@@ -15,7 +15,9 @@ from edge_agent.inference.onnx_contract import describe
 
 def add_parser(subparsers: Any) -> None:
     """Add `model` and its actions to the command line."""
-    parser = subparsers.add_parser("model", help="list, fetch, inspect, convert, build and verify the networks")
+    parser = subparsers.add_parser(
+        "model", help="list, fetch, inspect, convert, calibrate, build and verify the networks"
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     listing = actions.add_parser("list", help="what models there are, their licences, and which are here")
@@ -63,6 +65,8 @@ def add_parser(subparsers: Any) -> None:
     building.add_argument("--cache-dir", type=Path, metavar="DIR", help="of engines; default: as the agent looks")
     _add_common(building)
 
+    model_calibrate.add_parser(actions)
+
     verifying = actions.add_parser("verify", help="compare a model's files with their known sums")
     verifying.add_argument("name", help="as 'list' shows it")
     _add_common(verifying)
@@ -79,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     directory = models.models_dir(args.models_dir or os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"), os.environ)
     if args.action == "list":
         return _list(args, directory)
+    if args.action == "calibrate":
+        return model_calibrate.run(args, directory)
     if args.action == "build":
         return _build(args, directory)
     if args.action in model_deepstream.ACTIONS:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Dict, Literal, Optional, Tuple
 
+from edge_agent.core.contract import ModelContract
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
-from edge_agent.errors import EngineError, MissingPackage
+from edge_agent.errors import EngineError, MissingPackage, ModelError
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +65,9 @@ class EngineParams:
     )
     precision: Literal["auto", "int8", "fp16", "fp32"] = param(
         "auto",
-        "What TensorRT computes in; auto takes int8 where the GPU has it and a calibration exists, else fp16 where "
-        "that is fast, else fp32; a precision that cannot be met is an error",
+        "What to compute in. TensorRT: auto takes int8 where the GPU has it and a calibration exists, else fp16 where "
+        "that is fast, else fp32. CPU: auto takes int8 where 'model calibrate' has shown it to be as good, and faster, "
+        "else fp32. A precision that cannot be met is an error",
         restart=True,
     )
     calibration: Optional[str] = param(
@@ -140,17 +142,40 @@ def _open_onnxruntime(params: EngineParams, directory: Path, tell: Tell) -> Engi
     from edge_agent.inference import models
     from edge_agent.inference.onnx_contract import derive
     from edge_agent.inference.onnx_file import read_onnx
-    from edge_agent.inference.ort import OrtEngine
 
     if params.model.endswith(models.SUFFIXES):
         path = models.as_onnx(Path(params.model))
         labels = models.labels_of(path, params.labels_file)
         contract = derive(read_onnx(path), str(path), labels, params.class_name, params.long_side)
-        return OrtEngine(path, contract, params.threads, params.interpolation)
+        return _on_cpu(params, path, contract, path.name, models.sha256_of(path))
     card = models.card_of(params.model)
     path = models.as_onnx(models.locate(card, directory))
     contract = replace(card.contract, long_side=params.long_side)
-    return OrtEngine(path, contract, params.threads, params.interpolation, card.name, card.files[0].sha256)
+    return _on_cpu(params, path, contract, card.name, card.files[0].sha256 or models.sha256_of(path))
+
+
+def _on_cpu(params: EngineParams, path: Path, contract: ModelContract, name: str, sha256: str) -> Engine:
+    """The float model, or its INT8 version where that is proven."""
+    from edge_agent.inference.cpu_int8 import int8_file, proven_int8
+    from edge_agent.inference.ort import OrtEngine
+
+    if params.precision in ("auto", "int8"):
+        int8_sha256, why_not = proven_int8(path, sha256)
+        if int8_sha256:
+            return OrtEngine(int8_file(path), contract, params.threads, params.interpolation, name, int8_sha256)
+        level = logging.INFO if int8_file(path).exists() else logging.DEBUG
+        _log.log(level, "model %s: not in INT8: %s", name, why_not)
+    else:
+        why_not = f"a CPU computes {params.precision} no faster than fp32"
+    engine = OrtEngine(path, contract, params.threads, params.interpolation, name, sha256)
+    if params.precision not in ("auto", engine.info.precision):
+        engine.close()
+        raise ModelError(
+            f"model {name}: precision {params.precision} was asked for, but it is stored in {engine.info.precision}, "
+            f"and of a version in {params.precision}: {why_not}",
+            "ask for precision auto",
+        )
+    return engine
 
 
 def _open_scripted(params: EngineParams, directory: Path, tell: Tell) -> Engine:

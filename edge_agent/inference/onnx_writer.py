@@ -38,15 +38,12 @@ class OnnxWriter:
         """Add an operator of one output; the node is named as its output."""
         parts = [encode(1, name) for name in inputs]
         parts += [encode(2, output), encode(3, output), encode(4, operator)]
-        parts += [encode(5, _attribute(name, value)) for name, value in (attributes or {}).items()]
+        parts += [encode(5, encode_attribute(name, value)) for name, value in (attributes or {}).items()]
         self._nodes.append(encode(1, b"".join(parts)))
 
     def weights(self, name: str, values: Array) -> None:
         """Add a constant, copied now."""
-        parts = [encode(1, dim) for dim in values.shape]
-        little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-        parts += [encode(2, _CODES[values.dtype.name]), encode(8, name), encode(9, little.tobytes())]
-        self._weights[name] = encode(5, b"".join(parts))
+        self._weights[name] = encode(5, encode_weights(name, values))
 
     def write(
         self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], metadata: Mapping[str, str]
@@ -61,7 +58,16 @@ class OnnxWriter:
         return b"".join(model)
 
 
-def _attribute(name: str, value: Attribute) -> bytes:
+def encode_weights(name: str, values: Array) -> bytes:
+    """A TensorProto."""
+    parts = [encode(1, dim) for dim in values.shape]
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    parts += [encode(2, _CODES[values.dtype.name]), encode(8, name), encode(9, little.tobytes())]
+    return b"".join(parts)
+
+
+def encode_attribute(name: str, value: Attribute) -> bytes:
+    """An AttributeProto."""
     if isinstance(value, float):
         return encode(1, name) + copy((2, FIXED32, memoryview(struct.pack("<f", value)))) + encode(20, _FLOAT)
     if isinstance(value, int):

@@ -149,6 +149,53 @@ def answer_once(data: bytes, name: str, feed: Mapping[str, Array]) -> Dict[str, 
     return dict(zip(outputs, answers))
 
 
+class Probe:
+    """Runs a network again and again, and answers all its float tensors.
+
+    Args:
+        data: The model, with its inner tensors among its outputs, of which the shape may be untold.
+        name: Says in errors which file it is.
+
+    Attributes:
+        tensors: Names of the float32 outputs.
+
+    Raises:
+        MissingPackage: onnxruntime is not installed.
+        ModelError: It does not run.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        ort = _onnxruntime()
+        self._name, self._faults = f"{name}: ONNX Runtime {ort.__version__} cannot run it", _faults(ort)
+        try:
+            self._session: Any = ort.InferenceSession(
+                data, sess_options=_options(ort, 1), providers=["CPUExecutionProvider"]
+            )
+        except self._faults as error:
+            raise ModelError(f"{self._name}: {_first_line(error)}") from error
+        self.tensors = [tensor.name for tensor in self._session.get_outputs() if tensor.type == "tensor(float)"]
+
+    def __call__(self, feed: Mapping[str, Array]) -> Dict[str, Array]:
+        """Values by name for one input by name.
+
+        Raises:
+            ModelError: The runtime failed.
+        """
+        try:
+            return dict(zip(self.tensors, self._session.run(self.tensors, dict(feed))))
+        except self._faults as error:
+            raise ModelError(f"{self._name}: {_first_line(error)}") from error
+
+
+def runtime_version() -> str:
+    """Of ONNX Runtime.
+
+    Raises:
+        MissingPackage: It is not installed.
+    """
+    return str(_onnxruntime().__version__)
+
+
 def _onnxruntime() -> Any:
     try:
         import onnxruntime

@@ -47,7 +47,7 @@ def build(trt: TensorRT, logger: Logger, network: Network, recipe: Recipe) -> by
         profile.set_shape(network.binding.input, *network.shapes)
         config.add_optimization_profile(profile)
     # The calibrator is Python's: it must outlive the build.
-    _calibrator = None if recipe.fixed else _set_precision(trt, config, definition, network, recipe, profile)
+    _calibrator = _set_precision(trt, config, definition, network, recipe, profile)
     if recipe.dla_core is not None:
         _set_dla(trt, builder, config, recipe, dynamic=profile is not None)
     logger.forget()
@@ -96,6 +96,7 @@ def _set_precision(
     flags = trt.BuilderFlag
     if recipe.precision == "fp32":
         config.clear_flag(flags.TF32)
+    if recipe.precision == "fp32" or recipe.fixed:
         return None
     config.set_flag(flags.FP16)
     if recipe.precision != "int8":

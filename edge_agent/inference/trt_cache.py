@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from edge_agent.errors import InputError
 
 _FORMAT = 1
+_KEPT = 4
+"""Engines (and references) of one model that stay; a board needs one, a change of settings now and then another."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class EngineCache:
             return None, None, f"its manifest is damaged ({type(error).__name__})"
         if len(plan) != manifest.plan_bytes or hashlib.sha256(plan).hexdigest() != manifest.plan_sha256:
             return None, None, f"it is damaged: {len(plan)} bytes, and not the {manifest.plan_bytes} that were built"
+        with suppress(OSError):  # a folder that is only read keeps its times
+            os.utime(str(path))
         return plan, manifest, ""
 
     def store(self, path: Path, key: EngineKey, plan: bytes, manifest: Manifest) -> None:
@@ -148,10 +154,36 @@ class EngineCache:
                 scratch.unlink()
             raise _unusable(path, error) from error
 
+    def prune(self, name: str) -> List[Path]:
+        """Remove all but the newest of a model's engines and references, by when they were made or last loaded.
+
+        Returns:
+            What is gone.
+        """
+        stem = re.escape(Path(name).stem)
+        gone: List[Path] = []
+        with suppress(OSError):  # another agent may tidy up, too; what stays now goes next time
+            for pattern in (
+                rf"{stem}-(int8|fp16|fp32)-[0-9a-f]{{16}}\.plan",
+                rf"{stem}-[0-9a-f]{{16}}\.reference\.npz",
+            ):
+                found = [path for path in self.directory.iterdir() if re.fullmatch(pattern, path.name)]
+                for path in sorted(found, key=_age_s)[_KEPT:]:
+                    path.unlink()
+                    gone.append(path)
+                    manifest = path.with_suffix(".json")
+                    if manifest.exists():
+                        manifest.unlink()
+        return gone
+
 
 def describe(layers: Dict[str, int]) -> str:
     """Layers by precision in one line."""
     return ", ".join(f"{precision} {count}" for precision, count in layers.items()) or "the engine does not tell"
+
+
+def _age_s(path: Path) -> float:
+    return -path.stat().st_mtime
 
 
 def _unusable(path: Path, error: OSError) -> InputError:

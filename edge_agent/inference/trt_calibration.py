@@ -15,6 +15,7 @@ from edge_agent.errors import ModelError
 from edge_agent.inference.trt_api import TensorRT
 
 _FULL_SCALE = 127.0
+_HEADER = "TRT-8601-EntropyCalibration2"
 CALIBRATORS = {  # by algorithm: the class of TensorRT
     "EntropyCalibration2": "IInt8EntropyCalibrator2",
     "MinMaxCalibration": "IInt8MinMaxCalibrator",
@@ -51,7 +52,7 @@ def read_calibration(path: Path) -> Calibration:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"calibration {path}: {error.strerror}", "expected an INT8 calibration cache") from error
-    lines = data.decode("ascii", "replace").splitlines() or [""]
+    lines = data.decode("utf-8", "replace").splitlines() or [""]
     header = lines[0].strip()
     algorithm = header.rpartition("-")[2]
     if not header.startswith("TRT-") or algorithm not in CALIBRATORS:
@@ -69,8 +70,22 @@ def read_calibration(path: Path) -> Calibration:
     return Calibration(path, hashlib.sha256(data).hexdigest(), header, algorithm, codes)
 
 
+def encode_calibration(amplitudes: Mapping[str, float]) -> bytes:
+    """A cache of these amplitudes by tensor name; TensorRT 8.6's, which later ones read, too."""
+    lines = [_HEADER]
+    lines += [f"{name}: {struct.pack('>f', value / _FULL_SCALE).hex()}" for name, value in amplitudes.items()]
+    return ("\n".join(lines) + "\n").encode("utf-8")
+
+
 def fitted(calibration: Calibration, tensors: Sequence[str], source: str, white: float) -> bytes:
-    """The cache under the names of a network, for its calibrator.
+    """The cache under the names of a network, for its calibrator; see `scales_of`."""
+    codes = _fitting(calibration, tensors, source, white)
+    lines = [calibration.header, *(f"{name}: {code}" for name, code in codes.items())]
+    return ("\n".join(lines) + "\n").encode("utf-8")
+
+
+def scales_of(calibration: Calibration, tensors: Sequence[str], source: str, white: float) -> Dict[str, float]:
+    """The scale of each tensor of a network that the cache knows.
 
     Args:
         calibration: As read.
@@ -81,6 +96,11 @@ def fitted(calibration: Calibration, tensors: Sequence[str], source: str, white:
     Raises:
         ModelError: It was made for another network, or for other preprocessing.
     """
+    return {name: _value(code) for name, code in _fitting(calibration, tensors, source, white).items()}
+
+
+def _fitting(calibration: Calibration, tensors: Sequence[str], source: str, white: float) -> Dict[str, str]:
+    """Codes under the network's own spelling of the names."""
     spelled = {_bare(name): name for name in tensors}
     codes = {spelled[_bare(name)]: code for name, code in calibration.codes.items() if _bare(name) in spelled}
     if source not in codes:
@@ -103,8 +123,7 @@ def fitted(calibration: Calibration, tensors: Sequence[str], source: str, white:
             f"{amplitude:.4g}, but this model's pictures reach {white:g}",
             "use the calibration that was published with this model, or precision fp16",
         )
-    lines = [calibration.header, *(f"{name}: {code}" for name, code in codes.items())]
-    return ("\n".join(lines) + "\n").encode("ascii")
+    return codes
 
 
 def make_calibrator(trt: TensorRT, calibration: Calibration, cache: bytes) -> Any:

@@ -95,6 +95,20 @@ def require_same(answers: Mapping[str, Array], wanted: Mapping[str, Array], prec
     return found
 
 
+def require_plausible(answers: Mapping[str, Array]) -> None:
+    """All that can be said of a sealed DetectNet_v2: its coverage is a share, and not the same everywhere.
+
+    Raises:
+        EngineError: It is not.
+    """
+    cov = answers["cov"]
+    if not (cov.min() >= -0.01 and cov.max() <= 1.01 and np.ptp(cov) > 0.0):
+        raise EngineError(
+            f"the engine answers wrongly: on the golden picture its coverage is {cov.min():.3g} to {cov.max():.3g}",
+            "expected shares from 0 to 1 that differ; is the model whole, and its size and key right?",
+        )
+
+
 def _kept(path: Path, network: Network) -> Optional[Dict[str, Array]]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:

@@ -26,7 +26,7 @@ class Abilities:
         gpu: Its name, for messages.
         int8: Whether it computes in INT8 faster than in float.
         fp16: Likewise.
-        fixed: True where TensorRT takes the file's precision and no other.
+        fixed: True where TensorRT takes the file's precision and no other: a float file is then stored anew.
     """
 
     gpu: str
@@ -67,7 +67,7 @@ def choose(asked: str, can: Abilities, file: str, calibrated: bool) -> Choice:
         raise ModelError(
             f"the model is quantised to INT8, which {can.gpu} does not have", "use the model's float version"
         )
-    if can.fixed or file == "int8":
+    if file == "int8" or (can.fixed and file != "fp32"):
         reason = "this TensorRT computes in the file's own precision" if can.fixed else "the file is quantised"
         if asked not in ("auto", file):
             raise ModelError(
@@ -87,7 +87,8 @@ def choose(asked: str, can: Abilities, file: str, calibrated: bool) -> Choice:
     if asked == "int8" and not calibrated:
         raise ModelError(
             "precision int8 was asked for, but there is no calibration for this model",
-            "name its calibration cache (setting calibration, or --calibration), or ask for fp16 or auto",
+            "make one from your own pictures (edge-agent model calibrate --source SOURCE), or name its calibration "
+            "(setting calibration, or --calibration), or ask for fp16 or auto",
         )
     if asked == "fp16" and not can.fp16:
         raise ModelError(f"precision fp16 was asked for, but {can.gpu} is not fast at it", "ask for fp32 or auto")

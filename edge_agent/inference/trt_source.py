@@ -12,10 +12,13 @@ from edge_agent.inference import models
 from edge_agent.inference.etlt import open_etlt
 from edge_agent.inference.onnx_contract import Binding, bind, derive, require
 from edge_agent.inference.onnx_file import OnnxModel, parse_onnx, read_model
+from edge_agent.inference.tao_converter import Sealed, find_converter
 from edge_agent.inference.trt_api import Shape
 from edge_agent.inference.uff_to_onnx import convert_uff
 
 _CALIBRATION_SUFFIX = "_int8.txt"
+# The names in NVIDIA's DetectNet_v2 exports in UFF.
+_SEALED = Binding("input_1", {"cov": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"})
 
 
 @dataclass(frozen=True)
@@ -25,22 +28,31 @@ class Network:
     Attributes:
         name: What users call it.
         sha256: Of the model as it is built, hex.
-        onnx: The network in ONNX.
+        onnx: The network in ONNX; empty where it stays sealed.
         uff: The same in UFF, where it came so; None else.
-        model: The outside of `onnx`.
+        model: The outside of `onnx`, if there is one.
         binding: Its tensors' names, which are the same in UFF.
         contract: What they mean.
         calibration: Its INT8 calibration cache, if any.
+        path: The file that it was read from.
+        sealed: Where only NVIDIA's tao-converter opens it.
     """
 
     name: str
     sha256: str
     onnx: bytes
     uff: Optional[bytes]
-    model: OnnxModel
+    model: Optional[OnnxModel]
     binding: Binding
     contract: ModelContract
     calibration: Optional[Path]
+    path: Path
+    sealed: Optional[Sealed] = None
+
+    @property
+    def precision(self) -> str:
+        """What the file stores its numbers in."""
+        return self.model.precision if self.model is not None else "fp32"
 
     @property
     def shapes(self) -> Tuple[Shape, Shape, Shape]:
@@ -63,6 +75,7 @@ def read_network(
     calibration: Optional[str] = None,
     labels_file: Optional[str] = None,
     key: Optional[str] = None,
+    sealed_too: bool = True,
 ) -> Network:
     """The network called `model`, checked against its contract.
 
@@ -71,9 +84,11 @@ def read_network(
         directory: Folder of fetched models.
         class_name: Of a model of several classes, the one that means a face.
         long_side: Of a model that takes any size, px.
-        calibration: Path of an INT8 calibration cache; the one fetched with the model when None.
+        calibration: Path of an INT8 calibration cache; when None the one made here by `model calibrate`, else the
+            one fetched with the model.
         labels_file: Path of the class names; labels.txt beside the model when None.
         key: What an .etlt is encrypted with; NVIDIA's published key when None.
+        sealed_too: False where a model that only tao-converter opens is of no use.
 
     Raises:
         ModelError: It is missing, damaged, or keeps no contract that the agent knows.
@@ -85,23 +100,38 @@ def read_network(
         onnx, uff = read_payload(path, key)
         outside = parse_onnx(onnx, str(path))
         contract = derive(outside, str(path), models.labels_of(path, labels_file), class_name, long_side)
-        return _network(path.name, str(path), onnx, uff, outside, contract, given)
+        return _network(path.name, path, onnx, uff, outside, contract, given or _own(path))
     card = models.card_of(model)
     if "tensorrt" not in card.backends:
         raise ModelError(f"model {card.name} does not run in TensorRT", f"it needs {' or '.join(card.backends)}")
     path = models.locate(card, directory)
-    onnx, uff = read_payload(path)
-    outside = parse_onnx(onnx, str(path))
     contract = replace(card.contract, long_side=long_side)
-    require(outside, str(path), contract)
     beside = (path.with_name(file.name) for file in card.files if file.name.endswith(_CALIBRATION_SUFFIX))
     fetched = next((file for file in beside if file.is_file()), None)
-    return _network(card.name, str(path), onnx, uff, outside, contract, given or fetched)
+    converter = find_converter() if sealed_too and path.suffix == ".etlt" else None
+    if converter is not None and not any(made.is_file() for made in _made_of(path)):
+        sealed = Sealed(path, models.FACEDETECTIR_KEY, converter)
+        digest = models.sha256_of(path)
+        return Network(card.name, digest, b"", None, None, _SEALED, contract, given or fetched, path, sealed)
+    onnx, uff = read_payload(path)
+    outside = parse_onnx(onnx, str(path))
+    require(outside, str(path), contract)
+    return _network(card.name, path, onnx, uff, outside, contract, given or _own(path) or fetched)
+
+
+def own_calibration(path: Path) -> Path:
+    """Where `model calibrate` puts its calibration of the model in `path`."""
+    return path.with_suffix(".int8.txt")
+
+
+def _own(path: Path) -> Optional[Path]:
+    found = own_calibration(path)
+    return found if found.is_file() else None
 
 
 def _network(
     name: str,
-    where: str,
+    path: Path,
     onnx: bytes,
     uff: Optional[bytes],
     outside: OnnxModel,
@@ -109,7 +139,12 @@ def _network(
     calibration: Optional[Path],
 ) -> Network:
     digest = hashlib.sha256(onnx if uff is None else uff).hexdigest()
-    return Network(name, digest, onnx, uff, outside, bind(outside, where), contract, calibration)
+    return Network(name, digest, onnx, uff, outside, bind(outside, str(path)), contract, calibration, path)
+
+
+def _made_of(path: Path) -> Tuple[Path, Path]:
+    """Where the user puts what was made of an .etlt elsewhere."""
+    return path.with_suffix(".onnx"), path.with_suffix(".uff")
 
 
 def read_payload(path: Path, key: Optional[str] = None) -> Tuple[bytes, Optional[bytes]]:
@@ -120,8 +155,7 @@ def read_payload(path: Path, key: Optional[str] = None) -> Tuple[bytes, Optional
         MissingPackage: It is encrypted, and NVIDIA's package is not installed.
     """
     if path.suffix == ".etlt":
-        made = (path.with_suffix(".onnx"), path.with_suffix(".uff"))
-        path = next((file for file in made if file.is_file()), path)
+        path = next((made for made in _made_of(path) if made.is_file()), path)
     data = read_model(path)
     kind = path.suffix[1:]
     if kind == "etlt":

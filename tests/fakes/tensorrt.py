@@ -279,7 +279,8 @@ class _OnnxParser(_Native):
             self._errors.append(self._trt.fail["parse"])
             return False
         self._network._fill(model)
-        return True
+        self._errors += _unfit_pairs(self._network._model)
+        return not self._errors
 
     @property
     def num_errors(self) -> int:
@@ -287,6 +288,31 @@ class _OnnxParser(_Native):
 
     def get_error(self, index: int) -> "_ParserError":
         return _ParserError(self._trt, self._errors[index])
+
+
+def _unfit_pairs(model: Any) -> List[str]:
+    """What TensorRT refuses of Q/DQ: all but int8 around 0, activations per channel, scales that are not constant.
+
+    A transposed convolution with a scale per output channel it computes wrongly.
+    """
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    wrong = []
+    for node in model.graph.node:
+        if node.op_type == "ConvTranspose" and node.input[1] in makers:
+            scale = weights.get(makers[node.input[1]].input[1])
+            if scale is not None and scale.size > 1 and scale.size != weights[makers[node.input[1]].input[0]].shape[0]:
+                wrong.append(f"{node.name}: a scale per output channel")
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scale, zero = (weights.get(name) for name in node.input[1:3])
+        if scale is None or zero is None or not (scale > 0).all():
+            wrong.append(f"{node.name}: scale and zero point must be constant, and scales above 0")
+        elif zero.dtype != np.int8 or zero.any():
+            wrong.append(f"{node.name}: zero points must be int8 and 0")
+        elif scale.ndim and node.input[0] not in weights:
+            wrong.append(f"{node.name}: activations take one scale")
+    return wrong
 
 
 class _ParserError(_Native):
@@ -474,10 +500,15 @@ def _layers(network: _Network, config: _Config, scales: Dict[str, float], stubbo
     weights = {stored.get(tensor.data_type) for tensor in network._model.graph.initializer}
     quantised = any(node.op_type == "QuantizeLinear" for node in network._model.graph.node)
     found = [layer("Reformatting CopyNode", "Reformat", "input", "Row major linear FP32")]
+    makers = {name: node.op_type for node in network._model.graph.node for name in node.output}
     for node in network._model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
+            continue  # fused, or a reformat
         told = "Row major linear FP32"
-        if quantised:
+        if quantised and makers.get(node.input[0] if node.input else "") == "DequantizeLinear":
             told = "Int8"
+        elif quantised:
+            pass
         elif "FP16" in config._flags or "half" in weights:
             told = (
                 "Half"

@@ -115,3 +115,85 @@ def centerface(
         value_info = [tensor("cells", [shape[0], 3, *grid])]
     outputs = [tensor(name, [shape[0], count, *grid]) for name, count in zip(ids, planes)]
     return save(path, nodes, inputs, outputs, weights, value_info)
+
+
+def residual(path: Path, opset: int = 13, decomposed: bool = False) -> Path:
+    """A small DetectNet_v2 of random weights with everything that quantisation must know.
+
+    Batch norm behind convolutions (one node, or `decomposed` into a multiplication and an addition), a residual
+    addition, a pool, and a transposed convolution.
+    """
+    rng = np.random.default_rng(7)
+    nodes: List[Any] = []
+    weights: List[Tuple[str, np.ndarray]] = []
+
+    def const(name: str, values: Any) -> str:
+        weights.append((name, np.asarray(values, np.float32)))
+        return name
+
+    def norm(source: str, name: str, channels: int) -> str:
+        gain, shift = rng.uniform(0.5, 1.5, channels), rng.normal(0, 0.1, channels)
+        if decomposed:
+            gain, shift = gain.reshape(1, -1, 1, 1), shift.reshape(1, -1, 1, 1)
+            nodes.append(helper.make_node("Mul", [source, const(f"{name}.g", gain)], [f"{name}/mul_1"]))
+            nodes.append(helper.make_node("Add", [f"{name}/mul_1", const(f"{name}.s", shift)], [f"{name}/add_1"]))
+            return f"{name}/add_1"
+        rest = [const(f"{name}.m", shift), const(f"{name}.v", gain)]
+        inputs = [source, const(f"{name}.g", gain), const(f"{name}.b", shift), *rest]
+        nodes.append(helper.make_node("BatchNormalization", inputs, [f"{name}/norm"], epsilon=1e-3))
+        return f"{name}/norm"
+
+    def conv(source: str, name: str, shape: Sequence[int], kind: str = "Conv", **attributes: Any) -> str:
+        fan = float(np.prod(shape[1:]))
+        kernel = const(f"{name}.w", rng.normal(0, fan**-0.5, shape))
+        nodes.append(helper.make_node(kind, [source, kernel], [f"{name}/conv"], **attributes))
+        return norm(f"{name}/conv", name, shape[0] if kind == "Conv" else shape[1])
+
+    def relu(source: str, name: str) -> str:
+        nodes.append(helper.make_node("Relu", [source], [name]))
+        return name
+
+    step = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    first = relu(conv("input_1", "one", (8, 3, 3, 3), strides=[4, 4], **step), "one/relu")
+    inner = relu(conv(first, "two", (8, 8, 3, 3), strides=[4, 4], **step), "two/relu")
+    main = conv(inner, "three", (8, 8, 3, 3), **step)
+    side = conv(first, "side", (8, 8, 1, 1), kernel_shape=[1, 1], strides=[4, 4])
+    nodes.append(helper.make_node("Add", [main, side], ["sum"]))
+    top = relu("sum", "sum/relu")
+    nodes.append(helper.make_node("AveragePool", [top], ["pool"], kernel_shape=[2, 2], strides=[2, 2]))
+    up = relu(conv("pool", "up", (8, 8, 2, 2), "ConvTranspose", kernel_shape=[2, 2], strides=[2, 2]), "up/relu")
+    for name, planes in (("output_cov", 1), ("output_bbox", 4)):
+        kernel = const(f"{name}.w", rng.normal(0, 0.4, (planes, 8, 1, 1)))
+        output = "output_cov/logits" if planes == 1 else "output_bbox/BiasAdd"
+        nodes.append(helper.make_node("Conv", [up, kernel, const(f"{name}.b", np.full(planes, 0.1))], [output]))
+    nodes.append(helper.make_node("Sigmoid", ["output_cov/logits"], ["output_cov/Sigmoid"]))
+    outputs = [tensor("output_cov/Sigmoid", [1, 1, 16, 24]), tensor("output_bbox/BiasAdd", [1, 4, 16, 24])]
+    save(path, nodes, [tensor("input_1", [1, 3, 256, 384])], outputs, weights)
+    model = onnx.load(str(path))
+    model.opset_import[0].version = opset
+    onnx.save(model, str(path))
+    return path
+
+
+def bright(path: Path) -> Path:
+    """A DetectNet_v2 of three layers whose coverage is sigmoid(24 * mean of the cell - 10), boxes always `BOX`."""
+    eye = np.eye(4, dtype=np.float32)[:, :, None, None]
+    weights = [
+        ("mean", np.full((4, 3, 16, 16), 1 / 768, np.float32)),
+        ("eye", eye),
+        ("cov", np.full((1, 4, 1, 1), 6.0, np.float32)),
+        ("minus", np.float32([-10.0])),
+        ("bbox", np.zeros((4, 4, 1, 1), np.float32)),
+        ("box", np.array(BOX, np.float32)),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["input_1", "mean"], ["cells"], kernel_shape=[16, 16], strides=[16, 16]),
+        helper.make_node("Relu", ["cells"], ["cells/relu"]),
+        helper.make_node("Conv", ["cells/relu", "eye"], ["same"]),
+        helper.make_node("Relu", ["same"], ["same/relu"]),
+        helper.make_node("Conv", ["same/relu", "cov", "minus"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["output_cov/Sigmoid"]),
+        helper.make_node("Conv", ["same/relu", "bbox", "box"], ["output_bbox/BiasAdd"]),
+    ]
+    outputs = [tensor("output_cov/Sigmoid", [1, 1, 15, 24]), tensor("output_bbox/BiasAdd", [1, 4, 15, 24])]
+    return save(path, nodes, [tensor("input_1", [1, 3, 240, 384])], outputs, weights)

@@ -1,0 +1,185 @@
+"""`edge-agent model calibrate`: INT8 from the user's own pictures, for TensorRT and for the CPU."""
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+
+from edge_agent.commands.frames import gather
+from edge_agent.commands.progress import progress
+from edge_agent.core.contract import CENTERFACE
+from edge_agent.core.detector import DetectionParams, FaceDetector
+from edge_agent.core.evaluation import Tally, Truth
+from edge_agent.core.frame import Picture
+from edge_agent.core.types import Array, Detections
+from edge_agent.errors import InputError
+
+LEAST_FRAMES = 16
+_DOUBT = 0.1  # of a score: so near the threshold, the float network itself is not sure
+
+
+def add_parser(actions: Any) -> None:
+    """Declare the action."""
+    parser = actions.add_parser("calibrate", help="make INT8 versions of a model from your own pictures")
+    parser.add_argument("--source", required=True, metavar="SRC", help="camera, stream, video, or folder of pictures")
+    parser.add_argument("--frames", type=int, default=128, metavar="N", help="pictures to take (default 128)")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="watch a live source so long")
+    parser.add_argument("--model", default="centerface", metavar="NAME", help="as 'list' shows it; .onnx or .uff")
+    parser.add_argument("--for", dest="target", choices=("all", "tensorrt", "cpu"), default="all", help="default all")
+    parser.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
+    parser.add_argument("--labels-file", metavar="FILE", help="the model's class names; default labels.txt beside it")
+    parser.add_argument("--key", help="what an .etlt is encrypted with; default NVIDIA's published one")
+    parser.add_argument("--long-side", type=int, default=384, metavar="PX", help="of CenterFace's input; default 384")
+    parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace, directory: Path) -> int:
+    """Write the files and say what they are worth."""
+    from edge_agent.inference.calibrate import measure
+    from edge_agent.inference.trt_source import read_network
+
+    if args.frames < LEAST_FRAMES:
+        raise InputError(f"--frames {args.frames}: expected {LEAST_FRAMES} or more")
+    if not args.seconds > 0:
+        raise InputError(f"--seconds {args.seconds:g}: expected a number above 0")
+    if args.long_side < 64 or args.long_side % CENTERFACE.multiple:
+        raise InputError(f"--long-side {args.long_side}", "expected a multiple of 32, 64 or more")
+    network = read_network(
+        args.model,
+        directory,
+        args.class_name,
+        args.long_side,
+        labels_file=args.labels_file,
+        key=args.key,
+        sealed_too=False,
+    )
+    on_cpu = network.path.with_suffix(".onnx")  # an .etlt runs there as what was made of it
+    for_cpu = args.target != "tensorrt" and on_cpu.is_file()
+    if args.target == "cpu" and not for_cpu:
+        raise InputError(f"model {network.name} does not run on a CPU as it is", "convert it: edge-agent model convert")
+    pictures = gather(args.source, args.frames, args.seconds, LEAST_FRAMES)
+    # What is judged by is not calibrated with.
+    fit, judge = (pictures[::2], pictures[1::2]) if for_cpu else (pictures, [])
+    amplitudes = measure(network, progress(fit, "calibrating"))
+    report: Dict[str, Any] = {"model": network.name, "pictures": len(fit), "tensors": len(amplitudes)}
+    if args.target != "cpu":
+        report.update(_for_tensorrt(network, amplitudes))
+    if for_cpu:
+        report.update(_for_cpu(network, on_cpu, amplitudes, judge))
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        for key, value in report.items():
+            print(f"{key:19} {value}")
+    return 0
+
+
+def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
+    """The calibration cache for TensorRT up to 10; files in INT8 and FP16 for TensorRT 11."""
+    from edge_agent.inference.calibrate import reached
+    from edge_agent.inference.cpu_int8 import write_beside
+    from edge_agent.inference.trt_calibration import encode_calibration, read_calibration
+    from edge_agent.inference.trt_source import own_calibration
+    from edge_agent.inference.trt_typed import half, quantised
+
+    cache = own_calibration(network.path)
+    write_beside(cache, encode_calibration(reached(network, amplitudes)))
+    made = quantised(network, read_calibration(cache))
+    files = {suffix: network.path.with_suffix(f".{suffix}.onnx") for suffix in ("qdq", "fp16")}
+    write_beside(files["qdq"], made.data)
+    write_beside(files["fp16"], half(network).data)
+    return {
+        "calibration": str(cache),
+        "qdq": str(files["qdq"]),
+        "int8_layers": f"{made.int8_layers} of {made.layers}",
+        "fp16": str(files["fp16"]),
+    }
+
+
+def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Picture]) -> Dict[str, Any]:
+    """The INT8 file for the CPU, and the trial that decides whether it is used."""
+    from edge_agent.inference.cpu_int8 import Verdict, cpu_name, int8_file, store_verdict, write_beside
+    from edge_agent.inference.cpu_quantise import make_int8
+    from edge_agent.inference.ort import OrtEngine, runtime_version
+
+    data = make_int8(network, amplitudes)
+    if data is None:
+        return {"cpu_int8": "none: no layer of this model gains by it"}
+    target = int8_file(path)
+    write_beside(target, data)
+    before = OrtEngine(path, network.contract)
+    after = OrtEngine(target, network.contract)
+    try:
+        trial = _Trial(before, after)
+        for picture in progress(pictures, "judging"):
+            trial.add(picture)
+    finally:
+        before.close()
+        after.close()
+    verdict = Verdict(
+        model_sha256=before.info.model_sha256,
+        int8_sha256=hashlib.sha256(data).hexdigest(),
+        cpu=cpu_name(),
+        onnxruntime=runtime_version(),
+        pictures=len(pictures),
+        **trial.figures(),
+    )
+    store_verdict(path, verdict)
+    return {
+        "cpu_int8": str(target),
+        "judged_on": f"{verdict.pictures} other pictures, {verdict.faces} faces of the float network",
+        "precision": round(verdict.precision, 4),
+        "recall": round(verdict.recall, 4),
+        "ms_per_picture": f"{verdict.float_ms:g} in fp32, {verdict.int8_ms:g} in int8",
+        "used_on_this_cpu": f"no: {verdict.why_not}" if verdict.why_not else "yes",
+    }
+
+
+class _Trial:
+    """The INT8 network against the float one, whose faces are the truth; those it doubts count neither way."""
+
+    def __init__(self, before: Any, after: Any) -> None:
+        self._before, self._after = before, after
+        params = DetectionParams()
+        self._decoder = FaceDetector(before, params)
+        threshold = self._decoder.threshold
+        self._sure = threshold + _DOUBT
+        self._wide = FaceDetector(before, replace(params, pre_cluster_threshold=max(0.02, threshold - _DOUBT)))
+        self._tally = Tally()
+        self._times_s: Dict[str, List[float]] = {"float": [], "int8": []}
+
+    def add(self, picture: Picture) -> None:
+        """Judge one picture."""
+        height, width = picture.pixels.shape[:2]
+        wide = self._wide.decode(self._timed("float", self._before, picture), (width, height))
+        found = self._decoder.decode(self._timed("int8", self._after, picture), (width, height))
+        self._tally.add(found, _truth(wide, self._sure), height)
+
+    def figures(self) -> Dict[str, Any]:
+        """What `Verdict` wants to know."""
+        p50 = {kind: round(1000.0 * float(np.median(times)), 2) for kind, times in self._times_s.items()}
+        return {
+            "faces": self._tally.faces,
+            "precision": self._tally.precision or 0.0,
+            "recall": self._tally.recall or 0.0,
+            "float_ms": p50["float"],
+            "int8_ms": p50["int8"],
+        }
+
+    def _timed(self, kind: str, engine: Any, picture: Picture) -> Dict[str, Array]:
+        engine.infer(picture)
+        started = time.perf_counter()
+        outputs: Dict[str, Array] = engine.infer(picture)
+        self._times_s[kind].append(time.perf_counter() - started)
+        return outputs
+
+
+def _truth(found: Detections, sure: float) -> Truth:
+    certain = found.confidence >= sure
+    return Truth("", found.xyxy[certain], found.xyxy[~certain])

@@ -26,11 +26,13 @@ from edge_agent.core.ports import BufferPool, Source
 from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
 from edge_agent.host import journal
+from edge_agent.host.board import board_model, jetpack
 from edge_agent.host.clock import SystemClock
 from edge_agent.host.identity import NUMBERS_PER_START, new_epoch, next_boot
 from edge_agent.host.memory import Memory
 from edge_agent.host.paths import state_dir
-from edge_agent.host.process import board_model, rss_bytes
+from edge_agent.host.process import rss_bytes
+from edge_agent.host.sensors import Sensors
 from edge_agent.host.systemd import ServiceManager
 from edge_agent.inference.models import models_dir
 from edge_agent.mqtt.outbox_file import OUTBOX_NAME, recorded_boot
@@ -201,6 +203,7 @@ class Agent:
             publishing.outbox.status,
             publishing.client.status,
             rss_bytes,
+            Sensors(),
             self._clock,
         )
         stage = self._publish_stage = PublishStage(
@@ -281,7 +284,7 @@ class Agent:
             "version": __version__,
             "started_at": timestamp(self._started.at),
             "board": board_model() or platform.machine(),
-            "jetpack": None,
+            "jetpack": jetpack(),
             "threshold": self._inference.threshold,
             "engine": engine and {**vars(engine), "detail": dict(engine.detail)},
             "capture_mode": {name: source.mode for name, source in self._sources.items()},

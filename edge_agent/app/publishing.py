@@ -18,10 +18,10 @@ from edge_agent.core.strict_json import MAX_BYTES
 from edge_agent.core.topics import Topics
 from edge_agent.core.types import CameraReport, Moment, Presence, Sight
 from edge_agent.host import jpeg
+from edge_agent.host.board import board_model
 from edge_agent.host.identity import kernel_boot
 from edge_agent.host.memory import Memory
-from edge_agent.host.process import board_model
-from edge_agent.host.thermal import processor_temperature_c
+from edge_agent.host.sensors import Sensors
 from edge_agent.mqtt import announcer, commands
 from edge_agent.mqtt.announcer import Announcer
 from edge_agent.mqtt.client import MqttClient, default_client_id
@@ -131,7 +131,6 @@ class Publishing:
         return {
             **as_payload(health),
             "commands": {**self.desk.commands_counters, "overflowed": self._inbox.lost_requests},
-            "temperature_c": processor_temperature_c(),
         }
 
     def bounded_overrides(self, settings: Settings) -> Overrides:
@@ -186,7 +185,7 @@ class Publishing:
                 topics, settings.cameras, self.publisher, self._letters.jpeg, settings.crops.image_ttl_s, self._clock
             )
         board = board_model() or platform.machine()
-        site = site_of(settings, __version__, board, temperature=processor_temperature_c() is not None)
+        site = site_of(settings, __version__, board, temperature=Sensors()().temperature_c is not None)
         profile = settings.mqtt.detections
         return Desk(
             self.publisher,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional
 
+from edge_agent.core.machine import MachineHealth
 from edge_agent.core.messages import OutboxStatus
 from edge_agent.core.params import param
 from edge_agent.core.types import Counters, Sight
@@ -49,6 +50,7 @@ class AgentHealth:
     rss_bytes: Optional[int]
     rss_slope_bytes_per_hour: Optional[float]
     clock_synced: bool
+    machine: MachineHealth = MachineHealth()
     faults: List[str] = field(default_factory=list)
 
 
@@ -87,6 +89,7 @@ def as_payload(health: AgentHealth) -> Dict[str, Any]:
         },
         "mqtt": {"connected": health.connected, "reconnects": health.reconnects, "last_fault": health.broker_fault},
         "clock_synced": health.clock_synced,
+        **health.machine.payload(),
     }
 
 

@@ -19,11 +19,3 @@ def open_files(proc: Path = Path("/proc/self")) -> Optional[int]:
         return sum(1 for _ in (proc / "fd").iterdir())
     except OSError:
         return None
-
-
-def board_model(proc: Path = Path("/proc")) -> Optional[str]:
-    """The board's name, as its device tree tells; None on machines without one."""
-    try:
-        return (proc / "device-tree" / "model").read_text("utf-8").strip("\0\n ") or None
-    except (OSError, UnicodeDecodeError):
-        return None

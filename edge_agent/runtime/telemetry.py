@@ -3,6 +3,7 @@
 from typing import Callable, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
 from edge_agent.core.health import AgentHealth, CameraHealth
+from edge_agent.core.machine import MachineHealth
 from edge_agent.core.messages import OutboxStatus
 from edge_agent.core.meters import LatencyMeter, RateMeter, SlopeMeter
 from edge_agent.core.ports import Clock
@@ -39,6 +40,7 @@ class Telemetry:
         outbox: Its status.
         link: The broker client's.
         rss: Resident bytes, or None.
+        machine: Temperatures and the like.
         clock: Both clocks.
     """
 
@@ -51,10 +53,11 @@ class Telemetry:
         outbox: Callable[[], OutboxStatus],
         link: Callable[[], Link],
         rss: Callable[[], Optional[int]],
+        machine: Callable[[], MachineHealth],
         clock: Clock,
     ) -> None:
         self._captures, self._board, self._inbox, self._latencies = captures, board, inbox, latencies
-        self._outbox, self._link, self._rss, self._clock = outbox, link, rss, clock
+        self._outbox, self._link, self._rss, self._machine, self._clock = outbox, link, rss, machine, clock
         self._started_t = clock().t
         self._rates: Dict[str, Tuple[RateMeter, RateMeter]] = {name: (RateMeter(), RateMeter()) for name in captures}
         self._slope = SlopeMeter()
@@ -76,6 +79,7 @@ class Telemetry:
             rss_bytes=rss,
             rss_slope_bytes_per_hour=None if rss is None else self._slope.sample(now.t, float(rss)),
             clock_synced=now.synced,
+            machine=self._machine(),
             faults=list(faults),
         )
 

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from edge_agent import __version__
 from edge_agent.app.inference import Inference
 from edge_agent.app.publishing import Publishing
+from edge_agent.app.upkeep import Metrics, upkeep_of
 from edge_agent.config.derived import require_known_model, rules_of, sources_of
 from edge_agent.config.reload import Reloader
 from edge_agent.config.settings import Settings, fingerprint
@@ -136,8 +137,11 @@ class Agent:
             lambda: self._inference.threshold,
         )
         self._status = StatusLine(captures, board, lambda: self._publishing.client.status())
+        manager = ServiceManager(environ)
+        self._upkeep = upkeep_of(settings, folder, captures, manager.present, self._started.t)
+        self._metrics = Metrics(settings)
         self._supervisor = Supervisor(
-            captures, ServiceManager(environ), self._status, self._reload_now, [self._publishing.client]
+            captures, manager, self._status, self._reload_now, [self._publishing.client], self._upkeep
         )
         self._reloader = Reloader(settings, read, self._apply, self._supervisor.request_stop)
 
@@ -160,13 +164,14 @@ class Agent:
         workers = (self._publish_worker, self._infer_worker, *self._capture_workers)
         log.info("edge-agent %s: node %s, boot %d", __version__, self._settings.node, self._boot)
         with ExitStack() as stack:
-            for worker in workers:
-                stack.enter_context(worker)
+            for worker in (self._metrics.worker, *workers):
+                if worker is not None:
+                    stack.enter_context(worker)
             stack.callback(self._stop_captures)
             self._supervisor.watch(workers)
             stopping_t = time.monotonic()
         log.info("stopped in %.1f s", time.monotonic() - stopping_t)
-        return exit_code(workers)
+        return exit_code(workers) or int(self._supervisor.gave_up is not None)
 
     def on_signal(self, number: int, frame: Optional[FrameType]) -> None:
         """First: stop in order. Second: at once."""
@@ -204,12 +209,20 @@ class Agent:
             publishing.client.status,
             rss_bytes,
             Sensors(),
+            lambda: self._upkeep.counts,
             self._clock,
         )
+
+        def health() -> Dict[str, Any]:
+            others = (publishing, self._reloader, self._upkeep, self._metrics)
+            payload = publishing.health(telemetry([fault for other in others for fault in other.faults]))
+            self._metrics.show(payload)
+            return payload
+
         stage = self._publish_stage = PublishStage(
             self._inbox,
             publishing.desk,
-            lambda: publishing.health(telemetry([*publishing.faults, *self._reloader.faults])),
+            health,
             self._info,
             self._clock,
             self._settings.health.interval_s,

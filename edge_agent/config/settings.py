@@ -30,11 +30,13 @@ from edge_agent.config.variables import (
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.detector import DetectionParams
 from edge_agent.core.discovery import HomeAssistantParams
+from edge_agent.core.exposition import MetricsParams
 from edge_agent.core.health import HealthParams
 from edge_agent.core.illumination import IlluminationParams
 from edge_agent.core.params import param
 from edge_agent.core.presence import PresenceParams
 from edge_agent.core.quality import CropParams
+from edge_agent.core.recovery import RecoveryParams
 from edge_agent.core.requests import CommandParams
 from edge_agent.core.topics import ID, Topics, slug
 from edge_agent.core.tracker import TrackerParams
@@ -87,6 +89,8 @@ class Settings(BaseSettings):
     commands: CommandParams = CommandParams()
     home_assistant: HomeAssistantParams = HomeAssistantParams()
     health: HealthParams = HealthParams()
+    metrics: MetricsParams = MetricsParams()
+    recovery: RecoveryParams = RecoveryParams()
 
     def __init__(self, given: Iterable[Given] = ()) -> None:
         super().__init__(given=tuple(given))

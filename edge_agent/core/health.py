@@ -51,6 +51,7 @@ class AgentHealth:
     rss_slope_bytes_per_hour: Optional[float]
     clock_synced: bool
     machine: MachineHealth = MachineHealth()
+    recovery: Mapping[str, int] = field(default_factory=dict)
     faults: List[str] = field(default_factory=list)
 
 
@@ -90,6 +91,7 @@ def as_payload(health: AgentHealth) -> Dict[str, Any]:
         "mqtt": {"connected": health.connected, "reconnects": health.reconnects, "last_fault": health.broker_fault},
         "clock_synced": health.clock_synced,
         **health.machine.payload(),
+        "recovery": dict(health.recovery),
     }
 
 

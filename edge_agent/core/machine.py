@@ -10,8 +10,8 @@ class Throttling:
 
     Attributes:
         active: Cooling devices that are at work now, and how hard; fans are none. None where there are none.
-        over_current: Throttle events since the agent's start, by the SoC's own name: oc1 under-voltage, oc2 average, oc3
-            peak current. None where they are not counted.
+        over_current: Throttle events since the agent's start, by the SoC's own name: oc1 under-voltage, oc2 average,
+            oc3 peak current. None where they are not counted.
     """
 
     active: Optional[Mapping[str, int]] = None

@@ -41,15 +41,22 @@ class LatencyMeter:
 
 
 class SlopeMeter:
-    """Least-squares slope per hour of a slowly sampled value, such as memory; needs a quarter of an hour to speak."""
+    """Least-squares slope per hour of a value, such as memory; needs a quarter of an hour to speak.
+
+    Sampled however often, one value in half a minute is kept: a little over four hours in all.
+    """
 
     MIN_SPAN_S = 900.0
+    EVERY_S = 30.0
 
     def __init__(self, size: int = 512) -> None:
+        self._slope: Optional[float] = None
         self._samples: Deque[Tuple[float, float]] = deque(maxlen=size)
 
     def sample(self, t: float, value: float) -> Optional[float]:
         """Slope per hour over what is kept, or None while the span is too short to mean anything."""
+        if self._samples and t - self._samples[-1][0] < self.EVERY_S:
+            return self._slope
         self._samples.append((t, value))
         if t - self._samples[0][0] < self.MIN_SPAN_S:
             return None
@@ -57,4 +64,5 @@ class SlopeMeter:
         mean_t = sum(s[0] for s in self._samples) / n
         mean_v = sum(s[1] for s in self._samples) / n
         spread = sum((s[0] - mean_t) ** 2 for s in self._samples)
-        return 3600.0 * sum((s[0] - mean_t) * (s[1] - mean_v) for s in self._samples) / spread
+        self._slope = 3600.0 * sum((s[0] - mean_t) * (s[1] - mean_v) for s in self._samples) / spread
+        return self._slope

@@ -35,8 +35,8 @@ class Memory:
             log.warning("%s: damaged (%s); going on without", self._path, error)
         return empty
 
-    def save(self, value: Any) -> None:
-        """Replace what was saved; it survives a loss of power."""
+    def save(self, value: Any) -> bool:
+        """Replace what was saved; it survives a loss of power. False when it could not be written."""
         partial = self._path.with_name(f"{self._path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,7 +53,8 @@ class Memory:
                 error.strerror,
             )
             self._failing = True
-            return
+            return False
         if self._failing:
             log.info("%s: can be written again", self._path)
         self._failing = False
+        return True

@@ -68,7 +68,8 @@ class Sensors:
         return found
 
     def _throttling(self) -> Optional[Throttling]:
-        active, coolers = {}, 0
+        active: Dict[str, int] = {}
+        coolers = 0
         for device in self._sysfs.glob("sys/class/thermal/cooling_device*"):
             kind = self._sysfs.text(device / "type")
             state = self._sysfs.number(device / "cur_state", 0, _MAX_STATE)

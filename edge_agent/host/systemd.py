@@ -29,6 +29,11 @@ class ServiceManager:
         self.watchdog_s = _watchdog_s(environ, os.getpid() if pid is None else pid)
         self._failing = False
 
+    @property
+    def present(self) -> bool:
+        """Whether there is one, which would start a stopped service anew."""
+        return self._address is not None
+
     def ready(self, status: str) -> None:
         """Started, or done with a reload."""
         self._send("READY=1", _status(status))

@@ -59,7 +59,7 @@ class Announcer:
         version: str,
         speaker: Speaker,
         before: Mapping[str, Mapping[str, str]],
-        save: Callable[[Published], None],
+        save: Callable[[Published], object],
         jitter: Optional[random.Random] = None,
     ) -> None:
         self._params, self._speaker, self._save = params, speaker, save

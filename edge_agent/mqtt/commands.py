@@ -65,7 +65,7 @@ class Commands:
         overrides: Overrides,
         speaker: Speaker,
         submit: Callable[[Command], bool],
-        save: Callable[[Overrides], None],
+        save: Callable[[Overrides], object],
         encode: Callable[[Crop], Optional[bytes]],
         actions: Mapping[str, Callable[[], Mapping[str, Any]]],
         clock: Clock,

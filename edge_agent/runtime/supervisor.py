@@ -64,6 +64,10 @@ class Supervisor:
         status: In words, for people.
         reload: Reads the settings again, and tells by itself how that went; called by the thread that is in `watch`.
         others: Threads that the watchdog depends on too.
+        upkeep: Given monotonic seconds, tells why the process should be started anew, or None.
+
+    Attributes:
+        gave_up: That reason, once there was one.
     """
 
     def __init__(
@@ -73,8 +77,11 @@ class Supervisor:
         status: Callable[[], str],
         reload: Callable[[], None],
         others: Sequence[Watched] = (),
+        upkeep: Callable[[float], Optional[str]] = lambda t: None,
     ) -> None:
         self._others = others
+        self.gave_up: Optional[str] = None
+        self._upkeep = upkeep
         self._captures, self._manager, self._status, self._reload = captures, manager, status, reload
         self._wake = threading.Event()
         self._stop = False
@@ -116,6 +123,11 @@ class Supervisor:
                 log.info("every source has ended")
                 break
             self._report(workers, started_t)
+            # Not before: building an engine takes memory, and time.
+            self.gave_up = self._upkeep(time.monotonic()) if self._ready else None
+            if self.gave_up is not None:
+                log.error("%s: stopping, to be started anew", self.gave_up)
+                break
             if self._reload_asked and self._ready:
                 self._reload_asked = False
                 self._reload_now()

@@ -41,6 +41,7 @@ class Telemetry:
         link: The broker client's.
         rss: Resident bytes, or None.
         machine: Temperatures and the like.
+        recovery: Steps of recovery that were taken.
         clock: Both clocks.
     """
 
@@ -54,10 +55,12 @@ class Telemetry:
         link: Callable[[], Link],
         rss: Callable[[], Optional[int]],
         machine: Callable[[], MachineHealth],
+        recovery: Callable[[], Mapping[str, int]],
         clock: Clock,
     ) -> None:
         self._captures, self._board, self._inbox, self._latencies = captures, board, inbox, latencies
-        self._outbox, self._link, self._rss, self._machine, self._clock = outbox, link, rss, machine, clock
+        self._outbox, self._link, self._rss, self._clock = outbox, link, rss, clock
+        self._machine, self._recovery = machine, recovery
         self._started_t = clock().t
         self._rates: Dict[str, Tuple[RateMeter, RateMeter]] = {name: (RateMeter(), RateMeter()) for name in captures}
         self._slope = SlopeMeter()
@@ -80,6 +83,7 @@ class Telemetry:
             rss_slope_bytes_per_hour=None if rss is None else self._slope.sample(now.t, float(rss)),
             clock_synced=now.synced,
             machine=self._machine(),
+            recovery=self._recovery(),
             faults=list(faults),
         )
 

@@ -40,6 +40,7 @@ THIRD_PARTY = {
     "pycuda": ("inference/cuda_driver.py",),
     "tensorrt": ("inference/trt",),
     "systemd": ("host/journal.py",),
+    "prometheus_client": ("host/metrics.py",),
 }
 CORE_STDLIB = {
     "abc",
@@ -64,7 +65,18 @@ CORE_STDLIB = {
     "unicodedata",
     "zlib",
 }
-HEAVY = ("cv2", "onnxruntime", "av", "paho", "pydantic", "tensorrt", "pycuda", "jetson_utils_python", "iotcore")
+HEAVY = (
+    "cv2",
+    "onnxruntime",
+    "av",
+    "paho",
+    "pydantic",
+    "tensorrt",
+    "pycuda",
+    "jetson_utils_python",
+    "iotcore",
+    "prometheus_client",
+)
 
 
 def modules() -> List[Path]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 RELEASES = {
-    4: "# R32 (release), REVISION: 7.5, GCID: 36557394, BOARD: t210ref, EABI: aarch64, DATE: Fri Apr 19 22:26:27 UTC 2024",
-    5: "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64, DATE: Tue Aug  1 19:57:35 UTC 2023",
-    6: "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025",
-    7: "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, DATE: Fri Aug 22 00:55:42 UTC 2025",
+    4: "# R32 (release), REVISION: 7.5, GCID: 36557394, BOARD: t210ref, EABI: aarch64, DATE: Fri Apr 19 2024",
+    5: "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64, DATE: Tue Aug  1 2023",
+    6: "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025",
+    7: "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, DATE: Fri Aug 22 2025",
 }
 MODELS = {
     4: "NVIDIA Jetson Nano Developer Kit",

@@ -1,0 +1,128 @@
+"""The health message as metrics: the same numbers, by Prometheus's names and base units. Pure."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+
+from edge_agent.core.params import param
+from edge_agent.core.types import Sight
+
+STATES = ("ok", "degraded", "failed")
+_UNFIT = re.compile(r"[^a-zA-Z0-9_]")
+
+
+@dataclass(frozen=True)
+class MetricsParams:
+    """Figures for Prometheus over HTTP; needs the package prometheus-client."""
+
+    enabled: bool = param(False, "Whether the figures of the health message are served to Prometheus", restart=True)
+    host: str = param(
+        "127.0.0.1",
+        "Address to listen on; any other than loopback shows the figures to the network, without a password",
+        min_length=1,
+        restart=True,
+    )
+    port: int = param(9746, "TCP port to listen on", ge=1, le=65535, restart=True)
+
+
+class Metric(NamedTuple):
+    """One family.
+
+    Attributes:
+        name: Without the suffix `_total` that a counter gets.
+        kind: "gauge" or "counter".
+        labels: Names; every sample has a value for each.
+        samples: Label values and the number.
+    """
+
+    name: str
+    kind: str
+    about: str
+    labels: Tuple[str, ...]
+    samples: Sequence[Tuple[Tuple[str, ...], float]]
+
+
+_SINGLE: Tuple[Tuple[str, str, str, str], ...] = (
+    ("uptime_s", "uptime_seconds", "gauge", "Seconds since the agent's start."),
+    ("rss_bytes", "resident_memory_bytes", "gauge", "Resident memory."),
+    ("rss_slope_bytes_per_hour", "resident_memory_slope_bytes_per_hour", "gauge", "How resident memory grows."),
+    ("clock_synced", "clock_synced", "gauge", "1 while the system clock is synchronised."),
+    ("temperature_c", "processor_temperature_celsius", "gauge", "The warmest of the processor's zones."),
+    ("gpu_load", "gpu_load_ratio", "gauge", "Load of the GPU, 0 to 1."),
+    ("power.total_w", "power_watts", "gauge", "Power of the whole module."),
+    ("outbox.pending", "outbox_messages", "gauge", "Messages that wait."),
+    ("outbox.in_flight", "outbox_in_flight_messages", "gauge", "Messages under way."),
+    ("outbox.bytes", "outbox_bytes", "gauge", "Size of what waits."),
+    ("outbox.oldest_s", "outbox_oldest_seconds", "gauge", "Age of the oldest message that waits."),
+    ("outbox.quarantined", "outbox_quarantined_messages", "gauge", "Messages set aside."),
+    ("outbox.dropped", "outbox_dropped", "counter", "Messages given up by a bound."),
+    ("outbox.lost_before", "outbox_lost_before", "counter", "Events lost before the outbox."),
+    ("mqtt.connected", "mqtt_connected", "gauge", "1 while the broker is connected."),
+    ("mqtt.reconnects", "mqtt_reconnects", "counter", "Connections after the first."),
+    ("commands.accepted", "commands_accepted", "counter", "Commands accepted."),
+    ("commands.overflowed", "commands_overflowed", "counter", "Commands that came too fast."),
+)
+_BY_KEY: Tuple[Tuple[str, str, str, str, str], ...] = (
+    ("temperatures_c", "temperature_celsius", "gauge", "zone", "Thermal zones."),
+    ("throttling.active", "cooling_state", "gauge", "device", "Cooling devices at work, and how hard."),
+    ("throttling.over_current", "over_current_events", "counter", "kind", "Over-current throttle events."),
+    ("power.rails_w", "rail_power_watts", "gauge", "rail", "Power rails."),
+    ("commands.refused", "commands_refused", "counter", "reason", "Commands refused."),
+    ("recovery", "recovery_steps", "counter", "step", "Steps of recovery that were taken."),
+)
+_QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
+
+
+def metrics_of(health: Mapping[str, Any]) -> List[Metric]:
+    """Every number of a health payload; what is null there has no sample here."""
+    found = [_one_of("health_state", "The agent's state.", "state", STATES, {(): health.get("state")})]
+    found.append(Metric("health_reasons", "gauge", "Why it is not ok.", (), [((), float(len(health["reasons"])))]))
+    for path, name, kind, about in _SINGLE:
+        value = _at(health, path)
+        if value is not None:
+            found.append(Metric(name, kind, about, (), [((), float(value))]))
+    for path, name, kind, label, about in _BY_KEY:
+        values = _at(health, path)
+        if values:
+            found.append(Metric(name, kind, about, (label,), [((key,), float(n)) for key, n in values.items()]))
+    return [*found, *_cameras(health.get("cameras", {}))]
+
+
+def _cameras(cameras: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    words = [sight.value for sight in Sight]
+    sights: Dict[Tuple[str, ...], Any] = {(camera,): state["sight"] for camera, state in cameras.items()}
+    yield _one_of("camera_sight", "What the camera can see.", "sight", words, sights, ("camera",))
+    rates, latencies = [], []
+    counters: Dict[str, List[Tuple[Tuple[str, ...], float]]] = {}
+    for camera, state in cameras.items():
+        rates += [((camera, stage), float(state[f"fps_{stage}"])) for stage in ("in", "inferred")]
+        for key, quantile in _QUANTILES.items():
+            milliseconds = state["latency_ms"].get(key)
+            if milliseconds is not None:
+                latencies.append(((camera, quantile), milliseconds / 1000.0))
+        for name, count in state["counters"].items():
+            counters.setdefault(_UNFIT.sub("_", name), []).append(((camera,), float(count)))
+    about = "Frames a second, over ten seconds."
+    yield Metric("camera_frame_rate_hertz", "gauge", about, ("camera", "stage"), rates)
+    yield Metric("camera_latency_seconds", "gauge", "From frame to result.", ("camera", "quantile"), latencies)
+    for name, samples in counters.items():
+        yield Metric(f"camera_{name}", "counter", f"Counter `{name}` of the health message.", ("camera",), samples)
+
+
+def _one_of(
+    name: str,
+    about: str,
+    label: str,
+    words: Sequence[str],
+    values: Mapping[Tuple[str, ...], Any],
+    more: Tuple[str, ...] = (),
+) -> Metric:
+    """A state as Prometheus wants it: 1 for the word that holds, 0 for all others."""
+    samples = [((*key, word), float(word == value)) for key, value in values.items() for word in words]
+    return Metric(name, "gauge", about, (*more, label), samples)
+
+
+def _at(tree: Any, path: str) -> Any:
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree

@@ -1,21 +1,18 @@
 """The agent, wired. Leaving its `ExitStack` is the shutdown, in mirrored order."""
 
 import logging
-import os
 import platform
-import signal
 import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
-from types import FrameType
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping
 
 from edge_agent import __version__
 from edge_agent.app.inference import Inference
 from edge_agent.app.publishing import Publishing
+from edge_agent.app.state import claim
 from edge_agent.app.upkeep import Metrics, upkeep_of
 from edge_agent.config.derived import require_known_model, rules_of, sources_of
 from edge_agent.config.reload import Reloader
@@ -29,14 +26,12 @@ from edge_agent.errors import ConfigError
 from edge_agent.host import journal
 from edge_agent.host.board import board_model, jetpack
 from edge_agent.host.clock import SystemClock
-from edge_agent.host.identity import NUMBERS_PER_START, new_epoch, next_boot
-from edge_agent.host.memory import Memory
 from edge_agent.host.paths import state_dir
 from edge_agent.host.process import rss_bytes
 from edge_agent.host.sensors import Sensors
+from edge_agent.host.signals import Signals
 from edge_agent.host.systemd import ServiceManager
 from edge_agent.inference.models import models_dir
-from edge_agent.mqtt.outbox_file import OUTBOX_NAME, recorded_boot
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.shared_pool import SharedPool
@@ -56,22 +51,24 @@ STOP_INFER_S, STOP_PUBLISH_S = 1.0, 2.8
 """With one second for the cameras, together under the five that a stop may take."""
 
 
-def run_agent(settings: Settings, environ: Mapping[str, str], read: Callable[[], Settings]) -> int:
+def run_agent(settings: Settings, environ: Mapping[str, str], read: Callable[[], Settings], signals: Signals) -> int:
     """Run until a signal, until every source has ended, or until a stage has failed.
 
     Args:
         settings: Checked.
         environ: The process's.
         read: Reads the settings again, at SIGHUP and when a command asks for it.
+        signals: Taken since the process's start.
 
     Returns:
         The process's exit code.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     agent = Agent(settings, environ, read)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, agent.on_signal)
-    signal.signal(signal.SIGHUP, agent.on_hangup)
+    signals.connect(agent.request_stop, agent.request_reload)
+    if signals.stop_asked:
+        log.info("asked to stop before the start")
+        return 0
     return agent.run()
 
 
@@ -86,6 +83,7 @@ class Agent:
 
     Raises:
         ConfigError: A camera's URI names nothing that can be opened, or nobody knows the model.
+        InputError: Another agent has the state folder.
         MissingPackage: A camera or the crops need a package that is not installed.
     """
 
@@ -105,12 +103,11 @@ class Agent:
         self._settings = settings
         self._clock = SystemClock()
         self._started = self._clock()
-        folder = state_dir(settings.state_dir, environ)
-        self._boot = boot_counter(folder)
-        kept = Memory(folder / "overrides.json")
+        state = claim(state_dir(settings.state_dir, environ))
+        self._boot = state.boot
+        kept = state.memory("overrides.json")
         rules = rules_of(settings)
         overrides = kept.load(Overrides.from_json, Overrides()).bounded(rules)
-        self._asked_to_stop = False
 
         board = SlotBoard(settings.cameras)
         self._capture_workers: List[Worker] = []
@@ -121,8 +118,7 @@ class Agent:
         self._publishing = Publishing(
             settings,
             environ,
-            folder,
-            self._boot,
+            state,
             self._started,
             self._clock,
             self._inbox,
@@ -138,7 +134,7 @@ class Agent:
         )
         self._status = StatusLine(captures, board, lambda: self._publishing.client.status())
         manager = ServiceManager(environ)
-        self._upkeep = upkeep_of(settings, folder, captures, manager.present, self._started.t)
+        self._upkeep = upkeep_of(settings, state, captures, manager.present, self._started.t)
         self._metrics = Metrics(settings)
         self._supervisor = Supervisor(
             captures, manager, self._status, self._reload_now, [self._publishing.client], self._upkeep
@@ -173,15 +169,12 @@ class Agent:
         log.info("stopped in %.1f s", time.monotonic() - stopping_t)
         return exit_code(workers) or int(self._supervisor.gave_up is not None)
 
-    def on_signal(self, number: int, frame: Optional[FrameType]) -> None:
-        """First: stop in order. Second: at once."""
-        if self._asked_to_stop:
-            os._exit(128 + number)
-        self._asked_to_stop = True
+    def request_stop(self) -> None:
+        """Stop in order. Safe in a signal handler."""
         self._supervisor.request_stop()
 
-    def on_hangup(self, number: int, frame: Optional[FrameType]) -> None:
-        """Read the settings again."""
+    def request_reload(self) -> None:
+        """Read the settings again. Safe in a signal handler."""
         self._supervisor.request_reload()
 
     def _capture(self, name: str, source: Source, board: SlotBoard) -> CaptureStage:
@@ -304,17 +297,3 @@ class Agent:
             "cameras": {name: {"label": params.label or name} for name, params in self._settings.cameras.items()},
             "settings_fingerprint": fingerprint(self._settings),
         }
-
-
-def boot_counter(folder: Path) -> int:
-    """This start's number; where it cannot be kept, one that is larger than all and so still unique."""
-    known = recorded_boot(folder / OUTBOX_NAME)
-    try:
-        return next_boot(folder, known)
-    except OSError as error:
-        log.warning(
-            "state folder %s: %s; make it writable or set EDGE_AGENT_STATE_DIR. Going on without",
-            folder,
-            error.strerror,
-        )
-        return max(known + NUMBERS_PER_START, new_epoch())

@@ -3,10 +3,10 @@
 import platform
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 from edge_agent import __version__
+from edge_agent.app.state import State
 from edge_agent.config.derived import decided_by, rules_of, site_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.discovery import decode_published, devices
@@ -48,8 +48,7 @@ class Publishing:
     Args:
         settings: Checked.
         environ: For systemd's credentials.
-        folder: Of state.
-        boot: This start's number.
+        state: Where things are kept, and this start's number.
         started: When.
         clock: Both clocks.
         inbox: Takes what the client notices.
@@ -67,8 +66,7 @@ class Publishing:
         self,
         settings: Settings,
         environ: Mapping[str, str],
-        folder: Path,
-        boot: int,
+        state: State,
         started: Moment,
         clock: Clock,
         inbox: Inbox,
@@ -82,7 +80,7 @@ class Publishing:
         rules = rules_of(settings)
         topics = Topics(settings.mqtt.base, settings.node)
         self._own_kind = frozenset({topics.response(SELFTEST), settings.home_assistant.status_topic})
-        self.outbox = _outbox(settings, folder, clock, boot)
+        self.outbox = _outbox(settings, state, clock)
         self.client = MqttClient(
             with_credential(settings.mqtt, environ),
             settings.mqtt.client_id or default_client_id(f"edge-agent-{settings.node}"),
@@ -91,7 +89,7 @@ class Publishing:
         )
         self._letters = Letters(
             topics,
-            boot,
+            state.boot,
             settings.crops,
             jpeg.encoder() if settings.crops.enabled else None,
             settings.mqtt.max_packet_bytes,
@@ -103,7 +101,7 @@ class Publishing:
             clock,
             self._letters,
             [_unseen(settings, name, started) for name in settings.cameras],
-            boot,
+            state.boot,
             decided_by(settings, threshold()),
             [*commands.filters(topics, rules), *announcer.filters(settings.home_assistant)],
         )
@@ -119,7 +117,7 @@ class Publishing:
             hooks,
             clock,
         )
-        self.desk = self._desk(settings, topics, Memory(folder / "retained.json"))
+        self.desk = self._desk(settings, topics, state.memory("retained.json"))
 
     @property
     def faults(self) -> List[str]:
@@ -213,10 +211,10 @@ class Publishing:
             self._inbox.put_notice(notice)
 
 
-def _outbox(settings: Settings, folder: Path, clock: Clock, boot: int) -> Outbox:
+def _outbox(settings: Settings, state: State, clock: Clock) -> Outbox:
     if settings.outbox.store == "memory":
         return MemoryOutbox(settings.outbox.in_memory(), time.monotonic)
-    return SqliteOutbox(settings.outbox, folder, clock, kernel_boot(), boot)
+    return SqliteOutbox(settings.outbox, state.folder, clock, kernel_boot(), state.boot, state.lock, state.fault)
 
 
 def _unseen(settings: Settings, camera: str, started: Moment) -> CameraReport:

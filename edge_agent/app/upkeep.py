@@ -1,12 +1,11 @@
 """The composition root's share that looks after the process: memory, cameras of which none works, and its metrics."""
 
-from pathlib import Path
 from typing import Any, List, Mapping, Optional
 
+from edge_agent.app.state import State
 from edge_agent.config.settings import Settings
 from edge_agent.core.recovery import Steps
 from edge_agent.host.identity import kernel_boot
-from edge_agent.host.memory import Memory
 from edge_agent.host.metrics import MetricsServer
 from edge_agent.host.process import rss_bytes
 from edge_agent.host.requests import Requests
@@ -20,10 +19,10 @@ STOP_METRICS_S = 0.2
 
 
 def upkeep_of(
-    settings: Settings, folder: Path, captures: Mapping[str, CaptureStage], supervised: bool, t: float
+    settings: Settings, state: State, captures: Mapping[str, CaptureStage], supervised: bool, t: float
 ) -> Upkeep:
     """The guard over memory and cameras; `supervised` tells whether somebody would start the agent anew."""
-    kept = Memory(folder / STEPS_NAME)
+    kept = state.memory(STEPS_NAME)
     csi = any(params.uri.startswith("csi:") for params in settings.cameras.values())
     return Upkeep(
         settings.recovery,

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Optional, Tuple
 
@@ -60,9 +61,9 @@ class SyntheticSource:
         self.scene = replace(scene, disturbances=disturbances)
         self.kind = "sensor" if noise else "still"
         self.mode = "cpu"
-        self._renderer = Renderer(
-            self.scene, (self._width, self._height), self._fps, _artist(self.scene, picture), noise, seed
-        )
+        artist, size = _artist(self.scene, picture), (self._width, self._height)
+        self._make_renderer = partial(Renderer, self.scene, size, self._fps, artist, noise, seed)
+        self._renderer: Optional[Renderer] = None
         self._opened = False
         self._began_t: Optional[float] = None
         self._index = 0  # next frame of the scene
@@ -76,6 +77,9 @@ class SyntheticSource:
             SourceError: The script says that the device is lost now (`pace=real`).
         """
         self.close()
+        if self._renderer is None:
+            # Not in the constructor: drawing a large room takes seconds.
+            self._renderer = self._make_renderer()
         end_s = self.scene.disturbances.end_s
         if end_s is not None and self._index >= end_s * self._fps:
             self._base += self._index
@@ -95,7 +99,7 @@ class SyntheticSource:
             EndOfStream: From the scene's end on.
             SourceError: Not open, or the script says that the device fails.
         """
-        if not self._opened or self._began_t is None:
+        if not self._opened or self._began_t is None or self._renderer is None:
             raise SourceError(f"{self.uri}: not open")
         if not self._fast and not self._wait_until_due(self._began_t, timeout_s):
             return None

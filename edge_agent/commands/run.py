@@ -15,6 +15,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Until SIGINT or SIGTERM, or until every source has ended."""
+    from edge_agent.host.signals import Signals
+
+    # Before all that takes time, such as the imports below.
+    signals = Signals()
     from edge_agent.app.agent import run_agent
     from edge_agent.config.settings import load_settings, require_cameras
     from edge_agent.host import journal
@@ -23,4 +27,4 @@ def run(args: argparse.Namespace) -> int:
     settings = read()
     journal.configure(settings.log_level, os.environ)
     require_cameras(settings)
-    return run_agent(settings, os.environ, read)
+    return run_agent(settings, os.environ, read, signals)

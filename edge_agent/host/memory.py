@@ -17,11 +17,12 @@ class Memory:
 
     Args:
         path: Of the file; its folder is made when it is not there.
+        failing: True when its folder is known to be of no use, and that has been told.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, failing: bool = False) -> None:
         self._path = path
-        self._failing = False
+        self._failing = failing
 
     def load(self, decode: Callable[[Any], T], empty: T) -> T:
         """What was saved, decoded; `empty` when there is nothing, or nothing that `decode` takes (ValueError)."""
@@ -30,7 +31,8 @@ class Memory:
         except FileNotFoundError:
             return empty
         except OSError as error:
-            log.warning("%s: %s; going on without", self._path, error.strerror)
+            level = logging.DEBUG if self._failing else logging.WARNING
+            log.log(level, "%s: %s; going on without", self._path, error.strerror)
         except (ValueError, RecursionError) as error:
             log.warning("%s: damaged (%s); going on without", self._path, error)
         return empty

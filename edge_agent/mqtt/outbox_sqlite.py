@@ -54,6 +54,8 @@ class SqliteOutbox:
         kernel: The machine's boot, e.g. /proc/sys/kernel/random/boot_id.
         boot: The agent's boot counter. The number before it must be nobody else's: with it, and numbers from 1 on, go
             the ends of appearances that a crash has left open.
+        lock: Over the folder, when it has been taken already; released by `close`.
+        fault: What is known to be wrong with the folder, when that has been told.
     """
 
     def __init__(
@@ -63,16 +65,18 @@ class SqliteOutbox:
         clock: Clock,
         kernel: str,
         boot: int,
+        lock: Optional[FileLock] = None,
+        fault: str = "",
     ) -> None:
         self._params, self._clock, self._kernel, self._boot = params, clock, kernel, boot
         self._path = folder / OUTBOX_NAME
-        self._lock = FileLock(folder / LOCK_NAME)
+        self._lock = lock or FileLock(folder / LOCK_NAME)
         self._policy = Policy(params)
         self._unwanted, self._discard = Unwanted(), False
         self._table: Optional[Table] = None
         self._check = True
         self._started = False
-        self._fault, self._damage = "", ""
+        self._fault, self._damage = fault, ""
         self._retry_t = self._housekeeping_t = float("-inf")
         self._more_to_do = False
         self._next_key = boot << KEY_BITS

@@ -154,6 +154,8 @@ def test_a_state_folder_that_cannot_be_written_is_said_and_survived(tmp_path):
             assert json.loads(listener.last("edge-agent/n/info"))["boot"] > 1_700_000_000
             eventually(lambda: listener.last("edge-agent/n/a/presence") in (b"ON", b"OFF"))
         assert "EDGE_AGENT_STATE_DIR" in agent.log and "Traceback" not in agent.log
+        warned = [line for line in agent.log.splitlines() if "WARNING" in line]
+        assert len(warned) == 1, "told once, not by everybody who would write there"
 
 
 def test_a_second_signal_stops_at_once(tmp_path):

@@ -61,9 +61,11 @@ def test_a_second_agent_on_the_same_folder_is_refused(broker, tmp_path):
     state = tmp_path / "state"
     with broker, AgentProcess(settings(broker, "test://empty?fps=15"), state) as first:
         eventually(lambda: "boot" in status(state), "the first has the file", 30)
+        boot = (state / "boot").read_text()
         with AgentProcess({**settings(broker, "test://empty?fps=15"), "NODE": "two"}, state) as second:
             assert second.wait() == 1
             assert "in use by another edge-agent" in second.log and "Traceback" not in second.log
+        assert (state / "boot").read_text() == boot, "who is refused has counted nothing"
         assert first.process.poll() is None
 
 

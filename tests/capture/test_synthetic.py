@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 from typing import List
@@ -195,6 +196,19 @@ def test_lose_fails_and_a_reopen_goes_on_after_it() -> None:
         source.open()
         with next_frame(source) as frame:
             assert frame.sequence == 20, "the scene's clock went on"
+
+
+def test_a_large_room_is_drawn_when_it_is_opened() -> None:
+    tracemalloc.start()
+    try:
+        source = SyntheticSource("test://one?size=2048x2048", SourceOptions())
+        built = tracemalloc.get_traced_memory()[1]
+        with closing(source):
+            source.open()
+            opened = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert built < 2048 * 2048 / 10 and opened > 2048 * 2048
 
 
 def test_lose_in_real_time_refuses_to_open_until_it_is_over() -> None:

@@ -1,7 +1,9 @@
-"""Signals in the first tenths of a second, when settings are read and parts are built."""
+"""Signals in the first tenths of a second, while the settings are still being read."""
 
+import contextlib
+import os
 import signal
-from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -12,41 +14,74 @@ from tests.fakes.service_manager import ServiceManager
 SETTINGS = {"CAMERAS__A__URI": "test://one?fps=10", "MQTT__PORT": 9}
 
 
-def listens(agent):
-    """Whether the process has all of its handlers, as the kernel sees it: SIGHUP's is the last."""
-    status = Path(f"/proc/{agent.process.pid}/status").read_text("ascii")
-    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1], 16)
-    return bool(caught >> (signal.SIGHUP - 1) & 1)
+class Reading:
+    """An agent that is held while it reads its env file, a pipe into which nothing has been written yet."""
 
+    def __init__(self, folder, environ=MappingProxyType({})):
+        self._pipe = folder / "agent.env"
+        os.mkfifo(self._pipe)
+        settings = {**SETTINGS, "ENV_FILE": self._pipe}
+        self.agent = AgentProcess(settings, folder / "state", environ=environ)
 
-def at_the_first_moment(agent, number):
-    """Send it as soon as there is a handler."""
-    eventually(lambda: listens(agent), "a handler")
-    assert "node n, boot" not in agent.log, "it is still being built"
-    agent.process.send_signal(number)
+    def __enter__(self):
+        self.agent.__enter__()
+        eventually(self._opened, "it reads its settings")
+        return self
+
+    def __exit__(self, *error):
+        self.go_on()
+        self.agent.__exit__(*error)
+
+    def send(self, number):
+        self.agent.process.send_signal(number)
+
+    def go_on(self):
+        """Let it have its settings; a later reading finds a file."""
+        if self._file is not None:
+            self._pipe.unlink()
+            self._pipe.touch()
+            os.close(self._file)
+            self._file = None
+
+    def _opened(self):
+        # Opening it for writing fails until somebody reads.
+        with contextlib.suppress(OSError):
+            self._file = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
+            return True
+        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_early_stop_is_an_ordered_stop(tmp_path, number):
-    with AgentProcess(SETTINGS, tmp_path) as agent:
-        at_the_first_moment(agent, number)
-        assert agent.wait() == 0
-        assert "asked to stop before the start" in agent.log and "Traceback" not in agent.log
+    with Reading(tmp_path) as reading:
+        reading.send(number)
+        reading.go_on()
+        assert reading.agent.wait() == 0
+        assert "asked to stop before the start" in reading.agent.log and "Traceback" not in reading.agent.log
+
+
+def test_a_second_early_stop_is_at_once(tmp_path):
+    with Reading(tmp_path) as reading:
+        reading.send(signal.SIGTERM)
+        eventually(lambda: not pending(reading.agent, signal.SIGTERM), "it has taken the first")
+        reading.send(signal.SIGTERM)
+        assert reading.agent.wait() == 128 + signal.SIGTERM
 
 
 def test_an_early_hangup_is_a_reload_once_it_runs(tmp_path):
     with ServiceManager(str(tmp_path / "notify")) as manager:
-        with AgentProcess(SETTINGS, tmp_path / "state", environ=manager.environ) as agent:
-            at_the_first_moment(agent, signal.SIGHUP)
-            eventually(lambda: "settings read again" in agent.log)
-            agent.stop()
-            assert agent.process.returncode == 0
+        with Reading(tmp_path, manager.environ) as reading:
+            reading.send(signal.SIGHUP)
+            reading.go_on()
+            eventually(lambda: "settings read again" in reading.agent.log)
+            reading.agent.stop()
+            assert reading.agent.process.returncode == 0
         states = [state for state in manager.states() if state != "EXTEND_TIMEOUT_USEC"]
         assert states == ["READY", "RELOADING", "READY", "STOPPING"]
 
 
-def test_a_second_stop_is_at_once_also_while_it_is_built(tmp_path):
-    with AgentProcess({**SETTINGS, "CAMERAS__A__URI": "test://one?size=8000x8000"}, tmp_path) as agent:
-        at_the_first_moment(agent, signal.SIGTERM)
-        agent.process.send_signal(signal.SIGTERM)
-        assert agent.wait() in (0, 128 + signal.SIGTERM)
+def pending(agent, number):
+    """Whether the kernel still holds the signal for the process."""
+    with open(f"/proc/{agent.process.pid}/status", encoding="ascii") as status:  # noqa: PTH123
+        lines = dict(line.split(":", 1) for line in status)
+    return bool((int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)) >> (number - 1) & 1)

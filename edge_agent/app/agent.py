@@ -158,7 +158,9 @@ class Agent:
     def run(self) -> int:
         """Start the stages from the broker's end; leaving the stack stops them in mirrored order."""
         workers = (self._publish_worker, self._infer_worker, *self._capture_workers)
-        log.info("edge-agent %s: node %s, boot %d", __version__, self._settings.node, self._boot)
+        log.info(
+            "edge-agent %s: node %s, boot %d", __version__, self._settings.node, self._boot, extra={"EVENT": "started"}
+        )
         with ExitStack() as stack:
             for worker in (self._metrics.worker, *workers):
                 if worker is not None:
@@ -166,7 +168,7 @@ class Agent:
             stack.callback(self._stop_captures)
             self._supervisor.watch(workers)
             stopping_t = time.monotonic()
-        log.info("stopped in %.1f s", time.monotonic() - stopping_t)
+        log.info("stopped in %.1f s", time.monotonic() - stopping_t, extra={"EVENT": "stopped"})
         return exit_code(workers) or int(self._supervisor.gave_up is not None)
 
     def request_stop(self) -> None:
@@ -261,7 +263,10 @@ class Agent:
         self._inbox.put_notice(self._threshold_changed)
 
     def _restart(self) -> Dict[str, Any]:
-        log.warning("a command asks for a restart: stopping, so that systemd starts the agent anew")
+        log.warning(
+            "a command asks for a restart: stopping, so that systemd starts the agent anew",
+            extra={"EVENT": "restart-needed"},
+        )
         self._supervisor.request_stop()
         return {}
 

@@ -52,13 +52,15 @@ class Reloader:
             more = len(error.faults) - SHOWN
             self.faults = [f"settings refused: {fault}" for fault in error.faults[:SHOWN]]
             self.faults += [f"settings refused: and {more} more"] if more > 0 else []
-            log.warning("%s; those in force stay", "; ".join(self.faults))
+            log.warning("%s; those in force stay", "; ".join(self.faults), extra={"EVENT": "settings-refused"})
             raise
         self.faults = []
         if restart:
-            log.warning("new settings need a restart: %s; stopping, to be started anew", ", ".join(restart))
+            text = "new settings need a restart: %s; stopping, to be started anew"
+            log.warning(text, ", ".join(restart), extra={"EVENT": "restart-needed"})
             self._restart()
         else:
             self.settings = settings
-            log.info("settings read again: %s", ", ".join(live) if live else "nothing has changed")
+            changed = ", ".join(live) if live else "nothing has changed"
+            log.info("settings read again: %s", changed, extra={"EVENT": "settings-read"})
         return {"changed": sorted(live + restart), "restart": bool(restart)}

@@ -180,7 +180,8 @@ class MqttClient:
         first = ending.reason not in self._warned and len(self._warned) < WARNINGS
         if first:
             self._warned.add(ending.reason)
-        log.log(logging.WARNING if first else logging.DEBUG, "mqtt: %s; next attempt in %.1f s", ending.reason, delay_s)
+        level = logging.WARNING if first else logging.DEBUG
+        log.log(level, "mqtt: %s; next attempt in %.1f s", ending.reason, delay_s, extra={"EVENT": "broker-lost"})
         self._set("waiting", fault=ending.reason, retry_s=delay_s)
         until_t = now + delay_s
         if session.connected_t is not None:
@@ -199,8 +200,12 @@ class MqttClient:
             self._connections += 1
             self._warned.clear()
             self._flipped = False
+            where = self._params.host, self._params.port
             log.info(
-                "mqtt: connected to %s:%d, version %s", self._params.host, self._params.port, self._dialect.version
+                "mqtt: connected to %s:%d, version %s",
+                *where,
+                self._dialect.version,
+                extra={"EVENT": "broker-connected"},
             )
             self._set("connected")
         self._notify(notice)

@@ -158,7 +158,7 @@ class CaptureStage:
         try:
             frame = self.source.read(READ_TIMEOUT_S)
         except EndOfStream:
-            log.info("%s: %s has ended", self.camera, self.source.uri)
+            log.info("%s: %s has ended", self.camera, self.source.uri, extra={"EVENT": "source-ended"})
             self.ended = True
             self._board.set_sight(self.camera, Sight.ENDED, self._clock())
             self.close()
@@ -178,12 +178,13 @@ class CaptureStage:
 
     def _judge(self, monitor: Monitor, frame: Frame, now: Moment) -> None:
         if self._failures:
-            log.info("%s: %s delivers again after %d failed attempts", self.camera, self.source.uri, self._failures)
+            back = "%s: %s delivers again after %d failed attempts"
+            log.info(back, self.camera, self.source.uri, self._failures, extra={"EVENT": "camera-back"})
             self.counters.recoveries += 1
             self._failures = 0
         verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
         if self._board.set_sight(self.camera, verdict.sight, moment_of(frame.t, now)):
-            log.info("%s: sight is %s", self.camera, verdict.sight.value)
+            log.info("%s: sight is %s", self.camera, verdict.sight.value, extra={"EVENT": "sight-changed"})
         self._board.set_doubt(self.camera, verdict.doubt)
         if verdict.keep:
             self._board.put(self.camera, frame)
@@ -199,7 +200,8 @@ class CaptureStage:
         self.close()
         self._failures += 1
         first = self._failures == 1
-        log.log(logging.WARNING if first else logging.DEBUG, "%s: %s", self.camera, error)
+        level = logging.WARNING if first else logging.DEBUG
+        log.log(level, "%s: %s", self.camera, error, extra={"EVENT": "camera-lost"})
         delay = min(REOPEN_MAX_S, REOPEN_FIRST_S * 2 ** min(self._failures - 1, 8))
         now = self._clock()
         self._retry_t = now.t + delay * self._jitter.uniform(0.5, 1.0)

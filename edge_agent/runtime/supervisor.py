@@ -120,13 +120,13 @@ class Supervisor:
             if failed(workers) is not None:
                 break
             if self._captures and all(stage.ended for stage in self._captures.values()):
-                log.info("every source has ended")
+                log.info("every source has ended", extra={"EVENT": "source-ended"})
                 break
             self._report(workers, started_t)
             # Not before: building an engine takes memory, and time.
             self.gave_up = self._upkeep(time.monotonic()) if self._ready else None
             if self.gave_up is not None:
-                log.error("%s: stopping, to be started anew", self.gave_up)
+                log.error("%s: stopping, to be started anew", self.gave_up, extra={"EVENT": "restart-needed"})
                 break
             if self._reload_asked and self._ready:
                 self._reload_asked = False
@@ -150,7 +150,7 @@ class Supervisor:
             self._ready = True
             self._told = self._status()
             self._manager.ready(self._told)
-            log.info("ready: %s", self._told)
+            log.info("ready: %s", self._told, extra={"EVENT": "ready"})
         self._feed(workers, now_t)
         self._tell(f"{self._overdue} does not return" if self._overdue else self._status())
 
@@ -160,9 +160,13 @@ class Supervisor:
         if overdue is None:
             self._manager.alive()
         elif self._overdue is None:
-            log.error("%s has not returned from its step in time; the watchdog goes hungry until it does", overdue)
+            log.error(
+                "%s has not returned from its step in time; the watchdog goes hungry until it does",
+                overdue,
+                extra={"EVENT": "step-overdue"},
+            )
         if overdue is None and self._overdue is not None:
-            log.info("%s has returned", self._overdue)
+            log.info("%s has returned", self._overdue, extra={"EVENT": "step-returned"})
         self._overdue = overdue
 
     def _reload_now(self) -> None:

@@ -70,7 +70,12 @@ class Upkeep:
         restart = self._memory_watch.look(t, self._rss())
         fault = self._memory_watch.fault
         if bool(fault) != bool(before):
-            log.log(logging.WARNING if fault else logging.INFO, "%s", fault or "memory: within its bounds again")
+            log.log(
+                logging.WARNING if fault else logging.INFO,
+                "%s",
+                fault or "memory: within its bounds again",
+                extra={"EVENT": "memory"},
+            )
         return fault if restart and self._may_restart(MEMORY, t) else None
 
     def _all_cameras(self, t: float) -> Optional[str]:

@@ -108,11 +108,11 @@ class Worker:
                 self.progress_t = time.monotonic()
         except EdgeAgentError as error:
             self.error = error
-            log.error("%s stopped: %s", self.name, error)
+            log.error("%s stopped: %s", self.name, error, extra={"EVENT": "worker-failed"})
         # One of two broad excepts: a thread that dies silently is the fault this agent exists to avoid.
         except Exception as error:
             self.error = error
-            log.exception("%s stopped by a defect", self.name)
+            log.exception("%s stopped by a defect", self.name, extra={"EVENT": "worker-failed"})
         finally:
             self._end()
 

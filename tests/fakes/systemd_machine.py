@@ -57,14 +57,23 @@ exec env -i container=lane PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/syste
 
 
 def why_not() -> str:
-    """What is missing on this host; empty when the machine can be made."""
-    if os.geteuid() != 0:
-        return "needs root: sudo scripts/systemd-lane"
+    """What is missing for these tests; empty when the machine can be made."""
     if not ROOT.name or not ROOT.is_dir():
         return "needs a Debian root folder: scripts/systemd-lane makes one and runs these tests"
+    return why_not_here()
+
+
+def why_not_here() -> str:
+    """What this host does not have or allow; empty when the machine can be made once there is a root folder."""
+    if os.geteuid() != 0:
+        return "needs root: sudo scripts/systemd-lane"
     missing = [tool for tool in ("unshare", "nsenter") if shutil.which(tool) is None]
     if missing:
         return f"needs {', '.join(missing)}: apt-get install util-linux"
+    command = ["unshare", *OWN, "--fork", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+    if tried.returncode:
+        return f"needs namespaces and mounts, which this machine does not allow: {tried.stderr.strip()}"
     return "" if _cgroup_root() else "needs the unified cgroup hierarchy (cgroup2), mounted and writable"
 
 
@@ -179,3 +188,7 @@ def _child(pid: int) -> int:
             if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
                 found.append(int(stat.parent.name))
     return max(found, default=0)
+
+
+if __name__ == "__main__":
+    print(why_not_here())

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,21 @@ def test_what_a_camera_thread_says_has_its_camera_unless_the_caller_named_one():
     assert record("capture-door").CAMERA_ID == "door"
     assert record("capture-door", CAMERA_ID="yard").CAMERA_ID == "yard"
     assert not hasattr(record("publish"), "CAMERA_ID")
+
+
+def test_every_event_that_is_logged_has_its_number_and_its_line_in_the_page():
+    root = Path(__file__).parents[2]
+    used = set()
+    for path in (root / "edge_agent").rglob("*.py"):
+        used |= set(re.findall(r'"EVENT": "([a-z-]+)"', path.read_text("utf-8")))
+    assert used == set(journal.MESSAGE_IDS)
+    assert len(set(journal.MESSAGE_IDS.values())) == len(used)
+    page = (root / "systemd" / "README.md").read_text("utf-8")
+    assert dict(re.findall(r"^\| `([a-z-]+)` \| `([0-9a-f]{32})` \|", page, re.MULTILINE)) == journal.MESSAGE_IDS
+
+
+def test_a_record_with_an_event_gets_its_number():
+    record = logging.LogRecord("n", logging.INFO, "p", 1, "m", (), None)
+    assert journal.identify(record) and not hasattr(record, "MESSAGE_ID")
+    record.EVENT = "ready"
+    assert journal.identify(record) and journal.MESSAGE_IDS["ready"] == record.MESSAGE_ID

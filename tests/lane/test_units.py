@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from edge_agent.host.journal import MESSAGE_IDS
 from tests.lane.conftest import Lane, unit
 
 REFUSED = "settings refused"
@@ -54,6 +55,11 @@ def test_the_password_comes_as_a_credential_and_the_journal_has_fields(lane: Lan
     entry = json.loads(entries.splitlines()[0])
     assert entry["THREAD_NAME"] == "capture-door" and entry["SYSLOG_IDENTIFIER"] == "edge-agent"
     assert int(entry["PRIORITY"]) == 6
+    query = ("journalctl", "-u", unit("happy"), "-o", "json", "--no-pager")
+    ready = [json.loads(line) for line in lane.machine.run(*query, f"MESSAGE_ID={MESSAGE_IDS['ready']}").splitlines()]
+    assert [entry["EVENT"] for entry in ready] == ["ready"]
+    seen = json.loads(lane.machine.run(*query, "EVENT=sight-changed").splitlines()[0])
+    assert (seen["CAMERA_ID"], seen["MESSAGE_ID"]) == ("door", MESSAGE_IDS["sight-changed"])
 
 
 def test_without_a_password_file_it_starts_and_has_none(lane: Lane):
@@ -165,22 +171,22 @@ def test_a_broken_env_file_changes_nothing_but_health(lane: Lane):
 
 def test_a_thread_that_never_returns_ends_in_a_watchdog_restart(lane: Lane):
     """All three at once, since each takes a step's deadline and the watchdog's time."""
-    zone = "/run/zone/thermal_zone0"
-    lane.machine.write(f"{zone}/type", "cpu-thermal\n")
-    lane.machine.write(f"{zone}/temp", "40000\n")
     for name, (camera, more) in FROZEN.items():
-        bind = "BindReadOnlyPaths=/run/zone:/sys/class/thermal\n" if name == "publish" else ""
-        lane.drop_in(name, f"[Service]\nWatchdogSec=10\n{bind}")
+        lane.drop_in(name, "[Service]\nWatchdogSec=10\n")
         lane.start(name, more, camera)
-    # The publish thread reads the temperature; reading this never returns, as with a driver that hangs.
-    lane.machine.run("sh", "-c", f"rm {zone}/temp && mkfifo {zone}/temp && chmod 644 {zone}/temp")
+    # The publish thread reads the settings again; reading this never returns, as with a network folder that hangs.
+    file = "/etc/edge-agent/publish.env"
+    lane.machine.run("sh", "-c", f"rm {file} && mkfifo {file} && chmod 644 {file}")
+    lane.machine.run("systemctl", "kill", "-s", "HUP", "--kill-who=main", unit("publish"))
     for name in FROZEN:
         lane.machine.eventually(lambda name=name: lane.restarts(name) >= 1, f"{name}: the watchdog has acted")
         said = lane.machine.journal(unit(name))
         assert "Watchdog timeout" in said and "does not return" not in said
         assert f"{'capture-door' if name == 'capture' else name} has not returned from its step" in said
         assert "Current thread" in said or "Thread 0x" in said, "and where every thread stood"
-    lane.machine.run("sh", "-c", f"rm {zone}/temp")
+    # Its successor waits for the other end of the pipe.
+    lane.settings("publish")
+    lane.machine.run("rm", file)
     lane.machine.run("systemctl", "stop", *map(unit, FROZEN))
 
 

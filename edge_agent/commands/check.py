@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional
 
 from edge_agent.commands.findings import FAIL, OK, Finding
 from edge_agent.errors import ConfigError, EdgeAgentError
@@ -47,7 +47,7 @@ def _line(finding: Finding) -> str:
 
 
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
-    from edge_agent.commands import probes
+    from edge_agent.commands import probes, probes_host
 
     yield from probes.software()
     try:
@@ -58,13 +58,22 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
         return
     yield Finding("settings", OK, f"node {settings.node}, cameras {', '.join(settings.cameras) or 'none yet'}")
     checks: List[Callable[[Settings], Iterator[Finding]]] = [
-        probes.machine, probes.engine, probes.cameras, probes.broker,
+        probes_host.storage, probes_host.clock, probes_host.permissions, probes_host.gpu,
+        probes.engine, probes.cameras, probes.broker,
     ]  # fmt: skip
     for check in checks:
         try:
             yield from check(settings)
         except EdgeAgentError as error:
             yield Finding(check.__name__, FAIL, error.message, error.hint)
+    yield from probes_host.service(args.env_file or _named(os.environ))
+
+
+def _named(environ: Mapping[str, str]) -> Optional[Path]:
+    """The env file that the environment names."""
+    from edge_agent.config.settings import ENV_FILE
+
+    return Path(environ[ENV_FILE]) if environ.get(ENV_FILE) else None
 
 
 def _settings(args: argparse.Namespace) -> "Settings":

@@ -62,6 +62,25 @@ def test_the_password_comes_as_a_credential_and_the_journal_has_fields(lane: Lan
     assert (seen["CAMERA_ID"], seen["MESSAGE_ID"]) == ("door", MESSAGE_IDS["sight-changed"])
 
 
+def test_check_knows_the_unit_its_user_and_its_settings(lane: Lane):
+    lane.start("checked")
+    command = ("/opt/edge-agent/current/bin/edge-agent", "check", "--json", "--env-file")
+
+    def findings() -> dict:
+        said = lane.machine.run(*command, "/etc/edge-agent/checked.env", check=False)
+        return {finding["name"]: finding for finding in json.loads(said)["findings"]}
+
+    found = findings()
+    assert found["unit"]["found"] == f"{unit('checked')} is active and disabled", found["unit"]
+    assert found["unit"]["remedy"] == f"sudo systemctl enable --now {unit('checked')}"
+    assert found["env file"]["state"] == "ok"
+    lane.machine.run("systemctl", "enable", unit("checked"))
+    lane.machine.run("chmod", "600", "/etc/edge-agent/checked.env")
+    found = findings()
+    assert found["unit"]["state"] == "ok" and found["env file"]["state"] == "fail"
+    lane.machine.run("systemctl", "disable", "--now", unit("checked"))
+
+
 def test_without_a_password_file_it_starts_and_has_none(lane: Lane):
     lane.drop_in("bare", "[Service]\nLoadCredential=\nLoadCredential=mqtt-password:/etc/edge-agent/no-such-file\n")
     lane.start("bare")

@@ -1,0 +1,134 @@
+"""The checks of `edge-agent check` that are about the machine: GPU, permissions, state folder, disk, clock, unit."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterator, List, Optional
+
+from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
+from edge_agent.errors import EngineError, MissingPackage
+
+if TYPE_CHECKING:
+    from edge_agent.config.settings import Settings
+    from edge_agent.host.unit import Account
+
+FREE_MB = 500
+CAMERA_NODES = ("dev/video*", "dev/media*")
+GPU_NODES = ("dev/nvidia0", "dev/nvidiactl", "dev/nvhost-gpu", "dev/nvhost-ctrl-gpu", "dev/nvmap", "dev/nvgpu/*/*",
+             "dev/dri/renderD*")  # fmt: skip
+
+
+def gpu(settings: "Settings") -> Iterator[Finding]:
+    """The driver is there and a CUDA context opens; or the CPU is used."""
+    from edge_agent.inference.cuda import open_cuda
+
+    needed = settings.model.backend == "tensorrt"
+    try:
+        cuda = open_cuda()
+        found = f"{cuda.name} (sm_{cuda.sm}), driver for CUDA {cuda.cuda_version}, a context opens"
+        cuda.close()
+    except (MissingPackage, EngineError) as error:
+        words = f"no GPU: the CPU is used ({error.message})" if not needed else error.message
+        yield Finding("gpu", FAIL if needed else NOTE, words, error.hint)
+        return
+    yield Finding("gpu", OK, found)
+
+
+def storage(settings: "Settings") -> Iterator[Finding]:
+    """State folder and disk."""
+    from edge_agent.host.paths import state_dir
+
+    folder = state_dir(settings.state_dir, os.environ)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        yield Finding("state folder", OK, str(folder))
+        free_mb = shutil.disk_usage(folder).free // 1_000_000
+        enough = free_mb >= FREE_MB
+        remedy = "" if enough else f"free some space on the disk of {folder}, or set EDGE_AGENT_STATE_DIR"
+        yield Finding("disk", OK if enough else FAIL, f"{free_mb} MB free", remedy)
+    except OSError as error:
+        remedy = "make it writable, or set EDGE_AGENT_STATE_DIR"
+        yield Finding("state folder", FAIL, f"{folder}: {error.strerror}", remedy)
+
+
+def clock(settings: "Settings") -> Iterator[Finding]:
+    """Whether the time can be believed."""
+    from edge_agent.host.clock import SystemClock
+
+    if SystemClock()().synced:
+        yield Finding("clock", OK, "synchronised")
+    else:
+        remedy = "timedatectl set-ntp true, or install chrony; see 'timedatectl timesync-status'"
+        yield Finding("clock", NOTE, "not synchronised; events say so", remedy)
+
+
+def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Account]" = None) -> Iterator[Finding]:
+    """Whether the devices' groups let the agent's user in: the service's when it is there, else who asks."""
+    from edge_agent.host.unit import SERVICE_USER, account
+
+    user = who or account(SERVICE_USER) or account()
+    if user is None:
+        return
+    schemes = {params.uri.partition(":")[0] for params in settings.cameras.values()}
+    needs = {"camera devices": bool(schemes & {"v4l2", "csi"}), "gpu devices": settings.model.backend == "tensorrt"}
+    for name, patterns in (("camera devices", CAMERA_NODES), ("gpu devices", GPU_NODES)):
+        nodes = [node for pattern in patterns for node in sorted(root.glob(pattern))]
+        if nodes:
+            yield _devices(name, nodes, user, needs[name])
+
+
+def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> Finding:
+    from edge_agent.host.unit import group_name
+
+    shut: List[Path] = []
+    for node in nodes:
+        try:
+            if not user.may_read(node):
+                shut.append(node)
+        except OSError:
+            continue
+    if not shut:
+        return Finding(name, OK, f"{len(nodes)}, which {user.name} may open")
+    groups = ",".join(sorted({group_name(node.stat().st_gid) for node in shut}))
+    found = f"{user.name} may not open {', '.join(map(str, shut[:3]))}{' and more' if len(shut) > 3 else ''}"
+    return Finding(name, FAIL if needed else NOTE, found, f"sudo usermod -aG {groups} {user.name}, and start it anew")
+
+
+def service(env_file: Optional[Path]) -> Iterator[Finding]:
+    """The unit's state, and whether the service's user may read the settings."""
+    from edge_agent.host.unit import SERVICE_USER, account, unit_of, unit_state
+
+    user = account(SERVICE_USER)
+    if env_file is not None and user is not None:
+        yield readable(env_file, user)
+    unit = unit_of(env_file)
+    state = unit_state(unit)
+    if state is None:
+        yield Finding("unit", NOTE, "systemd does not run here", "whatever starts the agent must start it anew, too")
+    elif state.load == "not-found":
+        yield Finding("unit", NOTE, f"{unit} is not installed", "install the package, or see systemd/README.md")
+    elif state.load != "loaded":
+        yield Finding("unit", FAIL, f"{unit} is {state.load}", f"sudo systemctl unmask {unit}; systemctl cat {unit}")
+    elif state.active == "failed":
+        remedy = f"journalctl -u {unit} -n 50; then sudo systemctl restart {unit}"
+        yield Finding("unit", FAIL, f"{unit} has failed: {state.result}", remedy)
+    elif state.active != "active" or state.enabled not in ("enabled", "enabled-runtime"):
+        found = f"{unit} is {state.active} and {state.enabled or 'not enabled'}"
+        yield Finding("unit", NOTE, found, f"sudo systemctl enable --now {unit}")
+    else:
+        yield Finding("unit", OK, f"{unit} is active and enabled")
+
+
+def readable(env_file: Path, user: "Account") -> Finding:
+    """Whether that user may read the file."""
+    try:
+        may = user.may_read(env_file)
+    except OSError as error:
+        return Finding("env file", FAIL, f"{env_file}: {error.strerror}", "make it, and all folders above it, readable")
+    if may:
+        return Finding("env file", OK, f"{env_file}, which {user.name} may read")
+    remedy = f"sudo chgrp {user.name} {env_file} && sudo chmod 640 {env_file}; the folders above it need x"
+    return Finding("env file", FAIL, f"{env_file}: {user.name} may not read it", remedy)

@@ -187,8 +187,11 @@ def failed(workers: Sequence[Worker]) -> Optional[Worker]:
 
 
 def exit_code(workers: Sequence[Worker]) -> int:
-    """0 after an ordered stop; the error's own code, or 1, after a failure or a worker that would not stop."""
+    """0 after an ordered stop; the error's own code, or 1, after a failure or a worker that would not stop.
+
+    One that is still being set up may be left behind: an engine takes minutes to build, and nothing depends on it yet.
+    """
     worker = failed(workers)
     if worker is not None:
         return worker.error.exit_code if isinstance(worker.error, EdgeAgentError) else 1
-    return 1 if any(worker.stuck for worker in workers) else 0
+    return 1 if any(worker.stuck and worker.set_up for worker in workers) else 0

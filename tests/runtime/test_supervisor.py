@@ -214,6 +214,34 @@ def test_a_reload_is_framed_and_only_after_the_start():
         assert words == ["ready", "reloading", "ready", "reloading", "ready"]
 
 
+@pytest.mark.parametrize("engine_is_open, code", [(False, 0), (True, 1)])
+def test_a_stop_may_leave_an_engine_behind_that_is_being_built_but_no_step(engine_is_open, code):
+    with Rig() as rig:
+        if engine_is_open:
+            ready(rig)
+            rig.hang.set()
+            eventually(lambda: ("status", "infer does not return") in rig.manager.told, deadline_s=5)
+        rig.supervisor.request_stop()
+        rig.workers[1].__exit__(None, None, None)
+        assert rig.workers[1].stuck
+        assert exit_code(rig.workers) == code
+
+
+def test_what_upkeep_says_ends_it_but_not_before_it_is_ready():
+    manager, stage = Manager(), Stage()
+    supervisor = Supervisor({"door": stage}, manager, str, list, lambda t: "no memory")
+    worker = Worker("infer", lambda: time.sleep(0.01), on_exit=supervisor.wake)
+    with worker:
+        watching = threading.Thread(target=supervisor.watch, args=([worker],))
+        watching.start()
+        eventually(lambda: ("status", "starting: opening door") in manager.told, deadline_s=5)
+        assert supervisor.gave_up is None
+        stage.first_open_done = True
+        supervisor.wake()
+        watching.join(10)
+    assert supervisor.gave_up == "no memory" and manager.words()[-2:] == ["alive", "stopping"]
+
+
 @pytest.mark.parametrize("error, code", [(EngineError("gone", "restart"), 1), (None, 0)])
 def test_it_ends_with_a_failed_worker_and_with_the_last_source(error, code):
     manager, stage = Manager(), Stage()

@@ -77,10 +77,21 @@ class Steps:
         return t - self._last_t.get(step, -math.inf) >= EVERY_S[step]
 
     def note(self, step: str, t: float) -> bool:
-        """It is being taken; False when that cannot be kept, so that nobody would know of it after a restart."""
+        """It is about to be taken; False, and not counted, when nobody would know of it after a restart: then do not."""
         self._last_t[step] = t
-        self.counts = {**self.counts, step: self.counts[step] + 1}
-        return self._save({"kernel": self._kernel, "last_t": self._last_t, "counts": dict(self.counts)})
+        counts = {**self.counts, step: self.counts[step] + 1}
+        kept = self._keep(counts)
+        self.counts = counts if kept else self.counts
+        return kept
+
+    def take_back(self, step: str) -> None:
+        """It could not be taken after all."""
+        del self._last_t[step]
+        self.counts = {**self.counts, step: self.counts[step] - 1}
+        self._keep(self.counts)
+
+    def _keep(self, counts: Mapping[str, int]) -> bool:
+        return self._save({"kernel": self._kernel, "last_t": self._last_t, "counts": dict(counts)})
 
 
 class CameraWatch:

@@ -76,7 +76,7 @@ class Upkeep:
                 fault or "memory: within its bounds again",
                 extra={"EVENT": "memory"},
             )
-        return fault if restart and self._may_restart(MEMORY, t) else None
+        return fault if restart and self._take_restart(MEMORY, t) else None
 
     def _all_cameras(self, t: float) -> Optional[str]:
         ended = [name for name, stage in self._captures.items() if stage.ended]
@@ -84,18 +84,25 @@ class Upkeep:
         idle_s = self._camera_watch.idle_s(t, frames, ended)
         if t < self._next_try_t:
             return None
-        nvargus = self._restart_nvargus
-        if nvargus is not None and 0 < self._nvargus_s <= idle_s and self._steps.may(NVARGUS, t):
-            self._next_try_t = t + LOOK_S
-            if nvargus():
-                log.warning("no camera has delivered for %.0f s; asking for NVIDIA's camera daemon to restart", idle_s)
-                self._steps.note(NVARGUS, t)
-        if 0 < self._restart_s <= idle_s and self._may_restart(CAMERAS, t):
+        if self._restart_nvargus is not None and 0 < self._nvargus_s <= idle_s:
+            self._ask_nvargus(t, idle_s, self._restart_nvargus)
+        if 0 < self._restart_s <= idle_s and self._take_restart(CAMERAS, t):
             return f"no camera has delivered for {idle_s:.0f} s"
         return None
 
-    def _may_restart(self, step: str, t: float) -> bool:
-        if not self._supervised or not self._steps.may(step, t):
-            return False
-        # A restart that nobody remembers could follow the other for ever.
-        return self._steps.note(step, t)
+    def _ask_nvargus(self, t: float, idle_s: float, ask: Callable[[], bool]) -> None:
+        # It takes the agent with it, so what holds for a restart holds for this.
+        if not self._take(NVARGUS, t):
+            return
+        if ask():
+            log.warning("no camera has delivered for %.0f s; asked for NVIDIA's camera daemon to restart", idle_s)
+        else:
+            self._next_try_t = t + LOOK_S
+            self._steps.take_back(NVARGUS)
+
+    def _take_restart(self, step: str, t: float) -> bool:
+        return self._supervised and self._take(step, t)
+
+    def _take(self, step: str, t: float) -> bool:
+        # One that nobody remembers could follow the other for ever.
+        return self._steps.may(step, t) and self._steps.note(step, t)

@@ -84,6 +84,10 @@ def test_without_a_disk_nobody_would_remember_so_it_goes_on():
     rig = Rig()
     rig.disk_works = False
     assert rig.run(12 * HOUR_S) is None
+    asked = []
+    rig = Rig(nvargus=lambda: asked.append(rig.t) or True)
+    rig.disk_works = False
+    assert rig.run(12 * HOUR_S) is None and not asked and set(rig.upkeep.counts.values()) == {0}
 
 
 def test_nvargus_is_asked_for_first_and_once_an_hour():

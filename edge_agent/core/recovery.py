@@ -77,7 +77,7 @@ class Steps:
         return t - self._last_t.get(step, -math.inf) >= EVERY_S[step]
 
     def note(self, step: str, t: float) -> bool:
-        """It is about to be taken; False, and not counted, when nobody would know of it after a restart: then do not."""
+        """It is about to be taken; False, and not counted, when nobody would remember it after a restart: do not."""
         self._last_t[step] = t
         counts = {**self.counts, step: self.counts[step] + 1}
         kept = self._keep(counts)

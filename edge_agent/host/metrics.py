@@ -1,7 +1,9 @@
 """An HTTP endpoint for Prometheus: what was last shown to it, in its own thread, never the frame path's."""
 
+import contextlib
 import logging
 import socket
+import threading
 from typing import Any, Iterator, List, Mapping, Optional, Tuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -17,13 +19,14 @@ NAMESPACE = "edge_agent"
 
 
 class MetricsServer:
-    """Serves one request at a time; a slow reader holds up other readers for `REQUEST_WITHIN_S`, and nothing else.
+    """Serves one request at a time; a slow reader holds up other readers for a bounded time, and nothing else.
 
     `step` and `close` belong to one thread; `show` and `fault` to any.
 
     Args:
         params: Where.
         node: A label of every figure.
+        within_s: A request that takes longer is cut off.
 
     Attributes:
         fault: Why nothing can be asked, in words; empty when all is well.
@@ -32,7 +35,7 @@ class MetricsServer:
         MissingPackage: prometheus-client is not installed.
     """
 
-    def __init__(self, params: MetricsParams, node: str) -> None:
+    def __init__(self, params: MetricsParams, node: str, within_s: float = REQUEST_WITHIN_S) -> None:
         try:
             from prometheus_client import CollectorRegistry, make_wsgi_app
         except ImportError:
@@ -41,7 +44,7 @@ class MetricsServer:
                 "pip install 'edge-agent[metrics]', or leave it off",
             ) from None
         self.fault = ""
-        self._params = params
+        self._params, self._within_s = params, within_s
         self._collector = _Collector(node)
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self._collector)
@@ -68,7 +71,7 @@ class MetricsServer:
     def _listen(self) -> float:
         where = f"{self._params.host}:{self._params.port}"
         try:
-            server = _Server(self._params.host, self._params.port)
+            server = _Server(self._params.host, self._params.port, self._within_s)
         except OSError as error:
             fault = f"metrics: {where}: {error.strerror or error}"
             if fault != self.fault:
@@ -85,10 +88,21 @@ class MetricsServer:
 class _Server(WSGIServer):
     timeout = LOOK_S
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, within_s: float) -> None:
+        self._within_s = within_s
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self.address_family = family
         super().__init__((str(address[0]), int(address[1])), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer, or cut it off: a time for each read would let one byte now and then hold the server for ever."""
+        timer = threading.Timer(self._within_s, _cut, (request,))
+        timer.daemon = True
+        timer.start()
+        try:
+            super().process_request(request, client_address)
+        finally:
+            timer.cancel()
 
     def server_bind(self) -> None:
         """Without the look-up of the host's name that the base class does, which may take long."""
@@ -102,9 +116,12 @@ class _Server(WSGIServer):
         log.debug("metrics: %s went away", client_address, exc_info=True)
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = REQUEST_WITHIN_S
+def _cut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
+
+class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         log.debug("metrics: " + format, *args)
 

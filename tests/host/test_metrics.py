@@ -4,6 +4,7 @@ import contextlib
 import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -61,7 +62,7 @@ class Running:
     """A server whose thread steps until the block ends."""
 
     def __init__(self, port):
-        self.server = MetricsServer(MetricsParams(enabled=True, port=port), "lobby")
+        self.server = MetricsServer(MetricsParams(enabled=True, port=port), "lobby", within_s=1.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -148,6 +149,11 @@ def test_a_reader_that_says_nothing_or_goes_away_holds_up_nobody_for_long():
         with socket.create_connection(("127.0.0.1", port), 5) as mute:
             mute.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
             mute.shutdown(socket.SHUT_RDWR)
+        with socket.create_connection(("127.0.0.1", port), 5) as slow, pytest.raises(OSError):
+            slow.sendall(b"GET /metrics HTTP/1.0\r\n")
+            for number in range(1000):
+                slow.sendall(b"X%d: y\r\n" % number)
+                time.sleep(0.05)
         assert samples(port)[("edge_agent_uptime_seconds",)] == 12.5
         with pytest.raises(urllib.error.HTTPError, match="405"):
             urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/", data=b"x"), timeout=10)

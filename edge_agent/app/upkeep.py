@@ -23,7 +23,7 @@ def upkeep_of(
 ) -> Upkeep:
     """The guard over memory and cameras; `supervised` tells whether somebody would start the agent anew."""
     kept = state.memory(STEPS_NAME)
-    csi = any(params.uri.startswith("csi:") for params in settings.cameras.values())
+    csi = any(params.uri.lower().startswith(("csi:", "jetson:csi:")) for params in settings.cameras.values())
     return Upkeep(
         settings.recovery,
         Steps(kernel_boot(), t, kept.load(lambda value: value, None), kept.save),

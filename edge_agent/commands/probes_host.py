@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edge_agent.host.unit import Account
 
 FREE_MB = 500
+LOCAL_CAMERAS = ("v4l2:", "/dev/video", "csi:", "jetson:csi:", "jetson:/dev/")
 CAMERA_NODES = ("dev/video*", "dev/media*")
 GPU_NODES = ("dev/nvidia0", "dev/nvidiactl", "dev/nvhost-gpu", "dev/nvhost-ctrl-gpu", "dev/nvmap", "dev/nvgpu/*/*",
              "dev/dri/renderD*")  # fmt: skip
@@ -72,8 +73,8 @@ def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Acc
     user = who or account(SERVICE_USER) or account()
     if user is None:
         return
-    schemes = {params.uri.partition(":")[0] for params in settings.cameras.values()}
-    needs = {"camera devices": bool(schemes & {"v4l2", "csi"}), "gpu devices": settings.model.backend == "tensorrt"}
+    local = any(params.uri.lower().startswith(LOCAL_CAMERAS) for params in settings.cameras.values())
+    needs = {"camera devices": local, "gpu devices": settings.model.backend == "tensorrt"}
     for name, patterns in (("camera devices", CAMERA_NODES), ("gpu devices", GPU_NODES)):
         nodes = [node for pattern in patterns for node in sorted(root.glob(pattern))]
         if nodes:

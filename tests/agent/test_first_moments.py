@@ -62,9 +62,8 @@ def test_an_early_stop_is_an_ordered_stop(tmp_path, number):
 
 def test_a_second_early_stop_is_at_once(tmp_path):
     with Reading(tmp_path) as reading:
-        reading.send(signal.SIGTERM)
-        eventually(lambda: not pending(reading.agent, signal.SIGTERM), "it has taken the first")
-        reading.send(signal.SIGTERM)
+        # Two that come at once may be taken for one.
+        eventually(lambda: reading.send(signal.SIGTERM) or reading.agent.process.poll() is not None)
         assert reading.agent.wait() == 128 + signal.SIGTERM
 
 
@@ -78,10 +77,3 @@ def test_an_early_hangup_is_a_reload_once_it_runs(tmp_path):
             assert reading.agent.process.returncode == 0
         states = [state for state in manager.states() if state != "EXTEND_TIMEOUT_USEC"]
         assert states == ["READY", "RELOADING", "READY", "STOPPING"]
-
-
-def pending(agent, number):
-    """Whether the kernel still holds the signal for the process."""
-    with open(f"/proc/{agent.process.pid}/status", encoding="ascii") as status:  # noqa: PTH123
-        lines = dict(line.split(":", 1) for line in status)
-    return bool((int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)) >> (number - 1) & 1)

@@ -229,7 +229,7 @@ def test_a_stop_may_leave_an_engine_behind_that_is_being_built_but_no_step(engin
 
 def test_what_upkeep_says_ends_it_but_not_before_it_is_ready():
     manager, stage = Manager(), Stage()
-    supervisor = Supervisor({"door": stage}, manager, str, list, lambda t: "no memory")
+    supervisor = Supervisor({"door": stage}, manager, str, list, upkeep=lambda t: "no memory")
     worker = Worker("infer", lambda: time.sleep(0.01), on_exit=supervisor.wake)
     with worker:
         watching = threading.Thread(target=supervisor.watch, args=([worker],))

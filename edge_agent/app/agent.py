@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from edge_agent import __version__
 from edge_agent.app.inference import Inference

@@ -153,7 +153,7 @@ class Running:
         """As SIGTERM, once: the second ends the process."""
         if not self._told:
             self._told = True
-            self.agent.on_signal(15, None)
+            self.agent.request_stop()
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from edge_agent.app.publishing import Publishing
+from edge_agent.app.state import claim
 from edge_agent.config.settings import load_settings
 from edge_agent.core.messages import Message
 from edge_agent.core.overrides import Overrides
 from edge_agent.host.clock import SystemClock
-from edge_agent.host.memory import Memory
 from edge_agent.mqtt.notices import Connected, Received
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import MAX_REQUESTS, Inbox
@@ -29,10 +29,10 @@ def publishing(tmp_path):
             "NODE": "n", "CAMERAS__A__URI": "test://still", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": broker.port,
             "MQTT__PROTOCOL": "3.1.1", "CROPS__ENABLED": "false",
         }  # fmt: skip
-        clock, inbox = SystemClock(), Inbox()
+        clock, inbox, state = SystemClock(), Inbox(), claim(tmp_path / "state")
         made = Publishing(
-            load_settings(environment(settings)), {}, tmp_path, 1, clock(), clock, inbox, Control(inbox.put_notice),
-            Overrides(), Memory(tmp_path / "overrides.json"), {}, lambda: 0.5,
+            load_settings(environment(settings)), {}, state, clock(), clock, inbox, Control(inbox.put_notice),
+            Overrides(), state.memory("overrides.json"), {}, lambda: 0.5,
         )  # fmt: skip
         made.open()
         yield SimpleNamespace(port=broker.port, inbox=inbox, desk=made.desk)

@@ -72,10 +72,14 @@ class Site:
         lines = self.machine.run("/usr/lib/edge-agent/versions", "list").splitlines()
         return sorted(" ".join([line.split("-")[0], *line.split()[1:]]) for line in lines)
 
+    def agent(self, *arguments: str) -> str:
+        """Run the program as the service would; it must succeed."""
+        service = ("env", "HOME=/dev/null", "STATE_DIRECTORY=/var/lib/edge-agent")
+        return self.machine.run("runuser", "-u", "edge-agent", "--", *service, "edge-agent", *arguments)
+
     def waiting(self) -> Set[Tuple[int, int]]:
         """Which events the outbox holds, by boot and number."""
-        script = "STATE_DIRECTORY=/var/lib/edge-agent exec edge-agent outbox list --json"
-        rows = self.machine.run("runuser", "-u", "edge-agent", "--", "sh", "-c", script).splitlines()
+        rows = self.agent("outbox", "list", "--json").splitlines()
         events = [row for row in map(json.loads, rows) if row["kind"] == "event"]
         return {(row["boot"], row["seq"]) for row in events}
 

@@ -31,7 +31,9 @@ def test_it_installs_starts_publishes_and_purges_without_a_trace(site: Site):
     assert machine.code(*python, "-c", "import cv2, onnxruntime, av, systemd.journal") == 0, "ours, and the system's"
 
     site.configure()
-    machine.run("systemctl", "start", "mosquitto", "edge-agent")
+    machine.run("systemctl", "start", "mosquitto")
+    assert site.agent("check", "--env-file", "/etc/edge-agent/edge-agent.env")
+    machine.run("systemctl", "start", "edge-agent")
     sub = ("mosquitto_sub", "-h", "127.0.0.1", "-C", "1", "-W", "30", "-t")
     assert machine.run(*sub, "edge-agent/attic/door/events")
     assert machine.run(*sub, "edge-agent/attic/availability") == "online"

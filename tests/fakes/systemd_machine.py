@@ -20,8 +20,8 @@ NODES = ("null", "zero", "full", "random", "urandom", "tty")
 # Namespaces that the machine has for itself, as nsenter(1) and unshare(1) call them.
 OWN = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 
-# Runs as the first process of the new namespaces; `$1` the root folder, `$2` a scratch folder, `$3` a folder of this host
-# that appears at `$4`, read-only.
+# Runs as the first process of the new namespaces; `$1` the root folder, `$2` a scratch folder, `$3` a folder of this
+# host that appears at `$4`, read-only.
 BOOT = f"""
 set -e
 mount --make-rprivate /

@@ -12,8 +12,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     *(SOURCE / "scripts" / name for name in ("build-deb", "deb-lane", "install", "wheelhouse")),
-    *(SOURCE / "packaging" / name for name in ("edge-agent-rollback", "lay-out", "versions")),
-    *(SOURCE / "packaging" / "deb" / name for name in ("postinst", "postrm", "prerm")),
+    *(SOURCE / "scripts" / "package" / name for name in ("edge-agent-rollback", "lay-out", "versions")),
+    *(SOURCE / "scripts" / "package" / "deb" / name for name in ("postinst", "postrm", "prerm")),
 )
 
 
@@ -24,7 +24,7 @@ def test_shellcheck_has_nothing_to_say():
 
 
 def test_every_unit_is_laid_out_and_the_settings_are_nobody_elses(tmp_path):
-    subprocess.run([SOURCE / "packaging" / "lay-out", tmp_path], check=True)
+    subprocess.run([SOURCE / "scripts" / "package" / "lay-out", tmp_path], check=True)
     units = {path.name for pattern in ("*.service", "*.path") for path in (SOURCE / "systemd").glob(pattern)}
     assert {path.name for path in (tmp_path / "lib/systemd/system").iterdir()} == units
     settings = tmp_path / "etc/edge-agent/edge-agent.env"
@@ -44,7 +44,7 @@ def wheel(folder: Path, name: str, version: str, requires: Sequence[str] = (), e
 
 
 def prove(folder: Path, machine: str, requirement: str) -> str:
-    command = [sys.executable, SOURCE / "packaging" / "prove", folder, machine, requirement]
+    command = [sys.executable, SOURCE / "scripts" / "package" / "prove", folder, machine, requirement]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 

@@ -45,8 +45,9 @@ MIGRATIONS = (
     """,
     "DROP TABLE last_seq;",
 )
-"""Each only adds: tables, indexes, columns that have a default. So an older agent, after a rollback, goes on with a
-newer file, and nothing of it waits in vain. What cannot be added takes a new OUTBOX_NAME, filled from the old file."""
+"""From the third on each only adds: tables, indexes, columns that have a default. So an older agent, after a rollback,
+goes on with a newer file, and nothing of it waits in vain. What cannot be added takes a new OUTBOX_NAME, filled from
+the old file."""
 BUSY_S = 1.0
 WAL_BYTES = 4_000_000
 KEPT_DAMAGED = 3

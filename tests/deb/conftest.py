@@ -15,12 +15,8 @@ BUILD_S, INSTALL_S = 300.0, 180.0
 PYTHON = os.environ.get("DEB_PYTHON", "3.11")
 """Of the machine: LANE_ROOT may be another release's."""
 VERSIONS = {"first": "0.1.0", "second": "0.2.0", "third": "0.3.0"}
-BEFORE = 'facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);\n    """,\n'
-MIGRATION = """    '''
-    CREATE TABLE letters (id INTEGER PRIMARY KEY);
-    ALTER TABLE messages ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm';
-    ''',
-"""
+END = ')\n"""From the third on'
+MIGRATION = "CREATE TABLE letters (id INTEGER); ALTER TABLE messages ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm';"
 BROKER = "listener 1883 127.0.0.1\nallow_anonymous true\n"
 
 
@@ -109,7 +105,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _copy_checkout(tree)
         if version != "0.1.0":
             _edit(tree / "edge_agent" / "__init__.py", '"0.1.0"', f'"{version}"')
-            _edit(tree / "edge_agent" / "mqtt" / "outbox_file.py", BEFORE, f"{BEFORE}{MIGRATION}")
+            _edit(tree / "edge_agent" / "mqtt" / "outbox_file.py", END, f'    "{MIGRATION}",\n{END}')
         _build(tree, folder / f"{name}.deb", "")
     _build(folder / "tree-first", folder / "whole.deb", "cpu,media")
     for name, wheels in (("first", "wheels"), ("second", "wheels-newer")):

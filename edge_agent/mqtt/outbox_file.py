@@ -45,6 +45,9 @@ MIGRATIONS = (
     """,
     "DROP TABLE last_seq;",
 )
+"""From the third on each only adds: tables, indexes, columns that have a default. So an older agent, after a rollback,
+goes on with a newer file, and nothing of it waits in vain. What cannot be added takes a new OUTBOX_NAME, filled from
+the old file."""
 BUSY_S = 1.0
 WAL_BYTES = 4_000_000
 KEPT_DAMAGED = 3
@@ -86,7 +89,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             db.close()
         hint = "the agent moves a damaged file aside at its next start" if is_damage(error) else "run as its owner"
         raise InputError(f"{path}: {error}", hint) from None
-    if found != len(MIGRATIONS):
+    if found < len(MIGRATIONS):
         db.close()
         raise InputError(f"{path}: is of version {found}", "run the agent once, which brings it up to date")
     return db
@@ -108,17 +111,15 @@ def recorded_boot(path: Path) -> int:
 
 
 def version(db: sqlite3.Connection) -> int:
-    """The schema's version; 0 for an empty file.
+    """The schema's version; 0 for an empty file. May be newer than ours.
 
     Raises:
-        sqlite3.DatabaseError: It is not our file, or of a newer version.
+        sqlite3.DatabaseError: It is not our file.
     """
     number = int(db.execute("PRAGMA user_version").fetchone()[0])
     ours = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
     if not ours and (number or db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
         raise sqlite3.DatabaseError("the file belongs to another program")
-    if number > len(MIGRATIONS):
-        raise sqlite3.DatabaseError(f"the file is of version {number}, made by a newer edge-agent")
     return number
 
 

@@ -20,7 +20,8 @@ NODES = ("null", "zero", "full", "random", "urandom", "tty")
 # Namespaces that the machine has for itself, as nsenter(1) and unshare(1) call them.
 OWN = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 
-# Runs as the first process of the new namespaces; `$1` the root folder, `$2` a scratch folder, `$3` the checkout.
+# Runs as the first process of the new namespaces; `$1` the root folder, `$2` a scratch folder, `$3` a folder of this
+# host that appears at `$4`, read-only.
 BOOT = f"""
 set -e
 mount --make-rprivate /
@@ -28,8 +29,10 @@ mount -t tmpfs tmpfs "$2"
 mkdir "$2/upper" "$2/work" "$2/root"
 mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/root"
 cd "$2/root"
-mount --bind "$3" opt/edge-agent/source
-mount -o remount,bind,ro opt/edge-agent/source
+case "$4" in opt/edge-agent/*) ;; *) rm -rf opt/edge-agent ;; esac
+mkdir -p "$4"
+mount --bind "$3" "$4"
+mount -o remount,bind,ro "$4"
 mount -t proc proc proc
 mount -t sysfs -o ro sysfs sys
 mount -t tmpfs -o mode=755 tmpfs dev
@@ -78,9 +81,15 @@ def why_not_here() -> str:
 
 
 class Machine:
-    """Boots on entering the block, is gone on leaving it."""
+    """Boots on entering the block, is gone on leaving it.
 
-    def __init__(self) -> None:
+    Args:
+        shared: A folder of this host that the machine sees.
+        at: Where it sees it, without the leading slash; outside of opt/edge-agent, the machine has no agent at all.
+    """
+
+    def __init__(self, shared: Path = SOURCE, at: str = "opt/edge-agent/source") -> None:
+        self._shared, self._at = shared, at
         self._scratch = tempfile.TemporaryDirectory(prefix="edge-agent-lane-")
         base = _cgroup_root()
         assert base is not None
@@ -95,7 +104,8 @@ class Machine:
         with Path(self._scratch.name).with_suffix(".log").open("wb") as log:
             self._boot = subprocess.Popen(
                 ["sh", "-c", script, "sh", str(self._cgroup), "unshare", *OWN, "--fork", "--kill-child",
-                 "--propagation", "private", "sh", "-c", BOOT, "sh", str(ROOT), self._scratch.name, str(SOURCE)],
+                 "--propagation", "private", "sh", "-c", BOOT, "sh",
+                 str(ROOT), self._scratch.name, str(self._shared), self._at],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
@@ -108,9 +118,9 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def run(self, *command: str, check: bool = True, text: str = "") -> str:
+    def run(self, *command: str, check: bool = True, text: str = "", deadline_s: float = DEADLINE_S) -> str:
         """Run a command inside; returns its output. Fails on another exit code than 0 unless `check` is False."""
-        done = self._run(command, text)
+        done = self._run(command, text, deadline_s)
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return str(done.stdout).strip()
 
@@ -139,9 +149,9 @@ class Machine:
             assert time.monotonic() < until, f"did not happen within {deadline_s:g} s: {what}; {self._log()}"
             time.sleep(0.1)
 
-    def _run(self, command: Any, text: str) -> "subprocess.CompletedProcess[str]":
+    def _run(self, command: Any, text: str, deadline_s: float = DEADLINE_S) -> "subprocess.CompletedProcess[str]":
         entered = ["nsenter", "-t", str(self._pid), *OWN, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *command]
-        return subprocess.run(entered, input=text, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+        return subprocess.run(entered, input=text, capture_output=True, text=True, check=False, timeout=deadline_s)
 
     def _running(self) -> bool:
         if not self._pid:

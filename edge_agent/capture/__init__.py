@@ -55,7 +55,8 @@ _SCHEMES: Dict[str, _Choice] = {
     "https": _STREAM,
     "test": _Choice("edge_agent.capture.synthetic", "SyntheticSource"),
 }
-_EXTRAS = {"av": "media", "cv2": "cpu"}
+# By their own names: a stranger's project is called edge-agent on the package index.
+_PACKAGES = {"av": "av", "cv2": "opencv-python-headless"}
 _EXPECTED = (
     "expected v4l2:/dev/..., /dev/video*, csi://0, jetson:..., rtsp[s]://, http[s]://, test://, or a video file, "
     "a picture or a folder"
@@ -77,11 +78,11 @@ def open_source(uri: str, options: Optional[SourceOptions] = None) -> Source:
     try:
         source = getattr(import_module(choice.module), choice.name)
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+        if error.name not in _PACKAGES:
             raise
         raise MissingPackage(
             f"{hide_credentials(uri)}: package {error.name} is not installed",
-            f"pip install 'edge-agent[{_EXTRAS[error.name]}]'",
+            f"pip install {_PACKAGES[error.name]}",
         ) from error
     return cast(Source, source(rest, options or SourceOptions()))
 

@@ -228,6 +228,6 @@ def _cv2(format_name: str) -> Any:
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"pixel format {format_name} in this mode needs OpenCV, which is not installed",
-            "pip install 'edge-agent[cpu]', on a Jetson apt install python3-opencv, or choose another pixel_format",
+            "pip install opencv-python-headless, on a Jetson apt install python3-opencv, or take another pixel_format",
         ) from error
     return cv2

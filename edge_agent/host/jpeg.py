@@ -21,7 +21,7 @@ def encoder() -> Callable[[Array, int], bytes]:
     except ImportError:
         raise MissingPackage(
             "crops need a JPEG encoder and none is installed",
-            "pip install 'edge-agent[cpu]' or simplejpeg, or set EDGE_AGENT_CROPS__ENABLED=false",
+            "pip install opencv-python-headless or simplejpeg, or set EDGE_AGENT_CROPS__ENABLED=false",
         ) from None
 
 

@@ -41,7 +41,7 @@ class MetricsServer:
         except ImportError:
             raise MissingPackage(
                 "EDGE_AGENT_METRICS__ENABLED needs prometheus-client, which is not installed",
-                "pip install 'edge-agent[metrics]', or leave it off",
+                "pip install prometheus-client, or leave it off",
             ) from None
         self.fault = ""
         self._params, self._within_s = params, within_s

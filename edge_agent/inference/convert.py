@@ -67,7 +67,7 @@ def _trial(data: bytes, name: str) -> str:
     try:
         found = try_out(data, name)
     except MissingPackage:
-        return "not tried out: that needs onnxruntime (pip install 'edge-agent[cpu]')"
+        return "not tried out: that needs onnxruntime (pip install onnxruntime)"
     for tensor in parse_onnx(data, name).outputs:
         told = tuple(dim if isinstance(dim, int) else 1 for dim in tensor.shape or ())
         if tensor.shape is not None and told != found[tensor.name]:

@@ -192,7 +192,7 @@ def hint_for(said: str) -> str:
 
 def _unimportable(error: ImportError) -> MissingPackage:
     if isinstance(error, ModuleNotFoundError):
-        hint = "install it with: pip install 'edge-agent[jetson]' (on a PC: 'edge-agent[gpu]'); it compiles with CUDA"
+        hint = "install it with: pip install pycuda; it compiles with CUDA"
     elif "_v2" in str(error):
         hint = "pycuda was built with a newer CUDA than the driver's: " + _MISMATCH
     elif "libcuda" in str(error):

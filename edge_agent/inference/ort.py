@@ -1,6 +1,7 @@
 """Networks on the CPU by ONNX Runtime."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
 
@@ -197,11 +198,13 @@ def runtime_version() -> str:
 
 
 def _onnxruntime() -> Any:
+    # Since 1.32 it tells its maker of its use and keeps an identifier of the device, unless this is set before.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingPackage(
-            f"onnxruntime cannot be imported: {error}", "install it with: pip install 'edge-agent[cpu]'"
+            f"onnxruntime cannot be imported: {error}", "install it with: pip install onnxruntime"
         ) from error
     onnxruntime.set_default_logger_severity(_FATAL)
     return onnxruntime

@@ -113,7 +113,7 @@ def load_tensorrt() -> TensorRT:
         raise MissingPackage(
             f"tensorrt cannot be imported: {error}",
             "on a Jetson it comes with JetPack (sudo apt-get install python3-libnvinfer) and is seen by an environment "
-            "made with --system-site-packages; on a PC: pip install 'edge-agent[gpu]'; or use backend onnxruntime",
+            "made with --system-site-packages; on a PC: pip install tensorrt; or use backend onnxruntime",
         ) from error
     return tensorrt
 

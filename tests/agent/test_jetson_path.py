@@ -27,7 +27,7 @@ from tests.fakes.service_manager import ServiceManager
 from tests.fakes.v4l2_camera import FakeCamera
 from tests.inference import graphs
 
-pytest.importorskip("onnxruntime", reason="the reference and the fake TensorRT need it: pip install 'edge-agent[cpu]'")
+pytest.importorskip("onnxruntime", reason="the reference and the fake TensorRT need it: pip install onnxruntime")
 pytestmark = needs_mosquitto
 
 SIZE = (768, 480)

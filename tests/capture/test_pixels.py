@@ -98,7 +98,7 @@ def test_a_left_justified_dark_start_is_dark_and_stays_so() -> None:
 
 
 def test_mjpg_decodes_to_gray_and_owns_its_pixels() -> None:
-    pytest.importorskip("cv2", reason="pip install 'edge-agent[cpu]' for MJPG")
+    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     memory = as_memory(encode(gray_scene(), "MJPG", 0))
     decoder = Decoder(layout_of("MJPG"))
     pixels, levels = decoder.decode(memory)
@@ -109,12 +109,12 @@ def test_mjpg_decodes_to_gray_and_owns_its_pixels() -> None:
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("data", [b"\xff\xd8 not a picture", b"\0" * 64])
 def test_mjpg_that_cannot_be_decoded_is_no_picture(data: bytes, color: bool) -> None:
-    pytest.importorskip("cv2", reason="pip install 'edge-agent[cpu]' for MJPG")
+    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     assert Decoder(layout_of("MJPG"), color).decode(as_memory(data)) is None
 
 
 def test_mjpg_of_another_size_than_negotiated_is_no_picture() -> None:
-    pytest.importorskip("cv2", reason="pip install 'edge-agent[cpu]' for MJPG")
+    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     assert Decoder(layout_of("MJPG")).decode(as_memory(encode(gray_scene()[:, :16], "MJPG", 0))) is None
 
 
@@ -122,7 +122,7 @@ def test_mjpg_of_another_size_than_negotiated_is_no_picture() -> None:
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("name", ["NV12", "YUYV", "UYVY"])
 def test_color_is_rgb_in_that_order(name: str, full_range: bool, pitch_bytes: int) -> None:
-    pytest.importorskip("cv2", reason="pip install 'edge-agent[cpu]' for colour")
+    pytest.importorskip("cv2", reason="pip install opencv-python-headless for colour")
     red, green, blue = 200, 90, 40
     y, cb, cr = ycbcr(red, green, blue, full_range)
     layout = layout_of(name, pitch_bytes, full_range)
@@ -135,7 +135,7 @@ def test_color_is_rgb_in_that_order(name: str, full_range: bool, pitch_bytes: in
 
 
 def test_color_of_mjpg_is_rgb_in_that_order() -> None:
-    cv2 = pytest.importorskip("cv2", reason="pip install 'edge-agent[cpu]' for MJPG")
+    cv2 = pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     bgr = np.full((HEIGHT, WIDTH, 3), (40, 90, 200), np.uint8)
     data = cv2.imencode(".jpg", bgr)[1].tobytes()
     pixels, _ = Decoder(layout_of("MJPG"), color=True).decode(as_memory(data))

@@ -275,7 +275,7 @@ def test_a_stream_that_brings_nothing_is_tried_in_each_mode_in_turn(rig: Rig) ->
 
 @pytest.mark.parametrize(("name", "color"), [("MJPG", False), ("YUYV", True)])
 def test_pictures_that_the_cpu_decodes_stay_with_it(rig: Rig, name: str, color: bool) -> None:
-    pytest.importorskip("cv2", reason="pip install 'edge-agent[cpu]' for MJPG and colour")
+    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG and colour")
     rig.kernel.plug(FakeCamera(formats={name: SIZE}))
     with closing(rig.source(color=color)) as source:
         source.open()

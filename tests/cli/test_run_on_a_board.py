@@ -15,7 +15,7 @@ from tests.fakes.broker import eventually
 from tests.fakes.gpu import FakeBoard
 from tests.inference import graphs
 
-pytest.importorskip("onnxruntime", reason="the fake TensorRT needs it: pip install 'edge-agent[cpu]'")
+pytest.importorskip("onnxruntime", reason="the fake TensorRT needs it: pip install onnxruntime")
 
 
 def no_gpu(folder: Path) -> Dict[str, Any]:

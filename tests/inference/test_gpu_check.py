@@ -98,7 +98,7 @@ def test_a_check_that_breaks_off_is_a_failed_row_and_the_others_go_on(
 
 
 def test_engines_where_tensorrt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime", reason="the reference needs it: pip install 'edge-agent[cpu]'")
+    pytest.importorskip("onnxruntime", reason="the reference needs it: pip install onnxruntime")
     board = FakeBoard(tmp_path)
     board.plug_in(monkeypatch)
     monkeypatch.setattr(gpu_check, "ENGINE_S", 0.2)

@@ -29,7 +29,7 @@ from tests.fakes.views import wandering
 from tests.fakes.weights import centerface_models_dir
 from tests.inference import graphs
 
-pytest.importorskip("onnxruntime", reason="calibration needs it: pip install 'edge-agent[cpu]'")
+pytest.importorskip("onnxruntime", reason="calibration needs it: pip install onnxruntime")
 
 
 def calibrate(*words: str) -> int:

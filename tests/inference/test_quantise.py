@@ -24,7 +24,7 @@ from edge_agent.inference.trt_typed import half, quantised
 from tests.fakes.views import wandering
 from tests.inference import graphs
 
-pytest.importorskip("onnxruntime", reason="calibration needs it: pip install 'edge-agent[cpu]'")
+pytest.importorskip("onnxruntime", reason="calibration needs it: pip install onnxruntime")
 
 
 def network_of(path: Path) -> Network:

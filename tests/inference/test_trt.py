@@ -27,7 +27,7 @@ from tests.fakes.uff_writer import detectnet
 from tests.fakes.weights import centerface_models_dir
 from tests.inference import graphs
 
-pytest.importorskip("onnxruntime", reason="the reference and the fake need it: pip install 'edge-agent[cpu]'")
+pytest.importorskip("onnxruntime", reason="the reference and the fake need it: pip install onnxruntime")
 
 SIZES = [(640, 480), (1280, 800), (500, 500), (480, 640), (640, 480)]
 WHITE = 1 / 127.0

@@ -16,7 +16,7 @@ from edge_agent.inference import EngineParams, open_engine
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.inference import graphs
 
-pytest.importorskip("onnxruntime", reason="the reference needs it: pip install 'edge-agent[cpu]'")
+pytest.importorskip("onnxruntime", reason="the reference needs it: pip install onnxruntime")
 
 WITHOUT = "needs a machine without TensorRT: it is installed here"
 

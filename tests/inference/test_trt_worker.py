@@ -26,7 +26,7 @@ from tests.fakes.jetpack4 import FAKES, PACKAGE, JetPack4, interpreter
 from tests.fakes.tensorrt import ATTRIBUTES
 from tests.inference import graphs
 
-pytest.importorskip("onnxruntime", reason="the reference and the fake need it: pip install 'edge-agent[cpu]'")
+pytest.importorskip("onnxruntime", reason="the reference and the fake need it: pip install onnxruntime")
 
 PATIENCE_S = 30.0
 

@@ -170,7 +170,9 @@ def test_a_snapshot_is_a_picture_named_by_its_transaction(broker, listener, send
         eventually(lambda: listener.last(topic))
         picture = listener.last(topic)
         assert hashlib.sha256(picture).hexdigest() == answer["result"]["sha256"]
-        cv2 = pytest.importorskip("cv2", reason="needs OpenCV to look at the picture: pip install edge-agent[cpu]")
+        cv2 = pytest.importorskip(
+            "cv2", reason="needs OpenCV to look at the picture: pip install opencv-python-headless"
+        )
         import numpy as np
 
         pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_GRAYSCALE)

@@ -1,0 +1,151 @@
+"""Virtual cameras of the kernel's `vivid` driver, an agent on one of them, and the table of what they went through."""
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+
+import pytest
+
+from tests.fakes.agent import AgentProcess
+from tests.fakes.broker import Broker, Listener, eventually
+
+NODE = "/dev/video0"
+DRIVER = Path("/sys/bus/platform/drivers/vivid")
+DEADLINE_S = 120.0
+SEEING = (b"ON", b"OFF")
+ONE_CAMERA = ("n_devs=1", "node_types=0x1", "num_inputs=1", "input_types=0x0", "multiplanar=1")
+
+
+class Row(NamedTuple):
+    """One fault: seconds until `None` was told, and from the camera's return until it was seen by again."""
+
+    fault: str
+    blind_s: Optional[float]
+    back_s: Optional[float]
+    counted: str
+
+
+ROWS: List[Row] = []
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table."""
+    if not ROWS:
+        return
+    terminalreporter.write_line("| what | None after, s | sees again after, s | counted |")
+    terminalreporter.write_line("|---|---|---|---|")
+    for row in ROWS:
+        blind, back = ("-" if value is None else f"{value:.1f}" for value in (row.blind_s, row.back_s))
+        terminalreporter.write_line(f"| {row.fault} | {blind} | {back} | {row.counted} |")
+
+
+def load_driver(*more: str) -> None:
+    """Anew, with these parameters; nobody may have a node open."""
+    subprocess.run(["modprobe", "-r", "vivid"], check=True, timeout=DEADLINE_S)
+    subprocess.run(["modprobe", "vivid", *ONE_CAMERA, *more], check=True, timeout=DEADLINE_S)
+    eventually(lambda: os.access(NODE, os.R_OK | os.W_OK), f"{NODE} is there", DEADLINE_S)
+
+
+def control(**values: Any) -> None:
+    """Set controls of the camera; buttons take any number."""
+    chosen = ",".join(f"{name}={value}" for name, value in values.items())
+    subprocess.run(["v4l2-ctl", "-d", NODE, "-c", chosen], check=True, timeout=DEADLINE_S)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _virtual_machine() -> None:
+    if os.environ.get("EDGE_AGENT_LANE_VM") != "1":
+        pytest.skip("needs a kernel whose cameras may be broken: scripts/vm-lane")
+
+
+@pytest.fixture
+def driver(_virtual_machine: None) -> Iterator[None]:
+    """One camera, as it comes."""
+    load_driver()
+    yield
+
+
+class Watched:
+    """The agent with one camera, `door`, seen through its broker."""
+
+    def __init__(self, agent: AgentProcess, listener: Listener, base: str = "edge-agent/n") -> None:
+        self._agent, self._listener, self._base = agent, listener, base
+        self._since = 0
+
+    @property
+    def presence(self) -> Optional[bytes]:
+        """Retained now."""
+        return self._listener.last(f"{self._base}/door/presence")
+
+    @property
+    def log(self) -> str:
+        """What the agent has written."""
+        return self._agent.log
+
+    def camera(self) -> Dict[str, Any]:
+        """Of the newest health."""
+        health = json.loads(self._listener.last(f"{self._base}/health") or b"{}")
+        return dict(health.get("cameras", {}).get("door", {"counters": {}, "sight": ""}))
+
+    def counters(self) -> Dict[str, int]:
+        """Of the camera."""
+        return dict(self.camera()["counters"])
+
+    def sees(self, deadline_s: float = DEADLINE_S) -> float:
+        """Wait until it says whether somebody is there; returns the seconds."""
+        return self._wait(lambda: self.presence in SEEING, "the camera sees", deadline_s)
+
+    def blind(self, deadline_s: float = DEADLINE_S) -> float:
+        """Wait for `None`; returns the seconds."""
+        return self._wait(lambda: self.presence == b"None", "None is told", deadline_s)
+
+    def offline(self) -> bool:
+        """The camera is told as unavailable."""
+        return self._listener.last(f"{self._base}/door/availability") == b"offline"
+
+    def descriptors(self) -> Dict[str, int]:
+        """All that the process has open, and how many of them are video nodes."""
+        links = []
+        for entry in Path(f"/proc/{self._agent.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                links.append(os.readlink(entry))
+        return {"all": len(links), "video": sum(link.startswith("/dev/video") for link in links)}
+
+    def mark(self) -> None:
+        """`told` is what is told from here on."""
+        self._since = len(self._listener.payloads(f"{self._base}/door/presence"))
+
+    def told(self) -> List[bytes]:
+        """Every presence since `mark`."""
+        return self._listener.payloads(f"{self._base}/door/presence")[self._since :]
+
+    def grows(self, name: str, by: int = 1) -> str:
+        """Wait until a counter has grown since now; returns it in words."""
+        before = self.counters().get(name, 0)
+        self._wait(lambda: self.counters().get(name, 0) >= before + by, f"{name} grows", DEADLINE_S)
+        return f"{name} +{self.counters()[name] - before}"
+
+    def _wait(self, true: Any, what: str, deadline_s: float) -> float:
+        began_t = time.monotonic()
+        eventually(true, f"{what}; {self.camera()}\n{self.log[-2000:]}", deadline_s)
+        return time.monotonic() - began_t
+
+
+@contextlib.contextmanager
+def watched(folder: Path, uri: str, **more: Any) -> Iterator[Watched]:
+    """`edge-agent run` with a camera `door`, and a mosquitto beside it."""
+    settings = {
+        "CAMERAS__DOOR__URI": uri, "HEALTH__INTERVAL_S": 1, "CROPS__ENABLED": "false", "OUTBOX__MIN_FREE_BYTES": 0,
+        **more,
+    }  # fmt: skip
+    with Broker(folder) as broker, Listener(broker, "edge-agent/#") as listener:
+        with AgentProcess({**settings, "MQTT__PORT": broker.port}) as agent:
+            it = Watched(agent, listener)
+            it.sees()
+            yield it
+            assert agent.stop() < 60
+            assert agent.process.returncode == 0

@@ -1,9 +1,12 @@
-"""Many frames through the real agent as fast as it goes: are counts, memory, descriptors and threads bounded?
+"""Many frames through the real agent: are counts, memory, descriptors, threads and files bounded, and all told true?
 
-    scripts/soak --frames 324000
+    scripts/soak --frames 1000000 --plot soak.png
+    scripts/soak --calm --frames 324000
 
-Three cameras (a video file, a folder of pictures, a synthetic scene), the scripted engine, one mosquitto. Prints a
-table and ends with 1 when something grew or was lost without a count.
+With faults (`soak_faulty`): three synthetic cameras at a speed-up, which go dark, covered, frozen and lost at random,
+while the broker is killed or slow, outbox and disk are full, and settings are read again, good and bad. Calm: a video
+file, a folder of pictures and a scene, as fast as they go. The scripted engine, one mosquitto. Prints a table, and ends
+with 1 when something grew, was lost without a count, or was not true.
 """
 
 import argparse
@@ -20,6 +23,8 @@ import numpy as np
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
 from tests.fakes.pictures import write_video
+from tests.programs import soak_faulty
+from tests.programs.soak_ledger import sample
 
 CAMERAS = ("file", "folder", "scene")
 SETTLED = 0.25
@@ -51,18 +56,6 @@ def settings(folder: Path, port: int) -> Dict[str, Any]:
         "HEALTH__INTERVAL_S": 1,
         "PRESENCE__DELAY_OFF_S": 0.05,
         "TRACKER__MAX_LOST_S": 0.02,
-    }
-
-
-def sample(pid: int) -> Dict[str, float]:
-    """What the process costs now, from /proc."""
-    proc = Path("/proc") / str(pid)
-    stat = (proc / "stat").read_text("ascii").rsplit(")", 1)[1].split()
-    return {
-        "rss_mb": int((proc / "statm").read_text("ascii").split()[1]) * 4096 / 1e6,
-        "fds": sum(1 for _ in (proc / "fd").iterdir()),
-        "threads": int(stat[17]),
-        "cpu_s": (int(stat[11]) + int(stat[12])) / 100.0,
     }
 
 
@@ -163,12 +156,21 @@ def table(result: Dict[str, Any]) -> str:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=324_000, help="frames in all (default 324000)")
+    parser.add_argument("--frames", type=int, default=1_000_000, help="frames in all (default 1000000)")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS")
+    parser.add_argument("--calm", action="store_true", help="no faults; as fast as it goes")
+    parser.add_argument("--fps", type=float, default=400.0, help="of each of the three cameras, with faults")
+    parser.add_argument("--seed", type=int, default=1, help="of the random moments")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw what the process cost over time, with faults")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
     args = parser.parse_args()
-    result = run(args.frames, args.timeout)
-    print(json.dumps(result) if args.json else table(result))
+    if args.calm:
+        result = run(args.frames, args.timeout)
+        text = table(result)
+    else:
+        result = soak_faulty.run_faulty(args.frames, args.timeout, args.fps, args.seed, args.plot)
+        text = soak_faulty.table(result)
+    print(json.dumps(result) if args.json else text)
     return 1 if result["faults"] else 0
 
 

@@ -1,16 +1,19 @@
 """The agent's V4L2 capture on a real kernel, with cameras that fail: it recovers, says so, and leaks nothing."""
 
+import mmap
 import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.v4l2 import V4l2Source
+from edge_agent.core.ports import MappedBuffer
+from edge_agent.core.types import Array
 from tests.fakes.broker import eventually
 from tests.vm.conftest import DEADLINE_S, DRIVER, NODE, ROWS, Row, Watched, control, load_driver, watched
 
@@ -57,6 +60,56 @@ def nothing() -> None:
 
 
 FORMATS = [("GREY", "uint8"), ("Y10", "uint16"), ("Y16", "uint16"), ("YUYV", "uint8")]
+
+
+class Mapped(NamedTuple):
+    """As `core.ports.MappedBuffer`."""
+
+    array: Array
+    pointer: int
+
+
+class HostPool:
+    """Page-locked memory without a GPU: pages that the driver may write to, and their address."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def modes(self) -> Sequence[str]:
+        return ("userptr", "copied")
+
+    def allocate(self, count: int, nbytes: int) -> Sequence[MappedBuffer]:
+        arrays = [np.frombuffer(mmap.mmap(-1, nbytes), np.uint8) for _ in range(count)]
+        self.held += count
+        return [Mapped(array, array.ctypes.data) for array in arrays]
+
+    def register(self, arrays: Sequence[Array]) -> Sequence[MappedBuffer]:
+        raise AssertionError("not offered")
+
+    def free(self, buffers: Sequence[MappedBuffer], then: Callable[[], None]) -> None:
+        self.held -= len(buffers)
+        then()
+
+
+@pytest.mark.parametrize(("allocator", "mode"), [("allocators=0", "userptr"), ("allocators=1", "copied")])
+def test_the_driver_fills_our_memory_or_says_that_it_cannot(allocator: str, mode: str) -> None:
+    load_driver(allocator)
+    pool = HostPool()
+    with closing(V4l2Source(NODE, SourceOptions(width=320, height=180, fps=10, pool=pool))) as source:
+        for _ in range(2):  # and once more, since what was refused is remembered
+            source.open()
+            assert source.mode == mode
+            taken = 0
+            for _ in range(30):
+                frame = source.read(1.0)
+                if frame is not None:
+                    with frame:
+                        taken += 1
+                        assert frame.pixels.std() > 20, "bars of different brightness"
+            assert taken >= 20
+            source.close()
+            assert pool.held == 0
+    ROWS.append(Row(f"memory of ours, vivid {allocator}", None, None, f"capture mode {mode}"))
 
 
 @pytest.mark.parametrize(("name", "dtype"), FORMATS)

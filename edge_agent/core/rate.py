@@ -35,7 +35,7 @@ _MAX_NOISE = 12.0
 
 @dataclass(frozen=True)
 class IdleParams:
-    """How much is looked at while nobody is there and nothing moves. A change is looked at in the frame that shows it."""
+    """How much is looked at while nobody is there and all is still; the frame that shows a change always is."""
 
     fps: float = param(
         2.0,

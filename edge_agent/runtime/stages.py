@@ -256,9 +256,9 @@ class InferStage:
                     info = pipeline.info(frame, moment_of(frame.t, self._clock()))
                     if self._control is not None:
                         self._control.show(pipeline, frame, info)
-                    outcome = pipeline.step(frame, info)
-                    self._emit(outcome)
-                    if outcome.idle:
+                    result = pipeline.step(frame, info)
+                    self._emit(result)
+                    if result.idle:
                         self._board.count_idle(delivery.camera)
                     else:
                         self.capture_to_result[delivery.camera].add(self._clock().t - frame.t)

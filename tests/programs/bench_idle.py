@@ -1,4 +1,4 @@
-"""What an empty, still scene costs: the same agent at full and at the idle rate, CenterFace on the CPU, 640 x 480 at 30.
+"""What an empty, still scene costs: the same agent at full and at the idle rate, CenterFace, 640 x 480 at 30.
 
     scripts/bench-idle --rounds 3
 

@@ -144,7 +144,10 @@ def judge(result: Dict[str, Any]) -> Dict[str, Any]:
 def table(result: Dict[str, Any]) -> str:
     """What a person reads."""
     first, last = result["rows"][int(len(result["rows"]) * SETTLED)], result["rows"][-1]
-    lines = ["| camera | frames | inferred | idle | dropped, counted | events | presence |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| camera | frames | inferred | idle | dropped, counted | events | presence |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for camera, counters in result["counters"].items():
         dropped = sum(count for name, count in counters.items() if name.startswith("dropped_"))
         lines.append(

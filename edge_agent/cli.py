@@ -10,7 +10,7 @@ from typing import List, Optional
 from edge_agent import __version__
 from edge_agent.errors import ConfigError, EdgeAgentError
 
-COMMANDS = ("run", "demo", "watch", "check", "config", "model", "evaluate", "outbox", "bench")
+COMMANDS = ("run", "demo", "watch", "check", "config", "model", "evaluate", "replay", "outbox", "bench")
 
 
 def parser() -> argparse.ArgumentParser:

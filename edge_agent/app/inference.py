@@ -1,6 +1,7 @@
 """The infer thread's share of the composition root: the engine, and the pipelines on it."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Mapping, Optional
 
@@ -10,6 +11,7 @@ from edge_agent.core.detector import FaceDetector
 from edge_agent.core.overrides import Overrides
 from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.ports import Clock, Engine
+from edge_agent.core.rate import IdleParams
 from edge_agent.core.requests import Rules
 from edge_agent.core.types import EngineInfo
 from edge_agent.core.view import needs_cpu
@@ -77,6 +79,7 @@ class Inference:
                 settings.tracker,
                 settings.presence,
                 settings.crops,
+                idle_of(settings),
             )
             for name, params in settings.cameras.items()
         }
@@ -102,7 +105,9 @@ class Inference:
         self._detector.configure(settings.detection)
         self._detector.set_threshold(override)
         for name, pipeline in self._pipelines.items():
-            pipeline.configure(settings.cameras[name], settings.tracker, settings.presence, settings.crops)
+            pipeline.configure(
+                settings.cameras[name], settings.tracker, settings.presence, settings.crops, idle_of(settings)
+            )
 
     def close(self) -> None:
         """Free the engine, once no camera uses its memory any more. Idempotent."""
@@ -110,3 +115,8 @@ class Inference:
             log.error("a camera still holds memory of the GPU, which is left to the end of the process")
         elif self._engine is not None:
             self._engine.close()
+
+
+def idle_of(settings: Settings) -> IdleParams:
+    """How much is looked at while nobody is there: everything, for a listener that was promised every frame."""
+    return settings.idle if settings.mqtt.detections == "off" else replace(settings.idle, fps=0.0)

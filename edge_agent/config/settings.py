@@ -36,6 +36,7 @@ from edge_agent.core.illumination import IlluminationParams
 from edge_agent.core.params import param
 from edge_agent.core.presence import PresenceParams
 from edge_agent.core.quality import CropParams
+from edge_agent.core.rate import IdleParams
 from edge_agent.core.recovery import RecoveryParams
 from edge_agent.core.requests import CommandParams
 from edge_agent.core.topics import ID, Topics, slug
@@ -80,6 +81,7 @@ class Settings(BaseSettings):
     cameras: Dict[str, CameraParams] = {}
     model: EngineParams = EngineParams()
     detection: DetectionParams = DetectionParams()
+    idle: IdleParams = IdleParams()
     tracker: TrackerParams = TrackerParams()
     presence: PresenceParams = PresenceParams()
     illumination: IlluminationParams = IlluminationParams()

@@ -11,6 +11,7 @@ from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Clock, NewId
 from edge_agent.core.presence import PresenceMachine, PresenceParams
 from edge_agent.core.quality import CropParams, assess, cut
+from edge_agent.core.rate import AdaptiveRate, IdleParams
 from edge_agent.core.tracker import Tracker, TrackerParams
 from edge_agent.core.types import CameraReport, Crop, Detections, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
 from edge_agent.core.view import View
@@ -18,6 +19,7 @@ from edge_agent.core.view import View
 _TRACKER = TrackerParams()
 _PRESENCE = PresenceParams()
 _CROPS = CropParams()
+_EVERY_FRAME = IdleParams(fps=0.0)
 _END_REASONS = {Sight.DISABLED: "disabled", Sight.STOPPED: "shutdown"}
 
 # Presence, sight, number of faces, event ids, presence per zone.
@@ -48,6 +50,7 @@ class FacePipeline:
         tracker: When faces in two frames are the same one.
         presence: How fast presence turns on and off.
         crops: How crops are taken, and whether they are at first.
+        idle: How much is looked at while nobody is there; by default every frame.
 
     Attributes:
         enabled: Whether detection is switched on.
@@ -66,12 +69,14 @@ class FacePipeline:
         tracker: TrackerParams = _TRACKER,
         presence: PresenceParams = _PRESENCE,
         crops: CropParams = _CROPS,
+        idle: IdleParams = _EVERY_FRAME,
     ) -> None:
         self.camera = camera
         self.enabled = True
         self._params, self._detector, self._clock = params, detector, clock
         self._view = View(params)
         self._tracker = Tracker(tracker)
+        self._rate = AdaptiveRate(idle)
         self._book = AppearanceBook(new_id, crops, self._view.zones_of if params.zones else None)
         delays = _delays(params, presence)
         self._presence = PresenceMachine(delays)
@@ -92,7 +97,7 @@ class FacePipeline:
         return FrameInfo(self.camera, frame.sequence, moment, *self._view.size(width, height))
 
     def step(self, frame: Frame, info: FrameInfo) -> Outcome:
-        """Look at one frame; the caller releases it.
+        """Look at one frame, unless nobody is there and it shows nothing new; the caller releases it.
 
         Raises:
             EngineError: The detector's engine failed.
@@ -101,6 +106,8 @@ class FacePipeline:
             return Outcome(self.camera, info=info)
         picture = self._view.upright(frame)
         region, corner = self._view.region(picture)
+        if not self._rate.due(region, info.moment.t):
+            return Outcome(self.camera, info=info, idle=True)
         started_t = self._clock().t
         found = self._detector.detect(region)
         done_t = self._clock().t
@@ -111,6 +118,7 @@ class FacePipeline:
         events = self._book.close_missing(tracks)
         events += self._book.show(tracks, Look(picture, info, faces.score_kind, started_t, done_t - started_t))
         self._observe(t)
+        self._rate.looked(region, t, nobody=not tracks and self._presence.state is Presence.NO)
         return Outcome(
             self.camera, tuple(events), self._changed(info.moment), info, faces, self._book.take_first_crop()
         )
@@ -156,14 +164,22 @@ class FacePipeline:
             ValueError: Out of the detector's range.
         """
         self._detector.set_threshold(value)
+        self._rate.wake()
 
     def configure(
-        self, params: CameraParams, tracker: TrackerParams, presence: PresenceParams, crops: CropParams
+        self,
+        params: CameraParams,
+        tracker: TrackerParams,
+        presence: PresenceParams,
+        crops: CropParams,
+        idle: IdleParams = _EVERY_FRAME,
     ) -> None:
         """Take other *live* settings from now on; what needs a restart and the switches stay as they are."""
         self._params = params
         self._tracker.params = tracker
         self._book.params = crops
+        self._rate.params = idle
+        self._rate.wake()
         for machine, _, _ in self._machines():
             machine.params = _delays(params, presence)
 
@@ -209,6 +225,7 @@ class FacePipeline:
         if sight is self._sight:
             return None
         self._sight = sight
+        self._rate.wake()
         events: List[FaceEvent] = []
         if not sight.can_see:
             events = self._book.close_all(_END_REASONS.get(sight, "camera_lost"))

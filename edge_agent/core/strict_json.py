@@ -10,14 +10,14 @@ MAX_DIGITS = 20
 """Python 3.8 converts integers of any length, in quadratic time."""
 
 
-def parse(payload: bytes) -> Any:
+def parse(payload: bytes, max_bytes: int = MAX_BYTES) -> Any:
     """The value; strings in it are valid Unicode, numbers finite.
 
     Raises:
         ValueError: Too large, not UTF-8, not JSON, too deep, a key twice, NaN or infinity, a number too long.
     """
-    if len(payload) > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES} bytes")
+    if len(payload) > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes")
     try:
         text = payload.decode("utf-8")
     except UnicodeDecodeError:

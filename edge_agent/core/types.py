@@ -235,6 +235,7 @@ class Outcome:
         info: The frame behind it, or None for a step without one.
         detections: Of the frame; empty when there was none.
         first_crop: (event_id, crop) at the first acceptable crop of an appearance, for the retained image.
+        idle: The frame was not looked at, because nobody is there and it shows nothing new.
     """
 
     camera: str
@@ -243,6 +244,7 @@ class Outcome:
     info: Optional[FrameInfo] = None
     detections: Optional[Detections] = None
     first_crop: Optional[Tuple[str, Crop]] = None
+    idle: bool = False
 
 
 @dataclass(frozen=True)

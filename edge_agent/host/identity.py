@@ -16,7 +16,12 @@ CLOCK_WAS_SET = 1_600_000_000
 
 def uuid7() -> str:
     """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random; sortable, unique across nodes and boots."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return uuid7_of(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big"))
+
+
+def uuid7_of(unix_ms: int, random: int) -> str:
+    """The UUIDv7 of a time and 80 random bits, of which the version takes six."""
+    value = unix_ms << 80 | random
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     digits = f"{value:032x}"

@@ -30,6 +30,7 @@ class _Slot:
         self.served = 0
         self.taken = 0
         self.dropped = 0
+        self.idle = 0
 
 
 class SlotBoard:
@@ -105,6 +106,12 @@ class SlotBoard:
             slot.sights.clear()
         return Delivery(camera, sights, frame)
 
+    def count_idle(self, camera: str) -> None:
+        """The frame that was taken last was not looked at, since nobody is there and it shows nothing new."""
+        slot = self._slots[camera]
+        with self._condition:
+            slot.idle += 1
+
     def close(self) -> None:
         """Release what nobody will take any more, now and from now on."""
         with self._condition:
@@ -123,10 +130,10 @@ class SlotBoard:
             return {camera: slot.sight for camera, slot in self._slots.items()}
 
     def counters(self, camera: str) -> Counters:
-        """`inferred`: frames taken; `dropped_busy`: frames that a newer one displaced."""
+        """`inferred`: frames taken and looked at; `idle`: taken, and not; `dropped_busy`: displaced by a newer one."""
         slot = self._slots[camera]
         with self._condition:
-            return {"inferred": slot.taken, "dropped_busy": slot.dropped}
+            return {"inferred": slot.taken - slot.idle, "idle": slot.idle, "dropped_busy": slot.dropped}
 
     def _next(self) -> Optional[str]:
         waiting = [(slot.served, camera) for camera, slot in self._slots.items() if slot.frame or slot.sights]

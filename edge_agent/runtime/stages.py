@@ -256,8 +256,12 @@ class InferStage:
                     info = pipeline.info(frame, moment_of(frame.t, self._clock()))
                     if self._control is not None:
                         self._control.show(pipeline, frame, info)
-                    self._emit(pipeline.step(frame, info))
-                    self.capture_to_result[delivery.camera].add(self._clock().t - frame.t)
+                    result = pipeline.step(frame, info)
+                    self._emit(result)
+                    if result.idle:
+                        self._board.count_idle(delivery.camera)
+                    else:
+                        self.capture_to_result[delivery.camera].add(self._clock().t - frame.t)
         now = self._clock()
         for outcome in self._control.work(self._pipelines, now) if self._control is not None else ():
             self._emit(outcome)

@@ -93,6 +93,7 @@ class Telemetry:
         counters: Counters = {
             "frames": own.frames,
             "inferred": slot["inferred"],
+            "idle": slot["idle"],
             "dropped_busy": slot["dropped_busy"],
             "dropped_dark": own.dark,
             "stalls": own.stalls,

@@ -120,8 +120,11 @@ def judge(result: Dict[str, Any]) -> Dict[str, Any]:
         faults.append(f"memory grew by {growth:.1f} MB after settling")
     for camera, counters in result["counters"].items():
         dropped = sum(count for name, count in counters.items() if name.startswith("dropped_"))
-        if counters["frames"] != counters["inferred"] + dropped:
-            faults.append(f"{camera}: {counters['frames']} frames, {counters['inferred']} inferred, {dropped} dropped")
+        if counters["frames"] != counters["inferred"] + counters["idle"] + dropped:
+            faults.append(
+                f"{camera}: {counters['frames']} frames, {counters['inferred']} inferred, {counters['idle']} idle, "
+                f"{dropped} dropped"
+            )
         if result["events"][camera]["wrong"]:
             faults.append(f"{camera}: events missing or out of order: {result['events'][camera]}")
     if result["truth"]["file"] != "ON" or result["truth"]["folder"] != "OFF":
@@ -134,11 +137,14 @@ def judge(result: Dict[str, Any]) -> Dict[str, Any]:
 def table(result: Dict[str, Any]) -> str:
     """What a person reads."""
     first, last = result["rows"][int(len(result["rows"]) * SETTLED)], result["rows"][-1]
-    lines = ["| camera | frames | inferred | dropped, counted | events | presence |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| camera | frames | inferred | idle | dropped, counted | events | presence |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for camera, counters in result["counters"].items():
         dropped = sum(count for name, count in counters.items() if name.startswith("dropped_"))
         lines.append(
-            f"| {camera} | {counters['frames']} | {counters['inferred']} | {dropped} | "
+            f"| {camera} | {counters['frames']} | {counters['inferred']} | {counters['idle']} | {dropped} | "
             f"{result['events'][camera]['count']} | {result['truth'][camera]} |"
         )
     lines += [

@@ -24,7 +24,7 @@ def test_newest_frame_wins_and_the_displaced_one_is_released_and_counted():
     delivery = board.take(0)
     assert delivery.frame.sequence == 3
     assert released == [1, 2]
-    assert board.counters("a") == {"inferred": 1, "dropped_busy": 2}
+    assert board.counters("a") == {"inferred": 1, "idle": 0, "dropped_busy": 2}
     assert board.take(0) is None
 
 
@@ -75,7 +75,7 @@ def test_close_releases_what_nobody_will_take():
     board.close()
     board.close()
     assert released == [1]
-    assert board.counters("a") == {"inferred": 0, "dropped_busy": 1}
+    assert board.counters("a") == {"inferred": 0, "idle": 0, "dropped_busy": 1}
 
 
 def test_every_frame_is_either_inferred_or_dropped_under_contention():

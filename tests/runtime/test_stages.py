@@ -148,6 +148,24 @@ class Recorder:
         return Outcome(self.name, report=CameraReport(self.name, Presence.UNKNOWN, sight, moment))
 
 
+@pytest.mark.parametrize(("looked_at", "counted", "measured"), [(range(0), (0, 8), False), (range(1, 4), (3, 5), True)])
+def test_frames_that_were_not_looked_at_are_counted_as_idle_and_have_no_latency(looked_at, counted, measured):
+    class Idler(Recorder):
+        def step(self, frame, info):
+            return Outcome(self.name, info=info, idle=frame.sequence not in looked_at)
+
+    rig = Rig([[FRAME] * 9])
+    stage = InferStage(rig.board, ["door"], lambda: {"door": Idler("door")}, rig.clock, lambda outcome: None)
+    stage.setup()
+    for _ in range(9):
+        rig.stage.step()
+        rig.clock.advance(0.1)
+        stage.step()
+    counters = rig.board.counters("door")
+    assert (counters["inferred"], counters["idle"]) == counted and counters["dropped_busy"] == 0
+    assert (stage.capture_to_result["door"].percentiles_ms()["p99"] is not None) is measured
+
+
 def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames():
     rig = Rig([[FRAME] * 5])
     out, pipeline = [], Recorder("door")

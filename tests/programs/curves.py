@@ -1,5 +1,6 @@
 """Curves in one SVG file, without a plotting package."""
 
+import math
 from html import escape
 from typing import List, Mapping, NamedTuple, Sequence, Tuple
 
@@ -34,15 +35,17 @@ def svg(panels: Sequence[Panel]) -> str:
 def _panel(panel: Panel) -> List[str]:
     points = [point for curve in panel.curves.values() for point in curve]
     across = sorted({x for x, _ in points})
-    step = _round_step(max(y for _, y in points) / 4)
-    top = step * 5
+    most = max(y for _, y in points)
+    step = _round_step(most / 5)
+    ticks = math.ceil(most / step)
+    top = step * ticks
     right, floor = WIDE - 16, HIGH - BOTTOM
 
     def at(x: float, y: float) -> Tuple[float, float]:
         return LEFT + (right - LEFT) * x / across[-1], floor - (floor - TOP) * y / top
 
     parts = [f'<text x="{LEFT}" y="16" font-size="13" font-weight="bold">{escape(panel.title)}</text>']
-    for tick in range(6):
+    for tick in range(ticks + 1):
         _, y = at(0, tick * step)
         parts.append(f'<path d="M{LEFT} {y:.1f}H{right}" stroke="#ddd"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick * step:g}</text>')

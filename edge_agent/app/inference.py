@@ -15,6 +15,7 @@ from edge_agent.core.rate import IdleParams
 from edge_agent.core.requests import Rules
 from edge_agent.core.types import EngineInfo
 from edge_agent.core.view import needs_cpu
+from edge_agent.host.heap import trim
 from edge_agent.host.identity import uuid7
 from edge_agent.inference import open_engine
 from edge_agent.runtime.shared_pool import SharedPool
@@ -64,6 +65,7 @@ class Inference:
         """
         settings = self._settings
         self._engine = open_engine(settings.model, self._directory, self._tell)
+        trim()  # Loading takes the model's bytes several times over.
         self._pool.open(self._engine.pool)
         self._say_who_copies()
         self.info = self._engine.info

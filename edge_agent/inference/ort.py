@@ -52,6 +52,7 @@ class OrtEngine:
                 f"model {path}: sha256 is {digest}, expected {sha256}", "the file is damaged: fetch it again"
             )
         model = parse_onnx(data, str(path))
+        del data  # as large as all weights: ONNX Runtime reads its own copy
         require(model, str(path), contract)
         binding = bind(model, str(path))
         ort = _onnxruntime()

@@ -42,6 +42,7 @@ class AgentProcess:
         scripted: Use the scripted engine, which sees bright markers.
         version: Of MQTT.
         environ: More of the environment, such as systemd's variables.
+        python: Of another virtual environment.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class AgentProcess:
         scripted: bool = True,
         version: str = "5",
         environ: Mapping[str, str] = {},
+        python: str = sys.executable,
     ) -> None:
         base = {
             "NODE": "n",
@@ -64,14 +66,14 @@ class AgentProcess:
         self._own = None if state_dir else tempfile.TemporaryDirectory()
         self._state_dir = state_dir or Path(self._own.name)
         self._settings = {**base, **settings}
-        self._environ = environ
+        self._environ, self._python = environ, python
         self._log: List[str] = []
         self.process: Optional[subprocess.Popen[str]] = None
 
     def start(self) -> "AgentProcess":
         """Begin; returns at once."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edge_agent", "run"],
+            [self._python, "-m", "edge_agent", "run"],
             env={**environment(self._settings, self._state_dir), **self._environ},
             stderr=subprocess.PIPE,
             text=True,

@@ -74,6 +74,12 @@ class Broker:
         eventually(self._listens, f"mosquitto on {self.port}; see {self.log}")
         return self
 
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         """In order."""
         self._end(signal.SIGTERM)

@@ -16,9 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Deque, Dict, List, NamedTuple, Sequence, Tuple
 
 from edge_agent.capture.scene import Appearance, Scene
 from edge_agent.core.quality import CropParams
@@ -39,6 +40,7 @@ from tests.fakes.broker import Broker, Listener, eventually
 from tests.fakes.mqtt_agent import HEALTH, INFO, event, now, report
 from tests.fakes.proxy import PUBACK, PUBLISH, packets
 from tests.programs.chaos_ledger import script
+from tests.programs.soak import peak_rss_mb, sample
 
 P50_MS, P99_MS, ENQUEUE_P99_US = 5.0, 20.0, 50.0
 SWITCH_INTERVAL_S = 0.0005
@@ -151,6 +153,9 @@ class Fleet(NamedTuple):
     heard: int
     out_of_order: int
     seconds: float
+    acknowledged_ms: Figures
+    broker_cpu_s: float
+    broker_peak_mb: float
 
 
 def fleet(agents: int, seconds: float, processes: int = 2) -> Fleet:
@@ -171,9 +176,19 @@ def fleet(agents: int, seconds: float, processes: int = 2) -> Fleet:
         took_s = time.monotonic() - started_t
         stop.set()
         heard, disorder = results.get(timeout=60)
+        broker_cpu_s, broker_peak_mb = sample(broker.pid)["cpu_s"], peak_rss_mb(broker.pid)
         for process in (*sending, hearing):
             process.join(30)
-    return Fleet(sum(t[0] for t in told), sum(t[1] for t in told), heard, disorder, took_s)
+    return Fleet(
+        sum(t[0] for t in told),
+        sum(t[1] for t in told),
+        heard,
+        disorder,
+        took_s,
+        figures([ms for t in told for ms in t[2]]),
+        broker_cpu_s,
+        broker_peak_mb,
+    )
 
 
 def _send(port: int, numbers: List[int], seconds: float, results: Any) -> None:
@@ -187,30 +202,35 @@ def _send(port: int, numbers: List[int], seconds: float, results: Any) -> None:
         link.setblocking(False)
         selector.register(link, selectors.EVENT_READ)
     payload = json.dumps({"schema": "edge-agent.face-event/1", "padding": "x" * 950}).encode()
-    sent = acknowledged = 0
+    sent = 0
+    waiting: Dict[socket.socket, Deque[float]] = {link: deque() for link in links.values()}
+    late_ms: List[float] = []
     rounds = int(seconds * EVENTS_A_SECOND)
     began_t = time.monotonic()
     for seq in range(1, rounds + 1):
         for place, number in enumerate(numbers):
             topic = f"fleet/{number}/door/events".encode()
             body = struct.pack(">H", len(topic)) + topic + struct.pack(">HI", seq, seq) + payload
+            waiting[links[number]].append(time.monotonic())
             links[number].sendall(bytes((PUBLISH << 4 | 2,)) + _length(len(body)) + body)
             sent += 1
             due_t = began_t + (seq - 1 + place / len(numbers)) / EVENTS_A_SECOND
             while time.monotonic() < due_t:
-                acknowledged += _acks(selector, due_t - time.monotonic())
+                late_ms += _acks(selector, waiting, due_t - time.monotonic())
     until_t = time.monotonic() + 15.0
-    while acknowledged < sent and time.monotonic() < until_t:
-        acknowledged += _acks(selector, 0.1)
-    results.put((sent, acknowledged))
+    while len(late_ms) < sent and time.monotonic() < until_t:
+        late_ms += _acks(selector, waiting, 0.1)
+    results.put((sent, len(late_ms), late_ms))
 
 
-def _acks(selector: selectors.BaseSelector, wait_s: float) -> int:
-    count = 0
+def _acks(selector: selectors.BaseSelector, waiting: Dict[socket.socket, Deque[float]], wait_s: float) -> List[float]:
+    """Milliseconds that each acknowledgement took; a link's come in the order of its events."""
+    late_ms = []
     for key, _ in selector.select(max(0.0, wait_s)):
         link: Any = key.fileobj
-        count += len(link.recv(65536)) // 4
-    return count
+        count = len(link.recv(65536)) // 4
+        late_ms += [1000.0 * (time.monotonic() - waiting[link].popleft()) for _ in range(count)]
+    return late_ms
 
 
 def _hear(port: int, ready: Any, stop: Any, results: Any) -> None:

@@ -59,6 +59,12 @@ def settings(folder: Path, port: int) -> Dict[str, Any]:
     }
 
 
+def peak_rss_mb(pid: int) -> float:
+    """The most that was ever resident, as the kernel has counted it."""
+    status = (Path("/proc") / str(pid) / "status").read_text("ascii")
+    return int(status.split("VmHWM:", 1)[1].split()[0]) * 1024 / 1e6
+
+
 def captured(health: Optional[bytes]) -> int:
     """Frames that came in so far, of all cameras."""
     cameras = json.loads(health or b"{}").get("cameras", {})

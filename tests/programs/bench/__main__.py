@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ PROMPT = "set_tcp_nodelay true\n"
 def main() -> int:
     """The command line."""
     args = _arguments()
-    about = _about()
+    about = _about(args)
     with tempfile.TemporaryDirectory() as name, Broker(Path(name), PROMPT) as broker:
         print("making the network and its INT8 version", file=sys.stderr)
         gray = [cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for jpegs in pictures().values()]
@@ -99,13 +98,13 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _about() -> Dict[str, Any]:
+def _about(args: argparse.Namespace) -> Dict[str, Any]:
     cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.machine())  # fmt: skip
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{len(os.sched_getaffinity(0))} x {cpu}, Python {platform.python_version()}",
-        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
+        "command": f"scripts/bench --rounds {args.rounds} --onsets {args.onsets} --fps {args.fps:g}",
         "load_before": os.getloadavg(),
     }
 

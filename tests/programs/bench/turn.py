@@ -168,8 +168,14 @@ def take_turn(arm: Arm, port: int, fps: float, onsets: int, seed: int) -> Turn:
         first_s = None
         try:
             if arm.visits:
-                if not ear.first.wait(START_DEADLINE_S):
-                    raise _failed(arm, state, f"no event within {START_DEADLINE_S:g} s of its launch")
+                while (
+                    not ear.first.wait(0.1)
+                    and process.poll() is None
+                    and time.monotonic() < launched_t + START_DEADLINE_S
+                ):
+                    pass
+                if not ear.first.is_set():
+                    raise _failed(arm, state, f"no event within {time.monotonic() - launched_t:.0f} s of its launch")
                 first_s = ear.events[0].t - launched_t
                 time.sleep(SETTLE_S)
                 began_t = time.monotonic()

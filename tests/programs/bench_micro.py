@@ -4,7 +4,7 @@
 
 scikit-learn's DBSCAN, OpenCV's NMS, norfair's and `trackers`' trackers (pip install '.[bench]'; what is not installed
 is left out, and said). Then all of the agent's own work per frame beside the network's. Prints tables; ends with 1 when
-the agent's share is over its promise.
+the agent's share is over its promise. `--frigate` adds Frigate's own work per frame, from a checkout.
 
 The alternatives are not like for like: NVIDIA's DBSCAN also averages its groups, and those trackers keep covariances or
 second passes that faces of one camera do without. The table says what each costs, not what each is worth.
@@ -36,11 +36,13 @@ from edge_agent.inference.ort import OrtEngine
 from tests.programs.bench.network import files
 from tests.programs.bench.report import Line, markdown, verdicts
 from tests.programs.bench.scene import pictures
+from tests.programs.bench_frigate import frigate_frame
 
 FACES = (1, 5, 20)
 IOU, EPS, MIN_BOXES = 0.5, 0.7, 3
 SOURCE = (640, 480)
 LIMITS = {1: 0.08, 20: 0.15}
+FRIGATE_LIMITS = {1: 1 / 5, 20: 1 / 20}
 
 Call = Callable[[], Any]
 Maker = Callable[[int], Call]
@@ -165,6 +167,11 @@ def whole(engine: OrtEngine, faces: int) -> Tuple[Call, Call]:
     return besides, lambda: engine.run(tensor)
 
 
+def _frigate(checkout: Path, faces: int) -> Call:
+    grays = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), 0) for jpeg in pictures()[0]]
+    return frigate_frame(checkout, grays, [seen.xyxy.astype(float) for seen in sightings(faces)])
+
+
 def measure(calls: Dict[Any, Call], rounds: int, repeats: int) -> Dict[Any, float]:
     """Median microseconds of processor time per call, all threads of this process; calls take turns."""
     times: Dict[Any, List[float]] = {key: [] for key in calls}
@@ -184,6 +191,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-micro", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--frigate", type=Path, metavar="CHECKOUT", help="time Frigate's own work per frame beside ours"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of other people's packages
@@ -205,13 +215,20 @@ def main() -> int:
         gray = [cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for jpegs in pictures().values()]
         engine = OrtEngine(files(Path(folder), gray).int8, FACEDETECTIR)
         pairs = {faces: whole(engine, faces) for faces in FACES}
-        timed = measure({(n, part): pairs[n][part] for n in FACES for part in (0, 1)}, args.rounds, args.repeats)
+        parts: Dict[Any, Call] = {(n, part): pairs[n][part] for n in FACES for part in (0, 1)}
+        if args.frigate:
+            parts.update({(n, "frigate"): _frigate(args.frigate, n) for n in FACES})
+        timed = measure(parts, args.rounds, args.repeats)
         engine.close()
     judged = [
         Line(f"2 pre- and postprocessing / inference int8, {faces} face(s)", timed[faces, 0] / timed[faces, 1],
              limit, f"{timed[faces, 0]:.0f} of {timed[faces, 1]:.0f} us; one thread; no capture, no MQTT")
         for faces, limit in LIMITS.items()
     ]  # fmt: skip
+    for faces, limit in FRIGATE_LIMITS.items() if args.frigate else ():
+        ours, theirs = timed[faces, 0], timed[faces, "frigate"]
+        note = f"{ours:.0f} of {theirs:.0f} us; its queues, decode and detector left out"
+        judged.append(Line(f"2 the same / Frigate's per frame, {faces} face(s)", ours / theirs, limit, note))
     print("\n".join([*markdown(rows), "", *verdicts(judged)]))
     if args.json:
         said = {"steps_us": {" / ".join(map(str, key)): round(us, 1) for key, us in steps.items()},

@@ -20,6 +20,7 @@ class Result(NamedTuple):
     camera_dropped: int
     frames: int
     infer_ms: Sequence[float]
+    rounds_ms: Sequence[Sequence[float]]
 
     @property
     def p50_ms(self) -> float:
@@ -50,6 +51,7 @@ def results(turns: Sequence[Turn]) -> Dict[str, Result]:
             sum(turn.camera_dropped for turn in own),
             sum(turn.frames for turn in own),
             [ms for turn in own for ms in turn.infer_ms],
+            [score.latencies_ms for score in scores],
         )
     return found
 
@@ -123,10 +125,13 @@ def _less(whole: Optional[float], part: Optional[float]) -> Optional[float]:
 
 
 def _drift(result: Optional[Result]) -> Optional[float]:
-    if result is None or len(result.score.latencies_ms) < 4:
-        return None
-    half = len(result.score.latencies_ms) // 2
-    return median(result.score.latencies_ms[half:]) / median(result.score.latencies_ms[:half])
+    """How much later events are in the second half of a round than in its first; the median round."""
+    halves = (
+        [(late[: len(late) // 2], late[len(late) // 2 :]) for late in result.rounds_ms if len(late) > 3]
+        if result
+        else []
+    )
+    return median([median(second) / median(first) for first, second in halves]) if halves else None
 
 
 _HEADS = ("arm", "onset p50", "p90", "worst ms", "onsets", "missed", "stale", "CPU ms/frame", "of it decode",

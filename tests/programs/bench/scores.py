@@ -1,0 +1,93 @@
+"""From what the camera showed and the subscriber heard to figures. Pure."""
+
+import statistics
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+
+
+class Onset(NamedTuple):
+    """A face came at `t` (its first picture left the camera), went at `until_t`, and was at one place meanwhile."""
+
+    t: float
+    until_t: float
+    slot: int
+
+
+class Heard(NamedTuple):
+    """An event at the subscriber; `slot` None when it does not say where."""
+
+    t: float
+    slot: Optional[int]
+
+
+class Sample(NamedTuple):
+    """What an arm had used and done at one time."""
+
+    t: float
+    cpu_s: float
+    processed: int
+    read: int
+
+
+class Score(NamedTuple):
+    """What became of the onsets."""
+
+    latencies_ms: Tuple[float, ...]
+    missed: int
+    stale: int
+
+
+def judge(onsets: Sequence[Onset], events: Sequence[Heard]) -> Score:
+    """Latency of every onset: from its first picture to its first event.
+
+    An event that says where the face was belongs to the last visit to that place, however late it comes; it is stale
+    when that face had gone by then, and its latency counts all the same. One that does not say where belongs to the
+    last onset, which flatters an arm that lags. An onset without an event is missed.
+    """
+    first: Dict[int, float] = {}
+    stale = 0
+    for event in events:
+        shown = [n for n, onset in enumerate(onsets) if onset.t <= event.t and event.slot in (None, onset.slot)]
+        if shown and shown[-1] not in first:
+            first[shown[-1]] = event.t
+            stale += event.t > onsets[shown[-1]].until_t
+    late = tuple(1e3 * (first[n] - onset.t) for n, onset in enumerate(onsets) if n in first)
+    return Score(late, len(onsets) - len(late), stale)
+
+
+class Work(NamedTuple):
+    """Rates over the time between an arm's first sample and its last."""
+
+    seconds: float
+    processed: int
+    read: int
+    cpu_s: float
+
+    @property
+    def cpu_per_frame_ms(self) -> float:
+        return 1e3 * self.cpu_s / self.processed if self.processed else float("nan")
+
+    @property
+    def processed_fps(self) -> float:
+        return self.processed / self.seconds if self.seconds else 0.0
+
+
+def work(rounds: Sequence[Sequence[Sample]]) -> Work:
+    """Sum over rounds."""
+    whole = [(samples[0], samples[-1]) for samples in rounds if len(samples) > 1]
+    return Work(
+        sum(last.t - first.t for first, last in whole),
+        sum(last.processed - first.processed for first, last in whole),
+        sum(last.read - first.read for first, last in whole),
+        sum(last.cpu_s - first.cpu_s for first, last in whole),
+    )
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The nearest of the values; NaN of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def median(values: Sequence[float]) -> float:
+    """NaN of none."""
+    return statistics.median(values) if values else float("nan")

@@ -54,7 +54,9 @@ def add_parser(subparsers: Any) -> None:
         "--model", default="centerface", metavar="NAME", help="as 'list' shows it; .onnx, .uff or .etlt"
     )
     building.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto")
-    building.add_argument("--calibration", metavar="FILE", help="INT8 calibration cache; default: the fetched model's")
+    building.add_argument(
+        "--calibration", metavar="FILE", help="INT8 calibration cache; default: by 'calibrate', else the fetched model's"
+    )
     building.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
     building.add_argument("--labels-file", metavar="FILE", help="class names; default: labels.txt beside the model")
     building.add_argument("--key", help="what an .etlt is encrypted with; default: NVIDIA's tlt_encode")

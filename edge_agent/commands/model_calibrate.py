@@ -14,7 +14,6 @@ import numpy as np
 from edge_agent.commands.frames import gather
 from edge_agent.commands.progress import progress
 from edge_agent.core.camera import CameraParams
-from edge_agent.core.contract import CENTERFACE
 from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.evaluation import Tally, Truth
 from edge_agent.core.frame import Picture
@@ -58,12 +57,10 @@ def run(args: argparse.Namespace, directory: Path) -> int:
         raise InputError(f"--frames {args.frames}: expected {LEAST_FRAMES} or more")
     if not args.seconds > 0:
         raise InputError(f"--seconds {args.seconds:g}: expected a number above 0")
-    if args.long_side is not None and (args.long_side < 64 or args.long_side % CENTERFACE.multiple):
-        raise InputError(f"--long-side {args.long_side}", "expected a multiple of 32, 64 or more")
     camera, params = _settings(args)
     network = read_network(
         params.model,
-        Path(args.models_dir or params.models_dir or directory),
+        Path(params.models_dir or directory),
         params.class_name,
         params.long_side,
         labels_file=params.labels_file,
@@ -94,18 +91,17 @@ def run(args: argparse.Namespace, directory: Path) -> int:
 
 def _settings(args: argparse.Namespace) -> Tuple[Optional[CameraParams], "EngineParams"]:
     """The camera of the settings, if one was named, and the model: the settings' for a camera, unless told."""
+    from edge_agent.commands.engine_words import over
     from edge_agent.config.settings import load_settings
     from edge_agent.inference import EngineParams
 
-    asked = {name: getattr(args, name) for name in ("model", "class_name", "labels_file", "key", "long_side")}
-    told = {name: value for name, value in asked.items() if value is not None}
     if args.camera is None:
-        return None, replace(EngineParams(), **told)
+        return None, over(EngineParams(), args)
     settings = load_settings(os.environ, args.env_file)
     if args.camera not in settings.cameras:
         known = ", ".join(settings.cameras) or "none"
         raise InputError(f"--camera {args.camera}: the settings have no such camera", f"expected one of: {known}")
-    return settings.cameras[args.camera], replace(settings.model, **told)
+    return settings.cameras[args.camera], over(settings.model, args)
 
 
 def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:

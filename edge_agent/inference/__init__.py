@@ -72,7 +72,7 @@ class EngineParams:
     )
     calibration: Optional[str] = param(
         None,
-        "Path of the model's INT8 calibration cache for TensorRT; when unset what 'model calibrate' made of it, else the "
+        "Path of the model's INT8 calibration cache for TensorRT; when unset what 'model calibrate' made, else the "
         "fetched model's own",
         restart=True,
     )

@@ -1,4 +1,4 @@
-"""Proves the GPU path on a real CUDA machine: kernel, buffers, cameras' memory, contexts over threads, leaks, speed, engines.
+"""Proves the GPU path on a real CUDA machine: kernel, memory, contexts over threads, leaks, throughput, engines.
 
     scripts/gpu-check [--frames 100000] [--model centerface]
 

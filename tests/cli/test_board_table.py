@@ -17,7 +17,7 @@ from tests.fakes.jetpack4 import JetPack4
 from tests.fakes.views import wandering
 from tests.inference import graphs
 
-pytest.importorskip("onnxruntime", reason="the fake TensorRT needs it: pip install 'edge-agent[cpu]'")
+pytest.importorskip("onnxruntime", reason="the fake TensorRT needs it: pip install onnxruntime")
 
 
 def plugged(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, backend: str = "tensorrt") -> FakeBoard:

@@ -2,15 +2,17 @@
 
 import time
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import Callable, List, NamedTuple, Optional
 
 import numpy as np
 
 from edge_agent.capture import PICTURE_SUFFIXES, SourceOptions, open_source
 from edge_agent.capture.address import split_file
+from edge_agent.core.camera import CameraParams
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Source
 from edge_agent.core.types import Array
+from edge_agent.core.view import View
 from edge_agent.errors import EndOfStream, InputError
 
 _GRID = 16
@@ -47,18 +49,18 @@ class Gathering:
         self._kept: List[_Kept] = []
         self.seen = self.alike = self.flat = 0
 
-    def offer(self, frame: Frame) -> None:
-        """Look at a frame, which stays the caller's."""
+    def offer(self, picture: Picture) -> None:
+        """Look at the picture of the next frame, which stays the caller's."""
         self.seen += 1
         if self._kept and self.seen - self._kept[-1].at < self._gap:
             return
-        sketch = _sketch(frame.levels.to_gray8(frame.pixels))
+        sketch = _sketch(picture.levels.to_gray8(picture.pixels))
         if float(np.ptp(sketch)) < _FLAT:
             self.flat += 1
         elif any(float(np.abs(sketch - other.sketch).max()) < _ALIKE for other in self._kept):
             self.alike += 1
         else:
-            self._kept.append(_Kept(self.seen, sketch, Picture(frame.pixels.copy(), frame.levels)))
+            self._kept.append(_Kept(self.seen, sketch, Picture(picture.pixels.copy(), picture.levels)))
         if len(self._kept) == 2 * self._wanted:
             self._thin_out()
 
@@ -76,13 +78,23 @@ class Gathering:
         return [self._kept[place].picture for place in (places if count > self._wanted else range(count))]
 
 
-def gather(uri: str, wanted: int, seconds: float, least: int) -> List[Picture]:
+def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[CameraParams] = None) -> List[Picture]:
     """Pictures of a source: files and folders are read to their end, whatever is live for `seconds`.
+
+    Args:
+        uri: The source.
+        wanted: How many.
+        seconds: See above.
+        least: With how many it is still of use.
+        camera: Whose source it is, when the agent has it: pictures are then as the engine gets them, turned upright,
+            masked, and cut to the region of interest.
 
     Raises:
         InputError: There are fewer than `least` that differ, or the source cannot be understood.
         SourceError: It cannot be opened, or broke.
     """
+    from edge_agent.config.derived import source_options
+
     # Of anything else than a file, no path that exists comes out.
     path = split_file(uri)[0] if "://" not in uri or uri.startswith("file:") else Path(uri)
     if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
@@ -90,11 +102,11 @@ def gather(uri: str, wanted: int, seconds: float, least: int) -> List[Picture]:
     finite = path.is_dir() or path.is_file()
     if finite and "?" not in uri:
         uri += "?pace=fast"
-    source = open_source(uri, SourceOptions())
+    source = open_source(uri, SourceOptions() if camera is None else source_options(camera))
     found = Gathering(wanted)
     source.open()
     try:
-        _read(source, found, float("inf") if finite else seconds)
+        _read(source, found, float("inf") if finite else seconds, _look_of(camera))
     finally:
         source.close()
     pictures = found.pictures()
@@ -107,7 +119,15 @@ def gather(uri: str, wanted: int, seconds: float, least: int) -> List[Picture]:
     return pictures
 
 
-def _read(source: Source, found: Gathering, seconds: float) -> None:
+def _look_of(camera: Optional[CameraParams]) -> Callable[[Frame], Picture]:
+    """From a frame to what the engine gets, valid until the frame's release."""
+    if camera is None:
+        return lambda frame: Picture(frame.pixels, frame.levels)
+    view = View(camera)
+    return lambda frame: view.region(view.upright(frame))[0]
+
+
+def _read(source: Source, found: Gathering, seconds: float, look: Callable[[Frame], Picture]) -> None:
     started = last = time.monotonic()
     while time.monotonic() - started < seconds:
         try:
@@ -120,7 +140,7 @@ def _read(source: Source, found: Gathering, seconds: float) -> None:
             continue
         last = time.monotonic()
         with frame:
-            found.offer(frame)
+            found.offer(look(frame))
 
 
 def _sketch(gray: Array) -> Array:

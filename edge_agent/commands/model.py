@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from edge_agent.commands import model_calibrate, model_deepstream
-from edge_agent.errors import InputError
 from edge_agent.inference import models
 from edge_agent.inference.onnx_contract import describe
 
@@ -50,16 +49,17 @@ def add_parser(subparsers: Any) -> None:
     converting.add_argument("--json", action="store_true", help="print JSON")
 
     building = actions.add_parser("build", help="make and prove the TensorRT engine that the agent then finds ready")
+    building.add_argument("--env-file", type=Path, metavar="FILE", help="settings of the agent; words outrank them")
+    building.add_argument("--model", metavar="NAME", help="as 'list' shows it, or a file; default centerface")
+    building.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), help="default auto")
     building.add_argument(
-        "--model", default="centerface", metavar="NAME", help="as 'list' shows it; .onnx, .uff or .etlt"
+        "--calibration", metavar="FILE", help="of INT8; default: what 'calibrate' made, else the fetched model's"
     )
-    building.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto")
-    building.add_argument("--calibration", metavar="FILE", help="INT8 calibration cache; default: the fetched model's")
     building.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
     building.add_argument("--labels-file", metavar="FILE", help="class names; default: labels.txt beside the model")
     building.add_argument("--key", help="what an .etlt is encrypted with; default: NVIDIA's tlt_encode")
-    building.add_argument("--long-side", type=int, default=384, metavar="PX", help="of CenterFace's input; default 384")
-    building.add_argument("--workspace-mb", type=int, default=256, metavar="MB", help="scratch memory; default 256")
+    building.add_argument("--long-side", type=int, metavar="PX", help="of CenterFace's input; default 384")
+    building.add_argument("--workspace-mb", type=int, metavar="MB", help="scratch memory; default 256")
     building.add_argument("--dla-core", type=int, metavar="N", help="use a deep learning accelerator, not the GPU")
     building.add_argument("--rebuild", action="store_true", help="even where there is an engine already")
     building.add_argument("--cache-dir", type=Path, metavar="DIR", help="of engines; default: as the agent looks")
@@ -174,25 +174,29 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace, directory: Path) -> int:
+    from edge_agent.commands.engine_words import over
+    from edge_agent.config.settings import load_settings
+    from edge_agent.inference import EngineParams
     from edge_agent.inference.cuda_kernel import cache_dir
     from edge_agent.inference.trt_cache import describe as counted
     from edge_agent.inference.trt_open import BuildOptions, open_network
     from edge_agent.inference.trt_source import read_network
 
-    if args.long_side < 64 or args.long_side % 32:
-        raise InputError(f"--long-side {args.long_side}", "expected a multiple of 32, 64 or more")
+    params = over(EngineParams() if args.env_file is None else load_settings(os.environ, args.env_file).model, args)
     network = read_network(
-        args.model,
-        directory,
-        args.class_name,
-        args.long_side,
-        args.calibration,
-        labels_file=args.labels_file,
-        key=args.key,
+        params.model,
+        Path(params.models_dir or directory),
+        params.class_name,
+        params.long_side,
+        params.calibration,
+        labels_file=params.labels_file,
+        key=params.key,
     )
-    options = BuildOptions(args.precision, args.workspace_mb, args.dla_core, rebuild=args.rebuild)
+    options = BuildOptions(
+        params.precision, params.workspace_mb, params.dla_core, params.interpolation, rebuild=args.rebuild
+    )
     folder = args.cache_dir or cache_dir(os.environ)
-    python = os.environ.get("EDGE_AGENT_MODEL__TENSORRT_PYTHON")
+    python = params.tensorrt_python or os.environ.get("EDGE_AGENT_MODEL__TENSORRT_PYTHON")
     opened = open_network(network, options, folder, os.environ, _tell, python)
     info, manifest = opened.engine.info, opened.manifest
     opened.engine.close()

@@ -3,21 +3,25 @@
 import argparse
 import hashlib
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from edge_agent.commands.frames import gather
 from edge_agent.commands.progress import progress
-from edge_agent.core.contract import CENTERFACE
+from edge_agent.core.camera import CameraParams
 from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.evaluation import Tally, Truth
 from edge_agent.core.frame import Picture
 from edge_agent.core.types import Array, Detections
 from edge_agent.errors import InputError
+
+if TYPE_CHECKING:
+    from edge_agent.inference import EngineParams
 
 LEAST_FRAMES = 16
 _DOUBT = 0.1  # of a score: so near the threshold, the float network itself is not sure
@@ -26,15 +30,20 @@ _DOUBT = 0.1  # of a score: so near the threshold, the float network itself is n
 def add_parser(actions: Any) -> None:
     """Declare the action."""
     parser = actions.add_parser("calibrate", help="make INT8 versions of a model from your own pictures")
-    parser.add_argument("--source", required=True, metavar="SRC", help="camera, stream, video, or folder of pictures")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--source", metavar="SRC", help="camera, stream, video, or folder of pictures")
+    source.add_argument(
+        "--camera", metavar="NAME", help="of the settings: its source and model, its turn, masks, region"
+    )
+    parser.add_argument("--env-file", type=Path, metavar="FILE", help="settings of the agent, for --camera")
     parser.add_argument("--frames", type=int, default=128, metavar="N", help="pictures to take (default 128)")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="watch a live source so long")
-    parser.add_argument("--model", default="centerface", metavar="NAME", help="as 'list' shows it; .onnx or .uff")
+    parser.add_argument("--model", metavar="NAME", help="as 'list' shows it; .onnx or .uff; default centerface")
     parser.add_argument("--for", dest="target", choices=("all", "tensorrt", "cpu"), default="all", help="default all")
     parser.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
     parser.add_argument("--labels-file", metavar="FILE", help="the model's class names; default labels.txt beside it")
     parser.add_argument("--key", help="what an .etlt is encrypted with; default NVIDIA's published one")
-    parser.add_argument("--long-side", type=int, default=384, metavar="PX", help="of CenterFace's input; default 384")
+    parser.add_argument("--long-side", type=int, metavar="PX", help="of CenterFace's input; default 384")
     parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -48,22 +57,22 @@ def run(args: argparse.Namespace, directory: Path) -> int:
         raise InputError(f"--frames {args.frames}: expected {LEAST_FRAMES} or more")
     if not args.seconds > 0:
         raise InputError(f"--seconds {args.seconds:g}: expected a number above 0")
-    if args.long_side < 64 or args.long_side % CENTERFACE.multiple:
-        raise InputError(f"--long-side {args.long_side}", "expected a multiple of 32, 64 or more")
+    camera, params = _settings(args)
     network = read_network(
-        args.model,
-        directory,
-        args.class_name,
-        args.long_side,
-        labels_file=args.labels_file,
-        key=args.key,
+        params.model,
+        Path(params.models_dir or directory),
+        params.class_name,
+        params.long_side,
+        labels_file=params.labels_file,
+        key=params.key,
         sealed_too=False,
     )
     on_cpu = network.path.with_suffix(".onnx")  # an .etlt runs there as what was made of it
     for_cpu = args.target != "tensorrt" and on_cpu.is_file()
     if args.target == "cpu" and not for_cpu:
         raise InputError(f"model {network.name} does not run on a CPU as it is", "convert it: edge-agent model convert")
-    pictures = gather(args.source, args.frames, args.seconds, LEAST_FRAMES)
+    uri = args.source if camera is None else camera.uri
+    pictures = gather(uri, args.frames, args.seconds, LEAST_FRAMES, camera)
     # What is judged by is not calibrated with.
     fit, judge = (pictures[::2], pictures[1::2]) if for_cpu else (pictures, [])
     amplitudes = measure(network, progress(fit, "calibrating"))
@@ -78,6 +87,21 @@ def run(args: argparse.Namespace, directory: Path) -> int:
         for key, value in report.items():
             print(f"{key:19} {value}")
     return 0
+
+
+def _settings(args: argparse.Namespace) -> Tuple[Optional[CameraParams], "EngineParams"]:
+    """The camera of the settings, if one was named, and the model: the settings' for a camera, unless told."""
+    from edge_agent.commands.engine_words import over
+    from edge_agent.config.settings import load_settings
+    from edge_agent.inference import EngineParams
+
+    if args.camera is None:
+        return None, over(EngineParams(), args)
+    settings = load_settings(os.environ, args.env_file)
+    if args.camera not in settings.cameras:
+        known = ", ".join(settings.cameras) or "none"
+        raise InputError(f"--camera {args.camera}: the settings have no such camera", f"expected one of: {known}")
+    return settings.cameras[args.camera], over(settings.model, args)
 
 
 def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:

@@ -5,12 +5,14 @@ import importlib.util
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
 
 import numpy as np
 
 from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
 from edge_agent.errors import EdgeAgentError, MissingPackage
+from edge_agent.inference.trt_find import JETPACK_4
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
@@ -33,15 +35,20 @@ PACKAGES: Tuple[Tuple[str, str, str], ...] = (
     ("systemd", "structured journal fields", "sudo apt-get install python3-systemd"),
 )
 NEEDED = ("numpy", "paho.mqtt", "pydantic_settings")
+IN_A_WORKER = ("tensorrt", "pycuda")
+"""What the agent's own Python lacks on JetPack 4, whose TensorRT is another interpreter's."""
 
 
-def software() -> Iterator[Finding]:
+def software(jetpack_4: Path = JETPACK_4) -> Iterator[Finding]:
     """Python and packages."""
     yield Finding("python", OK, f"{sys.version.split()[0]} at {sys.executable}")
     for name, purpose, remedy in PACKAGES:
         spec = importlib.util.find_spec(name.split(".")[0])
         # Any folder of that name, such as this repository's `systemd`, is a package without an origin.
         if spec is None or spec.origin is None:
+            if name in IN_A_WORKER and jetpack_4.exists():
+                yield Finding(name, OK, f"not here: on JetPack 4 a worker of {jetpack_4} runs TensorRT; see gpu")
+                continue
             yield Finding(name, FAIL if name in NEEDED else NOTE, f"not installed ({purpose})", remedy)
             continue
         try:
@@ -71,7 +78,8 @@ def engine(settings: "Settings") -> Iterator[Finding]:
     from edge_agent.inference.models import models_dir
     from edge_agent.inference.trt_golden import golden_picture
 
-    opened = open_engine(settings.model, models_dir(settings.model.models_dir, os.environ))
+    directory = models_dir(settings.model.models_dir, os.environ)
+    opened = open_engine(settings.model, directory, lambda line: print(f"      {line}", file=sys.stderr, flush=True))
     try:
         picture = Picture(np.full((480, 640), 128, np.uint8))
         opened.infer(picture)

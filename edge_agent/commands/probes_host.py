@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Iterator, List, Optional
 
 from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
 from edge_agent.errors import EngineError, MissingPackage
+from edge_agent.inference.trt_find import JETPACK_4, find_place
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
@@ -20,19 +21,19 @@ GPU_NODES = ("dev/nvidia0", "dev/nvidiactl", "dev/nvhost-gpu", "dev/nvhost-ctrl-
              "dev/dri/renderD*")  # fmt: skip
 
 
-def gpu(settings: "Settings") -> Iterator[Finding]:
-    """The driver is there and a CUDA context opens; or the CPU is used."""
-    from edge_agent.inference.cuda import open_cuda
-
-    needed = settings.model.backend == "tensorrt"
+def gpu(settings: "Settings", jetpack_4: Path = JETPACK_4) -> Iterator[Finding]:
+    """TensorRT has a GPU, here or in JetPack 4's worker; or the CPU is used."""
+    params = settings.model
+    needed = params.backend == "tensorrt"
     try:
-        cuda = open_cuda()
-        found = f"{cuda.name} (sm_{cuda.sm}), driver for CUDA {cuda.cuda_version}, a context opens"
-        cuda.close()
+        place = find_place(params.tensorrt_python, os.environ, jetpack_4)
     except (MissingPackage, EngineError) as error:
-        words = f"no GPU: the CPU is used ({error.message})" if not needed else error.message
+        words = error.message if needed else f"the CPU is used, because {error.message}"
         yield Finding("gpu", FAIL if needed else NOTE, words, error.hint)
         return
+    worker = "" if place.worker is None else f", in a worker of {place.worker}"
+    found = f"{place.gpu} (sm_{place.sm}), driver for CUDA {place.cuda_version}, TensorRT {place.version}{worker}"
+    place.close()
     yield Finding("gpu", OK, found)
 
 

@@ -2,15 +2,15 @@
 
 import sys
 import time
-from typing import Iterable, Iterator, Sequence, TextIO, TypeVar
+from typing import Iterable, Iterator, Optional, Sequence, TextIO, TypeVar
 
 T = TypeVar("T")
 WIDTH = 30
 
 
-def progress(items: Sequence[T], what: str, stream: TextIO = sys.stderr) -> Iterator[T]:
+def progress(items: Sequence[T], what: str, stream: Optional[TextIO] = None) -> Iterator[T]:
     """Yield `items`, drawing how far it is: a bar on a terminal, else a line at every tenth."""
-    return _draw(items, len(items), what, stream)
+    return _draw(items, len(items), what, stream or sys.stderr)
 
 
 def _draw(items: Iterable[T], total: int, what: str, stream: TextIO) -> Iterator[T]:

@@ -11,11 +11,3 @@ def rss_bytes(proc: Path = Path("/proc/self")) -> Optional[int]:
         return int((proc / "statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
-
-
-def open_files(proc: Path = Path("/proc/self")) -> Optional[int]:
-    """Open file descriptors now."""
-    try:
-        return sum(1 for _ in (proc / "fd").iterdir())
-    except OSError:
-        return None

@@ -72,7 +72,8 @@ class EngineParams:
     )
     calibration: Optional[str] = param(
         None,
-        "Path of the model's INT8 calibration cache for TensorRT; the fetched model's own when unset",
+        "Path of the model's INT8 calibration cache for TensorRT; when unset what 'model calibrate' made, else the "
+        "fetched model's own",
         restart=True,
     )
     workspace_mb: int = param(

@@ -114,7 +114,9 @@ def write_beside(path: Path, data: bytes) -> None:
     except OSError as error:
         if scratch.exists():
             scratch.unlink()
-        raise InputError(f"{path}: cannot be written: {error.strerror}", "choose another folder with --out") from error
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror}", "expected a model in a folder that may be written"
+        ) from error
 
 
 def cpu_name() -> str:

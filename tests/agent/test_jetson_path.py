@@ -19,8 +19,9 @@ from edge_agent.config.derived import source_options
 from edge_agent.config.settings import load_settings
 from edge_agent.inference.cuda_preprocess import ARGUMENTS
 from tests.fakes import uff_writer
+from tests.fakes.board_faults import calibrated
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
-from tests.fakes.gpu import FakeBoard
+from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.libcuda import FakeDriverLibrary
 from tests.fakes.service_manager import ServiceManager
@@ -207,13 +208,13 @@ BOTH = (abi.MEMORY_MMAP, abi.MEMORY_USERPTR)
 
 
 @pytest.mark.parametrize(
-    ("version", "board", "model", "call", "io_modes", "mode"),
+    ("version", "board", "model", "call", "precision", "io_modes", "mode"),
     [
-        ("8.2", "nano", uff, "execute_async", BOTH, "copied"),
-        ("8.2", "xavier-nx", onnx, "execute_async_v2", MMAP_ONLY, "registered"),
-        ("8.6", "agx-xavier", uff, "execute_async", BOTH, "userptr"),
-        ("10.3", "orin", onnx, "execute_async_v3", BOTH, "userptr"),
-        ("11.4", "thor", onnx, "execute_async_v3", MMAP_ONLY, "registered"),
+        ("8.2", "nano", uff, "execute_async", "fp16", BOTH, "copied"),
+        ("8.2", "xavier-nx", onnx, "execute_async_v2", "int8", MMAP_ONLY, "registered"),
+        ("8.6", "agx-xavier", uff, "execute_async", "fp16", BOTH, "userptr"),
+        ("10.3", "orin", onnx, "execute_async_v3", "int8", BOTH, "userptr"),
+        ("11.4", "thor", onnx, "execute_async_v3", "fp16", MMAP_ONLY, "registered"),
     ],
 )
 def test_every_generation_tells_over_mqtt_what_onnxruntime_tells(
@@ -224,6 +225,7 @@ def test_every_generation_tells_over_mqtt_what_onnxruntime_tells(
     board: str,
     model: Any,
     call: str,
+    precision: str,
     io_modes: Tuple[int, ...],
     mode: str,
 ) -> None:
@@ -234,9 +236,11 @@ def test_every_generation_tells_over_mqtt_what_onnxruntime_tells(
     kernel.plug(FakeCamera(formats={"GREY": [SIZE]}, scene=room, io_modes=io_modes))
     with FakeDriverLibrary(fake.cuda) as library, Broker(tmp_path) as broker:
         kernel.locked = library.locked
-        running = Running(tmp_path, broker, kernel, model(tmp_path / f"m.{model.__name__}"), "tensorrt")
+        cache = calibration(tmp_path / "calibration.txt", calibrated()) if precision == "int8" else None
+        settings = {} if cache is None else {"MODEL__CALIBRATION": cache}
+        running = Running(tmp_path, broker, kernel, model(tmp_path / f"m.{model.__name__}"), "tensorrt", settings)
         told = watch(broker, running, room, mode)
-    assert told.info["engine"]["backend"] == "tensorrt"
+    assert (told.info["engine"]["backend"], told.info["engine"]["precision"]) == ("tensorrt", precision)
     assert set(fake.trt.calls) == {call}
     launches = [np.frombuffer(launch.arguments, ARGUMENTS)[0] for launch in fake.cuda.launches]
     launched = {int(each["source"]) for each in launches if (each["source_w"], each["source_h"]) == SIZE}

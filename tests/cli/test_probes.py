@@ -17,7 +17,7 @@ NOBODY = Account("agent", 4_000_000, frozenset())
 def settings(backend="auto", **cameras):
     return SimpleNamespace(
         cameras={name: SimpleNamespace(uri=uri) for name, uri in cameras.items()},
-        model=SimpleNamespace(backend=backend),
+        model=SimpleNamespace(tensorrt_python=None, backend=backend),
     )
 
 

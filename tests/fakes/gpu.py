@@ -4,6 +4,7 @@ import os
 import struct
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple
 
@@ -75,6 +76,8 @@ class FakeBoard:
         """Let `import tensorrt` and `import pycuda.driver` find this board."""
         package = types.ModuleType("pycuda")
         package.driver = self.cuda  # type: ignore[attr-defined]
+        package.__spec__ = ModuleSpec("pycuda", None, origin="fake")  # as whatever an import has found
+        self.trt.__spec__ = ModuleSpec("tensorrt", None, origin="fake")
         monkeypatch.setitem(sys.modules, "pycuda", package)
         monkeypatch.setitem(sys.modules, "pycuda.driver", self.cuda)
         monkeypatch.setitem(sys.modules, "tensorrt", self.trt)

@@ -11,7 +11,9 @@ import pytest
 from edge_agent.inference.cuda_kernel import KernelCache
 from tests.fakes.gpu import FakeBoard
 from tests.fakes.kernel_twin import TwinCompiler, spans, twin_image
+from tests.fakes.libcuda import FakeDriverLibrary
 from tests.fakes.pycuda import FakeCuda
+from tests.fakes.tensorrt import BOARDS
 from tests.inference import graphs
 from tests.programs import gpu_check, gpu_checks
 from tests.programs.gpu_checks import FAIL, NOTE, OK, Bench, Row
@@ -35,11 +37,44 @@ def states(rows: Iterator[Row]) -> Dict[str, str]:
 
 
 def test_a_sound_gpu_passes(cuda: FakeCuda, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert gpu_check.report(gpu_check.rows(bench(cuda, tmp_path), iter([("engine", NOTE, "none")]))) == 0
+    with FakeDriverLibrary(cuda) as library:
+        assert gpu_check.report(gpu_check.rows(bench(cuda, tmp_path), iter([("engine", NOTE, "none")]))) == 0
     out = capsys.readouterr().out
-    assert "nothing failed (16 checks)" in out
-    assert [line.split()[0] for line in out.splitlines()[:12]] == [OK] * 12
+    assert "nothing failed (19 checks)" in out
+    assert [line.split()[0] for line in out.splitlines()[:15]] == [OK] * 15
     cuda.assert_clean()
+    assert library.registered == {}
+
+
+def test_only_the_ways_that_the_gpu_has_are_tried(tmp_path: Path) -> None:
+    for board, state in (("nano", (NOTE, NOTE, OK)), ("t4", (OK, NOTE, OK)), ("xavier-nx", (OK, OK, OK))):
+        what = BOARDS[board]
+        cuda = FakeCuda(spans=spans, capability=what.capability, integrated=what.integrated)
+        with FakeDriverLibrary(cuda):
+            found = states(gpu_checks.camera_memory(bench(cuda, tmp_path / board)))
+        assert tuple(found.values()) == state
+        cuda.assert_clean()
+
+
+def test_cameras_memory_that_the_gpu_refuses_is_a_failed_row(cuda: FakeCuda, tmp_path: Path) -> None:
+    cuda.fail["cuMemHostRegister"] = "operation not supported"
+    with FakeDriverLibrary(cuda):
+        rows = list(gpu_checks.camera_memory(bench(cuda, tmp_path)))
+    assert [state for _, state, _ in rows] == [OK, FAIL, OK] and "operation not supported" in rows[1][2]
+    cuda.assert_clean()
+
+
+class MixedUp(FakeDriverLibrary):
+    """Shows the GPU another camera buffer than the one that it was asked for."""
+
+    def _pointer(self, pointer: Any, address: int, flags: int) -> int:
+        return super()._pointer(pointer, next(iter(self.registered)), flags)
+
+
+def test_memory_that_is_not_the_cameras_fails(cuda: FakeCuda, tmp_path: Path) -> None:
+    with MixedUp(cuda):
+        rows = list(gpu_checks.camera_memory(bench(cuda, tmp_path)))
+    assert [state for _, state, _ in rows] == [OK, FAIL, OK] and "other pixels" in rows[1][2]
 
 
 class Skewed:
@@ -93,20 +128,24 @@ def test_a_check_that_breaks_off_is_a_failed_row_and_the_others_go_on(
     assert gpu_check.report(gpu_check.rows(bench(cuda, tmp_path), iter([("engine", OK, "")]))) == 1
     out = capsys.readouterr().out
     assert "FAIL  kernel" in out and "launch failure" in out
-    assert out.count("FAIL") == 5 and "5 of 8 checks failed" in out
+    assert out.count("FAIL") == 6 and "6 of 9 checks failed" in out
     cuda.assert_clean()
 
 
-def test_engines_where_tensorrt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("version", "board"), [("8.2", "nano"), ("10.3", "orin"), ("11.4", "thor")])
+def test_engines_where_tensorrt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, board: str) -> None:
     pytest.importorskip("onnxruntime", reason="the reference needs it: pip install onnxruntime")
-    board = FakeBoard(tmp_path)
-    board.plug_in(monkeypatch)
+    fake = FakeBoard(tmp_path, version, board)
+    fake.plug_in(monkeypatch)
     monkeypatch.setattr(gpu_check, "ENGINE_S", 0.2)
-    model = graphs.gridbox(tmp_path / "m.onnx")
+    model = graphs.bright(tmp_path / "m.onnx")
     rows: List[Row] = list(gpu_check.engine(str(model), tmp_path))
-    assert [state for _, state, _ in rows] == [OK, OK]
-    assert "fp16, off the reference by" in rows[0][2] and "fp32, off" in rows[1][2]
-    board.assert_clean()
+    told = [(state, figure.split(",")[0]) for _, state, figure in rows]
+    if board == "nano":
+        assert told == [(OK, "fp16"), (OK, "fp32"), (OK, "fp16"), (NOTE, "Fake has no INT8")]
+    else:
+        assert told == [(OK, each) for each in ("fp16", "fp32", "fp16", "int8", "int8", "fp16")], rows
+    fake.assert_clean()
     assert states(gpu_check.engine("nowhere.onnx", tmp_path)) == {"engine": NOTE}
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from edge_agent.commands import model
 from edge_agent.commands.frames import Gathering, gather
+from edge_agent.config.settings import load_settings
 from edge_agent.core.contract import CENTERFACE
 from edge_agent.core.detector import DetectionParams, FaceDetector
-from edge_agent.core.frame import Frame
+from edge_agent.core.frame import Picture
 from edge_agent.errors import InputError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, cpu_int8, open_engine
 from edge_agent.inference.ort import OrtEngine
@@ -51,19 +52,15 @@ def small(folder: Path) -> Path:
     return graphs.bright(folder / "m.onnx")
 
 
-def frame(pixels: np.ndarray) -> Frame:
-    return Frame(pixels, 0, 0.0)
-
-
 def test_what_is_kept_is_spread_over_the_time_and_differs() -> None:
     found = Gathering(8)
     rng = np.random.default_rng(4)
     for index in range(1000):
         pixels = np.full((48, 64), 30, np.uint8)
         pixels[:, index * 64 // 1000 :] = 200 - index // 10
-        found.offer(frame(pixels))
+        found.offer(Picture(pixels))
         found.offer(
-            frame(np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8))
+            Picture(np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8))
         )  # noise is not new
     kept = [200 - int(picture.pixels[0, -1]) for picture in found.pictures()]
     assert len(kept) == 8 and kept == sorted(set(kept))
@@ -74,7 +71,7 @@ def test_what_is_kept_is_spread_over_the_time_and_differs() -> None:
 def test_dark_and_empty_pictures_are_no_pictures() -> None:
     found = Gathering(8)
     for level in (0, 3, 128, 255):
-        found.offer(frame(np.full((48, 64), level, np.uint8)))
+        found.offer(Picture(np.full((48, 64), level, np.uint8)))
     assert (found.flat, found.pictures()) == (4, [])
 
 
@@ -133,6 +130,32 @@ def test_a_sealed_model_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
     (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"\x07\0\0\0input_1" + bytes(16))
     with pytest.raises(MissingPackage, match="nvidia-eff-tao-encryption"):
         calibrate("--source", str(tmp_path), "--model", "facedetectir", "--models-dir", str(tmp_path))
+
+
+def test_a_camera_of_the_settings_is_seen_as_the_engine_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    views, path = folder_of(tmp_path / "views", 24), small(tmp_path / "models")
+    camera = {
+        "URI": f"{views}?pace=fast",
+        "ROTATE": "90",
+        "MASKS": "[[[0, 0], [1, 0], [1, 0.5], [0, 0.5]]]",
+        "ROI": "[0, 0.25, 1, 1]",
+    }
+    told = {**{f"CAMERAS__DOOR__{name}": value for name, value in camera.items()}, "MODEL__MODEL": path}
+    settings = tmp_path / "agent.env"
+    settings.write_text("".join(f"EDGE_AGENT_{name}='{value}'\n" for name, value in told.items()))
+    seen = gather(str(views), 20, 1.0, 16)
+    found = gather(camera["URI"], 20, 1.0, 16, load_settings({}, settings).cameras["door"])
+    assert seen[0].pixels.shape == (192, 256) and found[0].pixels.shape == (192, 192)
+    assert not found[0].pixels[:64].any()
+    turned = [np.rot90(picture.pixels, -1)[128:] for picture in seen]
+    assert any(np.array_equal(found[0].pixels[64:], lower) for lower in turned)
+    assert calibrate("--camera", "door", "--env-file", str(settings), "--for", "tensorrt", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["calibration"] == str(own_calibration(path))
+    with pytest.raises(InputError, match="--camera hall: the settings have no such camera") as caught:
+        calibrate("--camera", "hall", "--env-file", str(settings))
+    assert caught.value.hint == "expected one of: door"
 
 
 @pytest.fixture(scope="module")

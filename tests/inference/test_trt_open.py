@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edge_agent.commands import model
+from edge_agent.config.settings import load_settings
 from edge_agent.core.frame import Picture
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
@@ -140,6 +141,24 @@ def test_build_tells_progress_and_reports(
     engine = opened(path, backend="tensorrt", calibration=str(cache), precision="int8")
     assert board.trt.built == built
     engine.close()
+    board.assert_clean()
+
+
+def test_build_with_the_agents_settings_is_what_the_agent_finds_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    board = FakeBoard(tmp_path)
+    board.plug_in(monkeypatch)
+    told = {"MODEL": graphs.centerface(tmp_path / "c.onnx"), "LONG_SIDE": 320, "WORKSPACE_MB": 64, "PRECISION": "fp32"}
+    settings = tmp_path / "agent.env"
+    settings.write_text("".join(f"EDGE_AGENT_MODEL__{name}={value}\n" for name, value in told.items()))
+    assert build("--env-file", str(settings)) == 0
+    assert "fp32" in capsys.readouterr().out
+    params = load_settings({}, settings).model
+    open_engine(params, tmp_path, board.told.append).close()
+    assert board.trt.built == 1
+    assert build("--env-file", str(settings), "--precision", "fp16") == 0  # what is said outranks them
+    assert board.trt.built == 2
     board.assert_clean()
 
 

@@ -1,4 +1,4 @@
-"""Proves the GPU path on a real CUDA machine: kernel, buffers, contexts over threads, leaks, throughput, engines.
+"""Proves the GPU path on a real CUDA machine: kernel, memory, contexts over threads, leaks, throughput, engines.
 
     scripts/gpu-check [--frames 100000] [--model centerface]
 
@@ -10,8 +10,9 @@ import argparse
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -19,11 +20,17 @@ from edge_agent.errors import EdgeAgentError, EngineError, MissingPackage
 from edge_agent.inference.cuda import CudaContext
 from edge_agent.inference.cuda_driver import load_driver
 from edge_agent.inference.cuda_kernel import KernelCache, find_nvcc
+from tests.fakes.views import wandering
 from tests.programs import gpu_checks
 from tests.programs.gpu_checks import FAIL, NOTE, OK, Bench, Row
 
+if TYPE_CHECKING:
+    from edge_agent.inference.trt_open import Precision
+    from edge_agent.inference.trt_source import Network
+
 NO_GPU = 3
 ENGINE_S = 5.0
+PICTURES = 32
 
 
 def tell(line: str) -> None:
@@ -36,6 +43,7 @@ def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
     for name, found in (
         ("kernel", gpu_checks.kernel(bench)),
         ("buffer", gpu_checks.buffers(bench)),
+        ("camera memory", gpu_checks.camera_memory(bench)),
         ("threads", gpu_checks.threads(bench)),
         ("leaks", gpu_checks.leaks(bench, tell)),
         ("throughput", gpu_checks.throughput(bench)),
@@ -48,33 +56,70 @@ def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
 
 
 def engine(model: str, folder: Path) -> Iterator[Row]:
-    """One engine, built anew, proven and measured; a note where there is no TensorRT or no model."""
-    from edge_agent.commands.bench_inference import measure
+    """Engines in every precision, built anew, proven and measured; a note where there is no TensorRT or no model."""
     from edge_agent.inference.models import models_dir
     from edge_agent.inference.trt_api import load_tensorrt
-    from edge_agent.inference.trt_open import BuildOptions, open_network
+    from edge_agent.inference.trt_find import find_place
     from edge_agent.inference.trt_source import read_network
 
     try:
         load_tensorrt()
-        network = read_network(model, models_dir(None, os.environ))
+        network = read_network(model, models_dir(None, os.environ), sealed_too=False)
     except EdgeAgentError as error:
         yield "engine", NOTE, f"not checked: {error}"
         return
-    for precision in ("auto", "fp32"):
-        try:
-            options = BuildOptions(precision)
-            opened = open_network(network, options, folder, os.environ, tell)
-        except EdgeAgentError as error:
-            yield f"engine: {model}, {precision}", FAIL, str(error)
-            continue
-        try:
-            found = measure(opened.engine, (1280, 800), ENGINE_S)
-        finally:
-            opened.engine.close()
-        off = max(opened.errors.values())
-        figure = f"{opened.manifest.precision}, off the reference by {off:.2%}; {found.whole.p50_ms:.3f} ms p50, "
-        yield f"engine: {model}, {precision}", OK, f"{figure}{found.whole.p99_ms:.3f} p99, {found.whole.per_s:.0f}/s"
+    place = find_place(None, os.environ)
+    can = place.abilities()
+    place.close()
+    yield _proven(f"{model}, auto", network, "auto", folder)
+    yield _proven(f"{model}, fp32", network, "fp32", folder)
+    if network.precision != "fp32":
+        return
+    if can.fp16:
+        yield _proven(f"{model}, fp16", network, "fp16", folder)
+    if not can.int8:
+        yield f"engine: {model}, int8", NOTE, f"{can.gpu} has no INT8"
+        return
+    calibrated, files = _calibrated(network, folder)
+    yield _proven(f"{model}, int8, calibrated here", calibrated, "int8", folder)
+    for kind, (path, precision) in files.items():
+        yield _proven(f"{model}'s {kind} file", read_network(str(path), folder), precision, folder)
+
+
+def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, Tuple[Path, "Precision"]]]:
+    """With a calibration by made pictures; and the files that `model calibrate` also writes, by kind."""
+    from edge_agent.inference.calibrate import measure, reached
+    from edge_agent.inference.trt_calibration import encode_calibration, read_calibration
+    from edge_agent.inference.trt_typed import half, quantised
+
+    cache = folder / "calibration.txt"
+    cache.write_bytes(encode_calibration(reached(network, measure(network, wandering(PICTURES)))))
+    files: Dict[str, Tuple[Path, Precision]] = {
+        "Q/DQ": (folder / "made.qdq.onnx", "int8"),
+        "FP16": (folder / "made.fp16.onnx", "auto"),
+    }
+    files["Q/DQ"][0].write_bytes(quantised(network, read_calibration(cache)).data)
+    files["FP16"][0].write_bytes(half(network).data)
+    return replace(network, calibration=cache), files
+
+
+def _proven(name: str, network: "Network", precision: "Precision", folder: Path) -> Row:
+    from edge_agent.commands.bench_inference import measure
+    from edge_agent.inference.trt_open import BuildOptions, open_network
+
+    try:
+        opened = open_network(network, BuildOptions(precision), folder, os.environ, tell)
+    except EdgeAgentError as error:
+        return f"engine: {name}", FAIL, str(error)
+    try:
+        found = measure(opened.engine, (1280, 800), ENGINE_S)
+    except EdgeAgentError as error:
+        return f"engine: {name}", FAIL, str(error)
+    finally:
+        opened.engine.close()
+    off = max(opened.errors.values())
+    figure = f"{opened.manifest.precision}, off the reference by {off:.2%}; {found.whole.p50_ms:.3f} ms p50, "
+    return f"engine: {name}", OK, f"{figure}{found.whole.p99_ms:.3f} p99, {found.whole.per_s:.0f}/s"
 
 
 def report(found: Iterator[Row]) -> int:

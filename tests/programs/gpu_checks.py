@@ -1,5 +1,6 @@
 """The single checks of `scripts/gpu-check`: each gives rows, on whatever driver it is handed."""
 
+import mmap
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from edge_agent.core.frame import DeviceView, Levels, Picture
 from edge_agent.errors import EdgeAgentError
 from edge_agent.inference.cuda import CudaContext
 from edge_agent.inference.cuda_kernel import KernelCache
+from edge_agent.inference.cuda_pool import CudaBufferPool
 from edge_agent.inference.cuda_preprocess import CudaPreprocessor, DeviceTensor
 from tests.programs.gpu_reference import resized
 
@@ -26,6 +28,8 @@ HALF_LIMIT = 255 * 2.0**-11 + 0.02
 FLOOR_LIMIT = 1.5
 LEAK_LIMIT_BYTES = 8 << 20  # what drivers and allocators take at their leisure
 STARTS = 50
+OPENINGS = 12
+CAMERA_BUFFERS = 4
 
 Row = Tuple[str, str, str]
 
@@ -116,6 +120,67 @@ def buffers(bench: Bench) -> Iterator[Row]:
         strided = np.ascontiguousarray(pixels[:, ::-1])[:, ::-1]
         same = np.array_equal(fetch(context, preprocess(Picture(strided))), wanted)
         yield _row("buffer: ordinary memory, strided", same, "one copy, same pixels" if same else "other pixels")
+
+
+def camera_memory(bench: Bench) -> Iterator[Row]:
+    """Each way in which a V4L2 camera's pictures come to the GPU; this program writes them in the driver's place."""
+    pictures = [bench.gray((640, 480)) for _ in range(CAMERA_BUFFERS)]
+    with bench.gpu() as context:
+        preprocess = CudaPreprocessor(context, bench.kernels, PLAIN)
+        wanted = [fetch(context, preprocess(Picture(pixels))) for pixels in pictures]
+        pool = CudaBufferPool(context)
+        for mode in ("userptr", "registered", "copied"):
+            name = f"camera memory: {mode}"
+            if mode not in pool.modes():
+                yield name, NOTE, "not on this GPU: cameras use another way"
+                continue
+            before: List[int] = []
+            same = True
+            try:
+                for opening in range(OPENINGS):
+                    if opening == 2:  # what is taken once is no leak
+                        before = _held(bench, context)
+                    same &= _camera_opening(context, preprocess, pool, mode, pictures, wanted)
+            except EdgeAgentError as error:
+                yield name, FAIL, str(error)
+                continue
+            grown = [after - at for after, at in zip(_held(bench, context), before)]
+            found = "read in place, same pixels" if same else "other pixels, or a copy"
+            yield _row(name, same and _is_little(grown), f"{found}; {OPENINGS - 2} openings: {_grown(grown)}")
+
+
+def _camera_opening(
+    context: CudaContext,
+    preprocess: CudaPreprocessor,
+    pool: CudaBufferPool,
+    mode: str,
+    pictures: List[np.ndarray],
+    wanted: List[np.ndarray],
+) -> bool:
+    """Whether the GPU sees in each buffer what was written to it, without a copy."""
+    nbytes = pictures[0].nbytes
+    buffers, freed = _camera_buffers(pool, mode, nbytes)
+    for buffer, pixels in zip(buffers, pictures):
+        buffer.array[:nbytes] = pixels.reshape(-1)
+    copied = preprocess.copied
+    views = [DeviceView(buffer.pointer, pixels.shape[1], "gray8") for buffer, pixels in zip(buffers, pictures)]
+    found = [fetch(context, preprocess(Picture(pixels, device=view))) for pixels, view in zip(pictures, views)]
+    pool.free(buffers, freed)
+    return preprocess.copied == copied and all(np.array_equal(*both) for both in zip(found, wanted))
+
+
+def _camera_buffers(pool: CudaBufferPool, mode: str, nbytes: int) -> Tuple[List[Any], Callable[[], None]]:
+    """Buffers as `mode` has them, and what is to be done when they are free."""
+    if mode != "registered":
+        return list(pool.allocate(CAMERA_BUFFERS, nbytes)), lambda: None
+    # Whole pages of the kernel's, mapped, as V4L2's own buffers are.
+    maps = [mmap.mmap(-1, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE) for _ in range(CAMERA_BUFFERS)]
+
+    def unmap() -> None:
+        for each in maps:
+            each.close()
+
+    return list(pool.register([np.frombuffer(each, np.uint8) for each in maps])), unmap
 
 
 def threads(bench: Bench) -> Iterator[Row]:

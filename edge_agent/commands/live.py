@@ -76,7 +76,9 @@ class Account:
 
     def _event(self, event: Dict[str, Any]) -> str:
         if "from_seq" in event:
-            return f"GAP: {event.get('count')} messages lost ({event.get('reason')})"
+            first, last = event["from_seq"], event.get("to_seq")
+            numbers = f"#{first}" if first == last else f"#{first} to #{last}"
+            return f"GAP: {event.get('of')} {numbers} lost, {event.get('count')} in all ({event.get('reason')})"
         kind = str(event.get("event_type"))
         self.events.append(kind)
         latency = (event.get("latency_ms") or {}).get("capture_to_outbox")

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, Tuple
 
@@ -86,7 +86,7 @@ def _show_status(path: Path, table: "Table", as_json: bool) -> None:
         "pending": table.count,
         **{f"pending_{kind}s": table.counts.get(kind, 0) for kind in ("event", "update", "crop", "gap")},
         "bytes": table.bytes,
-        "file_bytes": path.stat().st_size,
+        "file_bytes": _file_bytes(path),
         "oldest_at": oldest and oldest.queued_at,
         "oldest_s": oldest and _age_s(oldest),
         "open_appearances": table.open_count(),
@@ -97,6 +97,18 @@ def _show_status(path: Path, table: "Table", as_json: bool) -> None:
         return
     for name, value in status.items():
         print(f"{name:<18}{'-' if value is None else value}")
+
+
+def _file_bytes(path: Path) -> int:
+    """On disk, with what belongs to it: the newest messages lie in the write-ahead log."""
+    from edge_agent.mqtt.outbox_file import SIDE_FILES
+
+    total = path.stat().st_size
+    for suffix in SIDE_FILES:
+        # The last to close the file takes them away.
+        with suppress(FileNotFoundError):
+            total += path.with_name(path.name + suffix).stat().st_size
+    return total
 
 
 def _show_list(table: "Table", as_json: bool) -> None:

@@ -10,10 +10,9 @@ from typing import Any, Callable, Dict, List, Literal, Mapping
 
 import numpy as np
 
-from edge_agent.core.messages import timestamp
+from edge_agent.core.messages import DETECTIONS_SCHEMA, timestamp
 from edge_agent.core.types import Detections, FrameInfo, as_boxes
 
-DETECTIONS_SCHEMA = "edge-agent.detections/1"
 DetectionsProfile = Literal["off", "native", "deepstream-minimal", "axis"]
 
 _FACE = "Face"

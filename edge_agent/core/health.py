@@ -13,7 +13,8 @@ from edge_agent.core.types import Counters, Sight
 class HealthParams:
     """How often the agent speaks of itself."""
 
-    interval_s: float = param(30.0, "Seconds between health messages; a change of state is sent at once", ge=1, le=3600)
+    # Broker and Home Assistant forget after 180 s what was not said again: one may be late.
+    interval_s: float = param(30.0, "Seconds between health messages; a change of state is sent at once", ge=1, le=90)
 
 
 @dataclass(frozen=True)

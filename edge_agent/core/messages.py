@@ -14,6 +14,7 @@ HEALTH_SCHEMA = "edge-agent.health/1"
 ATTRIBUTES_SCHEMA = "edge-agent.presence/1"
 RESPONSE_SCHEMA = "edge-agent.response/1"
 IMAGE_SCHEMA = "edge-agent.face-image/1"
+DETECTIONS_SCHEMA = "edge-agent.detections/1"
 ONLINE = b"online"
 OFFLINE = b"offline"
 
@@ -218,7 +219,8 @@ def encode_availability(available: bool) -> bytes:
 def encode_info(info: Mapping[str, Any], node: str, boot: int) -> Dict[str, Any]:
     """What the agent is; `info` comes from the app."""
     schemas = [
-        EVENT_SCHEMA, GAP_SCHEMA, INFO_SCHEMA, HEALTH_SCHEMA, ATTRIBUTES_SCHEMA, RESPONSE_SCHEMA, IMAGE_SCHEMA
+        EVENT_SCHEMA, GAP_SCHEMA, INFO_SCHEMA, HEALTH_SCHEMA, ATTRIBUTES_SCHEMA, RESPONSE_SCHEMA, IMAGE_SCHEMA,
+        DETECTIONS_SCHEMA,
     ]  # fmt: skip
     return {"schema": INFO_SCHEMA, "node": node, "boot": boot, "schemas": schemas, **info}
 

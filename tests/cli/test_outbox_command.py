@@ -53,6 +53,7 @@ def test_status_beside_a_running_agent(running):
     assert status["pending"] == 5 and status["pending_gaps"] == 1 and status["pending_crops"] == 1
     assert (status["pending_events"], status["pending_updates"]) == (2, 1)
     assert status["quarantined"] == 1 and status["boot"] == 7 and status["bytes"] > 4000
+    assert status["file_bytes"] > status["bytes"], "the newest lie in the write-ahead log"
     assert status["oldest_s"] <= 60 and status["oldest_at"].endswith("Z")
     lines = outbox_command(folder, "status").stdout.splitlines()
     assert any(line.split() == ["pending", "5"] for line in lines)

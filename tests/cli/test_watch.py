@@ -18,10 +18,13 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
+from edge_agent.commands.live import Account
 from edge_agent.commands.watch_table import Table, printable, span
+from edge_agent.core.gaps import gap_for, gap_of_events
 from tests.fakes import certificates
 from tests.fakes.agent import AgentProcess, edge_agent, environment
 from tests.fakes.broker import Broker, Listener, eventually, free_port, needs_mosquitto
+from tests.mqtt.outbox_contract import message
 
 NOW = datetime(2026, 11, 22, 17, 5, 12, tzinfo=timezone.utc)
 NODE = "edge-agent/lobby"
@@ -260,6 +263,15 @@ def test_the_table_of_a_fleet() -> None:
     table.take("edge-agent/lobby/door/events", b'{"from_seq": 3, "to_seq": 4}', 104.0)
     table.note("the last")
     assert table.lines(104.0, NOW)[-1] == "the last" and "gap" in "\n".join(table.lines(104.0, NOW))
+
+
+def test_a_gap_says_what_was_lost() -> None:
+    crop = gap_for(message(4, "crop"), "purged")
+    events = gap_of_events(f"{NODE}/door/events", "door", 41, (7, 9), "overrun")
+    assert [Account("edge-agent").line(gap.topic, gap.payload) for gap in (crop, events) if gap is not None] == [
+        "lobby/door: GAP: crops #4 lost, 1 in all (purged)",
+        "lobby/door: GAP: events #7 to #9 lost, 3 in all (overrun)",
+    ]
 
 
 def test_words() -> None:

@@ -6,7 +6,10 @@ import pytest
 
 from edge_agent.config import settings as config
 from edge_agent.config.variables import name_of
+from edge_agent.core.discovery import EXPIRE_AFTER_S
+from edge_agent.core.health import HealthParams
 from edge_agent.errors import ConfigError
+from edge_agent.mqtt.publisher import HEALTH_EXPIRY_S
 
 DOOR = {"EDGE_AGENT_CAMERAS__DOOR__URI": "test://"}
 
@@ -31,6 +34,13 @@ def test_defaults_are_those_of_the_parameters_dataclasses():
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value):
             assert value == type(value)(), name
+
+
+def test_health_is_said_again_before_it_is_forgotten():
+    rarest_s = next(f for f in dataclasses.fields(HealthParams) if f.name == "interval_s").metadata["le"]
+    assert 2 * rarest_s <= min(HEALTH_EXPIRY_S, EXPIRE_AFTER_S)
+    with pytest.raises(ConfigError):
+        config.load_settings({"EDGE_AGENT_HEALTH__INTERVAL_S": str(rarest_s + 1)})
 
 
 def test_command_line_beats_environment_beats_file(tmp_path):

@@ -175,6 +175,9 @@ class Listener:
     def __exit__(self, kind: object, *_: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        # paho closes its wake-up sockets only when it is deleted, which in a cycle may come too late for that.
+        self._client.on_connect = self._client.on_subscribe = self._client.on_disconnect = None
+        self._client.on_message = None
         if kind is None:
             assert not self.faults, self.faults
 

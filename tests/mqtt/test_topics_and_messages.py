@@ -21,7 +21,7 @@ from edge_agent.core.topics import Topics, slug
 from edge_agent.core.types import Box, Presence, Sight
 from edge_agent.errors import ConfigError
 from tests.fakes.mqtt_agent import HEALTH, INFO, event, moment, report
-from tests.fakes.schemas import validate
+from tests.fakes.schemas import VALIDATORS, validate
 
 
 def test_topics_are_those_of_the_contract() -> None:
@@ -143,6 +143,6 @@ def test_plain_payloads() -> None:
 
 def test_info_and_health_are_valid() -> None:
     info = validate(to_json(encode_info(INFO, "lobby", 41)))
-    assert info["node"] == "lobby" and "edge-agent.face-event/1" in info["schemas"]
+    assert info["node"] == "lobby" and set(info["schemas"]) == set(VALIDATORS)
     mqtt = {"state": "connected", "protocol": "5", "fault": ""}
     assert validate(to_json(encode_health({**HEALTH, "mqtt": mqtt}, "lobby", 41, moment())))["boot"] == 41

@@ -12,8 +12,7 @@ from typing import Any, Dict, List, Mapping, Union
 import numpy as np
 
 from edge_agent.core import strict_json
-from edge_agent.core.detections import DETECTIONS_SCHEMA
-from edge_agent.core.messages import timestamp
+from edge_agent.core.messages import DETECTIONS_SCHEMA, timestamp
 from edge_agent.core.topics import ID
 from edge_agent.core.types import Array, Detections, Moment, Sight
 

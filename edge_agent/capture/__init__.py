@@ -43,8 +43,8 @@ class _Choice(NamedTuple):
 _MEDIA = _Choice("edge_agent.capture.media", "MediaSource")
 _STREAM = _Choice("edge_agent.capture.media_stream", "StreamSource")
 _IMAGES = _Choice("edge_agent.capture.images", "ImageSource")
-_V4L2 = _Choice("edge_agent.capture.v4l2", "V4l2Source")
-_JETSON = _Choice("edge_agent.capture.jetson", "JetsonSource")
+_V4L2 = _Choice("edge_agent.capture.v4l2.source", "V4l2Source")
+_JETSON = _Choice("edge_agent.capture.jetson.source", "JetsonSource")
 _SCHEMES: Dict[str, _Choice] = {
     "v4l2": _V4L2,
     "csi": _JETSON,

@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 
 from edge_agent.commands import model_calibrate, model_deepstream
 from edge_agent.inference import models
-from edge_agent.inference.onnx_contract import describe
+from edge_agent.inference.onnx.contract import describe
 
 
 def add_parser(subparsers: Any) -> None:
@@ -177,10 +177,10 @@ def _build(args: argparse.Namespace, directory: Path) -> int:
     from edge_agent.commands.engine_words import over
     from edge_agent.config.settings import load_settings
     from edge_agent.inference import EngineParams
-    from edge_agent.inference.cuda_kernel import cache_dir
-    from edge_agent.inference.trt_cache import describe as counted
-    from edge_agent.inference.trt_open import BuildOptions, open_network
-    from edge_agent.inference.trt_source import read_network
+    from edge_agent.inference.cuda.compiler import cache_dir
+    from edge_agent.inference.trt.cache import describe as counted
+    from edge_agent.inference.trt.open import BuildOptions, open_network
+    from edge_agent.inference.trt.source import read_network
 
     params = over(EngineParams() if args.env_file is None else load_settings(os.environ, args.env_file).model, args)
     network = read_network(

@@ -50,8 +50,8 @@ def add_parser(actions: Any) -> None:
 
 def run(args: argparse.Namespace, directory: Path) -> int:
     """Write the files and say what they are worth."""
-    from edge_agent.inference.calibrate import measure
-    from edge_agent.inference.trt_source import read_network
+    from edge_agent.inference.calibration.frames import measure
+    from edge_agent.inference.trt.source import read_network
 
     if args.frames < LEAST_FRAMES:
         raise InputError(f"--frames {args.frames}: expected {LEAST_FRAMES} or more")
@@ -106,11 +106,11 @@ def _settings(args: argparse.Namespace) -> Tuple[Optional[CameraParams], "Engine
 
 def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
     """The calibration cache for TensorRT up to 10; files in INT8 and FP16 for TensorRT 11."""
-    from edge_agent.inference.calibrate import reached
-    from edge_agent.inference.cpu_int8 import write_beside
-    from edge_agent.inference.trt_calibration import encode_calibration, read_calibration
-    from edge_agent.inference.trt_source import own_calibration
-    from edge_agent.inference.trt_typed import half, quantised
+    from edge_agent.inference.calibration.cpu_int8 import write_beside
+    from edge_agent.inference.calibration.frames import reached
+    from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
+    from edge_agent.inference.trt.source import own_calibration
+    from edge_agent.inference.trt.typed import half, quantised
 
     cache = own_calibration(network.path)
     write_beside(cache, encode_calibration(reached(network, amplitudes)))
@@ -128,8 +128,8 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
 
 def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Picture]) -> Dict[str, Any]:
     """The INT8 file for the CPU, and the trial that decides whether it is used."""
-    from edge_agent.inference.cpu_int8 import Verdict, cpu_name, int8_file, store_verdict, write_beside
-    from edge_agent.inference.cpu_quantise import make_int8
+    from edge_agent.inference.calibration.cpu_int8 import Verdict, cpu_name, int8_file, store_verdict, write_beside
+    from edge_agent.inference.calibration.cpu_quantise import make_int8
     from edge_agent.inference.ort import OrtEngine, runtime_version
 
     data = make_int8(network, amplitudes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
 from edge_agent.errors import EdgeAgentError, MissingPackage
-from edge_agent.inference.trt_find import JETPACK_4
+from edge_agent.inference.trt.find import JETPACK_4
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
@@ -61,7 +61,7 @@ def software(jetpack_4: Path = JETPACK_4) -> Iterator[Finding]:
 
 
 def _jetson_utils() -> Finding:
-    from edge_agent.capture.jetson_module import is_foreign, load_jetson_utils
+    from edge_agent.capture.jetson.module import is_foreign, load_jetson_utils
 
     try:
         load_jetson_utils()
@@ -76,7 +76,7 @@ def engine(settings: "Settings") -> Iterator[Finding]:
     from edge_agent.core.frame import Picture
     from edge_agent.inference import open_engine
     from edge_agent.inference.models import models_dir
-    from edge_agent.inference.trt_golden import golden_picture
+    from edge_agent.inference.trt.golden import golden_picture
 
     directory = models_dir(settings.model.models_dir, os.environ)
     opened = open_engine(settings.model, directory, lambda line: print(f"      {line}", file=sys.stderr, flush=True))

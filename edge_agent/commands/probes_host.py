@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Iterator, List, Optional
 
 from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
 from edge_agent.errors import EngineError, MissingPackage
-from edge_agent.inference.trt_find import JETPACK_4, find_place
+from edge_agent.inference.trt.find import JETPACK_4, find_place
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings

@@ -11,7 +11,7 @@ from edge_agent.core.contract import ModelContract
 from edge_agent.errors import InputError
 from edge_agent.inference import EngineParams, models
 from edge_agent.inference.model_facts import Facts, facts_of
-from edge_agent.inference.onnx_contract import class_names, face_class
+from edge_agent.inference.onnx.contract import class_names, face_class
 
 _FILE_KEYS = {".onnx": "onnx-file", ".uff": "uff-file", ".etlt": "tlt-encoded-model"}
 _NO_COUNTERPART = ("backend", "threads", "interpolation")

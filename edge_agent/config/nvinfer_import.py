@@ -14,7 +14,7 @@ from edge_agent.config.nvinfer_report import Report
 from edge_agent.errors import InputError, MissingPackage, ModelError
 from edge_agent.inference.model_facts import FACEDETECTIR_FACTS, Facts, facts_of
 from edge_agent.inference.models import FACEDETECTIR_CARD, FACEDETECTIR_KEY, fetch_command, labels_of
-from edge_agent.inference.onnx_contract import class_names, face_class
+from edge_agent.inference.onnx.contract import class_names, face_class
 
 PRECISIONS = {0: "fp32", 1: "int8", 2: "fp16"}
 _MODELS = ("onnx-file", "tlt-encoded-model", "uff-file")

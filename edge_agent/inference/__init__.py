@@ -128,7 +128,7 @@ def open_engine(params: EngineParams, directory: Path, tell: Tell = _log.info) -
 
 def _choose(params: EngineParams) -> Tuple[str, str]:
     """TensorRT where it is installed and a GPU answers; and why."""
-    from edge_agent.inference.trt_find import find_place
+    from edge_agent.inference.trt.find import find_place
 
     try:
         place = find_place(params.tensorrt_python, os.environ)
@@ -141,8 +141,8 @@ def _choose(params: EngineParams) -> Tuple[str, str]:
 
 def _open_onnxruntime(params: EngineParams, directory: Path, tell: Tell) -> Engine:
     from edge_agent.inference import models
-    from edge_agent.inference.onnx_contract import derive
-    from edge_agent.inference.onnx_file import read_onnx
+    from edge_agent.inference.onnx.contract import derive
+    from edge_agent.inference.onnx.file import read_onnx
 
     if params.model.endswith(models.SUFFIXES):
         path = models.as_onnx(Path(params.model))
@@ -157,7 +157,7 @@ def _open_onnxruntime(params: EngineParams, directory: Path, tell: Tell) -> Engi
 
 def _on_cpu(params: EngineParams, path: Path, contract: ModelContract, name: str, sha256: str) -> Engine:
     """The float model, or its INT8 version where that is proven."""
-    from edge_agent.inference.cpu_int8 import int8_file, proven_int8
+    from edge_agent.inference.calibration.cpu_int8 import int8_file, proven_int8
     from edge_agent.inference.ort import OrtEngine
 
     if params.precision in ("auto", "int8"):
@@ -186,10 +186,10 @@ def _open_scripted(params: EngineParams, directory: Path, tell: Tell) -> Engine:
 
 
 def _open_tensorrt(params: EngineParams, directory: Path, tell: Tell) -> Engine:
-    from edge_agent.inference.cuda_kernel import cache_dir
-    from edge_agent.inference.trt_find import find_place
-    from edge_agent.inference.trt_open import BuildOptions, Opener
-    from edge_agent.inference.trt_source import read_network
+    from edge_agent.inference.cuda.compiler import cache_dir
+    from edge_agent.inference.trt.find import find_place
+    from edge_agent.inference.trt.open import BuildOptions, Opener
+    from edge_agent.inference.trt.source import read_network
 
     with ExitStack() as failing:
         place = find_place(params.tensorrt_python, os.environ)  # before whatever is wrong with the model

@@ -15,7 +15,7 @@ from typing import Callable, Dict, Optional
 from edge_agent.errors import InputError, ModelError
 from edge_agent.inference.download import Progress, download
 from edge_agent.inference.models import CENTERFACE_CARD, MANIFEST, ModelCard, ModelFile, next_step, verify
-from edge_agent.inference.onnx_file import with_shapes
+from edge_agent.inference.onnx.file import with_shapes
 
 Say = Callable[[str], None]
 Sums = Dict[str, str]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from edge_agent.errors import InputError, ModelError
-from edge_agent.inference.onnx_contract import describe, structure
-from edge_agent.inference.onnx_file import parse_onnx
-from edge_agent.inference.uff_to_onnx import convert_uff
+from edge_agent.inference.onnx.contract import describe, structure
+from edge_agent.inference.onnx.file import parse_onnx
+from edge_agent.inference.uff.to_onnx import convert_uff
 
 _CALIBRATION_HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 _NAME_LIMIT_BYTES = 1024

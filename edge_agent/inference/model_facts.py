@@ -7,9 +7,9 @@ from typing import Mapping, Optional
 from edge_agent.core.contract import FACEDETECTIR, ModelContract
 from edge_agent.errors import MissingPackage, ModelError
 from edge_agent.inference.models import FACEDETECTIR_CARD
-from edge_agent.inference.onnx_contract import bind, structure
-from edge_agent.inference.onnx_file import parse_onnx
-from edge_agent.inference.trt_source import read_payload
+from edge_agent.inference.onnx.contract import bind, structure
+from edge_agent.inference.onnx.file import parse_onnx
+from edge_agent.inference.trt.source import read_payload
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from edge_agent.core.frame import Picture
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, MissingPackage, ModelError
-from edge_agent.inference.onnx_contract import bind, require
-from edge_agent.inference.onnx_file import parse_onnx, read_model
+from edge_agent.inference.onnx.contract import bind, require
+from edge_agent.inference.onnx.file import parse_onnx, read_model
 from edge_agent.inference.preprocess import Preprocessor
 
 _FATAL = 4  # ONNX Runtime's own log lines would only repeat what our errors say
@@ -25,7 +25,7 @@ class OrtEngine:
 
     Args:
         path: The ONNX file.
-        contract: What it must keep; `onnx_contract.derive` reads it off the file.
+        contract: What it must keep; `onnx.contract.derive` reads it off the file.
         threads: Cores that work on one picture.
         interpolation: See `Preprocessor`.
         name: What to call the model; the file's name when None.

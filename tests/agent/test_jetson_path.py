@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from edge_agent.app.agent import Agent
-from edge_agent.capture import v4l2_abi as abi
-from edge_agent.capture.v4l2 import BUFFERS, V4l2Source
+from edge_agent.capture.v4l2 import abi
+from edge_agent.capture.v4l2.source import BUFFERS, V4l2Source
 from edge_agent.config.derived import source_options
 from edge_agent.config.settings import load_settings
-from edge_agent.inference.cuda_preprocess import ARGUMENTS
+from edge_agent.inference.cuda.preprocess import ARGUMENTS
 from tests.fakes import uff_writer
 from tests.fakes.board_faults import calibrated
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto

@@ -36,9 +36,9 @@ THIRD_PARTY = {
     "pydantic": ("config/settings.py",),
     "pydantic_settings": ("config/settings.py",),
     "iotcore": ("commands/",),
-    "jetson_utils_python": ("capture/jetson_module.py",),
-    "pycuda": ("inference/cuda_driver.py",),
-    "tensorrt": ("inference/trt",),
+    "jetson_utils_python": ("capture/jetson/module.py",),
+    "pycuda": ("inference/cuda/driver.py",),
+    "tensorrt": ("inference/trt/",),
     "systemd": ("host/journal.py",),
     "prometheus_client": ("host/metrics.py",),
 }

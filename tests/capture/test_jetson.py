@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions
-from edge_agent.capture.jetson import MOST_FAULTS, JetsonSource
-from edge_agent.capture.jetson_address import NUM_BUFFERS
-from edge_agent.capture.jetson_images import IMAGES
+from edge_agent.capture.jetson.address import NUM_BUFFERS
+from edge_agent.capture.jetson.images import IMAGES
+from edge_agent.capture.jetson.source import MOST_FAULTS, JetsonSource
 from edge_agent.core.frame import Frame
 from edge_agent.errors import EndOfStream, InputError, SourceError
 from tests.capture.contract import FRAMES, MakeSource, SourceContract, next_frame

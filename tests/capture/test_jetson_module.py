@@ -7,7 +7,7 @@ from typing import Dict
 
 import pytest
 
-from edge_agent.capture.jetson_module import remedy
+from edge_agent.capture.jetson.module import remedy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE = """

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions, open_source
-from edge_agent.capture import v4l2_abi as abi
-from edge_agent.capture.v4l2 import BUFFERS, V4l2Source
+from edge_agent.capture.v4l2 import abi
+from edge_agent.capture.v4l2.source import BUFFERS, V4l2Source
 from edge_agent.errors import SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
 from tests.fakes.kernel import FakeKernel

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture import v4l2_abi as abi
+from edge_agent.capture.v4l2 import abi
 
 HEADER = Path("/usr/include/linux/videodev2.h")
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions
-from edge_agent.capture import v4l2_abi as abi
-from edge_agent.capture.v4l2 import BUFFERS, V4l2Source
+from edge_agent.capture.v4l2 import abi
+from edge_agent.capture.v4l2.source import BUFFERS, V4l2Source
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.contract import FACEDETECTIR
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.view import View
 from edge_agent.errors import SourceError
-from edge_agent.inference.cuda import CudaContext
-from edge_agent.inference.cuda_kernel import KernelCache
-from edge_agent.inference.cuda_pool import CudaBufferPool
-from edge_agent.inference.cuda_preprocess import ARGUMENTS, CudaPreprocessor
+from edge_agent.inference.cuda.compiler import KernelCache
+from edge_agent.inference.cuda.context import CudaContext
+from edge_agent.inference.cuda.pool import CudaBufferPool
+from edge_agent.inference.cuda.preprocess import ARGUMENTS, CudaPreprocessor
 from tests.capture.contract import MakeSource, SourceContract, next_frame
 from tests.fakes.kernel import FakeKernel, Misuse
 from tests.fakes.kernel_twin import TwinCompiler, spans

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture import v4l2_abi as abi
-from edge_agent.capture.v4l2_kernel import Device, LinuxKernel, explain, holders
+from edge_agent.capture.v4l2 import abi
+from edge_agent.capture.v4l2.kernel import Device, LinuxKernel, explain, holders
 
 
 def test_a_node_is_opened_without_blocking_and_not_inherited(tmp_path: Path) -> None:

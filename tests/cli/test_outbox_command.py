@@ -9,7 +9,7 @@ import pytest
 from edge_agent.core.types import Moment
 from edge_agent.host.clock import SystemClock
 from edge_agent.host.identity import kernel_boot
-from edge_agent.mqtt.outbox_sqlite import SqliteOutbox
+from edge_agent.mqtt.outbox.sqlite import SqliteOutbox
 from edge_agent.mqtt.params import OutboxParams
 from tests.fakes.agent import edge_agent
 from tests.mqtt.outbox_contract import message, told

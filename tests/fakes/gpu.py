@@ -10,10 +10,10 @@ from typing import Any, Dict, Iterable, List, Tuple
 
 import pytest
 
-from edge_agent.inference.cuda import CudaContext
-from edge_agent.inference.trt_open import BuildOptions, Opened, Opener
-from edge_agent.inference.trt_place import LocalTensorRt
-from edge_agent.inference.trt_source import Network
+from edge_agent.inference.cuda.context import CudaContext
+from edge_agent.inference.trt.open import BuildOptions, Opened, Opener
+from edge_agent.inference.trt.place import LocalTensorRt
+from edge_agent.inference.trt.source import Network
 from tests.fakes.kernel_twin import spans, twin_image
 from tests.fakes.pycuda import FakeCuda
 from tests.fakes.tensorrt import BOARDS, FakeTensorRT

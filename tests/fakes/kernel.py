@@ -1,6 +1,6 @@
 """A kernel with V4L2 cameras, at the level of system calls, strict about what the documentation says.
 
-`FakeKernel` implements `edge_agent.capture.v4l2_kernel.Kernel`. Under its root it keeps /dev nodes, /dev/v4l links
+`FakeKernel` implements `edge_agent.capture.v4l2.kernel.Kernel`. Under its root it keeps /dev nodes, /dev/v4l links
 and /sys entries as udev would, so numbers, links and identities behave as they do when cameras come and go. What
 breaks the rules as a real driver would refuse it gets its errno; what a real kernel would let pass, to somebody's
 later harm (a call that blocks for ever, a buffer queued after munmap), raises `Misuse`, which no product code catches.
@@ -22,7 +22,7 @@ from typing import Callable, Dict, List, Optional, Set
 
 import numpy as np
 
-from edge_agent.capture import v4l2_abi as abi
+from edge_agent.capture.v4l2 import abi
 from tests.fakes.device_tree import DeviceTree
 from tests.fakes.v4l2_camera import BYTES_PER_PIXEL, FOURCC, NAMES, PADDING, Buffer, FakeCamera, Misuse
 

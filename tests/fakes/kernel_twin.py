@@ -10,8 +10,8 @@ from typing import Iterable, Tuple
 import numpy as np
 import pytest
 
-from edge_agent.inference.cuda_kernel import SOURCE
-from edge_agent.inference.cuda_preprocess import ARGUMENTS
+from edge_agent.inference.cuda.compiler import SOURCE
+from edge_agent.inference.cuda.preprocess import ARGUMENTS
 
 TWIN = SOURCE.with_name("preprocess_twin.cpp")
 _SAMPLE_BYTES = (1, 2, 3)
@@ -31,7 +31,7 @@ def twin_image() -> bytes:
 
 
 class TwinCompiler:
-    """A `cuda_kernel.Compiler` for the fake GPU.
+    """A `cuda.compiler.Compiler` for the fake GPU.
 
     Attributes:
         compiled: How often it was asked.

@@ -25,7 +25,7 @@ from edge_agent.core.types import (
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.notices import Subscription
-from edge_agent.mqtt.outbox import MemoryOutbox
+from edge_agent.mqtt.outbox.memory import MemoryOutbox
 from edge_agent.mqtt.params import MqttParams, OutboxParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 

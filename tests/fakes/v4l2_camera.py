@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.capture import v4l2_abi as abi
+from edge_agent.capture.v4l2 import abi
 
 FOURCC = {
     "GREY": abi.PIX_FMT_GREY,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from edge_agent.inference.amplitudes import BINS, Amplitudes
+from edge_agent.inference.calibration.amplitudes import BINS, Amplitudes
 
 
 def counted(*parts: np.ndarray) -> Amplitudes:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edge_agent.errors import EngineError, MissingPackage
-from edge_agent.inference import cuda_driver
-from edge_agent.inference.cuda import CudaContext
+from edge_agent.inference.cuda import driver as cuda_driver
+from edge_agent.inference.cuda.context import CudaContext
 from tests.fakes.pycuda import FakeCuda, LogicError, Misuse
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edge_agent.errors import EngineError, InputError, MissingPackage
-from edge_agent.inference.cuda import CudaContext
-from edge_agent.inference.cuda_kernel import SOURCE, KernelCache, Nvcc, cache_dir, find_nvcc
-from edge_agent.inference.cuda_preprocess import ARGUMENTS
+from edge_agent.inference.cuda.compiler import SOURCE, KernelCache, Nvcc, cache_dir, find_nvcc
+from edge_agent.inference.cuda.context import CudaContext
+from edge_agent.inference.cuda.preprocess import ARGUMENTS
 from tests.fakes.kernel_twin import TWIN, TwinCompiler, twin_image
 from tests.fakes.pycuda import FakeCuda
 
@@ -78,7 +78,7 @@ def test_every_half_and_every_midpoint_rounds_as_numpy_rounds(tmp_path: Path) ->
 GUARDED = """
 import ctypes, mmap, sys
 import numpy as np
-from edge_agent.inference.cuda_preprocess import ARGUMENTS
+from edge_agent.inference.cuda.preprocess import ARGUMENTS
 
 libc, twin = ctypes.CDLL(None, use_errno=True), ctypes.CDLL(sys.argv[1])
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

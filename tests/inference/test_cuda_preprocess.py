@@ -12,9 +12,9 @@ from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, DeviceView, Levels, Picture
 from edge_agent.core.view import View
 from edge_agent.errors import EngineError
-from edge_agent.inference.cuda import CudaContext
-from edge_agent.inference.cuda_kernel import KernelCache
-from edge_agent.inference.cuda_preprocess import ARGUMENTS, CudaPreprocessor
+from edge_agent.inference.cuda.compiler import KernelCache
+from edge_agent.inference.cuda.context import CudaContext
+from edge_agent.inference.cuda.preprocess import ARGUMENTS, CudaPreprocessor
 from edge_agent.inference.preprocess import Preprocessor
 from tests.fakes.kernel_twin import TwinCompiler, spans
 from tests.fakes.pycuda import FakeCuda

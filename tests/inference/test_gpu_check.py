@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import numpy as np
 import pytest
 
-from edge_agent.inference.cuda_kernel import KernelCache
+from edge_agent.inference.cuda.compiler import KernelCache
 from tests.fakes.gpu import FakeBoard
 from tests.fakes.kernel_twin import TwinCompiler, spans, twin_image
 from tests.fakes.libcuda import FakeDriverLibrary

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions
-from edge_agent.capture.jetson import JetsonSource
+from edge_agent.capture.jetson.source import JetsonSource
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.contract import FACEDETECTIR
 from edge_agent.core.view import View
-from edge_agent.inference.cuda import CudaContext
-from edge_agent.inference.cuda_kernel import KernelCache
-from edge_agent.inference.cuda_preprocess import ARGUMENTS, CudaPreprocessor
+from edge_agent.inference.cuda.compiler import KernelCache
+from edge_agent.inference.cuda.context import CudaContext
+from edge_agent.inference.cuda.preprocess import ARGUMENTS, CudaPreprocessor
 from edge_agent.inference.preprocess import Preprocessor
 from tests.capture.contract import next_frame
 from tests.fakes.jetson_utils import Board, FakeJetsonUtils, Input

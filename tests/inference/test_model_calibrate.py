@@ -19,11 +19,12 @@ from edge_agent.core.contract import CENTERFACE
 from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.frame import Picture
 from edge_agent.errors import InputError, MissingPackage, ModelError
-from edge_agent.inference import EngineParams, cpu_int8, open_engine
+from edge_agent.inference import EngineParams, open_engine
+from edge_agent.inference.calibration import cpu_int8
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.trt_calibration import read_calibration
-from edge_agent.inference.trt_golden import errors, golden_picture
-from edge_agent.inference.trt_source import own_calibration, read_network
+from edge_agent.inference.trt.calibration import read_calibration
+from edge_agent.inference.trt.golden import errors, golden_picture
+from edge_agent.inference.trt.source import own_calibration, read_network
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.pictures import write_video
 from tests.fakes.views import wandering

@@ -10,17 +10,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.core.frame import Picture
 from edge_agent.errors import ModelError
-from edge_agent.inference.calibrate import measure, reached
-from edge_agent.inference.cpu_quantise import make_int8
-from edge_agent.inference.onnx_fold import prepare
-from edge_agent.inference.onnx_graph import read_graph, write_graph
-from edge_agent.inference.onnx_half import halve
-from edge_agent.inference.onnx_quantise import int8_weights
+from edge_agent.inference.calibration.cpu_quantise import make_int8
+from edge_agent.inference.calibration.frames import measure, reached
+from edge_agent.inference.onnx.fold import prepare
+from edge_agent.inference.onnx.graph import read_graph, write_graph
+from edge_agent.inference.onnx.half import halve
+from edge_agent.inference.onnx.quantise import int8_weights
 from edge_agent.inference.ort import answer_once
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.inference.trt_calibration import encode_calibration, read_calibration
-from edge_agent.inference.trt_source import Network, read_network
-from edge_agent.inference.trt_typed import half, quantised
+from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
+from edge_agent.inference.trt.source import Network, read_network
+from edge_agent.inference.trt.typed import half, quantised
 from tests.fakes.views import wandering
 from tests.inference import graphs
 

@@ -18,10 +18,10 @@ from edge_agent.core.geometry import iou
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.inference.trt_golden import TOLERANCES, golden_picture
-from edge_agent.inference.trt_open import heartbeat
-from edge_agent.inference.trt_precision import Abilities, choose, has_fast_int8
-from edge_agent.inference.trt_source import Network, read_network
+from edge_agent.inference.trt.golden import TOLERANCES, golden_picture
+from edge_agent.inference.trt.open import heartbeat
+from edge_agent.inference.trt.precision import Abilities, choose, has_fast_int8
+from edge_agent.inference.trt.source import Network, read_network
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.uff_writer import detectnet
 from tests.fakes.weights import centerface_models_dir

@@ -17,10 +17,10 @@ from edge_agent.core.frame import Picture
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.trt_find import find_place
-from edge_agent.inference.trt_golden import golden_picture
-from edge_agent.inference.trt_process import PROGRAM, Refusal, WorkerProcess
-from edge_agent.inference.trt_source import read_network
+from edge_agent.inference.trt.find import find_place
+from edge_agent.inference.trt.golden import golden_picture
+from edge_agent.inference.trt.process import PROGRAM, Refusal, WorkerProcess
+from edge_agent.inference.trt.source import read_network
 from tests.fakes.gpu import calibration
 from tests.fakes.jetpack4 import FAKES, PACKAGE, JetPack4, interpreter
 from tests.fakes.tensorrt import ATTRIBUTES
@@ -268,7 +268,7 @@ def open_files() -> int:
 
 AGENT = """
 import sys
-from edge_agent.inference.trt_process import WorkerProcess
+from edge_agent.inference.trt.process import WorkerProcess
 worker = WorkerProcess(sys.argv[1])
 worker.ask("parse", 60, open(sys.argv[2], "rb").read())
 print(worker.pid, flush=True)
@@ -323,4 +323,4 @@ def test_the_fake_offers_nothing_that_8_2_lacks() -> None:
 def children() -> Set[int]:
     """Workers of this process, zombies too."""
     pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return {int(pid) for pid in pids if "trt_worker" in Path(f"/proc/{pid}/cmdline").read_text() or gone(int(pid))}
+    return {int(pid) for pid in pids if "trt/worker.py" in Path(f"/proc/{pid}/cmdline").read_text() or gone(int(pid))}

@@ -15,7 +15,7 @@ from edge_agent.core.quality import CropParams
 from edge_agent.core.topics import Topics
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.outbox_sqlite import SqliteOutbox
+from edge_agent.mqtt.outbox.sqlite import SqliteOutbox
 from edge_agent.mqtt.params import MqttParams, OutboxParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from tests.core.staged_camera import StagedCamera, textured

@@ -1,6 +1,6 @@
 """The outbox in memory."""
 
-from edge_agent.mqtt.outbox import MemoryOutbox
+from edge_agent.mqtt.outbox.memory import MemoryOutbox
 from edge_agent.mqtt.params import OutboxParams
 from tests.fakes.mqtt_agent import moment
 from tests.mqtt.outbox_contract import OutboxContract, message

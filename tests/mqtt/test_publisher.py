@@ -15,7 +15,7 @@ from edge_agent.core.topics import Topics
 from edge_agent.core.types import Sight
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
-from edge_agent.mqtt.outbox import MemoryOutbox
+from edge_agent.mqtt.outbox.memory import MemoryOutbox
 from edge_agent.mqtt.params import OutboxParams
 from edge_agent.mqtt.publisher import WINDOW, Publisher
 from tests.fakes.broker import VERSIONS, Broker, Gate, Listener, eventually, needs_mosquitto

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 
 from edge_agent.errors import EdgeAgentError, EngineError, MissingPackage
-from edge_agent.inference.cuda import CudaContext
-from edge_agent.inference.cuda_driver import load_driver
-from edge_agent.inference.cuda_kernel import KernelCache, find_nvcc
+from edge_agent.inference.cuda.compiler import KernelCache, find_nvcc
+from edge_agent.inference.cuda.context import CudaContext
+from edge_agent.inference.cuda.driver import load_driver
 from tests.fakes.views import wandering
 from tests.programs import gpu_checks
 from tests.programs.gpu_checks import FAIL, NOTE, OK, Bench, Row
 
 if TYPE_CHECKING:
-    from edge_agent.inference.trt_open import Precision
-    from edge_agent.inference.trt_source import Network
+    from edge_agent.inference.trt.open import Precision
+    from edge_agent.inference.trt.source import Network
 
 NO_GPU = 3
 ENGINE_S = 5.0
@@ -58,9 +58,9 @@ def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
 def engine(model: str, folder: Path) -> Iterator[Row]:
     """Engines in every precision, built anew, proven and measured; a note where there is no TensorRT or no model."""
     from edge_agent.inference.models import models_dir
-    from edge_agent.inference.trt_api import load_tensorrt
-    from edge_agent.inference.trt_find import find_place
-    from edge_agent.inference.trt_source import read_network
+    from edge_agent.inference.trt.api import load_tensorrt
+    from edge_agent.inference.trt.find import find_place
+    from edge_agent.inference.trt.source import read_network
 
     try:
         load_tensorrt()
@@ -88,9 +88,9 @@ def engine(model: str, folder: Path) -> Iterator[Row]:
 
 def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, Tuple[Path, "Precision"]]]:
     """With a calibration by made pictures; and the files that `model calibrate` also writes, by kind."""
-    from edge_agent.inference.calibrate import measure, reached
-    from edge_agent.inference.trt_calibration import encode_calibration, read_calibration
-    from edge_agent.inference.trt_typed import half, quantised
+    from edge_agent.inference.calibration.frames import measure, reached
+    from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
+    from edge_agent.inference.trt.typed import half, quantised
 
     cache = folder / "calibration.txt"
     cache.write_bytes(encode_calibration(reached(network, measure(network, wandering(PICTURES)))))
@@ -105,7 +105,7 @@ def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, 
 
 def _proven(name: str, network: "Network", precision: "Precision", folder: Path) -> Row:
     from edge_agent.commands.bench_inference import measure
-    from edge_agent.inference.trt_open import BuildOptions, open_network
+    from edge_agent.inference.trt.open import BuildOptions, open_network
 
     try:
         opened = open_network(network, BuildOptions(precision), folder, os.environ, tell)

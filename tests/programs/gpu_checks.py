@@ -14,10 +14,10 @@ import numpy as np
 from edge_agent.core.contract import FACEDETECTIR
 from edge_agent.core.frame import DeviceView, Levels, Picture
 from edge_agent.errors import EdgeAgentError
-from edge_agent.inference.cuda import CudaContext
-from edge_agent.inference.cuda_kernel import KernelCache
-from edge_agent.inference.cuda_pool import CudaBufferPool
-from edge_agent.inference.cuda_preprocess import CudaPreprocessor, DeviceTensor
+from edge_agent.inference.cuda.compiler import KernelCache
+from edge_agent.inference.cuda.context import CudaContext
+from edge_agent.inference.cuda.pool import CudaBufferPool
+from edge_agent.inference.cuda.preprocess import CudaPreprocessor, DeviceTensor
 from tests.programs.gpu_reference import resized
 
 OK, FAIL, NOTE = "ok", "FAIL", "note"

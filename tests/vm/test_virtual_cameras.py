@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions
-from edge_agent.capture.v4l2 import V4l2Source
+from edge_agent.capture.v4l2.source import V4l2Source
 from edge_agent.core.ports import MappedBuffer
 from edge_agent.core.types import Array
 from tests.fakes.broker import eventually

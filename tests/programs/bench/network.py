@@ -10,9 +10,9 @@ from typing import Any, List, NamedTuple, Tuple
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
-from edge_agent.inference.calibrate import measure
-from edge_agent.inference.cpu_quantise import make_int8
-from edge_agent.inference.trt_source import read_network
+from edge_agent.inference.calibration.cpu_quantise import make_int8
+from edge_agent.inference.calibration.frames import measure
+from edge_agent.inference.trt.source import read_network
 
 NET = (384, 240)  # width, height, px
 STRIDE = 16

@@ -1,0 +1,1 @@
+"""Cameras by NVIDIA's jetson-utils."""

@@ -1,0 +1,1 @@
+"""Linux cameras by the kernel's own interface."""

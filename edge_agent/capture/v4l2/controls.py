@@ -1,0 +1,85 @@
+"""Exposure, gain and any other control of a camera, by the name that `v4l2-ctl --list-ctrls` shows."""
+
+import ctypes
+import errno
+import logging
+import re
+from typing import Dict, Iterator, List, Mapping
+
+from edge_agent.capture.v4l2 import abi
+from edge_agent.capture.v4l2.kernel import Device
+
+log = logging.getLogger(__name__)
+
+_SETTABLE = (
+    abi.CTRL_TYPE_INTEGER,
+    abi.CTRL_TYPE_BOOLEAN,
+    abi.CTRL_TYPE_MENU,
+    abi.CTRL_TYPE_BUTTON,
+    abi.CTRL_TYPE_INTEGER64,
+    abi.CTRL_TYPE_BITMASK,
+    abi.CTRL_TYPE_INTEGER_MENU,
+)
+_REFUSED = (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EBUSY, errno.EIO)
+
+
+def control_name(driver_name: str) -> str:
+    """As v4l2-ctl writes it: "Exposure (Absolute)" becomes "exposure_absolute"."""
+    return re.sub(r"[^a-z0-9]+", "_", driver_name.lower()).strip("_")
+
+
+def list_controls(device: Device) -> Dict[str, abi.QueryExtCtrl]:
+    """The controls that hold a number, by name."""
+    return {control_name(item.name.decode("utf-8", "replace")): item for item in _enumerate(device)}
+
+
+def set_controls(device: Device, uri: str, wanted: Mapping[str, int]) -> None:
+    """Set controls in the order given; what cannot be set is warned of, for a picture is better than none.
+
+    What fails is tried once more at the end: an exposure time is refused until its automatic has been switched off.
+    """
+    if not wanted:
+        return
+    known = list_controls(device)
+    refused: List[str] = []
+    for name, value in wanted.items():
+        control = known.get(control_name(name))
+        if control is None:
+            log.warning("%s: no control '%s'; the camera has: %s", uri, name, ", ".join(sorted(known)) or "none")
+        elif control.type != abi.CTRL_TYPE_BUTTON and not control.minimum <= value <= control.maximum:
+            log.warning("%s: control %s=%d: allowed %d to %d", uri, name, value, control.minimum, control.maximum)
+        elif not _set(device, uri, name, control, value, last_try=False):
+            refused.append(name)
+    for name in refused:
+        _set(device, uri, name, known[control_name(name)], wanted[name], last_try=True)
+
+
+def _enumerate(device: Device) -> Iterator[abi.QueryExtCtrl]:
+    item = abi.QueryExtCtrl(id=abi.CTRL_FLAG_NEXT_CTRL)
+    while device.supports(abi.QUERY_EXT_CTRL, item):
+        if item.type in _SETTABLE and not item.flags & (abi.CTRL_FLAG_DISABLED | abi.CTRL_FLAG_READ_ONLY):
+            yield item
+        item = abi.QueryExtCtrl(id=item.id | abi.CTRL_FLAG_NEXT_CTRL)
+
+
+def _set(device: Device, uri: str, name: str, control: abi.QueryExtCtrl, value: int, last_try: bool) -> bool:
+    """False when the driver refused."""
+    entry = abi.ExtControl(id=control.id)
+    wide = control.type == abi.CTRL_TYPE_INTEGER64  # exposure and gain of Tegra's drivers are
+    if wide:
+        entry.value.value64 = value
+    else:
+        entry.value.value = value
+    request = abi.ExtControls(which=abi.CTRL_WHICH_CUR_VAL, count=1, controls=ctypes.pointer(entry))
+    try:
+        device.ioctl(abi.S_EXT_CTRLS, request)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        if last_try:
+            log.warning("%s: control %s=%d: the driver refuses: %s", uri, name, value, error.strerror)
+        return False
+    got = int(entry.value.value64 if wide else entry.value.value)
+    if got != value and control.type != abi.CTRL_TYPE_BUTTON:
+        log.warning("%s: control %s=%d: the driver made it %d", uri, name, value, got)
+    return True

@@ -1,0 +1,1 @@
+"""INT8 from the user's own pictures."""

@@ -1,0 +1,1 @@
+"""CUDA: context, memory, and the preprocess kernel."""

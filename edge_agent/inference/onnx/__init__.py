@@ -1,0 +1,1 @@
+"""ONNX files, read, rewritten and written without the `onnx` package."""

@@ -1,0 +1,1 @@
+"""TensorRT: one runner per API generation, build, cache, proof; here or in a worker process."""

@@ -1,0 +1,142 @@
+"""Building an engine: from a network and a precision to TensorRT's plan."""
+
+from dataclasses import dataclass
+from typing import Any, List, Optional, Tuple
+
+from edge_agent.errors import EdgeAgentError, EngineError, ModelError
+from edge_agent.inference.trt.api import Logger, TensorRT, because, reads_uff
+from edge_agent.inference.trt.calibration import Calibration, fitted, make_calibrator
+from edge_agent.inference.trt.source import Network
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build it.
+
+    Attributes:
+        precision: "int8", "fp16" or "fp32"; what the file is stored in, where TensorRT takes no other.
+        calibration: For INT8 of a float file.
+        workspace_bytes: Scratch memory that layers may use; too little excludes fast ones.
+        dla_core: Deep learning accelerator to use, or None for the GPU.
+        fixed: True where TensorRT has no switches for the precision.
+    """
+
+    precision: str
+    calibration: Optional[Calibration]
+    workspace_bytes: int
+    dla_core: Optional[int]
+    fixed: bool
+
+
+def build(trt: TensorRT, logger: Logger, network: Network, recipe: Recipe) -> bytes:
+    """The plan; minutes of work, during which other threads run. Call it inside the CUDA context.
+
+    Raises:
+        ModelError: TensorRT cannot read or build the network, or the calibration is not the network's.
+        EngineError: There is not enough memory.
+    """
+    logger.forget()
+    builder = trt.Builder(logger)
+    config = builder.create_builder_config()
+    definition, _parser = _definition(trt, builder, network, logger)
+    _set_workspace(trt, config, recipe.workspace_bytes)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells no precisions
+    profile = None
+    if min(tuple(definition.get_input(0).shape)) < 0:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(network.binding.input, *network.shapes)
+        config.add_optimization_profile(profile)
+    # The calibrator is Python's: it must outlive the build.
+    _calibrator = _set_precision(trt, config, definition, network, recipe, profile)
+    if recipe.dla_core is not None:
+        _set_dla(trt, builder, config, recipe, dynamic=profile is not None)
+    logger.forget()
+    plan = builder.build_serialized_network(definition, config)
+    if plan is None:
+        raise failed(trt.__version__, network.name, because(logger))
+    return bytes(plan)
+
+
+def _definition(trt: TensorRT, builder: Any, network: Network, logger: Logger) -> Tuple[Any, Any]:
+    """The network as TensorRT's parser gives it, and the parser, which owns the weights."""
+    if network.uff is not None and reads_uff(trt):
+        # UFF's parser knows implicit batch only: no flags.
+        definition = builder.create_network()
+        parser = trt.UffParser()
+        taken = parser.register_input(network.binding.input, network.shapes[0][1:])
+        for output in network.binding.outputs.values():
+            taken = parser.register_output(output) and taken
+        if not (taken and parser.parse_buffer(network.uff, definition)):
+            raise ModelError(f"model {network.name}: TensorRT's UFF parser cannot read it: {because(logger)}")
+        return definition, parser
+    flags = trt.NetworkDefinitionCreationFlag
+    explicit = 1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0
+    definition = builder.create_network(explicit)
+    parser = trt.OnnxParser(definition, logger)
+    if not parser.parse(network.onnx):
+        told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise ModelError(
+            f"model {network.name}: TensorRT {trt.__version__} cannot read it: {told[0] if told else because(logger)}",
+            "export it with an older ONNX opset, or run it with backend onnxruntime",
+        )
+    return definition, parser
+
+
+def _set_workspace(trt: TensorRT, config: Any, nbytes: int) -> None:
+    if hasattr(config, "set_memory_pool_limit"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, nbytes)
+    else:
+        config.max_workspace_size = nbytes
+
+
+def _set_precision(
+    trt: TensorRT, config: Any, definition: Any, network: Network, recipe: Recipe, profile: Optional[Any]
+) -> Optional[Any]:
+    """Set the flags, which are permissions; the INT8 calibrator, if any."""
+    flags = trt.BuilderFlag
+    if recipe.precision == "fp32":
+        config.clear_flag(flags.TF32)
+    if recipe.precision == "fp32" or recipe.fixed:
+        return None
+    config.set_flag(flags.FP16)
+    if recipe.precision != "int8":
+        return None
+    config.set_flag(flags.INT8)
+    if recipe.calibration is None:  # a quantised file brings its scales
+        return None
+    white = 255.0 * network.contract.gain
+    cache = fitted(recipe.calibration, _tensor_names(definition), network.binding.input, white)
+    calibrator = make_calibrator(trt, recipe.calibration, cache)
+    config.int8_calibrator = calibrator
+    if profile is not None:
+        config.set_calibration_profile(profile)
+    return calibrator
+
+
+def _tensor_names(definition: Any) -> List[str]:
+    layers = [definition.get_layer(index) for index in range(definition.num_layers)]
+    answers = [layer.get_output(index).name for layer in layers for index in range(layer.num_outputs)]
+    return [definition.get_input(0).name, *answers]
+
+
+def _set_dla(trt: TensorRT, builder: Any, config: Any, recipe: Recipe, dynamic: bool) -> None:
+    cores = builder.num_DLA_cores
+    if not 0 <= int(recipe.dla_core or 0) < cores:
+        raise ModelError(
+            f"DLA core {recipe.dla_core} was asked for, but there are {cores}",
+            f"leave dla_core unset{f', or choose 0 to {cores - 1}' if cores else ': this device or TensorRT has none'}",
+        )
+    if dynamic or recipe.precision == "fp32":
+        what = "models of one input size" if dynamic else "int8 and fp16"
+        raise ModelError(f"DLA core {recipe.dla_core} was asked for, but it runs {what} only", "leave dla_core unset")
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = recipe.dla_core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def failed(version: str, name: str, why: str) -> EdgeAgentError:
+    """What it means that TensorRT `version` did not build model `name`, by its own words."""
+    message = f"TensorRT {version} cannot build model {name}: {why}"
+    if "memory" in why.lower() or "workspace" in why.lower():
+        return EngineError(message, "stop other programs on the GPU, or lower workspace_mb")
+    return ModelError(message, "run it with backend onnxruntime, or ask for another precision")

@@ -1,0 +1,288 @@
+"""From a network to a proven engine: out of the cache, or built now."""
+
+import hashlib
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Iterator, Literal, Mapping, Optional, Tuple
+
+from edge_agent.core.types import Array, EngineInfo
+from edge_agent.errors import EngineError, ModelError
+from edge_agent.inference.trt.build import Recipe
+from edge_agent.inference.trt.cache import EngineCache, EngineKey, Manifest, describe
+from edge_agent.inference.trt.calibration import read_calibration
+from edge_agent.inference.trt.find import find_place
+from edge_agent.inference.trt.golden import golden_picture, reference, require_plausible, require_same
+from edge_agent.inference.trt.place import Place, ProvableEngine
+from edge_agent.inference.trt.precision import Choice, choose, require_met, used
+from edge_agent.inference.trt.source import Network
+from edge_agent.inference.trt.tao_converter import PROGRAM, convert
+from edge_agent.inference.trt.typed import half, quantised
+
+Tell = Callable[[str], None]
+Precision = Literal["auto", "int8", "fp16", "fp32"]
+
+_BEAT_S = 15.0
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user may choose.
+
+    Attributes:
+        precision: What to compute in; "auto" takes the fastest that the GPU and the model's files allow.
+        workspace_mb: Scratch memory that layers may use.
+        dla_core: Deep learning accelerator, or None for the GPU.
+        interpolation: How pictures shrink.
+        rebuild: True builds even where the cache has an engine.
+    """
+
+    precision: Precision = "auto"
+    workspace_mb: int = 256
+    dla_core: Optional[int] = None
+    interpolation: str = "linear"
+    rebuild: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A running engine and how it came about.
+
+    Attributes:
+        engine: Close it in the thread that opened it; the GPU goes with it.
+        manifest: What is known of it.
+        path: Its plan in the cache.
+        built: False when it came out of the cache.
+        errors: By role, how far its answer to the golden picture is from the reference, as a share.
+    """
+
+    engine: ProvableEngine
+    manifest: Manifest
+    path: Path
+    built: bool
+    errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One request, decided: all that building and proving need."""
+
+    network: Network
+    options: BuildOptions
+    choice: Choice
+    recipe: Recipe
+    path: Path
+    wanted: Mapping[str, Array]
+
+
+class Opener:
+    """Builds, keeps, loads and proves engines on one GPU.
+
+    Args:
+        place: TensorRT and the GPU. The engine closes it; until there is one, the caller does.
+        directory: The agent's cache folder.
+        tell: Takes a line of progress, of any thread.
+    """
+
+    def __init__(self, place: Place, directory: Path, tell: Tell) -> None:
+        self._place, self._directory, self._tell = place, directory, tell
+        self._cache = EngineCache(directory / "engines")
+
+    def open(self, network: Network, options: BuildOptions) -> Opened:
+        """A proven engine.
+
+        An engine of the cache that does not load, or answers wrongly, is built again, once. Whatever else can be
+        missing is found out before the minutes that a build takes.
+
+        Raises:
+            ModelError: The request cannot be met, or TensorRT cannot build the model.
+            EngineError: CUDA failed, or what was just built answers wrongly.
+            InputError: The cache cannot be used.
+            MissingPackage: A package or the CUDA compiler is missing.
+        """
+        place = self._place
+        self._tell(f"TensorRT {place.version} on {place.gpu} (sm_{place.sm}), driver for CUDA {place.cuda_version}")
+        choice, recipe = self._decide(network, options)
+        self._tell(f"precision {choice.precision}: {choice.why}")
+        wanted = {} if network.sealed is not None else reference(network, self._cache, self._tell)
+        if recipe.fixed and network.sealed is None and network.precision == "fp32":
+            network = self._typed(network, recipe)
+        key = self._key(network, recipe)
+        path = self._cache.path(network.name, key)
+        place.prepare(network, options.interpolation, self._directory)
+        job = _Job(network, options, choice, recipe, path, wanted)
+        fault = "it was asked for anew"
+        if not options.rebuild:
+            plan, manifest, fault = self._cache.load(path)
+            if plan is not None and manifest is not None:
+                self._tell(f"engine of the cache: {path}")
+                try:
+                    return self._prove(job, plan, manifest, built=False)
+                except EngineError as error:
+                    fault = str(error)
+        self._tell(f"building engine {path}: {fault}")
+        self._cache.require_writable()
+        plan, manifest = self._build(job)
+        opened = self._prove(job, plan, manifest, built=True)
+        self._cache.store(path, key, plan, opened.manifest)
+        for old in self._cache.prune(network.name):
+            self._tell(f"removed from the cache, as long unused: {old}")
+        return opened
+
+    def _decide(self, network: Network, options: BuildOptions) -> Tuple[Choice, Recipe]:
+        can = self._place.abilities()
+        file = network.precision
+        calibration = None
+        if network.calibration is not None:
+            if file != "fp32" or options.precision in ("fp16", "fp32") or not can.int8:
+                self._tell(f"calibration {network.calibration} is not used")
+            else:
+                calibration = read_calibration(network.calibration)
+        choice = choose(options.precision, can, file, calibration is not None)
+        recipe = Recipe(choice.precision, calibration, options.workspace_mb << 20, options.dla_core, can.fixed)
+        return choice, recipe
+
+    def _typed(self, network: Network, recipe: Recipe) -> Network:
+        """The network stored in the precision that was chosen."""
+        if recipe.precision == "fp32":
+            return network
+        made = half(network) if recipe.calibration is None else quantised(network, recipe.calibration)
+        share = f": {made.int8_layers} of {made.layers} layers" if made.int8_layers else ""
+        self._tell(f"model {network.name} is stored in {recipe.precision} for this TensorRT{share}")
+        return replace(network, onnx=made.data)
+
+    def _key(self, network: Network, recipe: Recipe) -> EngineKey:
+        return EngineKey(
+            model_sha256=hashlib.sha256(network.onnx).hexdigest() if recipe.fixed else network.sha256,
+            calibration_sha256=recipe.calibration.sha256 if recipe.calibration is not None else None,
+            precision=recipe.precision,
+            shapes=network.shapes,
+            workspace_bytes=recipe.workspace_bytes,
+            dla_core=recipe.dla_core,
+            tensorrt=self._place.version,
+            gpu=self._place.gpu,
+            sm=self._place.sm,
+            driver=self._place.cuda_version,
+        )
+
+    def _build(self, job: _Job) -> Tuple[bytes, Manifest]:
+        self._tell(f"building takes minutes: model {job.network.name}")
+        started = time.monotonic()
+        with heartbeat(self._tell, "still building"):
+            plan = self._plan(job.network, job.recipe)
+        build_s = round(time.monotonic() - started, 1)
+        self._tell(f"built in {build_s} s, {len(plan) / 1e6:.1f} MB")
+        digest = hashlib.sha256(plan).hexdigest()
+        choice = job.choice
+        return plan, Manifest(digest, len(plan), job.options.precision, choice.precision, choice.why, {}, build_s)
+
+    def _plan(self, network: Network, recipe: Recipe) -> bytes:
+        sealed = network.sealed
+        if sealed is None:
+            return self._place.build(network, recipe)
+        if self._place.worker is not None:
+            raise ModelError(
+                f"model {network.name}: {self._place.worker} runs no engine of {PROGRAM}, which has an implicit batch",
+                f"on another machine: edge-agent model convert; {sealed.etlt.with_suffix('.onnx')} is then found",
+            )
+        self._tell(f"by NVIDIA's {sealed.program}")
+        calibration = recipe.calibration.path if recipe.calibration is not None else None
+        return convert(
+            sealed,
+            network.binding,
+            network.contract,
+            recipe.precision,
+            calibration,
+            recipe.workspace_bytes,
+            recipe.dla_core,
+        )
+
+    def _prove(self, job: _Job, plan: bytes, manifest: Manifest, built: bool) -> Opened:
+        """Load it, and compare its answer to the golden picture with the reference."""
+        network, recipe = job.network, job.recipe
+        loaded = self._place.load(plan, network, recipe)
+        if built:
+            layers = loaded.layers()
+            manifest = replace(manifest, layers=layers, precision=used(layers, recipe.precision))
+        engine = loaded.engine(self._info(network, manifest, recipe))
+        try:
+            require_met(job.options.precision, recipe.precision, manifest.layers, network.name)
+            answers = engine.infer(golden_picture())
+            if network.sealed is not None:
+                require_plausible(answers)
+            found = require_same(answers, job.wanted, manifest.precision)
+        except EngineError:
+            engine.free()
+            raise
+        shares = ", ".join(f"{role} {share:.2%}" for role, share in found.items())
+        told = f"proven with the golden picture: off the reference by {shares}"
+        self._tell(told if found else "tried with the golden picture; a sealed model has no reference to compare with")
+        return Opened(engine, manifest, job.path, built, found)
+
+    def _info(self, network: Network, manifest: Manifest, recipe: Recipe) -> EngineInfo:
+        detail = {
+            "version": self._place.version,
+            "gpu": self._place.gpu,
+            "worker": self._place.worker,
+            "layers": describe(manifest.layers),
+            "dla_core": recipe.dla_core,
+        }
+        return EngineInfo(
+            backend="tensorrt",
+            precision=manifest.precision,
+            model=network.name,
+            model_sha256=network.sha256,
+            calibration_sha256=recipe.calibration.sha256 if recipe.calibration is not None else None,
+            detail={key: value for key, value in detail.items() if value is not None},
+        )
+
+
+def open_network(
+    network: Network,
+    options: BuildOptions,
+    directory: Path,
+    environ: Mapping[str, str],
+    tell: Tell,
+    python: Optional[str] = None,
+) -> Opened:
+    """A proven engine on this machine's GPU; see `Opener`. Call it in the thread that will use and close it.
+
+    Args:
+        network: What to run.
+        options: How.
+        directory: The agent's cache folder.
+        environ: For finding the CUDA compiler.
+        tell: Takes a line of progress, of any thread.
+        python: See `trt.find.find_place`.
+
+    Raises:
+        MissingPackage: tensorrt or pycuda is not installed.
+        ModelError, EngineError, InputError: As `Opener.open`; or no GPU answers.
+    """
+    place = find_place(python, environ)
+    with ExitStack() as failing:
+        failing.callback(place.close)
+        opened = Opener(place, directory, tell).open(network, options)
+        failing.pop_all()
+    return opened
+
+
+@contextmanager
+def heartbeat(tell: Tell, what: str, every_s: float = _BEAT_S) -> Iterator[None]:
+    """Say `what` now and then, while the block works with the interpreter's lock let go."""
+    done = threading.Event()
+    started = time.monotonic()
+
+    def beat() -> None:
+        while not done.wait(every_s):
+            tell(f"{what}, {time.monotonic() - started:.0f} s")
+
+    thread = threading.Thread(target=beat, name="trt-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(every_s)

@@ -1,0 +1,166 @@
+"""The network that TensorRT is to build: one file, seen as TensorRT's parsers and as ONNX Runtime take it."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Optional, Tuple
+
+from edge_agent.core.contract import CENTERFACE, ModelContract
+from edge_agent.core.geometry import fitted_size
+from edge_agent.errors import MissingPackage, ModelError
+from edge_agent.inference import models
+from edge_agent.inference.etlt import open_etlt
+from edge_agent.inference.onnx.contract import Binding, bind, derive, require
+from edge_agent.inference.onnx.file import OnnxModel, parse_onnx, read_model
+from edge_agent.inference.trt.api import Shape
+from edge_agent.inference.trt.tao_converter import Sealed, find_converter
+from edge_agent.inference.uff.to_onnx import convert_uff
+
+_CALIBRATION_SUFFIX = "_int8.txt"
+# The names in NVIDIA's DetectNet_v2 exports in UFF.
+_SEALED = Binding("input_1", {"cov": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"})
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model to be built.
+
+    Attributes:
+        name: What users call it.
+        sha256: Of the model as it is built, hex.
+        onnx: The network in ONNX; empty where it stays sealed.
+        uff: The same in UFF, where it came so; None else.
+        model: The outside of `onnx`, if there is one.
+        binding: Its tensors' names, which are the same in UFF.
+        contract: What they mean.
+        calibration: Its INT8 calibration cache, if any.
+        path: The file that it was read from.
+        sealed: Where only NVIDIA's tao-converter opens it.
+    """
+
+    name: str
+    sha256: str
+    onnx: bytes
+    uff: Optional[bytes]
+    model: Optional[OnnxModel]
+    binding: Binding
+    contract: ModelContract
+    calibration: Optional[Path]
+    path: Path
+    sealed: Optional[Sealed] = None
+
+    @property
+    def precision(self) -> str:
+        """What the file stores its numbers in."""
+        return self.model.precision if self.model is not None else "fp32"
+
+    @property
+    def shapes(self) -> Tuple[Shape, Shape, Shape]:
+        """Smallest, usual and largest input, (1, C, H, W); three times the same for models of one size."""
+        contract = self.contract
+        if not contract.any_size:
+            fixed = (1, contract.channels, contract.net[1], contract.net[0])
+            return fixed, fixed, fixed
+        least, most = contract.multiple, contract.long_side
+        width, height = fitted_size((4, 3), most, least)
+        channels = contract.channels
+        return (1, channels, least, least), (1, channels, height, width), (1, channels, most, most)
+
+
+def read_network(
+    model: str,
+    directory: Path,
+    class_name: Optional[str] = None,
+    long_side: int = CENTERFACE.long_side,
+    calibration: Optional[str] = None,
+    labels_file: Optional[str] = None,
+    key: Optional[str] = None,
+    sealed_too: bool = True,
+) -> Network:
+    """The network called `model`, checked against its contract.
+
+    Args:
+        model: A name of the registry, or the path of an .onnx, .uff or .etlt file.
+        directory: Folder of fetched models.
+        class_name: Of a model of several classes, the one that means a face.
+        long_side: Of a model that takes any size, px.
+        calibration: Path of an INT8 calibration cache; when None the one made here by `model calibrate`, else the
+            one fetched with the model.
+        labels_file: Path of the class names; labels.txt beside the model when None.
+        key: What an .etlt is encrypted with; NVIDIA's published key when None.
+        sealed_too: False where a model that only tao-converter opens is of no use.
+
+    Raises:
+        ModelError: It is missing, damaged, or keeps no contract that the agent knows.
+        MissingPackage: It is encrypted, and NVIDIA's package is not installed.
+    """
+    given = Path(calibration) if calibration is not None else None
+    if model.endswith(models.SUFFIXES):
+        path = Path(model)
+        onnx, uff = read_payload(path, key)
+        outside = parse_onnx(onnx, str(path))
+        contract = derive(outside, str(path), models.labels_of(path, labels_file), class_name, long_side)
+        return _network(path.name, path, onnx, uff, outside, contract, given or _own(path))
+    card = models.card_of(model)
+    if "tensorrt" not in card.backends:
+        raise ModelError(f"model {card.name} does not run in TensorRT", f"it needs {' or '.join(card.backends)}")
+    path = models.locate(card, directory)
+    contract = replace(card.contract, long_side=long_side)
+    beside = (path.with_name(file.name) for file in card.files if file.name.endswith(_CALIBRATION_SUFFIX))
+    fetched = next((file for file in beside if file.is_file()), None)
+    converter = find_converter() if sealed_too and path.suffix == ".etlt" else None
+    if converter is not None and not any(made.is_file() for made in _made_of(path)):
+        sealed = Sealed(path, models.FACEDETECTIR_KEY, converter)
+        digest = models.sha256_of(path)
+        return Network(card.name, digest, b"", None, None, _SEALED, contract, given or fetched, path, sealed)
+    onnx, uff = read_payload(path)
+    outside = parse_onnx(onnx, str(path))
+    require(outside, str(path), contract)
+    return _network(card.name, path, onnx, uff, outside, contract, given or _own(path) or fetched)
+
+
+def own_calibration(path: Path) -> Path:
+    """Where `model calibrate` puts its calibration of the model in `path`."""
+    return path.with_suffix(".int8.txt")
+
+
+def _own(path: Path) -> Optional[Path]:
+    found = own_calibration(path)
+    return found if found.is_file() else None
+
+
+def _network(
+    name: str,
+    path: Path,
+    onnx: bytes,
+    uff: Optional[bytes],
+    outside: OnnxModel,
+    contract: ModelContract,
+    calibration: Optional[Path],
+) -> Network:
+    digest = hashlib.sha256(onnx if uff is None else uff).hexdigest()
+    return Network(name, digest, onnx, uff, outside, bind(outside, str(path)), contract, calibration, path)
+
+
+def _made_of(path: Path) -> Tuple[Path, Path]:
+    """Where the user puts what was made of an .etlt elsewhere."""
+    return path.with_suffix(".onnx"), path.with_suffix(".uff")
+
+
+def read_payload(path: Path, key: Optional[str] = None) -> Tuple[bytes, Optional[bytes]]:
+    """(ONNX, UFF or None) of a model file; of an .etlt what the user made of it beside it, else what is in it.
+
+    Raises:
+        ModelError: It cannot be read, is damaged, or the key is wrong.
+        MissingPackage: It is encrypted, and NVIDIA's package is not installed.
+    """
+    if path.suffix == ".etlt":
+        path = next((made for made in _made_of(path) if made.is_file()), path)
+    data = read_model(path)
+    kind = path.suffix[1:]
+    if kind == "etlt":
+        try:
+            kind, data = open_etlt(data, str(path), key or models.FACEDETECTIR_KEY)
+        except MissingPackage as error:
+            raise MissingPackage(error.message, f"{error.hint}; as {path.with_suffix('.onnx')} it is found") from error
+    return (convert_uff(data, str(path)).data, data) if kind == "uff" else (data, None)

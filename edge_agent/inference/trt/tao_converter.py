@@ -1,0 +1,110 @@
+"""NVIDIA's tao-converter, where the user has installed it: from an encrypted .etlt to a TensorRT plan on this board.
+
+Arguments: docs.nvidia.com/tao/archive/5.5.0/text/tao-converter. It exists for TensorRT 7.1 to 8.4 (and works with
+8.5); the model inside stays sealed, so its plan cannot be compared with a reference.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Optional
+
+from edge_agent.core.contract import ModelContract
+from edge_agent.errors import EngineError, ModelError
+from edge_agent.inference.onnx.contract import Binding
+
+PROGRAM = "tao-converter"
+_LIMIT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """An encrypted model that only tao-converter will open.
+
+    Attributes:
+        etlt: The file.
+        key: What it is encrypted with.
+        program: Path of tao-converter.
+    """
+
+    etlt: Path
+    key: str
+    program: str
+
+
+def find_converter() -> Optional[str]:
+    """tao-converter's path, or None."""
+    return shutil.which(PROGRAM)
+
+
+def convert(
+    sealed: Sealed,
+    binding: Binding,
+    contract: ModelContract,
+    precision: str,
+    calibration: Optional[Path],
+    workspace_bytes: int,
+    dla_core: Optional[int],
+) -> bytes:
+    """The plan; minutes of work.
+
+    Args:
+        sealed: The model.
+        binding: Its outputs' names.
+        contract: Its input's size.
+        precision: "int8", "fp16" or "fp32".
+        calibration: NVIDIA's calibration cache; needed for INT8.
+        workspace_bytes: Scratch memory that layers may use.
+        dla_core: Deep learning accelerator, or None for the GPU.
+
+    Raises:
+        ModelError: tao-converter made no plan.
+        EngineError: It did not end.
+    """
+    width, height = contract.net
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = Path(scratch) / "model.plan"
+        command = [sealed.program, "-k", sealed.key, "-d", f"{contract.channels},{height},{width}"]
+        command += ["-o", ",".join(binding.outputs.values()), "-t", precision]
+        if precision == "int8" and calibration is not None:
+            command += ["-c", str(calibration)]
+        command += ["-b", "1", "-m", "1", "-w", str(workspace_bytes)]
+        if dla_core is not None:
+            command += ["-u", str(dla_core)]
+        said = _run([*command, "-e", str(plan), str(sealed.etlt)], sealed)
+        try:
+            data = plan.read_bytes()
+        except OSError:
+            data = b""
+    if not data:  # it ends with 0 whatever happened
+        raise ModelError(
+            f"{sealed.etlt}: {PROGRAM} made no engine of it: {said}",
+            f"is {sealed.program} the one for this board's TensorRT, and the file whole (edge-agent model verify)?",
+        )
+    return data
+
+
+def _run(command: List[str], sealed: Sealed) -> str:
+    """What the program complained of last."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"{sealed.program} took longer than {_LIMIT_S:g} s", "is the board busy?") from error
+    except OSError as error:
+        raise ModelError(
+            f"{sealed.program} does not start: {error.strerror}", "is it for this board, and executable?"
+        ) from error
+    lines = [line.strip() for line in done.stdout.replace(sealed.key, "...").splitlines() if line.strip()]
+    faults = [line for line in lines if "error" in line.lower()]
+    return (faults or lines or [f"it says nothing, status {done.returncode}"])[-1][:300]

@@ -1,0 +1,400 @@
+"""TensorRT 8 in a process of its own, because JetPack 4 has its Python bindings for Python 3.6 only.
+
+A program, not a module: `python3.6 -I worker.py SOCKET MEMORY`, two inherited file descriptors. It is written in
+Python 3.6 and needs nothing but the standard library, `tensorrt` and NVIDIA's driver. `trt.remote` is the other side.
+
+- SOCKET carries frames: MAGIC, lengths of header and payload, a JSON header, a payload. The worker's hello comes first;
+  every request has one answer: {"ok": true, ...}, or {"ok": false, "kind": ..., "why": ...}.
+- MEMORY is a file in RAM that both map: the network's input, then its outputs, float32.
+- The worker ends when asked to, or when the other end of SOCKET closes; signals are the agent's to take.
+"""
+
+import ctypes
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+from typing import Any, Dict, List, Optional, Tuple
+
+MAGIC = b"EATW"
+PROTOCOL = 1
+FRAME = struct.Struct("<4sIQ")
+ALIGN = 4096
+FLOAT_BYTES = 4
+Header = Dict[str, Any]
+Answer = Tuple[Header, bytes]
+
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+_SLEEP_UNTIMED = 3  # CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING
+
+
+class Fault(Exception):
+    """What the other side is to be told: its kind ("model", "build", "engine", "missing"), and why."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind, self.why = kind, why
+
+
+class Driver:
+    """NVIDIA's driver, as much of it as the worker needs: the primary context, current for good, and one stream."""
+
+    def __init__(self) -> None:
+        try:
+            self._cuda = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise Fault("missing", f"NVIDIA's driver cannot be loaded: {error}") from error
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        self._call("cuInit", 0)
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+        self._stream, self._done = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamCreate", ctypes.byref(self._stream), _NON_BLOCKING)
+        self.stream = self._stream.value
+        self._call("cuEventCreate", ctypes.byref(self._done), _SLEEP_UNTIMED)
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, len(name), device)
+        self.name = name.value.decode("ascii", "replace")
+        major, minor, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        self._call("cuDeviceGetAttribute", ctypes.byref(major), 75, device)
+        self._call("cuDeviceGetAttribute", ctypes.byref(minor), 76, device)
+        self._call("cuDriverGetVersion", ctypes.byref(version))
+        self.sm = f"{major.value}{minor.value}"
+        self.version = f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+    def alloc(self, nbytes: int) -> int:
+        """A device pointer."""
+        pointer = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
+        return pointer.value
+
+    def free(self, pointer: int) -> None:
+        """Of `alloc`."""
+        self._call("cuMemFree_v2", ctypes.c_uint64(pointer))
+
+    def upload(self, pointer: int, source: int, nbytes: int) -> None:
+        """Enqueue a copy from the host's address `source`."""
+        copy = (ctypes.c_uint64(pointer), ctypes.c_void_p(source), ctypes.c_size_t(nbytes), self._stream)
+        self._call("cuMemcpyHtoDAsync_v2", *copy)
+
+    def download(self, target: int, pointer: int, nbytes: int) -> None:
+        """Enqueue a copy to the host's address `target`."""
+        copy = (ctypes.c_void_p(target), ctypes.c_uint64(pointer), ctypes.c_size_t(nbytes), self._stream)
+        self._call("cuMemcpyDtoHAsync_v2", *copy)
+
+    def wait(self) -> None:
+        """Sleep until all that was enqueued is done."""
+        self._call("cuEventRecord", self._done, self._stream)
+        self._call("cuEventSynchronize", self._done)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._cuda, name)(*arguments)
+        if code:
+            words = ctypes.c_char_p()
+            self._cuda.cuGetErrorString(code, ctypes.byref(words))
+            said = (words.value or b"error %d" % code).decode("ascii", "replace")
+            raise Fault("engine", f"CUDA: {name}: {said}")
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger that keeps the first error since `forget`, since those that follow are mostly its echoes."""
+    errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+
+    class Complaints(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.complaint = ""
+
+        def log(self, severity: object, msg: str) -> None:
+            if severity in errors and not self.complaint:
+                self.complaint = (msg.splitlines() or [""])[0][:300]
+
+        def forget(self) -> None:
+            self.complaint = ""
+
+        def because(self) -> str:
+            return self.complaint or "it gives no reason"
+
+    return Complaints()
+
+
+class Worker:
+    """The requests, by name. TensorRT's objects live until the process ends or another takes their place.
+
+    Args:
+        trt: The module `tensorrt`.
+        driver: The GPU.
+        memory: File shared with the other side, which grows.
+    """
+
+    def __init__(self, trt: Any, driver: Driver, memory: int) -> None:
+        self._trt, self._driver, self._memory = trt, driver, memory
+        self._map: Optional[mmap.mmap] = None
+        self._base = 0  # its address
+        self._logger = make_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._builder: Any = None
+        self._network: Any = None
+        self._parser: Any = None
+        self._engine: Any = None
+        self._context: Any = None
+        self._buffers: Dict[int, Tuple[int, int]] = {}  # by binding: pointer, bytes
+        self._layout: List[Tuple[int, int, int]] = []  # binding, offset in the memory, bytes; the input first
+
+    def hello(self) -> Header:
+        """Who is here, and what the GPU can do."""
+        builder = self._trt.Builder(self._logger)
+        return {
+            "protocol": PROTOCOL,
+            "tensorrt": self._trt.__version__,
+            "gpu": self._driver.name,
+            "sm": self._driver.sm,
+            "cuda": self._driver.version,
+            "int8": bool(builder.platform_has_fast_int8),
+            "fp16": bool(builder.platform_has_fast_fp16),
+        }
+
+    def parse(self, request: Header, payload: bytes) -> Answer:
+        """Take a network in ONNX; the names of its tensors, the input first."""
+        trt, logger = self._trt, self._logger
+        self._builder = trt.Builder(logger)
+        self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+        self._parser = trt.OnnxParser(self._network, logger)
+        logger.forget()
+        if not self._parser.parse(payload):
+            told = [self._parser.get_error(index).desc() for index in range(self._parser.num_errors)]
+            raise Fault("model", told[0] if told else logger.because())
+        layers = [self._network.get_layer(index) for index in range(self._network.num_layers)]
+        answers = [layer.get_output(index).name for layer in layers for index in range(layer.num_outputs)]
+        return {"tensors": [self._network.get_input(0).name, *answers]}, b""
+
+    def build(self, request: Header, payload: bytes) -> Answer:
+        """The plan of the parsed network; `payload` is its calibration cache, or empty."""
+        trt, logger, builder, network = self._trt, self._logger, self._builder, self._network
+        config = builder.create_builder_config()
+        config.max_workspace_size = request["workspace_bytes"]
+        if hasattr(trt, "LayerInformationFormat"):  # 8.0 has no inspector; it would tell no precisions otherwise
+            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        profile = None
+        if min(tuple(network.get_input(0).shape)) < 0:
+            profile = builder.create_optimization_profile()
+            profile.set_shape(network.get_input(0).name, *(tuple(shape) for shape in request["shapes"]))
+            config.add_optimization_profile(profile)
+        flags = trt.BuilderFlag
+        if request["precision"] == "fp32":
+            config.clear_flag(flags.TF32)
+        else:
+            config.set_flag(flags.FP16)
+        if request["precision"] == "int8":
+            config.set_flag(flags.INT8)
+        calibrator = None
+        if payload:
+            # It is Python's: it must outlive the build.
+            calibrator = make_calibrator(getattr(trt, request["calibrator"]), payload)
+            config.int8_calibrator = calibrator
+            if profile is not None:
+                config.set_calibration_profile(profile)
+        logger.forget()
+        plan = builder.build_serialized_network(network, config)
+        self._builder = self._network = self._parser = None
+        if plan is None:
+            raise Fault("build", logger.because())
+        return {}, bytes(plan)
+
+    def load(self, request: Header, payload: bytes) -> Answer:
+        """Take a plan; what the inspector tells of its layers."""
+        trt, logger = self._trt, self._logger
+        self.unload(request, payload)
+        logger.forget()
+        engine = self._runtime.deserialize_cuda_engine(payload)
+        if engine is None:
+            raise Fault("engine", f"TensorRT {trt.__version__} does not take the engine: {logger.because()}")
+        types = {engine.get_binding_name(i): engine.get_binding_dtype(i) for i in range(engine.num_bindings)}
+        odd = [name for name in request["tensors"] if types.get(name) != trt.DataType.FLOAT]
+        inputs = [index for index in range(engine.num_bindings) if engine.binding_is_input(index)]
+        if odd or len(inputs) != 1:
+            raise Fault("engine", f"the engine is another model's: it has {', '.join(sorted(types))}")
+        context = engine.create_execution_context()
+        if context is None:
+            raise Fault("engine", f"TensorRT made no execution context: {logger.because()}")
+        self._engine, self._context = engine, context
+        inspector = engine.create_engine_inspector() if hasattr(trt, "LayerInformationFormat") else None
+        told = inspector.get_engine_information(trt.LayerInformationFormat.JSON) if inspector is not None else ""
+        return {"layers": told}, b""
+
+    def shape(self, request: Header, payload: bytes) -> Answer:
+        """Take inputs of that shape from now on; where all tensors then lie in the memory, and how large it is."""
+        engine, context, logger = self._engine, self._context, self._logger
+        source = next(index for index in range(engine.num_bindings) if engine.binding_is_input(index))
+        self._layout = []
+        logger.forget()
+        if not context.set_binding_shape(source, tuple(request["shape"])):
+            raise Fault("engine", f"the engine takes no input of {request['shape']}: {logger.because()}")
+        places, offset = {}, 0
+        for index in sorted(range(engine.num_bindings), key=lambda index: index != source):
+            name, dims = engine.get_binding_name(index), [int(dim) for dim in context.get_binding_shape(index)]
+            if not dims or min(dims) < 1:
+                raise Fault("engine", f"the engine does not know the shape of {name}: {dims}")
+            nbytes = FLOAT_BYTES
+            for dim in dims:
+                nbytes *= dim
+            self._reserve(index, nbytes)
+            places[name] = {"shape": dims, "offset": offset}
+            self._layout.append((index, offset, nbytes))
+            offset += -(-nbytes // ALIGN) * ALIGN
+        self._share(offset)
+        return {"places": places, "nbytes": offset}, b""
+
+    def run(self, request: Header, payload: bytes) -> Answer:
+        """From the memory's input to its outputs."""
+        driver, base = self._driver, self._base
+        source, offset, nbytes = self._layout[0]
+        driver.upload(self._buffers[source][0], base + offset, nbytes)
+        pointers = [self._buffers[index][0] for index in range(self._engine.num_bindings)]
+        self._logger.forget()
+        if not self._context.execute_async_v2(pointers, driver.stream):
+            raise Fault("engine", f"TensorRT did not run the network: {self._logger.because()}")
+        for index, offset, nbytes in self._layout[1:]:
+            driver.download(base + offset, self._buffers[index][0], nbytes)
+        driver.wait()
+        return {}, b""
+
+    def unload(self, request: Header, payload: bytes) -> Answer:
+        """Let the engine go, and its buffers."""
+        # TensorRT frees with the last reference: the context before the engine.
+        self._context = None
+        self._engine = None
+        self._layout = []
+        buffers, self._buffers = self._buffers, {}
+        self._driver.wait()  # a run that failed may have left work behind
+        for pointer, _nbytes in buffers.values():
+            self._driver.free(pointer)
+        return {}, b""
+
+    def _share(self, nbytes: int) -> None:
+        if self._map is None or len(self._map) < nbytes:
+            os.ftruncate(self._memory, nbytes)
+            self._map = mmap.mmap(self._memory, nbytes)
+            self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def _reserve(self, index: int, nbytes: int) -> None:
+        pointer, there = self._buffers.get(index, (0, 0))
+        if there >= nbytes:
+            return
+        if pointer:
+            del self._buffers[index]
+            self._driver.free(pointer)
+        self._buffers[index] = (self._driver.alloc(nbytes), nbytes)
+
+
+def make_calibrator(base: Any, cache: bytes) -> Any:
+    """A calibrator that has no pictures, only the cache."""
+
+    class CachedScales(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def get_batch_size(self) -> int:
+            return 1
+
+        def get_batch(self, names: List[str]) -> Optional[List[int]]:
+            return None
+
+        def read_calibration_cache(self) -> bytes:
+            return cache
+
+        def write_calibration_cache(self, cache: object) -> None:
+            return None
+
+    return CachedScales()
+
+
+def send(channel: socket.socket, header: Header, payload: bytes = b"") -> None:
+    """One frame."""
+    text = json.dumps(header).encode("utf-8")
+    channel.sendall(FRAME.pack(MAGIC, len(text), len(payload)) + text)
+    if payload:
+        channel.sendall(payload)
+
+
+def receive(channel: socket.socket) -> Optional[Answer]:
+    """(header, payload) of one frame; None when the other side has gone."""
+    head = _exactly(channel, FRAME.size)
+    if head is None:
+        return None
+    magic, text_bytes, payload_bytes = FRAME.unpack(head)
+    if magic != MAGIC:
+        return None
+    text, payload = _exactly(channel, text_bytes), _exactly(channel, payload_bytes)
+    if text is None or payload is None:
+        return None
+    return json.loads(text.decode("utf-8")), payload
+
+
+def _exactly(channel: socket.socket, count: int) -> Optional[bytes]:
+    parts: List[bytes] = []
+    while count:
+        part = channel.recv(min(count, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def end_with_the_agent(channel: socket.socket) -> None:
+    """End this process when the other side closes, also in the middle of a build. Runs in its own thread."""
+    poll = select.poll()
+    poll.register(channel, 0)  # a hang-up is always told
+    poll.poll()
+    os._exit(0)
+
+
+def serve(channel: socket.socket, memory: int) -> int:
+    """Say hello, then answer until told to quit; the exit code."""
+    try:
+        try:
+            import tensorrt
+        except (ImportError, OSError) as error:
+            raise Fault("missing", f"tensorrt cannot be imported by {sys.executable}: {error}") from error
+        if not tensorrt.__version__.startswith("8."):
+            raise Fault("missing", f"{sys.executable} has TensorRT {tensorrt.__version__}, and the worker is for 8")
+        worker = Worker(tensorrt, Driver(), memory)
+        hello = worker.hello()
+    except Fault as fault:
+        send(channel, {"ok": False, "protocol": PROTOCOL, "kind": fault.kind, "why": fault.why})
+        return 1
+    send(channel, {**hello, "ok": True})
+    while True:
+        frame = receive(channel)
+        if frame is None or frame[0]["do"] == "quit":
+            return 0
+        request, payload = frame
+        try:
+            found, answer = getattr(worker, request["do"])(request, payload)
+        except Fault as fault:
+            send(channel, {"ok": False, "kind": fault.kind, "why": fault.why})
+        else:
+            send(channel, {**found, "ok": True}, answer)
+
+
+def main() -> None:
+    """From the command line's two file descriptors."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to the whole group; the agent decides
+        signal.signal(number, signal.SIG_IGN)
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, int(sys.argv[1]))
+    threading.Thread(target=end_with_the_agent, args=(channel,), daemon=True).start()
+    code = serve(channel, int(sys.argv[2]))
+    # Without the interpreter's way down, in which TensorRT's objects would be freed in any order.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""NVIDIA's UFF files, read and turned into ONNX."""

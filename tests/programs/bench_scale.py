@@ -207,7 +207,7 @@ def panels(costs: Dict[Tuple[str, int], Cost], loads: Sequence[Load]) -> List[Pa
         Panel("Memory, MB (PSS: shared pages count once)", "cameras", curves("pss_mb")),
         Panel("CPU per frame looked at, ms", "cameras", curves("cpu_ms_per_frame")),
         Panel("Camera to result, p50, ms", "cameras", curves("p50_ms")),
-        Panel("One mosquitto, 4 events/s per agent: % of a core", "agents", {"broker": of("broker_core_percent")}),
+        Panel("Broker, % of a core (4 events/s an agent)", "agents", {"broker": of("broker_core_percent")}),
     ]
 
 

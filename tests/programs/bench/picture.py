@@ -24,7 +24,7 @@ def draw(found: Dict[str, Any], caption: Sequence[str]) -> str:
         parts += _row(name, latencies, TOP + ROW * number + ROW // 2)
     for number, line in enumerate(caption):
         y = TOP + ROW * len(rows) + 36 + 16 * number
-        parts.append(f'<text x="12" y="{y}" fill="{INK}" font-size="11">{escape(line)}</text>')
+        parts.append(f'<text x="12" y="{y}" fill="{INK}" font-size="10">{escape(line)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -24,9 +24,9 @@ GOLDEN_FACE = (86.0, 24.0, 141.0, 96.0)
 """Where assets/golden.pgm shows one: left, top, right, bottom, px."""
 GOLDEN_OVERLAP, GOLDEN_MOST = 0.35, 3
 PACKAGES: Tuple[Tuple[str, str, str], ...] = (
-    ("numpy", "arrays", "pip install edge-agent"),
-    ("paho.mqtt", "MQTT", "pip install edge-agent"),
-    ("pydantic_settings", "settings", "pip install edge-agent"),
+    ("numpy", "arrays", "pip install numpy"),
+    ("paho.mqtt", "MQTT", "pip install paho-mqtt"),
+    ("pydantic_settings", "settings", "pip install pydantic-settings"),
     ("onnxruntime", "inference on the CPU", "pip install onnxruntime"),
     ("cv2", "picture files, fast resizing, crops", "pip install opencv-python-headless"),
     ("av", "video files, RTSP, MJPEG over HTTP", "pip install av"),

@@ -91,7 +91,7 @@ def test_a_format_that_is_not_there_is_a_clear_error(kernel, formats, asked, mes
 @pytest.mark.parametrize(("name", "color"), [("MJPG", False), ("YUYV", True)])
 def test_a_format_that_needs_opencv_says_so_where_it_is_not_installed(kernel, monkeypatch, name, color) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)  # as Python itself marks a module that is not there
-    with pytest.raises(MissingPackage, match=rf"{name}.*edge-agent\[cpu\]"):
+    with pytest.raises(MissingPackage, match=rf"{name}.*pip install opencv-python-headless"):
         opened(kernel, FakeCamera(formats={name: [VGA]}), color=color)
     assert kernel.open_descriptors == 0
 

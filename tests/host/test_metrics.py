@@ -119,7 +119,7 @@ def test_every_number_of_health_and_nothing_for_what_is_null():
 
 def test_without_the_package_it_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(MissingPackage, match=r"edge-agent\[metrics\]"):
+    with pytest.raises(MissingPackage, match=r"pip install prometheus-client"):
         MetricsServer(MetricsParams(enabled=True), "lobby")
 
 

@@ -217,7 +217,7 @@ def test_the_fake_refuses_what_pycuda_leaves_to_luck(cuda: FakeCuda) -> None:
 @pytest.mark.parametrize(
     ("body", "advice"),
     [
-        ("raise ModuleNotFoundError('No module named pycuda')", "pip install 'edge-agent"),
+        ("raise ModuleNotFoundError('No module named pycuda')", "pip install pycuda"),
         ("raise ImportError('libcuda.so.1: cannot open shared object file')", "driver is not installed"),
         ("raise ImportError('undefined symbol: cuCtxCreate_v2')", "newer CUDA than the driver's"),
         ("raise ImportError('numpy.core.multiarray failed to import')", "build it anew"),

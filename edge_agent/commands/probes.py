@@ -31,7 +31,7 @@ PACKAGES: Tuple[Tuple[str, str, str], ...] = (
     ("cv2", "picture files, fast resizing, crops", "pip install opencv-python-headless"),
     ("av", "video files, RTSP, MJPEG over HTTP", "pip install av"),
     ("tensorrt", "inference on an NVIDIA GPU", "comes with JetPack; on a PC: pip install tensorrt"),
-    ("pycuda", "zero-copy frames on an NVIDIA GPU", "pip install 'edge-agent[jetson]' or [gpu]"),
+    ("pycuda", "zero-copy frames on an NVIDIA GPU", "pip install pycuda; it compiles with CUDA"),
     ("systemd", "structured journal fields", "sudo apt-get install python3-systemd"),
 )
 NEEDED = ("numpy", "paho.mqtt", "pydantic_settings")

@@ -27,7 +27,7 @@ Stream = Tuple[int, str]
 
 
 def scene(camera: int) -> Scene:
-    """A crowd of short visits, then one or two faces that stay, then nobody: 2.8 seconds, again and again.
+    """A crowd of short visits, then one or two faces that stay, then nobody: 3.05 seconds, again and again.
 
     Presence turns off between, so that a rate limit on counts delays none of them.
     """
@@ -35,8 +35,8 @@ def scene(camera: int) -> Scene:
     # Off the grid of frames, so that rounding cannot decide whether a face is in one; long enough to outlast a busy
     # machine, which may keep the agent from its turn for a quarter of a second.
     short = [Appearance(0.363 + 0.04 * n, 0.913 + 0.03 * n, (place, place), (0.28,)) for n, place in enumerate(places)]
-    long = [Appearance(1.363, 2.063, (place, place), (0.28,)) for place in places[camera : camera + camera + 1]]
-    return Scene((*short, *long), period_s=2.8)
+    long = [Appearance(1.613, 2.313, (place, place), (0.28,)) for place in places[camera : camera + camera + 1]]
+    return Scene((*short, *long), period_s=3.05)
 
 
 def script(shown: Scene) -> str:

@@ -57,12 +57,12 @@ def told(until_s: float) -> List[Dict[str, Any]]:
 def judged(bodies: List[Dict[str, Any]], heard: Optional[List[Dict[str, Any]]] = None) -> Account:
     record = [Passed(BEGAN, 1, TOPIC, json.dumps(body).encode(), 1, False, code=0) for body in bodies]
     seen = [Heard(TOPIC, json.dumps(body).encode(), False, 0, None) for body in (bodies if heard is None else heard)]
-    return Account(Evidence({"a": scene(0)}, [Life(BEGAN)]), record, seen, ORIGIN + 6.0)
+    return Account(Evidence({"a": scene(0)}, [Life(BEGAN)]), record, seen, ORIGIN + 6.5)
 
 
 def test_the_judge_is_content_with_a_faultless_agent() -> None:
-    account = judged(told(5.6))
-    assert (account.faults, account.missing, account.events) == ([], [], len(told(5.6)))
+    account = judged(told(6.1))
+    assert (account.faults, account.missing, account.events) == ([], [], len(told(6.1)))
 
 
 def without(*seqs: int) -> Callable[[List[Dict[str, Any]]], List[Dict[str, Any]]]:
@@ -94,18 +94,18 @@ def gap(first: int, last: int) -> Dict[str, Any]:
     ],
 )
 def test_the_judge_sees(what: str, change: Callable[[List[Dict[str, Any]]], List[Dict[str, Any]]]) -> None:
-    account = judged(change(told(5.6)))
+    account = judged(change(told(6.1)))
     assert any(what in fault for fault in account.faults + account.missing), account.faults + account.missing
 
 
 def test_the_judge_accepts_a_loss_that_a_gap_accounts_for_and_no_other() -> None:
-    lost = [*told(5.6)[:4], gap(5, 7), *told(5.6)[7:]]
+    lost = [*told(6.1)[:4], gap(5, 7), *told(6.1)[7:]]
     assert judged(lost).faults + judged(lost).missing == []
-    assert judged([*told(5.6)[:4], gap(5, 6), *told(5.6)[7:]]).faults
+    assert judged([*told(6.1)[:4], gap(5, 6), *told(6.1)[7:]]).faults
 
 
 def test_the_judge_asks_the_subscriber_too() -> None:
-    bodies = told(5.6)
+    bodies = told(6.1)
     assert any("not heard" in fault for fault in judged(bodies, without(9)(bodies)).faults)
     swapped = [*bodies[:3], bodies[4], bodies[3], *bodies[5:]]
     assert any("first heard after" in fault for fault in judged(bodies, swapped).faults)

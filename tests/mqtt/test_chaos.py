@@ -110,3 +110,12 @@ def test_the_judge_asks_the_subscriber_too() -> None:
     swapped = [*bodies[:3], bodies[4], bodies[3], *bodies[5:]]
     assert any("first heard after" in fault for fault in judged(bodies, swapped).faults)
     assert judged(bodies, [*bodies, bodies[3]]).duplicates == 1
+
+
+def test_the_judge_holds_no_count_against_its_rate_limit() -> None:
+    """The crowd comes one by one, within the interval between two counts: only the first of them is told at once."""
+    account = judged(told(6.1))
+    crowded = [account.truth(ORIGIN + 3.05 + at_s) for at_s in (0.65, 0.85, 0.9, 1.1)]
+    assert crowded == [None, None, None, None]
+    assert account.truth(ORIGIN + 3.05 + 2.0) == {"a": 1}
+    assert account.truth(ORIGIN + 3.05 + 2.9) == {"a": 0}

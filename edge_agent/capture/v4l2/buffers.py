@@ -62,7 +62,8 @@ class MmapBuffers:
             device.ioctl(abi.QUERYBUF, buffer)
             mapping = device.kernel.mmap(device.fd, buffer.length, buffer.m.offset)
             self._mappings.append(mapping)
-            self.arrays.append(_read_only(np.frombuffer(mapping, np.uint8)))
+            # A view of one's own: numpy before 1.22 keeps no hold on the mapping, which would go under the array.
+            self.arrays.append(_read_only(np.frombuffer(memoryview(mapping), np.uint8)))
 
     def describe(self, buffer: abi.Buffer) -> None:
         """See `StreamBuffers`; the driver knows its own memory by the index."""

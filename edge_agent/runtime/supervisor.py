@@ -85,7 +85,7 @@ class Supervisor:
         self._upkeep = upkeep
         self._captures, self._manager, self._status, self._reload = captures, manager, status, reload
         # Not an Event: a signal handler that sets one waits for ever if it has interrupted this very thread inside it.
-        self._wake: "SimpleQueue[None]" = SimpleQueue()
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._stop = False
         self._reload_asked = False
         self._ready = False

@@ -93,6 +93,13 @@ def test_geometry_that_cannot_be_meant():
     )
 
 
+def test_masks_that_leave_nothing_of_the_region():
+    corner = "[[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]]"
+    found = faults({f"{DOOR}__ROI": "[0.1, 0.1, 0.4, 0.4]", f"{DOOR}__MASKS": f"[{corner}]"})
+    assert len(found) == 1 and found[0].startswith(f"{DOOR}__MASKS: nothing of the picture is left to look at")
+    config.load({f"{DOOR}__URI": "test://", f"{DOOR}__MASKS": f"[{corner}]"})
+
+
 @pytest.mark.parametrize(
     ("given", "fault"),
     [

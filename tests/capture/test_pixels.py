@@ -125,7 +125,7 @@ def test_mjpg_that_cannot_be_decoded_is_no_picture(data: bytes, color: bool) -> 
 
 
 @pytest.mark.parametrize("color", [False, True])
-@pytest.mark.parametrize("side", [0, 65535])
+@pytest.mark.parametrize("side", [0, 40000, 65535])
 def test_mjpg_whose_header_is_damaged_is_no_picture(side: int, color: bool) -> None:
     pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     data = encode(gray_scene(), "MJPG", 0)

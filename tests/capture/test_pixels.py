@@ -1,9 +1,12 @@
 """Raw buffers become the picture that the sensor saw, without a copy where the format allows it."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from edge_agent.capture.pixels import FORMATS, Decoder, ImageLayout, SampleDepth
+from edge_agent.core.camera import PixelFormatName
 from tests.fakes.v4l2_camera import encode
 
 HEIGHT, WIDTH = 24, 32
@@ -24,6 +27,10 @@ def as_memory(data: bytes) -> np.ndarray:
     memory = np.frombuffer(data, np.uint8)
     assert not memory.flags.writeable, "as a driver's buffer is"
     return memory
+
+
+def test_settings_name_the_formats_that_can_be_read() -> None:
+    assert set(get_args(PixelFormatName)) == {"auto", *FORMATS}
 
 
 @pytest.mark.parametrize("pitch_bytes", PITCHES)

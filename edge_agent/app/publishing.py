@@ -9,7 +9,7 @@ from edge_agent import __version__
 from edge_agent.app.state import State
 from edge_agent.config.derived import decided_by, rules_of, site_of
 from edge_agent.config.settings import Settings
-from edge_agent.core.discovery import decode_published, devices
+from edge_agent.core.discovery import Device, decode_published, devices
 from edge_agent.core.health import AgentHealth, as_payload
 from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import Clock, Outbox
@@ -78,7 +78,7 @@ class Publishing:
     ) -> None:
         self._inbox, self._clock, self._threshold = inbox, clock, threshold
         rules = rules_of(settings)
-        topics = Topics(settings.mqtt.base, settings.node)
+        topics = self._topics = Topics(settings.mqtt.base, settings.node)
         self._own_kind = frozenset({topics.response(SELFTEST), settings.home_assistant.status_topic})
         self.outbox = _outbox(settings, state, clock)
         self.client = MqttClient(
@@ -117,7 +117,16 @@ class Publishing:
             hooks,
             clock,
         )
-        self.desk = self._desk(settings, topics, state.memory("retained.json"))
+        known = state.memory("retained.json")
+        self._announcer = Announcer(
+            settings.home_assistant,
+            self._devices(settings),
+            __version__,
+            self.publisher,
+            known.load(decode_published, {}),
+            known.save,
+        )
+        self.desk = self._desk(settings, topics)
 
     @property
     def faults(self) -> List[str]:
@@ -139,6 +148,7 @@ class Publishing:
         """Take other *live* settings."""
         self._guard.rules, self._commands.overrides = rules_of(settings), overrides
         self._letters.crops = settings.crops
+        self._announcer.announce(self._devices(settings))
 
     def threshold_changed(self, settings: Settings) -> Dict[str, Any]:
         """Say beside presence by which threshold it is decided now."""
@@ -175,27 +185,24 @@ class Publishing:
             if not self._commands.overrides.is_on(camera, "crops", rules):
                 self.publisher.discard_crops(camera)
 
-    def _desk(self, settings: Settings, topics: Topics, known: Memory) -> Desk:
+    def _devices(self, settings: Settings) -> Sequence[Device]:
+        """What Home Assistant shall find."""
+        board = board_model() or platform.machine()
+        temperature = Sensors()().temperature_c is not None
+        return devices(self._topics, site_of(settings, __version__, board, temperature))
+
+    def _desk(self, settings: Settings, topics: Topics) -> Desk:
         """Commands, discovery, images and detections, around the publisher."""
         images = None
         if settings.crops.enabled and settings.crops.image:
             images = FaceImages(
                 topics, settings.cameras, self.publisher, self._letters.jpeg, settings.crops.image_ttl_s, self._clock
             )
-        board = board_model() or platform.machine()
-        site = site_of(settings, __version__, board, temperature=Sensors()().temperature_c is not None)
         profile = settings.mqtt.detections
         return Desk(
             self.publisher,
             self._commands,
-            Announcer(
-                settings.home_assistant,
-                devices(topics, site),
-                __version__,
-                self.publisher,
-                known.load(decode_published, {}),
-                known.save,
-            ),
+            self._announcer,
             images,
             None if profile == "off" else DetectionsFeed(topics, profile, self.publisher.stream),
             self._clock,

@@ -8,7 +8,7 @@ import av
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.address import split_file
-from edge_agent.capture.media_picture import gray_of, rgb_of
+from edge_agent.capture.media_picture import gray_of, rgb_of, video_of
 from edge_agent.core.frame import Frame
 from edge_agent.core.types import Counters
 from edge_agent.errors import EndOfStream, SourceError
@@ -149,10 +149,10 @@ class MediaSource:
     def _decode(self) -> Iterator[Tuple[Any, float]]:
         """Every picture of the file once, with the seconds that one picture usually lasts."""
         with av.open(str(self._path)) as container:
-            if not container.streams.video:
-                raise SourceError(f"{self.uri}: no video in this file", _EXPECTED)
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # more would only take the cores that inference needs
+            try:
+                stream = video_of(container)
+            except SourceError as error:
+                raise SourceError(f"{self.uri}: {error.message}", _EXPECTED) from None
             period_s = 1.0 / float(stream.average_rate or 25)
             for packet in container.demux(stream):
                 try:

@@ -1,4 +1,4 @@
-"""From PyAV's decoded picture to pixels, untouched where the luma plane is enough."""
+"""From PyAV's container to a stream to decode, and from its pictures to pixels, untouched where luma is enough."""
 
 import re
 from typing import Any, Tuple
@@ -7,10 +7,28 @@ import numpy as np
 
 from edge_agent.core.frame import FULL_RANGE, Levels
 from edge_agent.core.types import Array
+from edge_agent.errors import SourceError
 
 # Planar or semi-planar formats whose first plane is luma: yuv420p, yuvj422p, yuv420p10le, gray12le, nv12, ...
 _LUMA_FIRST = re.compile(r"(?:(?P<yuv>yuv[aj]?4\d\dp|nv12|nv16|nv21|nv24|nv42)|gray)(?:(?P<bits>\d+)le)?")
 _MPEG_RANGE, _JPEG_RANGE = 1, 2  # AVCOL_RANGE_*; 0 is unspecified
+
+
+def video_of(container: Any) -> Any:
+    """The video stream of an `av.container.InputContainer`, to be decoded in the caller's thread alone.
+
+    More threads would take the cores that inference needs, and delay a live picture by as many frames.
+
+    Raises:
+        SourceError: There is none that can be decoded; the message says why, and leaves the address to the caller.
+    """
+    if not container.streams.video:
+        raise SourceError("there is no video in it")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise SourceError("FFmpeg has no decoder for its video")
+    stream.codec_context.thread_count = 1
+    return stream
 
 
 def gray_of(picture: Any) -> Tuple[Array, Levels]:

@@ -8,7 +8,7 @@ import av
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.address import hide_credentials
-from edge_agent.capture.media_picture import gray_of, rgb_of
+from edge_agent.capture.media_picture import gray_of, rgb_of, video_of
 from edge_agent.core.frame import Frame
 from edge_agent.core.types import Counters
 from edge_agent.errors import SourceError
@@ -121,6 +121,8 @@ class _Reader(threading.Thread):
         """Connect and decode until the stream breaks off or `stop` is called."""
         try:
             fault = self._follow()
+        except SourceError as error:
+            fault = error.message
         except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
             # Never str(error): FFmpeg's text repeats the address with its password.
             fault = getattr(error, "strerror", None) or "FFmpeg cannot read what is sent"
@@ -161,10 +163,7 @@ class _Reader(threading.Thread):
         network_s = min(self._stall_after_s, OPEN_TIMEOUT_S)
         options = stream_options(scheme, OPEN_TIMEOUT_S, av.library_versions["libavformat"])
         with av.open(self._uri, options=options, timeout=(OPEN_TIMEOUT_S, network_s)) as container:
-            if not container.streams.video:
-                return "no video is sent"
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # frame threads would delay by as many frames
+            stream = video_of(container)
             with self._changed:
                 self._connected = True
                 self._last_t = time.monotonic()

@@ -52,6 +52,9 @@ FORMATS: Dict[str, PixelFormat] = {
     )
 }
 
+# Of so many samples one may be damaged.
+_FEW = 500
+
 _BYTES_PER_PIXEL = {"mono8": 1, "mono16": 2, "nv12": 1, "yuyv": 2, "uyvy": 2, "jpeg": 0}
 
 
@@ -138,15 +141,14 @@ class Decoder:
 
     def _jpeg(self, memory: Array) -> Optional[Array]:
         cv2 = self._cv2
-        if not self._color:
-            flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-            return self._sized(cv2.imdecode(memory, flags))
-        picture = self._sized(cv2.imdecode(memory, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION))
-        return None if picture is None else np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-
-    def _sized(self, picture: Optional[Array]) -> Optional[Array]:
-        expected = (self.layout.height, self.layout.width)
-        return picture if picture is not None and picture.shape[:2] == expected else None
+        flags = (cv2.IMREAD_COLOR if self._color else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            picture = cv2.imdecode(memory, flags)
+        except cv2.error:  # a damaged header may name a size that OpenCV refuses, or has no memory for
+            return None
+        if picture is None or picture.shape[:2] != (self.layout.height, self.layout.width):
+            return None
+        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) if self._color else picture)
 
     def _rgb(self, memory: Array) -> Array:
         """(H, W, 3) RGB, owned. OpenCV's conversions (BT.601) expect limited range."""
@@ -175,7 +177,8 @@ class SampleDepth:
     V4L2 defines Y10 and Y12 as right-justified, yet Tegra's VI delivers them left-justified; Y16 is defined as 16
     bits, yet many 10-bit sensors deliver it right-justified. No ioctl tells, but the OR of the samples does: a bit
     above the defined ones proves left-justified, a bit in the lowest ones suggests right-justified. What has been
-    seen counts from then on, so a dark start is corrected by the first brighter frame.
+    seen counts from then on, so a dark start is corrected by the first brighter frame; but only in more than a few
+    samples, for one damaged sample would make all that follows 64 times darker.
 
     Args:
         bits: Significant bits that the format's definition says.
@@ -191,7 +194,11 @@ class SampleDepth:
         Args:
             samples: (H, W) uint16; every 8th of every 8th row is looked at.
         """
-        self._seen |= int(np.bitwise_or.reduce(samples[::8, ::8], axis=None))
+        some = samples[::8, ::8]
+        new = int(np.bitwise_or.reduce(some, axis=None)) & ~self._seen
+        for bit in (1 << number for number in range(16) if new >> number & 1):
+            if np.count_nonzero(some & bit) >= max(1, some.size // _FEW):
+                self._seen |= bit
         return Levels(0.0, 1.0 / (1 << (self._depth() - 8)))
 
     def _depth(self) -> int:

@@ -141,7 +141,7 @@ def parse_scene(text: str, where: str) -> Scene:
         faces = tuple(_appearance(face) for face in script["appearances"])
         period = script.get("period_s")
         scene = Scene(faces, None if period is None else float(period), str(script.get("look", "marker")))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{where}: not a scene script: {detail}", _SCRIPT) from error
     if scene.look not in ("marker", "picture"):

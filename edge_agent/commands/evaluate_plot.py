@@ -8,6 +8,7 @@ import numpy as np
 
 from edge_agent.commands.pictures import Miss, read_picture
 from edge_agent.core.types import Array
+from edge_agent.errors import InputError
 
 SIDE, MARGIN = 520, 56
 TILE, COLUMNS, MOST = 160, 6, 60
@@ -37,7 +38,7 @@ def plot_curve(curve: Tuple[Array, Array, Array], point: Tuple[Optional[float], 
     if point[0] is not None and point[1] is not None:
         cv2.circle(sheet, _at(point[1], point[0]), 5, RED, -1, cv2.LINE_AA)
         _text(sheet, f"in use: precision {point[0]:.3f}, recall {point[1]:.3f}", (MARGIN + 16, MARGIN + SIDE - 16))
-    cv2.imwrite(str(path), sheet)
+    _save(sheet, path)
 
 
 def contact_sheet(misses: List[Miss], path: Path) -> None:
@@ -51,7 +52,7 @@ def contact_sheet(misses: List[Miss], path: Path) -> None:
         x, y = index % COLUMNS * TILE, index // COLUMNS * (TILE + 22)
         sheet[y : y + TILE, x : x + TILE] = _tile(miss)
         _text(sheet, f"{miss.kind}: {miss.picture.stem}"[:24], (x + 3, y + TILE + 14))
-    cv2.imwrite(str(path), sheet)
+    _save(sheet, path)
 
 
 def _tile(miss: Miss) -> Array:
@@ -64,6 +65,11 @@ def _tile(miss: Miss) -> Array:
     scale = TILE / (2 * half)
     move = np.array([[scale, 0, TILE / 2 - cx * scale], [0, scale, TILE / 2 - cy * scale]], np.float32)
     return np.asarray(cv2.warpAffine(picture, move, (TILE, TILE), flags=cv2.INTER_AREA))
+
+
+def _save(sheet: Array, path: Path) -> None:
+    if not cv2.imwrite(str(path), sheet):
+        raise InputError(f"{path}: cannot be written", "choose a folder that can be written")
 
 
 def _at(recall: float, precision: float) -> Tuple[int, int]:

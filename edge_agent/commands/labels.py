@@ -13,6 +13,8 @@ COCO_HINT = 'expected COCO JSON: {"images": [{"id", "file_name"}], "annotations"
 KITTI_HINT = "expected KITTI lines: face 0 0 0 LEFT TOP RIGHT BOTTOM ..."
 FACE_NAMES = ("face", "faces", "head_face")
 IGNORED_NAMES = ("dontcare", "ignore")
+_FARTHEST = 1e6
+"""px; no picture is so large, and float32 still tells them apart."""
 Boxes = List[Tuple[float, float, float, float]]
 
 
@@ -37,10 +39,13 @@ def read_labels(path: Path, layout: str) -> List[Truth]:
 
 
 def _coco(path: Path) -> List[Truth]:
+    text = path.read_text("utf-8")
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"labels {path}: not JSON (line {error.lineno}: {error.msg})", COCO_HINT) from error
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in a list...
+        raise InputError(f"labels {path}: not JSON that can be used", COCO_HINT) from None
     try:
         names = {image["id"]: str(image["file_name"]) for image in data["images"]}
         wanted = _face_categories(data.get("categories", ()))
@@ -51,8 +56,8 @@ def _coco(path: Path) -> List[Truth]:
                 continue
             x, y, w, h = (float(v) for v in note["bbox"])
             target = ignored if note.get("iscrowd") or note.get("ignore") else faces
-            target[note["image_id"]].append((x, y, x + w, y + h))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            target[note["image_id"]].append(_box(x, y, x + w, y + h))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"labels {path}: {type(error).__name__}: {error}", COCO_HINT) from error
     return [Truth(name, _array(faces[key]), _array(ignored[key])) for key, name in names.items()]
 
@@ -78,14 +83,26 @@ def _kitti_file(path: Path) -> Truth:
             continue
         try:
             left, top, right, bottom = (float(word) for word in words[4:8])
+            box = _box(left, top, right, bottom)
         except ValueError as error:
             raise InputError(f"labels {path}, line {number}: {error}", KITTI_HINT) from error
         name = words[0].lower()
         if name in IGNORED_NAMES:
-            ignored.append((left, top, right, bottom))
+            ignored.append(box)
         elif name in FACE_NAMES:
-            faces.append((left, top, right, bottom))
+            faces.append(box)
     return Truth(path.stem, _array(faces), _array(ignored))
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> Tuple[float, float, float, float]:
+    """The four, when they can be a box.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if not (-_FARTHEST <= left <= right <= _FARTHEST and -_FARTHEST <= top <= bottom <= _FARTHEST):
+        raise ValueError(f"[{left:g}, {top:g}, {right:g}, {bottom:g}] is no box: left, top, right, bottom in px")
+    return left, top, right, bottom
 
 
 def _array(boxes: Boxes) -> np.ndarray:

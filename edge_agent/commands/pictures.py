@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.core.types import Array
-from edge_agent.errors import InputError
+from edge_agent.errors import InputError, SourceError
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ def read_picture(path: Path, color: bool) -> Array:
     Raises:
         InputError: It is not a picture.
     """
-    import cv2
+    from edge_agent.capture.images import load_picture
 
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
-        raise InputError(f"{path}: not a picture that can be read", "expected PNG, JPEG, BMP, TIFF or PGM")
-    return pixels[:, :, ::-1] if color else pixels
+    try:
+        pixels, levels = load_picture(path, color)
+    except SourceError as error:
+        raise InputError(error.message, error.hint) from error
+    return levels.to_gray8(pixels)

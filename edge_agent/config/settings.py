@@ -333,7 +333,9 @@ def _misfits(settings: Settings, given: Mapping[Keys, Given]) -> Iterator[str]:
     """Faults of settings that are right one by one but do not fit together, are no geometry, or no topic."""
     for camera_id, camera in settings.cameras.items():
         # One shape at a time, so that each fault names its own variable.
-        shapes: Dict[Keys, Dict[str, Any]] = {("roi",): {"roi": camera.roi}, ("masks",): {"masks": camera.masks}}
+        roi: Dict[str, Any] = {"roi": camera.roi}
+        seen = {} if _geometry_problem(CameraParams(camera.uri, **roi)) else roi
+        shapes: Dict[Keys, Dict[str, Any]] = {("roi",): roi, ("masks",): {"masks": camera.masks, **seen}}
         shapes.update({("zones", zone): {"zones": {zone: points}} for zone, points in camera.zones.items()})
         for field, shape in shapes.items():
             label, _, problem = _geometry_problem(CameraParams(camera.uri, **shape)).partition(": ")

@@ -8,6 +8,7 @@ from edge_agent.core.params import param
 Point = Tuple[float, float]
 Polygon = Tuple[Point, ...]
 Rect = Tuple[float, float, float, float]
+PixelFormatName = Literal["auto", "GREY", "Y10", "Y12", "Y16", "Y16_BE", "NV12", "YUYV", "UYVY", "MJPG"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class CameraParams:
     fps: Optional[float] = param(
         None, "Requested frames per second; the source's own when unset", gt=0, le=1000, restart=True
     )
-    pixel_format: str = param(
-        "auto", "V4L2 format to ask for (GREY, Y10, Y12, Y16, YUYV, NV12, MJPG), or auto", restart=True
+    pixel_format: PixelFormatName = param(
+        "auto", "V4L2 format to ask for; auto takes the cheapest that has the wanted size and rate", restart=True
     )
     color: bool = param(
         False, "Keep colour where the source has it (the model's secondary use); gray otherwise", restart=True

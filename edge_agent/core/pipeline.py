@@ -215,8 +215,6 @@ class FacePipeline:
         for machine, shown, there in self._machines():
             if shown or not there:
                 machine.observe(shown, t)
-            else:
-                machine.tick(t)
 
     def _reconsider(self, moment: Moment) -> Optional[Outcome]:
         sight = self._camera_sight

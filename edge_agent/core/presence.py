@@ -28,9 +28,9 @@ class PresenceParams:
 class PresenceMachine:
     """Turns what frames show into the three-state answer.
 
-    It says NO only after a frame has shown no face since sight was (re)gained, and never while it cannot see. Losing
-    sight is UNKNOWN at once. `delay_off_s` counts from the last frame that showed a face, and applies to YES only;
-    `delay_on_s` counts from the first, and until it ends UNKNOWN stays UNKNOWN.
+    It says YES only of a frame that shows a face, NO only after one has shown none since sight was (re)gained, and
+    neither while it cannot see. Losing sight is UNKNOWN at once. `delay_off_s` counts from the last frame that showed a
+    face, and applies to YES only; `delay_on_s` counts from the first, and until it ends UNKNOWN stays UNKNOWN.
 
     Args:
         params: May be replaced at any time.
@@ -58,16 +58,15 @@ class PresenceMachine:
             self._face_t = t
         self._face = face
         self._looked = True
+        if face and t - self._face_since_t >= self.params.delay_on_s:
+            self.state = Presence.YES
         self.tick(t)
 
     def tick(self, t: float) -> None:
-        """Let delays end that are over at `t`; the state stays what it is otherwise."""
-        if not self._looked:
+        """Let `delay_off_s` end when it is over at `t`; `delay_on_s` ends by a frame that still shows the face."""
+        if not self._looked or self._face:
             return
-        if self._face:
-            if t - self._face_since_t >= self.params.delay_on_s:
-                self.state = Presence.YES
-        elif self.state is not Presence.YES or t - self._face_t >= self.params.delay_off_s:
+        if self.state is not Presence.YES or t - self._face_t >= self.params.delay_off_s:
             self.state = Presence.NO
 
     def sight(self, sight: Sight) -> None:

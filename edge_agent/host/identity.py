@@ -3,13 +3,16 @@
 import contextlib
 import os
 import secrets
-import threading
 import time
 import uuid
 from pathlib import Path
 
+from edge_agent.host.memory import write_whole
+
 NUMBERS_PER_START = 2
 """The one before a start's boot counter is its own too: it numbers what the start closes of an earlier, crashed one."""
+LARGEST_BOOT = 1 << 53
+"""What is not below was not counted: the file is damaged. Every JSON reader and SQLite can hold it."""
 CLOCK_WAS_SET = 1_600_000_000
 """Unix seconds of September 2020; a clock before that is a board without a battery."""
 
@@ -49,12 +52,10 @@ def next_boot(state_dir: Path, known: int = 0) -> int:
     """
     path = state_dir / "boot"
     with contextlib.suppress(OSError, ValueError):
-        known = max(known, int(path.read_text("ascii")))
+        kept = int(path.read_text("ascii"))
+        known = max(known, kept if kept < LARGEST_BOOT else 0)
     boot = known + NUMBERS_PER_START if known > 0 else new_epoch()
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-    partial.write_text(f"{boot}\n", "ascii")
-    partial.replace(path)
+    write_whole(path, f"{boot}\n", durable=False)
     return boot
 
 

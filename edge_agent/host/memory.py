@@ -4,11 +4,39 @@ import json
 import logging
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def write_whole(path: Path, text: str, durable: bool) -> None:
+    """Replace a file's text, or leave it as it was, and nothing beside it.
+
+    Args:
+        path: Of the file; its folder is made when missing.
+        text: All of it.
+        durable: Whether to wait until it survives a loss of power.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        # Else each start on a full disk would leave one more.
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 class Memory:
@@ -39,14 +67,8 @@ class Memory:
 
     def save(self, value: Any) -> bool:
         """Replace what was saved; it survives a loss of power. False when it could not be written."""
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as file:
-                json.dump(value, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._path)
+            write_whole(self._path, json.dumps(value), durable=True)
         except OSError as error:
             log.log(
                 logging.DEBUG if self._failing else logging.WARNING,

@@ -62,7 +62,7 @@ class Announcer:
         save: Callable[[Published], object],
         jitter: Optional[random.Random] = None,
     ) -> None:
-        self._params, self._speaker, self._save = params, speaker, save
+        self._params, self._version, self._speaker, self._save = params, version, speaker, save
         self._before: Published = {topic: dict(components) for topic, components in before.items()}
         self._jitter = jitter or random.Random()
         self._birth_t: Optional[float] = None
@@ -70,8 +70,14 @@ class Announcer:
         self._saved: Optional[Published] = None
         self._next_look_t = float("-inf")
         self._entities_gone_t: Optional[float] = None
-        found, self._discovered = messages(devices, params, version, self._before)
-        speaker.discovery(found)
+        self._discovered: Published = {}
+        self.announce(devices)
+
+    def announce(self, devices: Sequence[Device]) -> None:
+        """From now on this is what there is to find; what no longer is, is said to have gone."""
+        before = self._discovered
+        found, self._discovered = messages(devices, self._params, self._version, {**self._before, **before})
+        self._speaker.discovery([*found, *removals(before, self._discovered)])
 
     def received(self, notice: Received, t: float) -> None:
         """Home Assistant has started, perhaps. What a broker remembers of that is old, and answered at connect."""

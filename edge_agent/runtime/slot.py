@@ -84,8 +84,10 @@ class SlotBoard:
         self._slots[camera].doubt = doubt
 
     def in_doubt(self, camera: str) -> bool:
-        """Whether it may have gone blind."""
-        return self._slots[camera].doubt
+        """Whether it may have gone blind, or has, and the taker has not heard of it."""
+        slot = self._slots[camera]
+        with self._condition:
+            return slot.doubt or bool(slot.sights)
 
     def take(self, timeout_s: float) -> Optional[Delivery]:
         """What is new of the camera that waited longest, or None after `timeout_s`."""

@@ -1,8 +1,9 @@
 """Watches the workers until there is a reason to stop. Starting and stopping them is their own (see `worker`)."""
 
 import logging
-import threading
 import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Callable, Mapping, Optional, Protocol, Sequence
 
 from edge_agent.errors import EdgeAgentError
@@ -83,7 +84,8 @@ class Supervisor:
         self.gave_up: Optional[str] = None
         self._upkeep = upkeep
         self._captures, self._manager, self._status, self._reload = captures, manager, status, reload
-        self._wake = threading.Event()
+        # Not an Event: a signal handler that sets one waits for ever if it has interrupted this very thread inside it.
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._stop = False
         self._reload_asked = False
         self._ready = False
@@ -93,30 +95,31 @@ class Supervisor:
         self._progress_t = 0.0
 
     def wake(self) -> None:
-        """Look now."""
-        self._wake.set()
+        """Look now. From any thread, and safe in a signal handler."""
+        if self._wake.empty():
+            self._wake.put(None)
 
     def progress(self, line: str) -> None:
         """Starting goes on: `line` is shown, and the manager asked for more time. From any thread."""
         self._progress, self._progress_t = line, time.monotonic()
-        self._wake.set()
+        self.wake()
 
     def request_stop(self) -> None:
         """Ask for an ordered stop. Safe in a signal handler."""
         self._stop = True
-        self._wake.set()
+        self.wake()
 
     def request_reload(self) -> None:
         """Ask for the settings to be read again. Safe in a signal handler."""
         self._reload_asked = True
-        self._wake.set()
+        self.wake()
 
     def watch(self, workers: Sequence[Worker]) -> None:
         """Return when a stop was asked for, a worker has failed, or every source has ended."""
         started_t = time.monotonic()
         while not self._stop:
-            self._wake.wait(LOOK_S)
-            self._wake.clear()
+            with suppress(Empty):
+                self._wake.get(timeout=LOOK_S)
             if failed(workers) is not None:
                 break
             if self._captures and all(stage.ended for stage in self._captures.values()):

@@ -78,6 +78,36 @@ def test_a_valid_reload_is_in_force_and_loses_no_event(broker, env_file, tmp_pat
         assert states == ["READY", *2 * ["RELOADING", "READY"], "STOPPING"]
 
 
+@pytest.mark.parametrize("style", ["device", "components"])
+def test_what_commands_may_do_is_announced_anew(broker, env_file, tmp_path, style):
+    path = env_file(HOME_ASSISTANT__STYLE=style)
+
+    def found(listener, platform, key):
+        """What Home Assistant has been told of an entity."""
+        if style == "device":
+            payload = listener.last("homeassistant/device/edge-agent_n/config")
+            return payload and json.loads(payload)["components"].get(key)
+        payload = listener.last(f"homeassistant/{platform}/edge-agent_n/{key}/config")
+        return payload and json.loads(payload)
+
+    def restart(listener):
+        return (found(listener, "button", "restart") or {}).get("command_topic")
+
+    def most(listener):
+        return (found(listener, "number", "threshold") or {}).get("max")
+
+    with ServiceManager(str(tmp_path / "notify")) as manager:
+        with Listener(broker, "homeassistant/#") as listener, agent(broker, path, manager) as it:
+            eventually(lambda: most(listener) == 0.99 and not restart(listener))
+            env_file(HOME_ASSISTANT__STYLE=style, COMMANDS__RESTART="true", COMMANDS__MAX_THRESHOLD=0.5)
+            it.process.send_signal(signal.SIGHUP)
+            eventually(lambda: most(listener) == 0.5 and restart(listener))
+            env_file(HOME_ASSISTANT__STYLE=style, COMMANDS__MAX_THRESHOLD=0.5)
+            it.process.send_signal(signal.SIGHUP)
+            eventually(lambda: not restart(listener), "the button has gone")
+            assert most(listener) == 0.5
+
+
 def test_a_refused_reload_changes_nothing_and_health_says_why(broker, env_file, tmp_path):
     path = env_file(PRESENCE__DELAY_OFF_S=2)
 

@@ -176,6 +176,16 @@ def test_sound_is_no_video(tmp_path: Path) -> None:
         open_source(str(path)).open()
 
 
+def test_video_of_an_unknown_codec_is_an_error_of_the_file_and_of_the_stream(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.avi", 5)
+    unknown = clip.read_bytes().replace(b"MJPG", b"ZZ9Z")
+    clip.write_bytes(unknown)
+    with pytest.raises(SourceError, match=r"clip\.avi: FFmpeg has no decoder"):
+        open_source(str(clip)).open()
+    with MjpegServer(file=unknown) as server, pytest.raises(SourceError, match="FFmpeg has no decoder"):
+        open_source(server.uri("/file")).open()
+
+
 def test_options_of_a_file_are_checked() -> None:
     with pytest.raises(InputError, match="pace=quick"):
         open_source("clip.mp4?pace=quick")

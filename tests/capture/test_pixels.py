@@ -1,9 +1,12 @@
 """Raw buffers become the picture that the sensor saw, without a copy where the format allows it."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from edge_agent.capture.pixels import FORMATS, Decoder, ImageLayout, SampleDepth
+from edge_agent.core.camera import PixelFormatName
 from tests.fakes.v4l2_camera import encode
 
 HEIGHT, WIDTH = 24, 32
@@ -24,6 +27,10 @@ def as_memory(data: bytes) -> np.ndarray:
     memory = np.frombuffer(data, np.uint8)
     assert not memory.flags.writeable, "as a driver's buffer is"
     return memory
+
+
+def test_settings_name_the_formats_that_can_be_read() -> None:
+    assert set(get_args(PixelFormatName)) == {"auto", *FORMATS}
 
 
 @pytest.mark.parametrize("pitch_bytes", PITCHES)
@@ -97,6 +104,17 @@ def test_a_left_justified_dark_start_is_dark_and_stays_so() -> None:
     assert depth.observe(dim).to_gray8(dim).max() == 0, "what has been learnt is kept"
 
 
+@pytest.mark.parametrize("bits", [10, 16])
+def test_a_damaged_sample_tells_nothing_of_the_others(bits: int) -> None:
+    depth = SampleDepth(bits)
+    picture = np.random.default_rng(1).integers(0, 1 << 10, (480, 640)).astype(np.uint16)
+    picture[16:18, 320:322] = 0xFFFF
+    shown = depth.observe(picture).to_gray8(picture)
+    np.testing.assert_array_equal(shown, np.minimum(picture >> 2, 255))
+    picture[16:80, 320:384] = 0xFFFF
+    assert depth.observe(picture).to_gray8(picture).min() < 2, "but a face does"
+
+
 def test_mjpg_decodes_to_gray_and_owns_its_pixels() -> None:
     pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     memory = as_memory(encode(gray_scene(), "MJPG", 0))
@@ -111,6 +129,16 @@ def test_mjpg_decodes_to_gray_and_owns_its_pixels() -> None:
 def test_mjpg_that_cannot_be_decoded_is_no_picture(data: bytes, color: bool) -> None:
     pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     assert Decoder(layout_of("MJPG"), color).decode(as_memory(data)) is None
+
+
+@pytest.mark.parametrize("color", [False, True])
+@pytest.mark.parametrize("side", [0, 40000, 65535])
+def test_mjpg_whose_header_is_damaged_is_no_picture(side: int, color: bool) -> None:
+    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
+    data = encode(gray_scene(), "MJPG", 0)
+    size = data.index(b"\xff\xc0") + 5
+    damaged = data[:size] + 2 * side.to_bytes(2, "big") + data[size + 4 :]
+    assert Decoder(layout_of("MJPG"), color).decode(as_memory(damaged)) is None
 
 
 def test_mjpg_of_another_size_than_negotiated_is_no_picture() -> None:

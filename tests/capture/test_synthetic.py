@@ -273,6 +273,8 @@ def test_bad_options_are_named(uri: str, expected: str) -> None:
     [
         ("{", "not a scene script"),
         ("[]", "not a scene script"),
+        ("[" * 100_000, "not a scene script"),
+        (f'{{"period_s": {"9" * 400}, "appearances": []}}', "not a scene script"),
         ("{}", "'appearances' is missing"),
         ('{"appearances": [{"start_s": 1}]}', "'from' is missing"),
         ('{"appearances": [{"start_s": 3, "end_s": 1, "from": [0, 0], "size": 0.2}]}', "from 3 to 1 s"),

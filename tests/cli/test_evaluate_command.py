@@ -67,6 +67,9 @@ def test_a_label_that_nothing_matches_lowers_recall(labelled, tmp_path):
     assert figures["precision"] == 1.0
 
 
+ONE_BOX = b'{"images": [{"id": 1, "file_name": "p0.png"}], "annotations": [{"image_id": 1, "bbox": %s}]}'
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -75,6 +78,10 @@ def test_a_label_that_nothing_matches_lowers_recall(labelled, tmp_path):
         (b'{"images": [{"id": 1}], "annotations": []}', "KeyError: 'file_name'"),
         (b'{"images": [], "annotations": [{"image_id": 7, "bbox": [1, 2]}]}', "ValueError"),
         (b"\xff\xfe\x00", "not a text file"),
+        (b"[" * 100_000, "not JSON"),
+        (ONE_BOX % b"[1, 9, 3, -4]", "[1, 9, 4, 5] is no box"),
+        (ONE_BOX % b"[1, 2, 3, NaN]", "[1, 2, 4, nan] is no box"),
+        (ONE_BOX % (b"[1, 2, 3, " + b"9" * 400 + b"]"), "OverflowError"),
     ],
 )
 def test_a_malformed_label_file_is_one_clear_line(labelled, tmp_path, content, said):
@@ -92,12 +99,18 @@ def test_bad_arguments_are_refused_before_any_work(labelled, tmp_path):
     bad_kitti = tmp_path / "kitti"
     bad_kitti.mkdir()
     (bad_kitti / "p0.txt").write_text("face 0 0 0 one two three four\n")
+    upturned, folder = tmp_path / "upturned", tmp_path / "folder"
+    upturned.mkdir()
+    (upturned / "p0.txt").write_text("face 0 0 0 9 9 3 4\n")
+    (folder / "mistakes.jpg").mkdir(parents=True)
     cases = [
         (["--images", tmp_path / "no", "--labels", labelled / "coco.json"], "no such folder"),
         (["--images", empty, "--labels", labelled / "coco.json"], "holds no file"),
         (["--images", labelled / "images", "--labels", tmp_path / "no.json"], "No such file"),
         (["--images", labelled / "images", "--labels", empty], "no .txt file"),
         (["--images", labelled / "images", "--labels", bad_kitti], "line 1"),
+        (["--images", labelled / "images", "--labels", upturned], "[9, 9, 3, 4] is no box"),
+        (["--images", labelled / "images", "--labels", labelled / "coco.json", "--plot", folder], "mistakes.jpg"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--iou", "7"], "--iou 7"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--threshold", "0"], "--threshold 0"),
         (["--images", labelled / "kitti", "--labels", labelled / "kitti"], "not a picture"),

@@ -31,6 +31,8 @@ def faults(environ, env_file=None, overrides=None):
         ("__WIDTH", "8", "'8' is too small; expected an integer, 16 to 16384, or empty for unset"),
         ("__WIDTH", "1e9", "'1e9' is not an integer; expected an integer, 16 to 16384, or empty for unset"),
         ("__WIDTH", "99999", "'99999' is too large; expected an integer, 16 to 16384, or empty for unset"),
+        ("__PIXEL_FORMAT", "RAW8", "'RAW8' is not a choice; "
+         "expected one of auto, GREY, Y10, Y12, Y16, Y16_BE, NV12, YUYV, UYVY, MJPG"),
         ("__MIN_FACE_PX", "1.5", "'1.5' is not an integer; expected an integer, 0 to 8192"),
         ("__FPS", "0", "'0' is too small; expected a number, above 0 and at most 1000, or empty for unset"),
         ("__STALL_AFTER_S", "soon", "'soon' is not a number; expected a number, above 0 and at most 600"),
@@ -91,6 +93,13 @@ def test_geometry_that_cannot_be_meant():
         f"{DOOR}__ROI: [0.5, 0.0, 0.5, 1.0] is not a region; "
         "expected [left, top, right, bottom] with 0 <= left < right <= 1 and 0 <= top < bottom <= 1 [environment]"
     )
+
+
+def test_masks_that_leave_nothing_of_the_region():
+    corner = "[[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]]"
+    found = faults({f"{DOOR}__ROI": "[0.1, 0.1, 0.4, 0.4]", f"{DOOR}__MASKS": f"[{corner}]"})
+    assert len(found) == 1 and found[0].startswith(f"{DOOR}__MASKS: nothing of the picture is left to look at")
+    config.load({f"{DOOR}__URI": "test://", f"{DOOR}__MASKS": f"[{corner}]"})
 
 
 @pytest.mark.parametrize(

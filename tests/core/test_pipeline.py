@@ -120,12 +120,23 @@ def test_delay_on_of_the_camera_overrides_and_events_do_not_wait_for_it():
     camera.show((320, 240))
     assert camera.told == [("start", "event-1")]
     assert (camera.report.presence, camera.report.faces) == (NO, 1)
-    camera.tick(0.9)
-    camera.tick(0.11)
+    camera.show(after_s=0.9)
+    camera.show((320, 240))
     assert camera.report.presence is YES
     camera.show()
     camera.show(after_s=1.1)
     assert camera.report.presence is NO
+
+
+def test_one_sight_of_a_face_does_not_outlast_delay_on_in_its_gap():
+    camera = StagedCamera(tracker=TrackerParams(max_lost_s=1.0), presence=PresenceParams(delay_on_s=0.5))
+    camera.show()
+    camera.show((320, 240))
+    for _ in range(15):
+        camera.show()
+        camera.tick(0.0)
+        assert camera.report.presence is NO
+    assert [kind for kind, _ in camera.told] == ["start", "end"]
 
 
 def test_a_face_counts_once_it_is_confirmed():

@@ -61,16 +61,17 @@ def test_a_face_that_comes_back_within_the_delay_leaves_no_trace():
     assert machine.state is NO
 
 
-def test_delay_on_needs_the_face_for_so_long_and_ends_by_tick():
+def test_delay_on_needs_the_face_for_so_long_and_ends_by_a_frame_that_shows_it():
     machine = seeing(delay_on_s=1.0)
     machine.observe(False, 0.0)
     machine.observe(True, 1.0)
     machine.observe(False, 1.9)
     assert machine.state is NO
     machine.observe(True, 2.0)
-    machine.tick(2.9)
-    assert machine.state is NO
-    machine.tick(3.0)
+    machine.observe(True, 2.9)
+    machine.tick(100.0)
+    assert machine.state is NO, "a camera that stalls, or a face that has just been lost, shows nobody"
+    machine.observe(True, 100.0)
     assert machine.state is YES
 
 
@@ -78,14 +79,14 @@ def test_unknown_stays_unknown_while_delay_on_runs():
     machine = seeing(delay_on_s=1.0)
     machine.observe(True, 1.0)
     assert machine.state is UNKNOWN
-    machine.tick(2.0)
+    machine.observe(True, 2.0)
     assert machine.state is YES
 
 
 def test_delay_on_is_not_a_reason_to_doubt_a_yes():
     machine = seeing(delay_on_s=1.0)
     machine.observe(True, 1.0)
-    machine.tick(2.0)
+    machine.observe(True, 2.0)
     machine.observe(False, 2.1)
     machine.observe(True, 2.2)
     assert machine.state is YES
@@ -169,5 +170,5 @@ def defined(log, now, delay_on, delay_off, before):
     if log[-1][1]:
         empty = [i for i, (_, face) in enumerate(log) if not face]
         since = log[empty[-1] + 1 if empty else 0][0]
-        return YES if now - since >= delay_on else before
+        return YES if log[-1][0] - since >= delay_on else before
     return YES if before is YES and now - faces[-1] < delay_off else NO

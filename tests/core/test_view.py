@@ -170,6 +170,18 @@ def test_only_pictures_that_need_no_cpu_reach_the_device_as_they_are(options: Di
     assert (upright.device is None) == expected
 
 
+@pytest.mark.parametrize("x", [0.0, 0.75])
+@pytest.mark.parametrize("y", [0.0, 0.75])
+def test_masks_may_leave_any_corner_alone(x: float, y: float) -> None:
+    above = ((0.0, 0.0), (1.0, 0.0), (1.0, y), (0.0, y))
+    below = ((0.0, y + 0.25), (1.0, y + 0.25), (1.0, 1.0), (0.0, 1.0))
+    left = ((0.0, 0.0), (x, 0.0), (x, 1.0), (0.0, 1.0))
+    right = ((x + 0.25, 0.0), (1.0, 0.0), (1.0, 1.0), (x + 0.25, 1.0))
+    masks = tuple(mask for mask in (above, below, left, right) if np.ptp(mask, axis=0).all())
+    seen = View(camera(masks=masks)).upright(Frame(np.full((8, 8), 9, np.uint8), 1, 0.0)).pixels > 0
+    assert seen.sum() == 4 and seen[int(8 * y), int(8 * x)]
+
+
 def test_without_a_region_the_picture_itself_comes_back() -> None:
     view = View(camera())
     picture = view.upright(Frame(numbered(), 1, 0.0))

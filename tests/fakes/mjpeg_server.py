@@ -18,11 +18,11 @@ class MjpegServer:
 
     `/live` pictures without end; `/stall` five pictures, then silence; `/gone` five pictures, then the connection
     is closed; `/garbage` bytes that are no pictures; `/damaged` every third picture is damaged; `/silent` not even
-    headers; `/text` a page. User `door`, password `s3cr3t` when `locked`.
+    headers; `/text` a page; `/file` the bytes of `file`. User `door`, password `s3cr3t` when `locked`.
     """
 
-    def __init__(self, locked: bool = False) -> None:
-        self.locked = locked
+    def __init__(self, locked: bool = False, file: bytes = b"") -> None:
+        self.locked, self.file = locked, file
         self.closing = threading.Event()
         server = self
 
@@ -70,6 +70,10 @@ class MjpegServer:
             self.closing.wait()
             return
         request.send_response(200)
+        if path == "/file":
+            request.end_headers()
+            request.wfile.write(self.file)
+            return
         if path == "/text":
             request.send_header("Content-Type", "text/html")
             request.end_headers()

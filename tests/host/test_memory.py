@@ -39,3 +39,9 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_so_is_recovery(tmp_pat
     blocker.unlink()
     memory.save({"a": 1})
     assert caplog.text.count("can be written again") == 1 and memory.load(dict, {}) == {"a": 1}
+
+
+def test_what_cannot_be_written_leaves_nothing_beside_it(tmp_path):
+    (tmp_path / "x.json" / "in the way").mkdir(parents=True)
+    assert not Memory(tmp_path / "x.json").save({})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]

@@ -104,3 +104,13 @@ def test_every_frame_is_either_inferred_or_dropped_under_contention():
     board.close()
     assert len(released) == each * len(cameras)
     assert sum(sum(board.counters(camera).values()) for camera in cameras) == each * len(cameras)
+
+
+def test_a_sight_that_nobody_took_keeps_the_camera_in_doubt():
+    board = SlotBoard(["a"])
+    board.set_doubt("a", True)
+    board.set_sight("a", Sight.DARK, NOW)
+    board.set_doubt("a", False)
+    assert board.in_doubt("a"), "between the proof and its delivery the taker still believes that it can see"
+    board.take(0)
+    assert not board.in_doubt("a")

@@ -2,8 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 
+from edge_agent.core.frame import Frame
 from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
 from edge_agent.runtime.slot import SlotBoard
@@ -105,8 +107,6 @@ def test_an_end_is_an_end_and_not_a_fault():
 
 
 def test_frames_judged_dark_are_released_and_counted():
-    import numpy as np
-
     black = np.zeros((48, 64), np.uint8)
     rig = Rig([[black] * 200])
     rig.run(10)
@@ -189,3 +189,27 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
     assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10, "a camera in doubt shows nobody leave"
     stage.finish()
     assert out[-1].report.sight is Sight.STOPPED
+
+
+def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_the_next_tick():
+    rig = Rig([[FRAME] * 5])
+    board = SlotBoard(["door", "hall"])
+
+    class Slow(Recorder):
+        """Meanwhile the other camera's thread finishes its proof."""
+
+        def step(self, frame, info):
+            board.set_sight("door", Sight.DARK, rig.clock())
+            board.set_doubt("door", False)
+            return super().step(frame, info)
+
+    door, hall = Recorder("door"), Slow("hall")
+    stage = InferStage(board, ["door", "hall"], lambda: {"door": door, "hall": hall}, rig.clock, lambda outcome: None)
+    stage.setup()
+    board.set_doubt("door", True)
+    board.put("hall", Frame(np.zeros((48, 64), np.uint8), 1, rig.clock.t))
+    for _ in range(3):
+        stage.step()
+        rig.clock.advance(0.1)
+    assert door.asked[0] == ("sight", Sight.DARK), "a tick before it could say that somebody has left"
+    assert ("frame", 1) in hall.asked and door.asked[1][0] == "tick"

@@ -1,5 +1,6 @@
 """When the service manager is told what: the start gate, the watchdog's food, reload and stop."""
 
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -257,3 +258,24 @@ def test_it_ends_with_a_failed_worker_and_with_the_last_source(error, code):
         supervisor.watch([worker])
     assert manager.words()[-1] == "stopping"
     assert exit_code([worker]) == code
+
+
+def test_a_signal_at_any_line_of_the_watch_does_not_stop_it():
+    rig = Rig()
+    lines = []
+
+    def interrupt(frame, event, argument):
+        lines.append(frame.f_code.co_name)
+        rig.supervisor.request_reload()
+        if len(lines) > 500:
+            rig.supervisor.request_stop()
+        return interrupt
+
+    def watch():
+        sys.settrace(interrupt)
+        rig.supervisor.watch([])
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    watching.join(10)
+    assert not watching.is_alive(), f"a handler waits for what {lines[-1]} holds"

@@ -51,11 +51,7 @@ def negotiate_format(device: Device, uri: str, options: SourceOptions) -> ImageL
     device.ioctl(abi.G_FMT, current)
     size = (options.width or current.fmt.pix.width, options.height or current.fmt.pix.height)
     if options.pixel_format != "auto":
-        wanted = options.pixel_format.upper().strip().replace("-", "_")
-        if wanted not in FORMATS:
-            raise SourceError(
-                f"{uri}: unknown pixel_format '{options.pixel_format}'", f"expected auto or one of {', '.join(FORMATS)}"
-            )
+        wanted = options.pixel_format
         if wanted not in names:
             raise SourceError(f"{uri}: the camera has no {wanted}", f"it offers {', '.join(names + others) or 'none'}")
     elif names:

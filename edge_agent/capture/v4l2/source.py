@@ -49,7 +49,7 @@ class V4l2Source:
         path = "/" + path.lstrip("/") if path.startswith("//") else path  # v4l2:///dev/video0
         self.uri = f"v4l2:{path}"
         self._options = options or SourceOptions()
-        self.kind = "encoded" if self._options.pixel_format.upper() == "MJPG" else "sensor"
+        self.kind = "encoded" if self._options.pixel_format == "MJPG" else "sensor"
         self.mode = "cpu"
         self._kernel: Kernel = syscalls or LinuxKernel()
         self._memory = MemoryChoice(self.uri, self._options.pool)

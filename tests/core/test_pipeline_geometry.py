@@ -1,0 +1,106 @@
+"""From raw pixels to boxes, zones, crops and snapshots: every pixel says where it lies in the upright frame."""
+
+import numpy as np
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from edge_agent.core.camera import CameraParams
+from edge_agent.core.frame import Frame
+from edge_agent.core.pipeline import FacePipeline
+from edge_agent.core.quality import CropParams
+from edge_agent.core.types import Detections, Sight
+from edge_agent.core.view import View, contains
+from tests.fakes.clock import FakeClock
+
+SEEN = 200  # blue of every pixel that no mask hides
+
+
+def upright(width, height):
+    """(H, W, 3): red is x, green is y."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x, y, np.full_like(x, SEEN)], axis=2).astype(np.uint8)
+
+
+def raw(picture, rotate, flip):
+    """As a camera delivers it that has to be turned clockwise by `rotate`, then mirrored by `flip`."""
+    if flip in ("vertical", "both"):
+        picture = picture[::-1]
+    if flip in ("horizontal", "both"):
+        picture = picture[:, ::-1]
+    return np.rot90(picture, rotate // 90)
+
+
+class Finder:
+    """Finds a face where it was told that one is, in px of the upright frame, by reading where its picture lies."""
+
+    def __init__(self, face):
+        self.face = face
+
+    def detect(self, picture):
+        row, column = np.argwhere(picture.pixels[..., 2] == SEEN)[0]
+        x, y, _ = (int(value) for value in picture.pixels[row, column])
+        corner = np.array([x - column, y - row] * 2, np.float32)
+        return Detections(np.array([self.face], np.float32) - corner, np.array([0.9]))
+
+    def set_threshold(self, value):
+        pass
+
+
+def check(crop, size, masks):
+    """The picture shows what its box says, and nothing that a mask hides."""
+    width, height = size
+    left, top = round(crop.box.left * width), round(crop.box.top * height)
+    assert crop.pixels.shape == (round(crop.box.bottom * height) - top, round(crop.box.right * width) - left, 3)
+    for row, line in enumerate(crop.pixels.tolist()):
+        for column, (red, green, blue) in enumerate(line):
+            x, y = left + column, top + row
+            hidden = any(contains(mask, ((x + 0.5) / width, (y + 0.5) / height)) for mask in masks)
+            assert (red, green, blue) == ((0, 0, 0) if hidden else (x, y, SEEN))
+
+
+@st.composite
+def polygons(draw):
+    """Three to five points around a centre."""
+    radii = draw(st.lists(st.floats(0.1, 0.5), min_size=3, max_size=5))
+    x, y = draw(PART), draw(PART)
+    angles = np.arange(len(radii)) * (2 * np.pi / len(radii)) + draw(st.floats(0, 1))
+    points = [(x + radius * np.cos(angle), y + radius * np.sin(angle)) for radius, angle in zip(radii, angles)]
+    return tuple((round(float(np.clip(x, 0, 1)), 3), round(float(np.clip(y, 0, 1)), 3)) for x, y in points)
+
+
+@st.composite
+def regions(draw):
+    """At least a quarter of each side."""
+    left, top = draw(st.floats(0, 0.75)), draw(st.floats(0, 0.75))
+    return left, top, draw(st.floats(left + 0.25, 1)), draw(st.floats(top + 0.25, 1))
+
+
+SIDES = st.integers(24, 90)
+PART = st.floats(0, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    SIDES, SIDES, st.sampled_from([0, 90, 180, 270]), st.sampled_from(["none", "horizontal", "vertical", "both"]),
+    st.none() | regions(), st.lists(polygons(), max_size=2).map(tuple), polygons(), st.tuples(PART, PART), PART,
+)  # fmt: skip
+def test_boxes_zones_and_crops_lie_where_the_pixels_do(width, height, rotate, flip, roi, masks, zone, at, margin):
+    camera = CameraParams("test://", rotate=rotate, flip=flip, roi=roi, masks=masks, zones={"desk": zone})
+    view = View(camera)
+    assume((view.region(view.upright(Frame(raw(upright(width, height), rotate, flip), 0, 0.0)))[0].pixels > 0).any())
+    face = (at[0] * (width - 12), at[1] * (height - 12), at[0] * (width - 12) + 12, at[1] * (height - 12) + 12)
+    clock, crops = FakeClock(), CropParams(margin=margin, min_quality=0.0, min_face_px=1)
+    pipeline = FacePipeline("door", camera, Finder(face), lambda: "id", clock, crops=crops)
+    pipeline.sight(Sight.OK, clock())
+    frame = Frame(raw(upright(width, height), rotate, flip), 1, clock.t)
+    info = pipeline.info(frame, clock())
+    assert (info.width, info.height) == (width, height)
+    start = pipeline.step(frame, info).events[0]
+    box = (start.box.left, start.box.top, start.box.right, start.box.bottom)
+    np.testing.assert_allclose(box, np.array(face) / (width, height, width, height), atol=1e-4)
+    centre = ((start.box.left + start.box.right) / 2, (start.box.top + start.box.bottom) / 2)
+    assert start.zones == (("desk",) if contains(zone, centre) else ())
+    check(pipeline.snapshot(frame, info), (width, height), masks)
+    crop = pipeline.sight(Sight.STOPPED, clock()).events[0].crop
+    assert crop.box.left <= start.box.left + 1e-4 and start.box.bottom <= crop.box.bottom + 1e-4
+    check(crop, (width, height), masks)

@@ -79,6 +79,7 @@ class FakeCuda:
         devices: GPUs there are.
         capability: Theirs.
         integrated: Whether they share the host's memory.
+        multiprocessors: How many they have.
         memory_bytes: How much can be allocated.
         spans: The (address, length) pairs that a kernel touches, by its name and arguments.
 
@@ -99,13 +100,14 @@ class FakeCuda:
     )
     event_flags = SimpleNamespace(DEFAULT=0, BLOCKING_SYNC=1, DISABLE_TIMING=2)
     host_alloc_flags = SimpleNamespace(PORTABLE=1, DEVICEMAP=2, WRITECOMBINED=4)
-    device_attribute = SimpleNamespace(INTEGRATED=18, CAN_MAP_HOST_MEMORY=19)
+    device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT=16, INTEGRATED=18, CAN_MAP_HOST_MEMORY=19)
 
     def __init__(
         self,
         devices: int = 1,
         capability: Tuple[int, int] = (8, 7),
         integrated: bool = True,
+        multiprocessors: int = 16,
         memory_bytes: int = 1 << 30,
         spans: Optional[Spans] = None,
     ) -> None:
@@ -115,6 +117,7 @@ class FakeCuda:
             integrated,
             memory_bytes,
         )
+        self.multiprocessors = multiprocessors
         self.spans = spans
         self.fail: Dict[str, str] = {}
         self.launches: Deque[Launch] = deque(maxlen=64)
@@ -328,7 +331,11 @@ class _Device:
         return self._cuda.capability
 
     def get_attribute(self, attribute: int) -> int:
-        known = {FakeCuda.device_attribute.INTEGRATED: int(self._cuda.integrated)}
+        attributes = FakeCuda.device_attribute
+        known = {
+            attributes.INTEGRATED: int(self._cuda.integrated),
+            attributes.MULTIPROCESSOR_COUNT: self._cuda.multiprocessors,
+        }
         return known.get(attribute, 1)
 
     def retain_primary_context(self) -> "_Context":

@@ -358,6 +358,7 @@ def test_whatever_matters_makes_another_engine(boards: Any, tmp_path: Path) -> N
         path(boards(), plain),
         path(boards("8.6"), plain),
         path(boards(board="t4"), plain),
+        path(boards(multiprocessors=8), plain),
         path(boards(), plain, precision="fp32"),
         path(boards(), plain, workspace_mb=64),
         path(boards(), plain, dla_core=0),

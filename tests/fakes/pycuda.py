@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 import numpy as np
 
@@ -128,6 +128,7 @@ class FakeCuda:
         self.event_flags_used: List[int] = []
         self.stream_flags_used: List[int] = []
         self.memory: Dict[int, np.ndarray] = {}
+        self.own: Set[int] = set()  # of it, what CUDA has made
         self.objects = 0
         self.retained = 0
         self.queues: Dict[int, Deque[Callable[[], None]]] = {}
@@ -235,9 +236,9 @@ class FakeCuda:
         del self.memory[array.ctypes.data]
 
     def pages(self, address: int, nbytes: int) -> Optional[np.ndarray]:
-        """Memory of `pagelocked_empty`, for a camera's driver; None where there is none."""
+        """Memory that the GPU sees, for a camera's driver; None where there are no pages to pin, as in CUDA's own."""
         try:
-            return self.at(address, nbytes)
+            return None if address in self.own else self.at(address, nbytes)
         except LaunchError:
             return None
 
@@ -300,11 +301,13 @@ class FakeCuda:
         array = np.full(nbytes + alignment, 0xA5, np.uint8)  # whoever reads what nobody wrote should notice
         array = array[-array.ctypes.data % alignment :][:nbytes]
         self.memory[array.ctypes.data] = array
+        self.own.add(array.ctypes.data)
         return array.ctypes.data
 
     def release(self, pointer: int) -> None:
         if not self.stack:
             raise Misuse("memory was freed while no context was current: pycuda warns and leaks it")
+        self.own.discard(pointer)
         self.memory.pop(pointer)[:] = 0xDD
 
     def _copy(self, target: int, source: int, host: np.ndarray, stream: "_Stream") -> None:

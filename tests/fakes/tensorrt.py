@@ -504,11 +504,18 @@ def _read_cache(trt: FakeTensorRT, logger: Any, calibrator: Any) -> Optional[Dic
 
 
 def _layers(network: _Network, config: _Config, scales: Dict[str, float], stubborn: bool) -> List[Any]:
-    """As `get_engine_information` tells them; the input is converted first where that is needed."""
+    """As `get_engine_information` tells them; the input is converted first where that is needed.
+
+    Where the input may have several sizes, only weights have a type.
+    """
+    types = {"int8": "Int8", "fp16": "Half", "half": "Half", "fp32": "Float"}
 
     def layer(name: str, kind: str, source: str, told: str) -> Dict[str, Any]:
-        inputs = [{"Name": source, "Location": "Device", "Dimensions": [], "Format/Datatype": told}]
-        return {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": []}
+        seen = "N/A due to dynamic shapes" if config._profiles else told
+        inputs = [{"Name": source, "Location": "Device", "Dimensions": [], "Format/Datatype": seen}]
+        weights = next(kind for word, kind in types.items() if word in told.lower())
+        more = {"Weights": {"Type": weights, "Count": 9}} if kind == "CaskConvolution" else {}
+        return {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": [], **more}
 
     stored = {1: "fp32", 10: "half", 3: "int8"}
     weights = {stored.get(tensor.data_type) for tensor in network._model.graph.initializer}
@@ -531,7 +538,7 @@ def _layers(network: _Network, config: _Config, scales: Dict[str, float], stubbo
             )
         if scales and any(name in scales for name in node.input):
             told = "Thirty-two wide channel vectorized row major Int8 format"
-        kind = "CaskConvolution" if node.op_type == "Conv" else "PointWise"
+        kind = "CaskConvolution" if node.op_type in ("Conv", "ConvTranspose") else "PointWise"
         source = node.input[0] if node.input else ""
         found.append(layer(node.name, kind, source, "Row major linear FP32" if stubborn else told))
     return found

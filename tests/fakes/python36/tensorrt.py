@@ -311,7 +311,11 @@ class EngineInspector:
         told = "Half" if self._head["half"] else "Row major linear FP32"
         if self._head["scaled"]:
             told = "Thirty-two wide channel vectorized row major Int8 format"
-        layers = [{"Name": "l", "LayerType": "Conv", "Inputs": [{"Format/Datatype": told}], "Outputs": []}]
+        weights = {"Type": "Int8" if "Int8" in told else "Half" if told == "Half" else "Float", "Count": 9}
+        if min(self._head["facts"]["shape"]) < 0:
+            told = "N/A due to dynamic shapes"
+        inputs = [{"Format/Datatype": told}]
+        layers = [{"Name": "l", "LayerType": "Conv", "Inputs": inputs, "Outputs": [], "Weights": weights}]
         return json.dumps({"Layers": layers * len(self._head["facts"]["nodes"]), "Bindings": []})
 
 

@@ -53,7 +53,7 @@ class MappedBuffer(Protocol):
     """Memory that CPU and GPU see both, from a `BufferPool`.
 
     Attributes:
-        array: (N,) uint8, the CPU's side. No view of it may be used after `BufferPool.free`.
+        array: (N,) uint8, the CPU's side. No view of it may be used after `BufferPool.free`, when it goes.
         pointer: The same memory for the GPU: a device pointer.
     """
 
@@ -70,12 +70,12 @@ class BufferPool(Protocol):
     def modes(self) -> Sequence[str]:
         """The ways worth trying on this GPU, best first.
 
-        "userptr": the camera's driver writes into page-locked memory of `allocate`. "registered": the driver's own
+        "userptr": the camera's driver writes into memory of `allocate`. "registered": the driver's own
         buffers are shown to the GPU by `register`. "copied": one copy into memory of `allocate`.
         """
 
     def allocate(self, count: int, nbytes: int) -> Sequence[MappedBuffer]:
-        """So many page-locked buffers of whole pages, each `nbytes` or longer, with anything in them; all or none.
+        """So many locked buffers of whole pages, each `nbytes` or longer, with anything in them; all or none.
 
         Raises:
             EngineError: There is not so much memory.

@@ -7,7 +7,7 @@ from typing import Optional
 from edge_agent.host.sysfs import Sysfs
 
 _RELEASE = re.compile(r"R(\d{2,3})\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)")
-_JETPACKS = {32: 4, 34: 5, 35: 5, 36: 6, 38: 7}
+_JETPACKS = {32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}
 """JetPack by L4T's release; the third digits are too many to keep here."""
 
 

@@ -1,19 +1,19 @@
 """Look into a model's files: what they are, and what the agent could do with them."""
 
-import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List
 
 from edge_agent.errors import InputError, ModelError
 from edge_agent.inference.onnx.contract import describe, structure
 from edge_agent.inference.onnx.file import parse_onnx
+from edge_agent.inference.trt.calibration import fits_pictures, parse_calibration
 from edge_agent.inference.uff.to_onnx import convert_uff
 
-_CALIBRATION_HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 _NAME_LIMIT_BYTES = 1024
-_FULL_SCALE = 127.0
+_PICTURES = {1.0: "as pictures in 0..1 give: a DetectNet_v2", 255.0: "as pictures in 0..255 give: CenterFace"}
+_NO_PICTURES = "but pictures in 0..1 give about 1, in 0..255 about 255: made for other preprocessing"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def inspect_file(path: Path) -> Inspection:
     if path.suffix == ".uff":
         return inspect_uff(data, str(path))
     if data.startswith(b"TRT-"):
-        return inspect_calibration(data, str(path))
+        return inspect_calibration(data, path)
     if path.suffix == ".txt":
         return _inspect_labels(data, str(path))
     raise InputError(
@@ -127,41 +127,25 @@ def inspect_uff(data: bytes, name: str) -> Inspection:
     return Inspection("uff", facts, [f"keeps the contract {facts['contract']}", *findings, way])
 
 
-def inspect_calibration(data: bytes, name: str) -> Inspection:
-    """An INT8 calibration cache: per tensor, a big-endian float32 in hex, the amplitude divided by 127.
+def inspect_calibration(data: bytes, path: Path) -> Inspection:
+    """An INT8 calibration cache.
 
     Raises:
-        ModelError: A line cannot be read.
+        ModelError: It is none, or damaged.
     """
-    lines = data.decode("ascii", "replace").splitlines()
-    header = _CALIBRATION_HEADER.fullmatch(lines[0].strip()) if lines else None
-    if header is None:
-        raise ModelError(f"{name}: no calibration cache", "expected a first line such as TRT-8001-EntropyCalibration2")
-    scales = [_scale(line, number, name) for number, line in enumerate(lines[1:], 2) if line.strip()]
-    if not scales:
-        raise ModelError(f"{name}: a calibration cache without tensors", "fetch it again")
-    tensor, scale = next((entry for entry in scales if entry[0].startswith("input")), scales[0])
-    amplitude = scale * _FULL_SCALE
+    cache = parse_calibration(data, path)
+    source = next((name for name in cache.codes if name.startswith("input")), next(iter(cache.codes)))
+    amplitude = cache.amplitude(source)
     facts = {
-        "tensorrt": header.group(1),
-        "algorithm": header.group(2),
-        "tensors": len(scales),
-        "input": tensor,
+        "tensorrt": cache.made_by,
+        "algorithm": cache.algorithm,
+        "tensors": len(cache.codes),
+        "input": source,
         "input_amplitude": round(amplitude, 5),
-        "names_end_in_colon_0": any(entry.endswith(":0") for entry, _ in scales),
+        "names_end_in_colon_0": any(name.endswith(":0") for name in cache.codes),
     }
-    fits = abs(amplitude - 1.0) < 0.02
-    finding = "as pictures in 0..1 give" if fits else "but pictures in 0..1 give about 1: made for other preprocessing"
-    return Inspection("calibration", facts, [f"{tensor} reaches {amplitude:.4f}, {finding}"])
-
-
-def _scale(line: str, number: int, name: str) -> Tuple[str, float]:
-    tensor, _, code = line.rpartition(":")
-    try:
-        scale = struct.unpack(">f", bytes.fromhex(code.strip()))[0]
-    except (ValueError, struct.error) as error:
-        raise ModelError(f"{name}: line {number} cannot be read", "expected 'tensor: 8 hex digits'") from error
-    return tensor.strip(), scale
+    finding = next((found for white, found in _PICTURES.items() if fits_pictures(amplitude, white)), _NO_PICTURES)
+    return Inspection("calibration", facts, [f"{source} reaches {amplitude:.4f}, {finding}"])
 
 
 def _inspect_labels(data: bytes, name: str) -> Inspection:

@@ -77,6 +77,8 @@ def test_anything_else_is_a_missing_package_with_a_remedy(tmp_path: Path, files:
         ("# R35 (release), REVISION: 5.0", ["on JetPack 5:", "Python 3.8"]),
         ("# R36 (release), REVISION: 4.3", ["on JetPack 6:", "Python 3.10"]),
         ("# R38 (release), REVISION: 2.0", ["on JetPack 7:", "Python 3.12", "delete compute_53, 62 and 72"]),
+        ("# R34 (release), REVISION: 1.1", ["on JetPack 5:", "Python 3.8"]),
+        ("# R39 (release), REVISION: 2.1", ["on JetPack 7:", "Python 3.12", "delete compute_53, 62 and 72"]),
         ("# R99 (release), REVISION: 1.0", ["need a Jetson"]),
         (None, ["need a Jetson", "v4l2:/dev/"]),
     ],

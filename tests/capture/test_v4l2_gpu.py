@@ -1,7 +1,6 @@
 """V4l2Source into memory that the GPU reads in place: by address, from the driver's buffer to the kernel's launch."""
 
 import errno
-import gc
 import logging
 from contextlib import closing
 from pathlib import Path
@@ -55,7 +54,7 @@ class Rig:
     def refuse(self, mode: str) -> None:
         """Leave `mode` as the best one, for a driver that has only MMAP."""
         if mode == "copied":
-            self.cuda.fail["cuMemHostRegister"] = "operation not supported"
+            self.library.refuses = self.kernel.maps
 
     def preprocessor(self) -> CudaPreprocessor:
         return CudaPreprocessor(self.context, self._cache, FACEDETECTIR)
@@ -170,8 +169,8 @@ def test_in_copied_mode_it_is_one_copy_and_the_driver_s_buffer_stays_the_cpu_s(r
 @pytest.mark.parametrize(
     ("gpu", "modes"),
     [
-        ({"capability": (5, 3)}, ("copied",)),
-        ({"capability": (6, 2)}, ("copied",)),
+        ({"capability": (5, 3)}, ()),
+        ({"capability": (6, 2)}, ()),
         ({"capability": (7, 2)}, ("userptr", "registered", "copied")),
         ({"capability": (8, 7)}, ("userptr", "registered", "copied")),
         ({"capability": (11, 0)}, ("userptr", "registered", "copied")),
@@ -190,10 +189,9 @@ def test_what_is_tried_depends_on_the_board(rig: Rig, modes: Tuple[str, ...]) ->
         ({"REQBUFS": errno.EINVAL}, {}, "registered", ["userptr"]),
         ({"QBUF": errno.EFAULT}, {}, "registered", ["userptr"]),
         ({"STREAMON": errno.EIO}, {}, "registered", ["userptr"]),
-        ({}, {"cuMemHostAlloc": "out of memory"}, "registered", ["userptr"]),
-        ({"REQBUFS": errno.EINVAL}, {"cuMemHostRegister": "operation not supported"}, "copied", ALL[:2]),
+        ({"REQBUFS": errno.EINVAL}, {"a driver's pages": "operation not supported"}, "copied", ALL[:2]),
         ({"REQBUFS": errno.EINVAL}, {"cuMemHostGetDevicePointer": "out of memory"}, "cpu", ALL),
-        ({}, {"cuMemHostAlloc": "out of memory", "cuMemHostRegister": "out of memory"}, "cpu", ALL),
+        ({}, {"cuMemHostRegister": "out of memory"}, "cpu", ALL),
     ],
 )
 def test_what_is_refused_falls_down_one_mode_with_one_line_and_is_remembered(
@@ -204,6 +202,8 @@ def test_what_is_refused_falls_down_one_mode_with_one_line_and_is_remembered(
     for call, number in driver.items():
         camera.fail_next(call, number)
     rig.cuda.fail.update(gpu_fails)
+    if "a driver's pages" in gpu_fails:
+        rig.refuse("copied")
     with closing(rig.source()) as source:
         for _ in range(3):
             source.open()
@@ -336,7 +336,7 @@ def test_the_driver_lets_go_of_our_memory_before_it_is_freed(rig: Rig) -> None:
     assert rig.cuda.allocated_bytes == 0
 
 
-def test_a_view_kept_after_release_is_no_crash_and_its_memory_goes_later(rig: Rig) -> None:
+def test_a_view_kept_after_release_is_no_crash(rig: Rig) -> None:
     rig.kernel.plug(FakeCamera())
     source = rig.source()
     source.open()
@@ -344,12 +344,7 @@ def test_a_view_kept_after_release_is_no_crash_and_its_memory_goes_later(rig: Ri
     kept = frame.pixels
     frame.release()
     source.close()
-    assert rig.cuda.allocated_bytes > 0 and kept.sum() > 0
-    del kept
-    source.open()
-    source.close()
-    gc.collect()
-    assert rig.cuda.allocated_bytes == 0
+    assert rig.cuda.allocated_bytes == 0 and kept.sum() > 0
 
 
 def test_the_fakes_notice_what_a_real_machine_would_take_badly(rig: Rig) -> None:
@@ -370,6 +365,8 @@ def test_the_fakes_notice_what_a_real_machine_would_take_badly(rig: Rig) -> None
     with pytest.raises(Misuse, match="munmap 5 while the GPU still sees it"):
         buffers._mappings[-1].close()
     source.close()
+    assert rig.cuda.misuses == ["memory was unmapped while the GPU still saw it"]
+    rig.cuda.misuses.clear()
 
 
 def test_the_gpu_s_thread_may_close_the_gpu_first(rig: Rig) -> None:

@@ -136,8 +136,9 @@ def test_inspect_checks_the_range_of_a_calibration_cache(tmp_path: Path, capsys:
     )
     assert report["input_amplitude"] == pytest.approx(1.00024, abs=1e-4)
     assert "as pictures in 0..1 give" in report["findings"][0]
-    path.write_bytes(calibration(f"input_1: {struct.pack('>f', 255 / 127).hex()}"))
-    assert "made for other preprocessing" in call_json(capsys, "inspect", str(path))["findings"][0]
+    for reaches, says in ((0.7, "0..1 give: a DetectNet_v2"), (250, "0..255 give: CenterFace"), (9, "made for other")):
+        path.write_bytes(calibration(f"input_1: {struct.pack('>f', reaches / 127).hex()}", "dead: 0"))
+        assert says in call_json(capsys, "inspect", str(path))["findings"][0]
 
 
 def test_inspect_reads_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -151,10 +152,10 @@ BROKEN: List[Any] = [
     ("m.etlt", struct.pack("<i", 60) + bytes(50), "its header says 60"),
     ("m.etlt", struct.pack("<i", 3) + b"\xff\x00\x01", "not text"),
     ("m.onnx", b"\x08", "damaged or no ONNX"),
-    ("m.txt", b"TRT-what\n", "no calibration cache"),
+    ("m.txt", b"TRT-what\n", "its first line is"),
     ("m.txt", calibration("input_1: zz"), "line 2"),
     ("m.txt", calibration("input_1: 3c01"), "line 2"),
-    ("m.txt", calibration(), "without tensors"),
+    ("m.txt", calibration(), "names no tensor"),
     ("m.txt", b"\xff\xfe\x00", "neither a calibration cache nor text"),
     ("m.bin", b"abc", "of no known kind"),
 ]

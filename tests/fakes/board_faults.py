@@ -85,6 +85,7 @@ def _built(folder: Path) -> Path:
 
 OTHER = {"CALIBRATION": "{}/other.txt"}
 UNSUPPORTED = "system has unsupported display driver / cuda driver combination"
+OLD_DRIVER = "CUDA initialization failure with error: 35. Please check your CUDA installation"
 FAULTS: Dict[str, Fault] = {
     "no GPU": Fault(
         nothing,
@@ -97,9 +98,9 @@ FAULTS: Dict[str, Fault] = {
     ),
     "old driver": Fault(
         nothing,
-        "CUDA driver version is insufficient for CUDA runtime version",
+        f"TensorRT does not start: {OLD_DRIVER}",
         "install the driver that belongs to this CUDA or JetPack",
-        board={"cuda_fails": {"cuInit": "CUDA driver version is insufficient for CUDA runtime version"}},
+        board={"tensorrt_fails": {"start": OLD_DRIVER}},
     ),
     "no memory": Fault(
         nothing, "out of memory", "stop other programs on the GPU", board={"gpu": {"memory_bytes": 200_000}}

@@ -113,6 +113,10 @@ class FakeKernel:
         """How many there are now."""
         return len(self._files)
 
+    def maps(self, address: int) -> bool:
+        """Whether a driver's own buffer is mapped there."""
+        return any(each.address == address for file in self._all_files for each in file.mappings if not each.closed)
+
     @property
     def mapped_buffers(self) -> int:
         """How many are mapped now."""
@@ -157,6 +161,7 @@ class FakeKernel:
         mapping = _Mapping(-1, length)
         mapping[:] = bytes([PADDING]) * length
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        mapping.address = address
         self.addresses.add(address)
         mapping.on_close = lambda: self._unmapped(index, address)
         camera.buffers[index].mapping = mapping

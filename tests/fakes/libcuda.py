@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 import numpy as np
 import pytest
@@ -63,10 +63,12 @@ class FakeDriverLibrary:
 
     Attributes:
         registered: Device pointer by host address, of what is registered now.
+        refuses: Says of which memory, by its address, the driver cannot lock the pages.
     """
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.registered: Dict[int, int] = {}
+        self.refuses: Callable[[int], bool] = lambda address: False
         self._cuda = cuda
         self._calls = (_REGISTER(self._register), _POINTER(self._pointer), _UNREGISTER(self._unregister))
 
@@ -91,6 +93,8 @@ class FakeDriverLibrary:
         code = self._checked("cuMemHostRegister")
         if code:
             return code
+        if self.refuses(address):
+            return 801
         if flags != _DEVICE_MAP or address % PAGE or nbytes % PAGE or not nbytes:
             return 1
         if address in self.registered:
@@ -116,4 +120,11 @@ class FakeDriverLibrary:
         if address not in self.registered:
             return 713
         del self._cuda.memory[self.registered.pop(address)]
+        if not _is_mapped(address):
+            self._cuda.misuses.append("memory was unmapped while the GPU still saw it")
         return 0
+
+
+def _is_mapped(address: int) -> bool:
+    spans = (line.split(None, 1)[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(begin, 16) <= address < int(end, 16) for begin, end in spans)

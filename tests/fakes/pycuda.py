@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 import numpy as np
 
@@ -79,6 +79,7 @@ class FakeCuda:
         devices: GPUs there are.
         capability: Theirs.
         integrated: Whether they share the host's memory.
+        multiprocessors: How many they have.
         memory_bytes: How much can be allocated.
         spans: The (address, length) pairs that a kernel touches, by its name and arguments.
 
@@ -99,13 +100,14 @@ class FakeCuda:
     )
     event_flags = SimpleNamespace(DEFAULT=0, BLOCKING_SYNC=1, DISABLE_TIMING=2)
     host_alloc_flags = SimpleNamespace(PORTABLE=1, DEVICEMAP=2, WRITECOMBINED=4)
-    device_attribute = SimpleNamespace(INTEGRATED=18, CAN_MAP_HOST_MEMORY=19)
+    device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT=16, INTEGRATED=18, CAN_MAP_HOST_MEMORY=19)
 
     def __init__(
         self,
         devices: int = 1,
         capability: Tuple[int, int] = (8, 7),
         integrated: bool = True,
+        multiprocessors: int = 16,
         memory_bytes: int = 1 << 30,
         spans: Optional[Spans] = None,
     ) -> None:
@@ -115,6 +117,7 @@ class FakeCuda:
             integrated,
             memory_bytes,
         )
+        self.multiprocessors = multiprocessors
         self.spans = spans
         self.fail: Dict[str, str] = {}
         self.launches: Deque[Launch] = deque(maxlen=64)
@@ -125,6 +128,7 @@ class FakeCuda:
         self.event_flags_used: List[int] = []
         self.stream_flags_used: List[int] = []
         self.memory: Dict[int, np.ndarray] = {}
+        self.own: Set[int] = set()  # of it, what CUDA has made
         self.objects = 0
         self.retained = 0
         self.queues: Dict[int, Deque[Callable[[], None]]] = {}
@@ -232,9 +236,9 @@ class FakeCuda:
         del self.memory[array.ctypes.data]
 
     def pages(self, address: int, nbytes: int) -> Optional[np.ndarray]:
-        """Memory of `pagelocked_empty`, for a camera's driver; None where there is none."""
+        """Memory that the GPU sees, for a camera's driver; None where there are no pages to pin, as in CUDA's own."""
         try:
-            return self.at(address, nbytes)
+            return None if address in self.own else self.at(address, nbytes)
         except LaunchError:
             return None
 
@@ -297,11 +301,13 @@ class FakeCuda:
         array = np.full(nbytes + alignment, 0xA5, np.uint8)  # whoever reads what nobody wrote should notice
         array = array[-array.ctypes.data % alignment :][:nbytes]
         self.memory[array.ctypes.data] = array
+        self.own.add(array.ctypes.data)
         return array.ctypes.data
 
     def release(self, pointer: int) -> None:
         if not self.stack:
             raise Misuse("memory was freed while no context was current: pycuda warns and leaks it")
+        self.own.discard(pointer)
         self.memory.pop(pointer)[:] = 0xDD
 
     def _copy(self, target: int, source: int, host: np.ndarray, stream: "_Stream") -> None:
@@ -328,7 +334,11 @@ class _Device:
         return self._cuda.capability
 
     def get_attribute(self, attribute: int) -> int:
-        known = {FakeCuda.device_attribute.INTEGRATED: int(self._cuda.integrated)}
+        attributes = FakeCuda.device_attribute
+        known = {
+            attributes.INTEGRATED: int(self._cuda.integrated),
+            attributes.MULTIPROCESSOR_COUNT: self._cuda.multiprocessors,
+        }
         return known.get(attribute, 1)
 
     def retain_primary_context(self) -> "_Context":

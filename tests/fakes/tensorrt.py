@@ -22,6 +22,8 @@ from edge_agent.inference.uff.to_onnx import convert_uff
 from tests.fakes.pycuda import FakeCuda, Misuse
 
 VERSIONS = {"8.2": "8.2.1.8", "8.6": "8.6.1", "10.3": "10.3.0", "11.4": "11.4.0.106"}
+NUMBERS = {"8.2": 8201, "8.6": 8601, "10.3": 100300}  # NV_TENSORRT_VERSION, by which calibration caches begin
+_ALGORITHMS = {"EntropyCalibration2": "IInt8EntropyCalibrator2", "MinMaxCalibration": "IInt8MinMaxCalibrator"}
 _ALL = tuple(VERSIONS)
 _MAGIC = b"FAKEPLAN"
 
@@ -126,7 +128,7 @@ class FakeTensorRT(types.ModuleType):
         cuda: The fake driver, of the same capability.
 
     Attributes:
-        fail: By call ("parse", "build", "context", "enqueue"), what TensorRT logs when it fails from now on.
+        fail: By call ("start", "parse", "build", "context", "enqueue"), what TensorRT logs when it fails from now on.
         wrong: True makes networks answer wrongly; ditto `nan`, with no numbers.
         stubborn: True builds every layer in FP32, whatever the flags permit.
         calls: Execution calls made, by name.
@@ -150,8 +152,8 @@ class FakeTensorRT(types.ModuleType):
             "ILogger": ILogger,
             "IInt8EntropyCalibrator2": type("IInt8EntropyCalibrator2", (_Calibrator,), {}),
             "IInt8MinMaxCalibrator": type("IInt8MinMaxCalibrator", (_Calibrator,), {}),
-            "Builder": lambda logger: _Builder(self, logger),
-            "Runtime": lambda logger: _Runtime(self, logger),
+            "Builder": lambda logger: self.start(_Builder, logger),
+            "Runtime": lambda logger: self.start(_Runtime, logger),
             "OnnxParser": lambda network, logger: _OnnxParser(self, network, logger),
             "UffParser": lambda: _UffParser(self),
         }
@@ -166,6 +168,14 @@ class FakeTensorRT(types.ModuleType):
         """Everything was dropped, in the right place."""
         assert not self.misuses, self.misuses
         assert self.residents == 0, f"{self.residents} objects of TensorRT outlived the CUDA context"
+
+    def start(self, kind: Any, logger: Any) -> Any:
+        """A builder or runtime; what pybind11 does where TensorRT's factory makes none, and what is logged then."""
+        if "start" in self.fail:
+            logger.log(ILogger.Severity.WARNING, "Unable to determine GPU memory usage")
+            logger.log(ILogger.Severity.WARNING, self.fail["start"])
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return kind(self, logger)
 
     def failed(self, call: str, logger: Any) -> bool:
         if call in self.fail:
@@ -453,7 +463,7 @@ class _Builder(_Native):
         scales: Dict[str, float] = {}
         quantised = any(node.op_type == "QuantizeLinear" for node in network._model.graph.node)
         if "INT8" in config._flags and not quantised:
-            cache = _read_cache(object.__getattribute__(config, "int8_calibrator"))
+            cache = _read_cache(trt, logger, object.__getattribute__(config, "int8_calibrator"))
             if cache is None:
                 trt.log(logger, "Calibration failure occurred with no scaling factors detected.")
                 return None
@@ -477,24 +487,35 @@ class _Builder(_Native):
         return _HostMemory(trt, _MAGIC + struct.pack("<II", len(text), len(network._onnx)) + text + network._onnx)
 
 
-def _read_cache(calibrator: Any) -> Optional[Dict[str, float]]:
+def _read_cache(trt: FakeTensorRT, logger: Any, calibrator: Any) -> Optional[Dict[str, float]]:
+    """The scales; None where pictures would be needed, as for a cache of another version or algorithm."""
     assert calibrator is None or calibrator.initialised
     cache = calibrator.read_calibration_cache() if calibrator is not None else None
-    if cache is None:
+    lines = bytes(cache or b"").decode("ascii").splitlines()
+    kind = next((kind for kind, name in _ALGORITHMS.items() if isinstance(calibrator, getattr(trt, name))), "")
+    if lines and lines[0] != f"TRT-{NUMBERS[trt.version]}-{kind}":
+        trt.log(logger, "Calibration table does not match calibrator algorithm type.")
+        lines = []
+    if not lines:
         assert calibrator is None or calibrator.get_batch(["input"]) is None
         return None
-    lines = bytes(cache).decode("ascii").splitlines()
-    assert lines[0].startswith("TRT-")
     pairs = [line.rpartition(":") for line in lines[1:]]
     return {name.strip(): struct.unpack(">f", bytes.fromhex(code.strip()))[0] for name, _, code in pairs}
 
 
 def _layers(network: _Network, config: _Config, scales: Dict[str, float], stubborn: bool) -> List[Any]:
-    """As `get_engine_information` tells them; the input is converted first where that is needed."""
+    """As `get_engine_information` tells them; the input is converted first where that is needed.
+
+    Where the input may have several sizes, only weights have a type.
+    """
+    types = {"int8": "Int8", "fp16": "Half", "half": "Half", "fp32": "Float"}
 
     def layer(name: str, kind: str, source: str, told: str) -> Dict[str, Any]:
-        inputs = [{"Name": source, "Location": "Device", "Dimensions": [], "Format/Datatype": told}]
-        return {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": []}
+        seen = "N/A due to dynamic shapes" if config._profiles else told
+        inputs = [{"Name": source, "Location": "Device", "Dimensions": [], "Format/Datatype": seen}]
+        weights = next(kind for word, kind in types.items() if word in told.lower())
+        more = {"Weights": {"Type": weights, "Count": 9}} if kind == "CaskConvolution" else {}
+        return {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": [], **more}
 
     stored = {1: "fp32", 10: "half", 3: "int8"}
     weights = {stored.get(tensor.data_type) for tensor in network._model.graph.initializer}
@@ -517,7 +538,7 @@ def _layers(network: _Network, config: _Config, scales: Dict[str, float], stubbo
             )
         if scales and any(name in scales for name in node.input):
             told = "Thirty-two wide channel vectorized row major Int8 format"
-        kind = "CaskConvolution" if node.op_type == "Conv" else "PointWise"
+        kind = "CaskConvolution" if node.op_type in ("Conv", "ConvTranspose") else "PointWise"
         source = node.input[0] if node.input else ""
         found.append(layer(node.name, kind, source, "Row major linear FP32" if stubborn else told))
     return found

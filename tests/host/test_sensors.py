@@ -157,8 +157,9 @@ def test_the_processors_temperature_of_a_pc(tmp_path):
 
 def test_a_release_that_nobody_knows_yet_is_no_jetpack(tmp_path):
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/nv_tegra_release").write_text("# R44 (release), REVISION: 1.0, GCID: 1\n")
-    assert jetpack(tmp_path) == "L4T 44.1.0"
+    for release, told in (("R44", "L4T 44.1.0"), ("R39", "7 (L4T 39.1.0)")):
+        (tmp_path / "etc/nv_tegra_release").write_text(f"# {release} (release), REVISION: 1.0, GCID: 1\n")
+        assert jetpack(tmp_path) == told
 
 
 def test_coolers_alone_or_counters_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Networks taken apart, folded, quantised and halved: against ONNX Runtime and the rules of TensorRT."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -185,7 +186,7 @@ def test_a_calibration_that_knows_half_leaves_the_rest_float(tmp_path: Path) -> 
     network = network_of(graphs.residual(tmp_path / "m.onnx"))
     own = scales(network, wandering(4), tmp_path)
     half_of_it = {name: code for name, code in own.codes.items() if "up" not in name and "pool" not in name}
-    made = quantised(network, type(own)(own.path, own.sha256, own.header, own.algorithm, half_of_it))
+    made = quantised(network, replace(own, codes=half_of_it))
     assert 0 < made.int8_layers < made.layers
     assert off(network, made.data, wandering(1)) < 0.06
 

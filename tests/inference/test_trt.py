@@ -16,11 +16,12 @@ from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.frame import Picture
 from edge_agent.core.geometry import iou
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
+from edge_agent.inference.onnx.graph import read_graph
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import Preprocessor
 from edge_agent.inference.trt.golden import TOLERANCES, golden_picture
 from edge_agent.inference.trt.open import heartbeat
-from edge_agent.inference.trt.precision import Abilities, choose, has_fast_int8
+from edge_agent.inference.trt.precision import Abilities, choose, has_fast_int8, layers_in, used
 from edge_agent.inference.trt.source import Network, read_network
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.uff_writer import detectnet
@@ -287,6 +288,55 @@ def test_a_precision_that_cannot_be_met_is_an_error(
     assert fake.trt.built == 0
 
 
+def convolution(**told: Any) -> Dict[str, Any]:
+    inputs = [{"Name": "a", "Format/Datatype": told.pop("seen", "N/A due to dynamic shapes")}]
+    return {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": inputs, "Outputs": [], **told}
+
+
+def pooling(seen: str) -> Dict[str, Any]:
+    return {"LayerType": "CudaPooling", "Inputs": [{"Name": "a", "Format/Datatype": seen}]}
+
+
+LAYERS: List[Tuple[List[Any], Dict[str, int]]] = [
+    (
+        [convolution(Weights={"Type": "Int8", "Count": 9}), convolution(Weights={"Type": "Half"})],
+        {"int8": 1, "fp16": 1},
+    ),
+    ([convolution(), pooling("N/A due to dynamic shapes")], {}),
+    (
+        [pooling("Channel major FP16 format where channel % 8 == 0"), pooling("Row major linear FP32")],
+        {"fp16": 1, "fp32": 1},
+    ),
+    (
+        [convolution(seen="Thirty-two wide channel vectorized row major Int8 format", Weights={"Type": "Int8"})],
+        {"int8": 1},
+    ),
+    ([convolution(seen="Row major linear FP32", Weights={"Type": "Float"}), pooling("Int32")], {"fp32": 1, "other": 1}),
+    ([{"LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Row major Int8 format"}]}, "a name only"], {}),
+]
+
+
+@pytest.mark.parametrize(("layers", "counted"), LAYERS)
+def test_what_layers_run_in_is_read_off_their_weights_where_sizes_are_free(layers: Any, counted: Any) -> None:
+    found = layers_in(json.dumps({"Layers": layers, "Bindings": []}))
+    assert found == counted and list(found) == list(counted)
+    assert used(found, "fp16") == next(iter(counted), "fp16")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
+def test_a_model_of_any_size_in_the_precision_that_was_asked_for(boards: Any, tmp_path: Path, precision: str) -> None:
+    network = centerface_like(tmp_path)
+    inner = [name for node in read_graph(network.onnx, "c.onnx").nodes for name in node.outputs]
+    cache = calibration(
+        tmp_path / "c_int8.txt", [(network.binding.input, 255 / 127), *((name, 10.0) for name in inner)]
+    )
+    opened = boards().open(
+        read_network(str(tmp_path / "c.onnx"), tmp_path, calibration=str(cache)), precision=precision
+    )
+    assert opened.manifest.layers.get(precision) and opened.engine.info.precision == precision
+    opened.engine.close()
+
+
 def test_a_precision_that_tensorrt_did_not_use_is_an_error_and_not_kept(boards: Any, tmp_path: Path) -> None:
     fake = boards()
     fake.trt.stubborn = True
@@ -358,6 +408,7 @@ def test_whatever_matters_makes_another_engine(boards: Any, tmp_path: Path) -> N
         path(boards(), plain),
         path(boards("8.6"), plain),
         path(boards(board="t4"), plain),
+        path(boards(multiprocessors=8), plain),
         path(boards(), plain, precision="fp32"),
         path(boards(), plain, workspace_mb=64),
         path(boards(), plain, dla_core=0),

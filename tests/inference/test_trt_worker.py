@@ -158,6 +158,7 @@ def test_auto_takes_the_worker_that_the_settings_name(
 @pytest.mark.parametrize(
     ("fault", "kind", "why"),
     [
+        ("start", EngineError, "TensorRT does not start: CUDA initialization failure.*error: 2.*stop other programs"),
         ("parse", ModelError, "No importer registered for op: Foo"),
         ("build", ModelError, "cannot build model m.onnx: 10: Could not find any implementation"),
         ("take", EngineError, "does not take the engine: 1:.*out of memory.*stop other programs"),

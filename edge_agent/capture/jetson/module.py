@@ -19,13 +19,17 @@ class _JetPack(NamedTuple):
     before: str = ""
 
 
-_JETPACKS: Dict[int, _JetPack] = {
+_JETPACK_5 = _JetPack("JetPack 5", "3.8")
+_JETPACK_7 = _JetPack(
+    "JetPack 7", "3.12", "first delete compute_53, 62 and 72 from both CMakeLists.txt, CUDA 13 has none; "
+)
+_JETPACKS: Dict[int, _JetPack] = {  # by L4T's major version
     32: _JetPack("JetPack 4", "3.8"),
-    35: _JetPack("JetPack 5", "3.8"),
+    34: _JETPACK_5,
+    35: _JETPACK_5,
     36: _JetPack("JetPack 6", "3.10"),
-    38: _JetPack(
-        "JetPack 7", "3.12", "first delete compute_53, 62 and 72 from both CMakeLists.txt, CUDA 13 has none; "
-    ),
+    38: _JETPACK_7,
+    39: _JETPACK_7,
 }
 
 

@@ -111,10 +111,7 @@ class RegisteredBuffers(MmapBuffers):
 
 
 class CopiedBuffers(MmapBuffers):
-    """The driver's own buffers, each with a twin for the GPU; the CPU reads the driver's.
-
-    Page-locked memory may be uncached for the CPU (Nano, TX2): it is written once and not read.
-    """
+    """The driver's own buffers, each with a twin for the GPU; the CPU reads the driver's."""
 
     mode = "copied"
 
@@ -143,7 +140,7 @@ class CopiedBuffers(MmapBuffers):
 
 
 class UserptrBuffers:
-    """Page-locked memory of ours, which the driver fills and the GPU reads."""
+    """Memory of ours, which the driver fills and the GPU reads."""
 
     mode = "userptr"
     memory = abi.MEMORY_USERPTR

@@ -49,6 +49,7 @@ class CudaContext:
         sm: Its architecture, e.g. "87" for compute capability 8.7.
         cuda_version: The newest CUDA that its driver runs, e.g. "12.6".
         stream_handle: The CUstream, for TensorRT's execute calls.
+        multiprocessors: How many it has: boards of one name and architecture differ in it.
         integrated: True when it shares the host's memory (Jetson): then page-locked memory is read in place.
 
     Raises:
@@ -67,6 +68,7 @@ class CudaContext:
             self.sm = "{}{}".format(*device.compute_capability())
             version = driver.get_driver_version()
             self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
+            self.multiprocessors = device.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
             self.integrated = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
             self._context: Optional[Context] = device.retain_primary_context()
         except driver.Error as error:

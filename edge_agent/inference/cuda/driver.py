@@ -146,7 +146,7 @@ _MEMORY = "stop other programs on the GPU, or choose a smaller model input; on a
 _TOOLKIT = "the code was compiled by another CUDA than the board's: install the toolkit of its JetPack or driver"
 _BROKEN = "CUDA in this process is broken; only a restart of the agent repairs it"
 
-# CUDA's own words (cuGetErrorString), lower case, and what to do.
+# CUDA's own words (cuGetErrorString), or TensorRT's, lower case, and what to do.
 _HINTS = (
     ("no cuda-capable device", _NO_GPU),
     ("invalid device ordinal", _NO_GPU),
@@ -154,6 +154,9 @@ _HINTS = (
     ("driver version is insufficient", _MISMATCH),
     ("forward compatibility", _MISMATCH),
     ("not yet initialized", _MISMATCH),
+    ("initialization failure with error: 2.", _MEMORY),  # TensorRT's words, with cudaErrorMemoryAllocation
+    ("initialization failure with error 2.", _MEMORY),
+    ("cuda initialization failure", _MISMATCH),
     ("out of memory", _MEMORY),
     ("no kernel image", _TOOLKIT),
     ("kernel image is invalid", _TOOLKIT),

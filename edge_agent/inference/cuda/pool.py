@@ -1,9 +1,7 @@
-"""`core.ports.BufferPool` on one GPU: page-locked memory for cameras, and cameras' memory shown to the GPU."""
+"""`core.ports.BufferPool` on one GPU: memory for cameras, and cameras' memory, locked and shown to the GPU."""
 
-import ctypes
 import logging
 import mmap
-import weakref
 from contextlib import ExitStack
 from typing import Callable, List, Optional, Sequence
 
@@ -12,44 +10,19 @@ import numpy as np
 from edge_agent.core.ports import MappedBuffer
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError
-from edge_agent.inference.cuda.context import CudaContext, PinnedBuffer
+from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.register import DriverLibrary, RegisteredBuffer
 
 _log = logging.getLogger(__name__)
 
 _COHERENT_SM = 72
-"""From Xavier on, an integrated GPU sees what others wrote into the CPU's cache. Before, a driver that fills pinned
-memory through the cache may leave the GPU stale lines."""
-
-
-class LentBuffer:
-    """Page-locked memory that cannot be freed under somebody who still looks at it.
-
-    Attributes:
-        array: (N,) uint8.
-        pointer: The same memory for the GPU.
-    """
-
-    def __init__(self, pinned: PinnedBuffer) -> None:
-        owner = (ctypes.c_uint8 * pinned.nbytes).from_address(pinned.array.ctypes.data)
-        self._views = weakref.ref(owner)  # lives as long as any view of `array`
-        self._pinned = pinned
-        self.array: Array = np.frombuffer(memoryview(owner), np.uint8)
-        self.pointer = pinned.pointer
-
-    def free(self) -> bool:
-        """Give it back; False when that has to be tried again, because there is still a view of it."""
-        self.__dict__.pop("array", None)
-        if self._views() is not None:
-            return False
-        self._pinned.free()
-        return True
+"""From Xavier on, an integrated GPU sees what lies in the CPU's cache, and takes memory that CUDA has not made."""
 
 
 class CudaBufferPool:
     """See `core.ports.BufferPool`; for the context's thread only, which answers at once.
 
-    What is still out when the context closes is freed by it.
+    What is still out when the context closes is let go by it.
 
     Args:
         context: The GPU.
@@ -58,26 +31,21 @@ class CudaBufferPool:
     def __init__(self, context: CudaContext) -> None:
         self._context = context
         self._library: Optional[DriverLibrary] = None
-        self._looked_at: List[LentBuffer] = []
 
     def modes(self) -> Sequence[str]:
         """See `BufferPool`. A GPU with its own memory reads the host's over the bus, each byte once or less."""
         if not self._context.integrated:
             return ("userptr", "copied")
-        return ("userptr", "registered", "copied") if int(self._context.sm) >= _COHERENT_SM else ("copied",)
+        return ("userptr", "registered", "copied") if int(self._context.sm) >= _COHERENT_SM else ()
 
     def allocate(self, count: int, nbytes: int) -> List[MappedBuffer]:
-        """See `BufferPool`."""
-        self._free_unseen()
+        """See `BufferPool`.
+
+        Ordinary pages, shown to the GPU. CUDA's own memory is a mapping without pages, and such memory no driver of a
+        camera takes since Linux 6.2, nor since the end of 2022 in older branches.
+        """
         whole = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        with ExitStack() as failing:
-            made: List[MappedBuffer] = []
-            for _ in range(count):
-                pinned = self._context.pinned(whole)
-                failing.callback(pinned.free)
-                made.append(LentBuffer(pinned))
-            failing.pop_all()
-        return made
+        return self.register([np.frombuffer(mmap.mmap(-1, whole), np.uint8) for _ in range(count)])
 
     def register(self, arrays: Sequence[Array]) -> List[MappedBuffer]:
         """See `BufferPool`."""
@@ -96,21 +64,9 @@ class CudaBufferPool:
         if self._context.busy:
             self._context.settle()
         for buffer in buffers:
-            self._free(buffer)
-        self._free_unseen()
+            try:
+                if isinstance(buffer, RegisteredBuffer):
+                    buffer.free()
+            except EngineError as error:  # the GPU has failed; its memory goes with the process
+                _log.warning("a camera's buffer: %s", error)
         then()
-
-    def _free(self, buffer: MappedBuffer) -> None:
-        try:
-            if isinstance(buffer, LentBuffer):
-                if not buffer.free():
-                    self._looked_at.append(buffer)
-            elif isinstance(buffer, RegisteredBuffer):
-                buffer.free()
-        except EngineError as error:  # the GPU has failed; its memory goes with the process
-            _log.warning("a camera's buffer: %s", error)
-
-    def _free_unseen(self) -> None:
-        waiting, self._looked_at = self._looked_at, []
-        for buffer in waiting:
-            self._free(buffer)

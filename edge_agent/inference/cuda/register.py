@@ -1,4 +1,4 @@
-"""Memory of somebody else, locked and shown to the GPU, by the driver library itself.
+"""Memory that CUDA has not made, locked and shown to the GPU, by the driver library itself.
 
 Not by pycuda, whose `register_host_memory` ties the registration to the life of a numpy array, and frees at its end, in
 whichever thread that is.
@@ -63,10 +63,10 @@ class DriverLibrary:
 
 
 class RegisteredBuffer:
-    """Memory that belongs to somebody else, for as long as the GPU sees it.
+    """Memory that CUDA has not made, for as long as the GPU sees it.
 
     Attributes:
-        array: (nbytes,) uint8; gone after `free`, so that its owner can unmap it.
+        array: (nbytes,) uint8; gone after `free`, so that its owner can unmap it, or it goes with its last view.
         pointer: The same memory for the GPU.
 
     Raises:
@@ -90,13 +90,12 @@ class RegisteredBuffer:
 
     def free(self) -> None:
         """Hide it from the GPU; nothing enqueued may still use it. Idempotent."""
+        if self._address is not None:
+            with self._context.current("hiding a camera's buffers from the GPU"):
+                address, self._address = self._address, None
+                self._context.disown(self)
+                self._library.unregister(address)
         self.__dict__.pop("array", None)
-        if self._address is None:
-            return
-        with self._context.current("hiding a camera's buffers from the GPU"):
-            address, self._address = self._address, None
-            self._context.disown(self)
-            self._library.unregister(address)
 
 
 def _call(library: ctypes.CDLL, name: str, *arguments: object) -> Callable[..., int]:

@@ -11,9 +11,10 @@ What a version offers is asked of its attributes, never of its number.
 """
 
 import logging
-from typing import Any, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Protocol, Sequence, Tuple
 
-from edge_agent.errors import MissingPackage
+from edge_agent.errors import EngineError, MissingPackage
+from edge_agent.inference.cuda.driver import hint_for
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +28,10 @@ class Logger(Protocol):
     """A `tensorrt.ILogger` that remembers, because TensorRT answers None and tells its reasons elsewhere."""
 
     complaint: str
+    warning: str
 
     def forget(self) -> None:
-        """Start anew: `complaint` becomes empty."""
+        """Start anew: both become empty."""
 
 
 class BindingsContext(Protocol):
@@ -129,27 +131,42 @@ def reads_uff(trt: TensorRT) -> bool:
 
 
 def make_logger(trt: TensorRT) -> Logger:
-    """A logger whose `complaint` is the first error since `forget`: those that follow are mostly its echoes."""
-    severity = trt.ILogger.Severity
-    errors = (severity.INTERNAL_ERROR, severity.ERROR)
+    """A logger that keeps, since `forget`, the first error, of which others are mostly echoes, and the last warning."""
+    kinds = trt.ILogger.Severity
 
     class Complaints(trt.ILogger):  # type: ignore[misc]
+        complaint = warning = ""
+
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.complaint = ""
 
         def log(self, severity: object, msg: str) -> None:
             line = (msg.splitlines() or [""])[0][:300]
             _log.debug("TensorRT: %s", line)
-            if severity in errors and not self.complaint:
-                self.complaint = line
+            if severity in (kinds.INTERNAL_ERROR, kinds.ERROR):
+                self.complaint = self.complaint or line
+            elif severity == kinds.WARNING:
+                self.warning = line
 
         def forget(self) -> None:
-            self.complaint = ""
+            self.complaint = self.warning = ""
 
     return Complaints()
 
 
-def because(logger: Optional[Logger]) -> str:
+def started(kind: Callable[[Logger], Any], logger: Logger) -> Any:
+    """A `tensorrt.Runtime` or `tensorrt.Builder`. Call it inside the CUDA context.
+
+    Raises:
+        EngineError: TensorRT does not work with this driver, or there is no memory.
+    """
+    logger.forget()
+    try:
+        return kind(logger)
+    except TypeError as error:  # what pybind11 makes of none; the reason is told as a warning
+        raise EngineError(f"TensorRT does not start: {because(logger)}", hint_for(because(logger))) from error
+
+
+def because(logger: Logger) -> str:
     """What TensorRT complained of, to be put behind a colon."""
-    return (logger.complaint if logger is not None else "") or "it gives no reason"
+    return logger.complaint or logger.warning or "it gives no reason"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple
 
 from edge_agent.errors import EdgeAgentError, EngineError, ModelError
-from edge_agent.inference.trt.api import Logger, TensorRT, because, reads_uff
+from edge_agent.inference.trt.api import Logger, TensorRT, because, reads_uff, started
 from edge_agent.inference.trt.calibration import Calibration, fitted, make_calibrator
 from edge_agent.inference.trt.source import Network
 
@@ -33,10 +33,9 @@ def build(trt: TensorRT, logger: Logger, network: Network, recipe: Recipe) -> by
 
     Raises:
         ModelError: TensorRT cannot read or build the network, or the calibration is not the network's.
-        EngineError: There is not enough memory.
+        EngineError: There is not enough memory, or TensorRT does not start.
     """
-    logger.forget()
-    builder = trt.Builder(logger)
+    builder = started(trt.Builder, logger)
     config = builder.create_builder_config()
     definition, _parser = _definition(trt, builder, network, logger)
     _set_workspace(trt, config, recipe.workspace_bytes)
@@ -105,7 +104,7 @@ def _set_precision(
     if recipe.calibration is None:  # a quantised file brings its scales
         return None
     white = 255.0 * network.contract.gain
-    cache = fitted(recipe.calibration, _tensor_names(definition), network.binding.input, white)
+    cache = fitted(recipe.calibration, _tensor_names(definition), network.binding.input, white, trt.__version__)
     calibrator = make_calibrator(trt, recipe.calibration, cache)
     config.int8_calibrator = calibrator
     if profile is not None:

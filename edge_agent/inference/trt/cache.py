@@ -31,6 +31,7 @@ class EngineKey:
         tensorrt: Full version.
         gpu: Name.
         sm: Compute capability, "87".
+        multiprocessors: Of the GPU; an Orin Nano's GPU has the name of an AGX Orin's.
         driver: The newest CUDA that the driver runs.
     """
 
@@ -43,6 +44,7 @@ class EngineKey:
     tensorrt: str
     gpu: str
     sm: str
+    multiprocessors: int
     driver: str
 
     @property

@@ -2,10 +2,12 @@
 
 Format: a line `TRT-<version>-<algorithm>`, then `tensor: scale`, the scale being a big-endian float32 in hex and the
 tensor's largest amplitude divided by 127. Names are those of the network that was calibrated: UFF has none with ":0",
-TAO's ONNX exports have it everywhere.
+TAO's ONNX exports have it everywhere. The scales mean the same to every version, but TensorRT 10 refuses a cache whose
+first line names another than its own, and then calibrates anew, for which there are no pictures.
 """
 
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,12 @@ from edge_agent.errors import ModelError
 from edge_agent.inference.trt.api import TensorRT
 
 _FULL_SCALE = 127.0
-_HEADER = "TRT-8601-EntropyCalibration2"
+_HEADER = "TRT-8601-EntropyCalibration2"  # for other programs: each build gets the line of its own TensorRT
 CALIBRATORS = {  # by algorithm: the class of TensorRT
     "EntropyCalibration2": "IInt8EntropyCalibrator2",
     "MinMaxCalibration": "IInt8MinMaxCalibrator",
 }
+_FIRST_LINE = re.compile(r"TRT-(\d+)-(\w+)")
 _AMPLITUDE = (0.2, 1.05)  # of the input, as a share of white: dark infrared pictures may well never reach it
 
 
@@ -30,16 +33,20 @@ class Calibration:
     Attributes:
         path: The file.
         sha256: Of the file, hex.
-        header: Its first line.
+        made_by: Number of the TensorRT that its first line names.
         algorithm: "EntropyCalibration2" or "MinMaxCalibration".
         codes: By tensor name, in file order, the scale's 8 hex digits.
     """
 
     path: Path
     sha256: str
-    header: str
+    made_by: str
     algorithm: str
     codes: Mapping[str, str]
+
+    def amplitude(self, tensor: str) -> float:
+        """The largest value that counts of a tensor."""
+        return _value(self.codes[tensor]) * _FULL_SCALE
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -49,15 +56,23 @@ def read_calibration(path: Path) -> Calibration:
         ModelError: It cannot be read, or is no calibration cache of an algorithm that TensorRT still has.
     """
     try:
-        data = path.read_bytes()
+        return parse_calibration(path.read_bytes(), path)
     except OSError as error:
         raise ModelError(f"calibration {path}: {error.strerror}", "expected an INT8 calibration cache") from error
+
+
+def parse_calibration(data: bytes, path: Path) -> Calibration:
+    """The cache in `data`, which came from `path`.
+
+    Raises:
+        ModelError: It is no calibration cache of an algorithm that TensorRT still has.
+    """
     lines = data.decode("utf-8", "replace").splitlines() or [""]
-    header = lines[0].strip()
-    algorithm = header.rpartition("-")[2]
-    if not header.startswith("TRT-") or algorithm not in CALIBRATORS:
+    first = lines[0].strip()
+    header = _FIRST_LINE.fullmatch(first)
+    if header is None or header.group(2) not in CALIBRATORS:
         raise ModelError(
-            f"calibration {path}: its first line is {header[:60]!r}",
+            f"calibration {path}: its first line is {first[:60]!r}",
             f"expected TRT-<version>- and one of {', '.join(CALIBRATORS)}",
         )
     codes: Dict[str, str] = {}
@@ -67,21 +82,23 @@ def read_calibration(path: Path) -> Calibration:
             codes[name.strip()] = _checked(code.strip(), f"calibration {path}: line {number}")
     if not codes:
         raise ModelError(f"calibration {path}: names no tensor", "fetch it again")
-    return Calibration(path, hashlib.sha256(data).hexdigest(), header, algorithm, codes)
+    return Calibration(path, hashlib.sha256(data).hexdigest(), header.group(1), header.group(2), codes)
 
 
 def encode_calibration(amplitudes: Mapping[str, float]) -> bytes:
-    """A cache of these amplitudes by tensor name; TensorRT 8.6's, which later ones read, too."""
-    lines = [_HEADER]
-    lines += [f"{name}: {struct.pack('>f', value / _FULL_SCALE).hex()}" for name, value in amplitudes.items()]
-    return ("\n".join(lines) + "\n").encode("utf-8")
+    """A cache of these amplitudes by tensor name."""
+    codes = {name: struct.pack(">f", value / _FULL_SCALE).hex() for name, value in amplitudes.items()}
+    return _encoded(_HEADER, codes)
 
 
-def fitted(calibration: Calibration, tensors: Sequence[str], source: str, white: float) -> bytes:
-    """The cache under the names of a network, for its calibrator; see `scales_of`."""
-    codes = _fitting(calibration, tensors, source, white)
-    lines = [calibration.header, *(f"{name}: {code}" for name, code in codes.items())]
-    return ("\n".join(lines) + "\n").encode("utf-8")
+def fitted(calibration: Calibration, tensors: Sequence[str], source: str, white: float, version: str) -> bytes:
+    """The cache under the names of a network, for the calibrator of TensorRT `version`; see `scales_of`."""
+    return _encoded(_header(version, calibration.algorithm), _fitting(calibration, tensors, source, white))
+
+
+def restamped(calibration: Calibration, version: str) -> bytes:
+    """The cache as it is, but for TensorRT `version`: for a network whose tensors are not known."""
+    return _encoded(_header(version, calibration.algorithm), calibration.codes)
 
 
 def scales_of(calibration: Calibration, tensors: Sequence[str], source: str, white: float) -> Dict[str, float]:
@@ -116,14 +133,19 @@ def _fitting(calibration: Calibration, tensors: Sequence[str], source: str, whit
             "use the calibration that was published with this model, or precision fp16",
         )
     amplitude = _value(codes[source]) * _FULL_SCALE
-    low, high = (share * white for share in _AMPLITUDE)
-    if not low <= amplitude <= high:
+    if not fits_pictures(amplitude, white):
         raise ModelError(
             f"calibration {calibration.path}: made for other preprocessing: its input {source} reaches "
             f"{amplitude:.4g}, but this model's pictures reach {white:g}",
             "use the calibration that was published with this model, or precision fp16",
         )
     return codes
+
+
+def fits_pictures(amplitude: float, white: float) -> bool:
+    """Whether an input that reaches `amplitude` may have been calibrated with pictures whose white is `white`."""
+    low, high = (share * white for share in _AMPLITUDE)
+    return low <= amplitude <= high
 
 
 def make_calibrator(trt: TensorRT, calibration: Calibration, cache: bytes) -> Any:
@@ -149,6 +171,16 @@ def make_calibrator(trt: TensorRT, calibration: Calibration, cache: bytes) -> An
     return CachedScales()
 
 
+def _header(version: str, algorithm: str) -> str:
+    """As TensorRT `version` begins its caches, NV_TENSORRT_VERSION being 8201 for 8.2.1, and 100300 for 10.3.0."""
+    major, minor, patch = (int(part) for part in version.split(".")[:3])
+    return f"TRT-{major * (1000 if major < 10 else 10000) + minor * 100 + patch}-{algorithm}"
+
+
+def _encoded(header: str, codes: Mapping[str, str]) -> bytes:
+    return "".join([f"{header}\n", *(f"{name}: {code}\n" for name, code in codes.items())]).encode("utf-8")
+
+
 def _bare(name: str) -> str:
     return name[:-2] if name.endswith(":0") else name
 
@@ -158,6 +190,7 @@ def _value(code: str) -> float:
 
 
 def _checked(code: str, where: str) -> str:
+    code = code if code.strip("0") else code.zfill(8)  # NVIDIA's exporters write 0 as one digit
     try:
         value = _value(code)
     except (ValueError, struct.error) as error:

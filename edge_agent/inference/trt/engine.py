@@ -13,7 +13,7 @@ from edge_agent.inference.cuda.context import CudaContext, DeviceBuffer, PinnedB
 from edge_agent.inference.cuda.pool import CudaBufferPool
 from edge_agent.inference.cuda.preprocess import CudaPreprocessor, DeviceTensor
 from edge_agent.inference.onnx.contract import Binding
-from edge_agent.inference.trt.api import Logger, Shape, TensorRT
+from edge_agent.inference.trt.api import Logger, Shape, TensorRT, started
 from edge_agent.inference.trt.runners import Runner, load_plan
 
 
@@ -48,7 +48,7 @@ class Loaded:
         names = [binding.input, *binding.outputs.values()]
         with cuda.current("loading the engine"):
             try:
-                self._runtime = trt.Runtime(logger)
+                self._runtime = started(trt.Runtime, logger)
                 if dla_core is not None:
                     self._runtime.DLA_core = dla_core
                 self._engine, self._runner = load_plan(trt, self._runtime, plan, logger, names)

@@ -12,7 +12,7 @@ from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.inference.trt.build import Recipe
 from edge_agent.inference.trt.cache import EngineCache, EngineKey, Manifest, describe
-from edge_agent.inference.trt.calibration import read_calibration
+from edge_agent.inference.trt.calibration import read_calibration, restamped
 from edge_agent.inference.trt.find import find_place
 from edge_agent.inference.trt.golden import golden_picture, reference, require_plausible, require_same
 from edge_agent.inference.trt.place import Place, ProvableEngine
@@ -164,6 +164,7 @@ class Opener:
             tensorrt=self._place.version,
             gpu=self._place.gpu,
             sm=self._place.sm,
+            multiprocessors=self._place.multiprocessors,
             driver=self._place.cuda_version,
         )
 
@@ -188,13 +189,13 @@ class Opener:
                 f"on another machine: edge-agent model convert; {sealed.etlt.with_suffix('.onnx')} is then found",
             )
         self._tell(f"by NVIDIA's {sealed.program}")
-        calibration = recipe.calibration.path if recipe.calibration is not None else None
+        cache = restamped(recipe.calibration, self._place.version) if recipe.calibration is not None else None
         return convert(
             sealed,
             network.binding,
             network.contract,
             recipe.precision,
-            calibration,
+            cache,
             recipe.workspace_bytes,
             recipe.dla_core,
         )

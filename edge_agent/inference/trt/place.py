@@ -9,7 +9,7 @@ from edge_agent.errors import EngineError
 from edge_agent.inference.cuda.compiler import KernelCache, find_nvcc
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.preprocess import CudaPreprocessor
-from edge_agent.inference.trt.api import TensorRT, make_logger, precision_is_the_files
+from edge_agent.inference.trt.api import TensorRT, make_logger, precision_is_the_files, started
 from edge_agent.inference.trt.build import Recipe, build
 from edge_agent.inference.trt.engine import Loaded, TensorRtEngine
 from edge_agent.inference.trt.precision import Abilities, has_fast_int8, layers_in
@@ -40,6 +40,7 @@ class Place(Protocol):
         version: TensorRT's.
         gpu: Name.
         sm: Compute capability, "87".
+        multiprocessors: How many the GPU has.
         cuda_version: The newest CUDA that the driver runs.
         worker: Interpreter of the process that runs TensorRT, or None when it is this one.
     """
@@ -47,6 +48,7 @@ class Place(Protocol):
     version: str
     gpu: str
     sm: str
+    multiprocessors: int
     cuda_version: str
     worker: Optional[str]
 
@@ -86,6 +88,9 @@ class LocalTensorRt:
         trt: The module `tensorrt`.
         cuda: The GPU, owned by this thread; closed with this.
         environ: For finding the CUDA compiler.
+
+    Raises:
+        EngineError: TensorRT does not work with this driver, or there is no memory.
     """
 
     worker: Optional[str] = None
@@ -93,17 +98,20 @@ class LocalTensorRt:
     def __init__(self, trt: TensorRT, cuda: CudaContext, environ: Mapping[str, str]) -> None:
         self.version: str = trt.__version__
         self.gpu, self.sm, self.cuda_version = cuda.name, cuda.sm, cuda.cuda_version
+        self.multiprocessors = cuda.multiprocessors
         self._trt, self._cuda = trt, cuda
         self._logger = make_logger(trt)
         self._environ = environ
         self._preprocess: Optional[CudaPreprocessor] = None
+        with cuda.current("starting TensorRT"):
+            started(trt.Runtime, self._logger)
 
     def abilities(self) -> Abilities:
         """See `Place`."""
         if precision_is_the_files(self._trt):
             return Abilities(self.gpu, has_fast_int8(self.sm), fp16=True, fixed=True)
         with self._cuda.current("asking the GPU for its precisions"):
-            builder = self._trt.Builder(self._logger)
+            builder = started(self._trt.Builder, self._logger)
             return Abilities(
                 self.gpu, bool(builder.platform_has_fast_int8), bool(builder.platform_has_fast_fp16), fixed=False
             )

@@ -10,6 +10,7 @@ from edge_agent.errors import ModelError
 
 ORDER = ("int8", "fp16", "fp32")
 _NO_COMPUTE = frozenset({"Reformat", "NoOp", "Constant", "Shuffle"})
+_NOT_TOLD = "N/A"  # "... due to dynamic shapes"
 _TYPES = (
     ("int8", re.compile(r"\bint8\b", re.IGNORECASE)),
     ("bf16", re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE)),
@@ -98,7 +99,8 @@ def choose(asked: str, can: Abilities, file: str, calibrated: bool) -> Choice:
 def layers_in(text: str) -> Dict[str, int]:
     """How many layers compute in what, by what the engine's inspector tells as JSON; empty where it does not tell.
 
-    Layers that only move data do not count. A layer's precision is that of its first input, as in NVIDIA's TREx.
+    Layers that only move data do not count. A layer's precision is that of its weights, else of its first input, as in
+    NVIDIA's TREx; of engines whose input may have several sizes the latter is not told, and such layers do not count.
     """
     try:
         layers = json.loads(text)["Layers"]
@@ -131,5 +133,9 @@ def require_met(asked: str, precision: str, layers: Mapping[str, int], name: str
 def _precision_of(layer: object) -> Optional[str]:
     if not isinstance(layer, dict) or layer.get("LayerType") in _NO_COMPUTE or not layer.get("Inputs"):
         return None
-    told = str(layer["Inputs"][0].get("Format/Datatype", ""))
+    weights = layer.get("Weights")
+    source = weights if isinstance(weights, dict) else layer["Inputs"][0]
+    told = str(source.get("Type") or source.get("Format/Datatype"))
+    if told.startswith(_NOT_TOLD):
+        return None
     return next((precision for precision, pattern in _TYPES if pattern.search(told)), "other")

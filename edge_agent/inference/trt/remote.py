@@ -42,6 +42,7 @@ class RemoteTensorRt:
         self.version: str = hello["tensorrt"]
         self.gpu: str = hello["gpu"]
         self.sm: str = hello["sm"]
+        self.multiprocessors: int = hello["multiprocessors"]
         self.cuda_version: str = hello["cuda"]
         self.worker: Optional[str] = worker.python
         self._worker = worker
@@ -67,7 +68,7 @@ class RemoteTensorRt:
             parsed, _ = self._worker.ask("parse", _LOAD_LIMIT_S, network.onnx)
             if recipe.calibration is not None:
                 white = 255.0 * network.contract.gain
-                cache = fitted(recipe.calibration, parsed["tensors"], network.binding.input, white)
+                cache = fitted(recipe.calibration, parsed["tensors"], network.binding.input, white, self.version)
                 calibrator = CALIBRATORS[recipe.calibration.algorithm]
             _, plan = self._worker.ask(
                 "build",

@@ -44,7 +44,7 @@ def convert(
     binding: Binding,
     contract: ModelContract,
     precision: str,
-    calibration: Optional[Path],
+    calibration: Optional[bytes],
     workspace_bytes: int,
     dla_core: Optional[int],
 ) -> bytes:
@@ -55,7 +55,7 @@ def convert(
         binding: Its outputs' names.
         contract: Its input's size.
         precision: "int8", "fp16" or "fp32".
-        calibration: NVIDIA's calibration cache; needed for INT8.
+        calibration: A calibration cache of the TensorRT that the program uses; needed for INT8.
         workspace_bytes: Scratch memory that layers may use.
         dla_core: Deep learning accelerator, or None for the GPU.
 
@@ -69,7 +69,9 @@ def convert(
         command = [sealed.program, "-k", sealed.key, "-d", f"{contract.channels},{height},{width}"]
         command += ["-o", ",".join(binding.outputs.values()), "-t", precision]
         if precision == "int8" and calibration is not None:
-            command += ["-c", str(calibration)]
+            cache = Path(scratch) / "calibration.txt"
+            cache.write_bytes(calibration)
+            command += ["-c", str(cache)]
         command += ["-b", "1", "-m", "1", "-w", str(workspace_bytes)]
         if dla_core is not None:
             command += ["-u", str(dla_core)]

@@ -58,15 +58,12 @@ class Driver:
         self._call("cuStreamCreate", ctypes.byref(self._stream), _NON_BLOCKING)
         self.stream = self._stream.value
         self._call("cuEventCreate", ctypes.byref(self._done), _SLEEP_UNTIMED)
-        name = ctypes.create_string_buffer(256)
+        name, version, self._device = ctypes.create_string_buffer(256), ctypes.c_int(), device
         self._call("cuDeviceGetName", name, len(name), device)
-        self.name = name.value.decode("ascii", "replace")
-        major, minor, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-        self._call("cuDeviceGetAttribute", ctypes.byref(major), 75, device)
-        self._call("cuDeviceGetAttribute", ctypes.byref(minor), 76, device)
         self._call("cuDriverGetVersion", ctypes.byref(version))
-        self.sm = f"{major.value}{minor.value}"
+        self.name = name.value.decode("ascii", "replace")
+        self.sm = f"{self._attribute(75)}{self._attribute(76)}"  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        self.multiprocessors = self._attribute(16)  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
         self.version = f"{version.value // 1000}.{version.value % 1000 // 10}"
 
     def alloc(self, nbytes: int) -> int:
@@ -94,6 +91,11 @@ class Driver:
         self._call("cuEventRecord", self._done, self._stream)
         self._call("cuEventSynchronize", self._done)
 
+    def _attribute(self, number: int) -> int:
+        value = ctypes.c_int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), number, self._device)
+        return value.value
+
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._cuda, name)(*arguments)
         if code:
@@ -104,34 +106,44 @@ class Driver:
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger that keeps the first error since `forget`, since those that follow are mostly its echoes."""
-    errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+    """A logger that keeps, since `forget`, the first error, of which others are mostly echoes, and the last warning."""
+    kinds = trt.ILogger.Severity
 
     class Complaints(trt.ILogger):  # type: ignore[misc]
+        complaint = warning = ""
+
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.complaint = ""
 
         def log(self, severity: object, msg: str) -> None:
-            if severity in errors and not self.complaint:
-                self.complaint = (msg.splitlines() or [""])[0][:300]
+            line = (msg.splitlines() or [""])[0][:300]
+            if severity in (kinds.INTERNAL_ERROR, kinds.ERROR):
+                self.complaint = self.complaint or line
+            elif severity == kinds.WARNING:
+                self.warning = line
 
         def forget(self) -> None:
-            self.complaint = ""
+            self.complaint = self.warning = ""
 
         def because(self) -> str:
-            return self.complaint or "it gives no reason"
+            return self.complaint or self.warning or "it gives no reason"
 
     return Complaints()
+
+
+def started(kind: Any, logger: Any) -> Any:
+    """A `tensorrt.Runtime` or `tensorrt.Builder`."""
+    logger.forget()
+    try:
+        return kind(logger)
+    except TypeError as error:  # what pybind11 makes of none; the reason is told as a warning
+        raise Fault("engine", f"TensorRT does not start: {logger.because()}") from error
 
 
 class Worker:
     """The requests, by name. TensorRT's objects live until the process ends or another takes their place.
 
-    Args:
-        trt: The module `tensorrt`.
-        driver: The GPU.
-        memory: File shared with the other side, which grows.
+    `memory` is the file shared with the other side, which grows.
     """
 
     def __init__(self, trt: Any, driver: Driver, memory: int) -> None:
@@ -139,10 +151,8 @@ class Worker:
         self._map: Optional[mmap.mmap] = None
         self._base = 0  # its address
         self._logger = make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
-        self._builder: Any = None
-        self._network: Any = None
-        self._parser: Any = None
+        self._runtime = started(trt.Runtime, self._logger)
+        self._parsed: Tuple[Any, ...] = ()  # builder, network, and the parser, which owns the weights
         self._engine: Any = None
         self._context: Any = None
         self._buffers: Dict[int, Tuple[int, int]] = {}  # by binding: pointer, bytes
@@ -150,12 +160,13 @@ class Worker:
 
     def hello(self) -> Header:
         """Who is here, and what the GPU can do."""
-        builder = self._trt.Builder(self._logger)
+        builder = started(self._trt.Builder, self._logger)
         return {
             "protocol": PROTOCOL,
             "tensorrt": self._trt.__version__,
             "gpu": self._driver.name,
             "sm": self._driver.sm,
+            "multiprocessors": self._driver.multiprocessors,
             "cuda": self._driver.version,
             "int8": bool(builder.platform_has_fast_int8),
             "fp16": bool(builder.platform_has_fast_fp16),
@@ -164,20 +175,21 @@ class Worker:
     def parse(self, request: Header, payload: bytes) -> Answer:
         """Take a network in ONNX; the names of its tensors, the input first."""
         trt, logger = self._trt, self._logger
-        self._builder = trt.Builder(logger)
-        self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
-        self._parser = trt.OnnxParser(self._network, logger)
-        logger.forget()
-        if not self._parser.parse(payload):
-            told = [self._parser.get_error(index).desc() for index in range(self._parser.num_errors)]
+        builder = started(trt.Builder, logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse(payload):
+            told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
             raise Fault("model", told[0] if told else logger.because())
-        layers = [self._network.get_layer(index) for index in range(self._network.num_layers)]
+        self._parsed = builder, network, parser
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
         answers = [layer.get_output(index).name for layer in layers for index in range(layer.num_outputs)]
-        return {"tensors": [self._network.get_input(0).name, *answers]}, b""
+        return {"tensors": [network.get_input(0).name, *answers]}, b""
 
     def build(self, request: Header, payload: bytes) -> Answer:
         """The plan of the parsed network; `payload` is its calibration cache, or empty."""
-        trt, logger, builder, network = self._trt, self._logger, self._builder, self._network
+        trt, logger = self._trt, self._logger
+        builder, network, _parser = self._parsed
         config = builder.create_builder_config()
         config.max_workspace_size = request["workspace_bytes"]
         if hasattr(trt, "LayerInformationFormat"):  # 8.0 has no inspector; it would tell no precisions otherwise
@@ -194,16 +206,15 @@ class Worker:
             config.set_flag(flags.FP16)
         if request["precision"] == "int8":
             config.set_flag(flags.INT8)
-        calibrator = None
-        if payload:
-            # It is Python's: it must outlive the build.
-            calibrator = make_calibrator(getattr(trt, request["calibrator"]), payload)
+        # It is Python's: it must outlive the build.
+        calibrator = make_calibrator(getattr(trt, request["calibrator"]), payload) if payload else None
+        if calibrator is not None:
             config.int8_calibrator = calibrator
             if profile is not None:
                 config.set_calibration_profile(profile)
         logger.forget()
         plan = builder.build_serialized_network(network, config)
-        self._builder = self._network = self._parser = None
+        self._parsed = ()
         if plan is None:
             raise Fault("build", logger.because())
         return {}, bytes(plan)
@@ -249,7 +260,10 @@ class Worker:
             places[name] = {"shape": dims, "offset": offset}
             self._layout.append((index, offset, nbytes))
             offset += -(-nbytes // ALIGN) * ALIGN
-        self._share(offset)
+        if self._map is None or len(self._map) < offset:
+            os.ftruncate(self._memory, offset)
+            self._map = mmap.mmap(self._memory, offset)
+            self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         return {"places": places, "nbytes": offset}, b""
 
     def run(self, request: Header, payload: bytes) -> Answer:
@@ -277,12 +291,6 @@ class Worker:
         for pointer, _nbytes in buffers.values():
             self._driver.free(pointer)
         return {}, b""
-
-    def _share(self, nbytes: int) -> None:
-        if self._map is None or len(self._map) < nbytes:
-            os.ftruncate(self._memory, nbytes)
-            self._map = mmap.mmap(self._memory, nbytes)
-            self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     def _reserve(self, index: int, nbytes: int) -> None:
         pointer, there = self._buffers.get(index, (0, 0))
@@ -327,11 +335,9 @@ def send(channel: socket.socket, header: Header, payload: bytes = b"") -> None:
 def receive(channel: socket.socket) -> Optional[Answer]:
     """(header, payload) of one frame; None when the other side has gone."""
     head = _exactly(channel, FRAME.size)
-    if head is None:
+    if head is None or not head.startswith(MAGIC):
         return None
-    magic, text_bytes, payload_bytes = FRAME.unpack(head)
-    if magic != MAGIC:
-        return None
+    _magic, text_bytes, payload_bytes = FRAME.unpack(head)
     text, payload = _exactly(channel, text_bytes), _exactly(channel, payload_bytes)
     if text is None or payload is None:
         return None
@@ -339,14 +345,8 @@ def receive(channel: socket.socket) -> Optional[Answer]:
 
 
 def _exactly(channel: socket.socket, count: int) -> Optional[bytes]:
-    parts: List[bytes] = []
-    while count:
-        part = channel.recv(min(count, 1 << 20))
-        if not part:
-            return None
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
+    data = channel.recv(count, socket.MSG_WAITALL)
+    return data if len(data) == count else None
 
 
 def end_with_the_agent(channel: socket.socket) -> None:

@@ -45,7 +45,7 @@ int cuDeviceGetName(char *name, int length, int device) {
 }
 
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-    *value = attribute == 75 ? 5 : attribute == 76 ? 3 : -1;
+    *value = attribute == 75 ? 5 : attribute == 76 ? 3 : attribute == 16 ? 1 : -1;
     return device == 7 && *value > 0 ? 0 : INVALID;
 }
 

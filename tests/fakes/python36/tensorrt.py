@@ -4,8 +4,8 @@ Written in Python 3.6 without packages; networks are run by `tests.fakes.oracle`
 process, which FAKE_TRT_ORACLE names. `test_trt_worker` holds the attributes against those that `tests.fakes.tensorrt`
 has for 8.2.
 
-FAKE_TRT is a list of faults: "parse", "build", "take", "context", "enqueue" fail as TensorRT does; "wrong" answers
-wrongly; "crash" dies in the middle of a run; "hang" never comes back from one; "slow-build" takes until it is killed.
+FAKE_TRT is a list of faults: "start", "parse", "build", "take", "context", "enqueue" fail as TensorRT does; "wrong"
+answers wrongly; "crash" dies in the middle of a run; "hang" never comes back; "slow-build" takes until it is killed.
 """
 
 import ctypes
@@ -80,6 +80,14 @@ def _failed(fault, logger, words):
         logger.log(ILogger.Severity.ERROR, words)
         logger.log(ILogger.Severity.ERROR, "2: [builder.cpp] Error Code 2: the echo of it")
     return fault in _FAULTS
+
+
+def _start(logger):
+    """As where the driver is too old, or there is no memory: no object, and the reason as a warning."""
+    assert logger.initialised
+    if "start" in _FAULTS:
+        logger.log(ILogger.Severity.WARNING, "CUDA initialization failure with error: 2. Please check your CUDA")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
 
 
 class _Named:
@@ -203,7 +211,7 @@ class Builder:
     num_DLA_cores = 0
 
     def __init__(self, logger):
-        assert logger.initialised
+        _start(logger)
         self._logger = logger
 
     def create_network(self, flags):
@@ -225,7 +233,10 @@ class Builder:
         assert (min(shape) < 0) == (config._profile is not None), "a free dim needs a profile, others take none"
         scales = {}
         if BuilderFlag.INT8 in config._flags:
-            lines = config.int8_calibrator.read_calibration_cache().decode("ascii").splitlines()[1:]
+            first, *lines = config.int8_calibrator.read_calibration_cache().decode("ascii").splitlines()
+            if not first.startswith("TRT-8201-"):
+                self._logger.log(ILogger.Severity.ERROR, "Calibration table does not match calibrator algorithm type.")
+                return None
             scales = dict(line.rsplit(": ", 1) for line in lines)
             assert (config._profile is None) == (config._calibration_profile is None)
         head = {
@@ -246,6 +257,7 @@ class Runtime:
     __slots__ = ("_logger",)
 
     def __init__(self, logger):
+        _start(logger)
         self._logger = logger
 
     def deserialize_cuda_engine(self, plan):
@@ -299,7 +311,11 @@ class EngineInspector:
         told = "Half" if self._head["half"] else "Row major linear FP32"
         if self._head["scaled"]:
             told = "Thirty-two wide channel vectorized row major Int8 format"
-        layers = [{"Name": "l", "LayerType": "Conv", "Inputs": [{"Format/Datatype": told}], "Outputs": []}]
+        weights = {"Type": "Int8" if "Int8" in told else "Half" if told == "Half" else "Float", "Count": 9}
+        if min(self._head["facts"]["shape"]) < 0:
+            told = "N/A due to dynamic shapes"
+        inputs = [{"Format/Datatype": told}]
+        layers = [{"Name": "l", "LayerType": "Conv", "Inputs": inputs, "Outputs": [], "Weights": weights}]
         return json.dumps({"Layers": layers * len(self._head["facts"]["nodes"]), "Bindings": []})
 
 

@@ -241,3 +241,17 @@ def test_the_drop_in_of_jetpack_7_makes_reload_wait(lane: Lane):
         lane.machine.run("systemctl", "reload", unit("seven"))
         assert lane.machine.journal(unit("seven")).count("settings read again") == times, "done when reload returns"
     lane.machine.run("systemctl", "stop", unit("seven"))
+
+
+def test_many_edits_in_a_row_end_neither_the_watching_nor_the_agent(lane: Lane):
+    lane.drop_in("edited", "[Unit]\nStartLimitBurst=3\n[Service]\nRestartSec=100ms\n")
+    lane.start("edited")
+    for delay_s in range(3, 10):
+        lane.settings("edited", {"PRESENCE__DELAY_OFF_S": delay_s})
+        lane.says("edited", "settings read again: EDGE_AGENT_PRESENCE__DELAY_OFF_S", times=delay_s - 2)
+    for times, degrees in enumerate((90, 180, 270, 0), 1):
+        before = lane.pid("edited")
+        lane.settings("edited", {"CAMERAS__DOOR__ROTATE": degrees})
+        lane.machine.eventually(lambda before=before: lane.pid("edited") not in ("0", before), f"restart {times}")
+        lane.machine.eventually(lambda: lane.machine.show(unit("edited"), "SubState") == "running", "ready")
+    lane.machine.run("systemctl", "stop", unit("edited"))

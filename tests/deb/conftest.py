@@ -101,10 +101,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, version in VERSIONS.items():
         tree = folder / f"tree-{name}"
         make_tree(tree, version)
-        _build(tree, folder / f"{name}.deb", "")
-    _build(folder / "tree-first", folder / "whole.deb", "cpu,media")
+        _build(tree, folder / f"{name}.deb", "--extras", "")
+    _build(folder / "tree-first", folder / "whole.deb")
     for name, wheels in (("first", "wheels"), ("second", "wheels-newer")):
-        _run(folder / f"tree-{name}", "scripts/wheelhouse", "", str(folder / wheels))
+        _run(folder / f"tree-{name}", "scripts/wheelhouse", "--extras", "", str(folder / wheels))
     return folder
 
 
@@ -117,11 +117,11 @@ def site(shared: Path) -> Iterator[Site]:
         yield Site(machine)
 
 
-def _build(tree: Path, package: Path, extras: str) -> None:
-    built = _run(tree, "scripts/build-deb", extras, "--output", str(tree / "dist"))
+def _build(tree: Path, package: Path, *extras: str) -> None:
+    built = _run(tree, "scripts/build-deb", *extras, "--output", str(tree / "dist"))
     Path(built.strip()).rename(package)
 
 
-def _run(tree: Path, script: str, extras: str, *rest: str) -> str:
-    command = [script, "--arch", "amd64", "--python", PYTHON, "--extras", extras, *rest]
+def _run(tree: Path, script: str, *rest: str) -> str:
+    command = [script, "--arch", "amd64", "--python", PYTHON, *rest]
     return subprocess.run(command, cwd=tree, check=True, timeout=BUILD_S, stdout=subprocess.PIPE, text=True).stdout

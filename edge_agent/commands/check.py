@@ -48,6 +48,8 @@ def _line(finding: Finding) -> str:
 
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     from edge_agent.commands import probes, probes_host
+    from edge_agent.host.stand_in import stand_in
+    from edge_agent.mqtt.login import CREDENTIAL
 
     yield from probes.software()
     try:
@@ -61,12 +63,16 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
         probes_host.storage, probes_host.clock, probes_host.permissions, probes_host.gpu,
         probes.engine, probes.cameras, probes.broker,
     ]  # fmt: skip
-    for check in checks:
-        try:
-            yield from check(settings)
-        except EdgeAgentError as error:
-            yield Finding(check.__name__, FAIL, error.message, error.hint)
-    yield from probes_host.service(args.env_file or _named(os.environ))
+    env_file = args.env_file or _named(os.environ)
+    env_file = env_file and env_file.absolute()
+    with stand_in(env_file, CREDENTIAL, os.environ) as unit:
+        yield from probes_host.asker(env_file, unit)
+        for check in checks:
+            try:
+                yield from check(settings)
+            except EdgeAgentError as error:
+                yield Finding(check.__name__, FAIL, error.message, error.hint)
+        yield from probes_host.service(env_file)
 
 
 def _named(environ: Mapping[str, str]) -> Optional[Path]:

@@ -156,11 +156,13 @@ def broker(settings: "Settings") -> Iterator[Finding]:
     from edge_agent.core.messages import OFFLINE, Message
     from edge_agent.core.topics import Topics
     from edge_agent.mqtt.client import MqttClient
+    from edge_agent.mqtt.login import with_credential
 
     where = f"{settings.mqtt.host}:{settings.mqtt.port}"
     # Not retained, and never sent after an orderly goodbye; but the ACL is asked for the topic that the agent needs.
     will = Message(Topics(settings.mqtt.base, settings.node).availability, OFFLINE)
-    client = MqttClient(settings.mqtt, f"edge-agent-check-{os.getpid()}", will, lambda notice: None)
+    login = with_credential(settings.mqtt, os.environ)
+    client = MqttClient(login, f"edge-agent-check-{os.getpid()}", will, lambda notice: None)
     client.start()
     try:
         deadline = time.monotonic() + settings.mqtt.connect_timeout_s + 1.0

@@ -62,20 +62,31 @@ def test_the_password_comes_as_a_credential_and_the_journal_has_fields(lane: Lan
     assert (seen["CAMERA_ID"], seen["MESSAGE_ID"]) == ("door", MESSAGE_IDS["sight-changed"])
 
 
-def test_check_knows_the_unit_its_user_and_its_settings(lane: Lane):
-    lane.start("checked")
-    command = ("/opt/edge-agent/current/bin/edge-agent", "check", "--json", "--env-file")
+def test_check_by_root_is_as_the_service_and_knows_its_unit_and_settings(lane: Lane):
+    lane.settings("checked")
+    agent, env_file = "/opt/edge-agent/current/bin/edge-agent", "/etc/edge-agent/checked.env"
 
-    def findings() -> dict:
-        said = lane.machine.run(*command, "/etc/edge-agent/checked.env", check=False)
+    def findings(*by: str) -> dict:
+        said = lane.machine.run(*by, agent, "check", "--json", "--env-file", env_file, check=False)
         return {finding["name"]: finding for finding in json.loads(said)["findings"]}
 
     found = findings()
+    assert found["checked as"]["found"] == f"edge-agent, with the folders and the password of {unit('checked')}"
+    for name in ("broker", "state folder", "engine", "env file"):
+        assert found[name]["state"] == "ok", found[name]
+    assert found["state folder"]["found"] == "/var/lib/edge-agent/checked"
+    owners = lane.machine.run("stat", "-c", "%U %a", "/var/lib/edge-agent/checked", "/var/cache/edge-agent/checked")
+    assert owners.splitlines() == ["edge-agent 700"] * 2
+    assert lane.machine.run("sh", "-c", "ls -d /tmp/edge-agent-*", check=False) == "", "the password's copy has gone"
+    by_user = findings("runuser", "-u", "edge-agent", "--")
+    assert by_user["checked as"]["remedy"] == f"sudo edge-agent check --env-file {env_file}"
+
+    lane.machine.run("systemctl", "start", unit("checked"))
+    found = findings()
     assert found["unit"]["found"] == f"{unit('checked')} is active and disabled", found["unit"]
     assert found["unit"]["remedy"] == f"sudo systemctl enable --now {unit('checked')}"
-    assert found["env file"]["state"] == "ok"
     lane.machine.run("systemctl", "enable", unit("checked"))
-    lane.machine.run("chmod", "600", "/etc/edge-agent/checked.env")
+    lane.machine.run("chmod", "600", env_file)
     found = findings()
     assert found["unit"]["state"] == "ok" and found["env file"]["state"] == "fail"
     lane.machine.run("systemctl", "disable", "--now", unit("checked"))

@@ -1,6 +1,8 @@
 """The units under a real systemd: what starts, what restarts, what is reloaded, and what is left alone."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -8,6 +10,8 @@ from edge_agent.host.journal import MESSAGE_IDS
 from tests.lane.conftest import Lane, unit
 
 REFUSED = "settings refused"
+QUIET_S = float(os.environ.get("LANE_QUIET_S", "0"))
+"""At least so long; all tests together take a minute or two."""
 FROZEN = {
     "capture": ("test://one?fps=10&hang=3", {}),
     "infer": ("test://one?fps=10", {"MODEL__MODEL": "scripted?hang_after=20"}),
@@ -18,8 +22,10 @@ FROZEN = {
 @pytest.fixture(scope="module", autouse=True)
 def quiet(lane: Lane):
     """An agent without camera and broker, that runs beside all tests of this file and must never be restarted."""
+    began_t = time.monotonic()
     lane.start("quiet", {"MQTT__PORT": 1, "CAMERAS__YARD__URI": "v4l2:/dev/video8"}, "v4l2:/dev/video9")
     yield
+    time.sleep(max(0.0, began_t + QUIET_S - time.monotonic()))
     assert lane.restarts("quiet") == 0
     assert lane.machine.show(unit("quiet"), "ActiveState") == "active"
     lane.machine.run("systemctl", "stop", unit("quiet"))
@@ -266,3 +272,12 @@ def test_many_edits_in_a_row_end_neither_the_watching_nor_the_agent(lane: Lane):
         lane.machine.eventually(lambda before=before: lane.pid("edited") not in ("0", before), f"restart {times}")
         lane.machine.eventually(lambda: lane.machine.show(unit("edited"), "SubState") == "running", "ready")
     lane.machine.run("systemctl", "stop", unit("edited"))
+
+
+def test_a_start_is_done_when_the_engine_is_open_and_may_take_its_time(lane: Lane):
+    lane.drop_in("slow", "[Service]\nTimeoutStartSec=8\n")
+    began_t = time.monotonic()
+    lane.start("slow", {"MODEL__MODEL": "scripted?open_s=12"})
+    assert time.monotonic() - began_t >= 12
+    assert lane.machine.show(unit("slow"), "ActiveState") == "active" and lane.restarts("slow") == 0
+    lane.machine.run("systemctl", "stop", unit("slow"))

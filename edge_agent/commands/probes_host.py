@@ -101,7 +101,8 @@ def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> Fin
 
 def asker(env_file: Optional[Path], unit: str) -> Iterator[Finding]:
     """As whom all that follows is checked; `unit` is the one that this process stands in for, or empty."""
-    from edge_agent.host.unit import ENV_FOLDER, account, unit_of, unit_state
+    from edge_agent.host.paths import ENV_FOLDER
+    from edge_agent.host.unit import account, unit_of, unit_state
 
     user = account()
     name = "?" if user is None else user.name

@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import FrozenSet, Mapping, NamedTuple, Optional, Sequence
 
+from edge_agent.host.paths import instance_of
+
 SERVICE_USER = "edge-agent"
-ENV_FOLDER = Path("/etc/edge-agent")
 WITHIN_S = 5.0
 
 
@@ -32,9 +33,8 @@ class UnitState(NamedTuple):
 
 def unit_of(env_file: Optional[Path]) -> str:
     """The unit that reads this env file; the single one where there is none, or it lies elsewhere."""
-    if env_file is None or env_file.parent != ENV_FOLDER or env_file.name == "edge-agent.env":
-        return "edge-agent.service"
-    return f"edge-agent@{env_file.stem}.service"
+    instance = instance_of(env_file)
+    return f"edge-agent@{instance}.service" if instance else "edge-agent.service"
 
 
 def unit_state(

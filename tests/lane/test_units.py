@@ -70,6 +70,7 @@ def test_the_password_comes_as_a_credential_and_the_journal_has_fields(lane: Lan
 
 def test_check_by_root_is_as_the_service_and_knows_its_unit_and_settings(lane: Lane):
     lane.settings("checked")
+    lane.machine.run("sed", "-i", "/_NODE=/d", "/etc/edge-agent/checked.env")
     agent, env_file = "/opt/edge-agent/current/bin/edge-agent", "/etc/edge-agent/checked.env"
 
     def findings(*by: str) -> dict:
@@ -77,6 +78,7 @@ def test_check_by_root_is_as_the_service_and_knows_its_unit_and_settings(lane: L
         return {finding["name"]: finding for finding in json.loads(said)["findings"]}
 
     found = findings()
+    assert "-checked, cameras door" in found["settings"]["found"], "no instance shares the host's topics with another"
     assert found["checked as"]["found"] == f"edge-agent, with the folders and the password of {unit('checked')}"
     for name in ("broker", "state folder", "engine", "env file"):
         assert found[name]["state"] == "ok", found[name]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional
 
@@ -48,6 +49,9 @@ def _line(finding: Finding) -> str:
 
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     from edge_agent.commands import probes, probes_host
+    from edge_agent.host.stand_in import stand_in
+    from edge_agent.host.unit import unit_of, unit_properties
+    from edge_agent.mqtt.login import CREDENTIAL
 
     yield from probes.software()
     try:
@@ -57,16 +61,26 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
             yield Finding("settings", FAIL, fault, error.hint or "see config/README.md")
         return
     yield Finding("settings", OK, f"node {settings.node}, cameras {', '.join(settings.cameras) or 'none yet'}")
-    checks: List[Callable[[Settings], Iterator[Finding]]] = [
-        probes_host.storage, probes_host.clock, probes_host.permissions, probes_host.gpu,
-        probes.engine, probes.cameras, probes.broker,
-    ]  # fmt: skip
-    for check in checks:
-        try:
-            yield from check(settings)
-        except EdgeAgentError as error:
-            yield Finding(check.__name__, FAIL, error.message, error.hint)
-    yield from probes_host.service(args.env_file or _named(os.environ))
+    env_file = args.env_file or _named(os.environ)
+    env_file = env_file and env_file.absolute()
+    with stand_in(env_file, CREDENTIAL, os.environ) as unit:
+        yield from probes_host.asker(env_file, unit)
+        service_pid = unit_properties(unit_of(env_file), ["MainPID"]).get("MainPID", "")
+        checks: Mapping[str, Callable[[Settings], Iterator[Finding]]] = {
+            "storage": probes_host.storage,
+            "clock": probes_host.clock,
+            "permissions": probes_host.permissions,
+            "gpu": probes_host.gpu,
+            "engine": probes.engine,
+            "cameras": partial(probes.cameras, service_pid=service_pid),
+            "broker": probes.broker,
+        }
+        for name, check in checks.items():
+            try:
+                yield from check(settings)
+            except EdgeAgentError as error:
+                yield Finding(name, FAIL, error.message, error.hint)
+        yield from probes_host.service(env_file)
 
 
 def _named(environ: Mapping[str, str]) -> Optional[Path]:

@@ -119,12 +119,16 @@ def _overlap(box: Sequence[float]) -> float:
     return wide * tall / (areas - wide * tall) if areas > 0 else 0.0
 
 
-def cameras(settings: "Settings") -> Iterator[Finding]:
-    """Each camera opens and delivers a frame."""
+def cameras(settings: "Settings", service_pid: str = "") -> Iterator[Finding]:
+    """Each camera opens and delivers a frame, or the service's process has it, which is no fault."""
     if not settings.cameras:
         yield Finding("cameras", NOTE, "none is set", "set EDGE_AGENT_CAMERAS__<NAME>__URI, e.g. v4l2:/dev/video0")
     for name, params in settings.cameras.items():
-        yield _camera(name, params)
+        finding = _camera(name, params)
+        if service_pid and f"(pid {service_pid})" in finding.remedy:
+            remedy = "systemctl status says what it sees; stop the service to have the camera tried"
+            finding = Finding(finding.name, NOTE, f"{finding.found}: the running service has it", remedy)
+        yield finding
 
 
 def _camera(name: str, params: "CameraParams") -> Finding:
@@ -156,11 +160,13 @@ def broker(settings: "Settings") -> Iterator[Finding]:
     from edge_agent.core.messages import OFFLINE, Message
     from edge_agent.core.topics import Topics
     from edge_agent.mqtt.client import MqttClient
+    from edge_agent.mqtt.login import with_credential
 
     where = f"{settings.mqtt.host}:{settings.mqtt.port}"
     # Not retained, and never sent after an orderly goodbye; but the ACL is asked for the topic that the agent needs.
     will = Message(Topics(settings.mqtt.base, settings.node).availability, OFFLINE)
-    client = MqttClient(settings.mqtt, f"edge-agent-check-{os.getpid()}", will, lambda notice: None)
+    login = with_credential(settings.mqtt, os.environ)
+    client = MqttClient(login, f"edge-agent-check-{os.getpid()}", will, lambda notice: None)
     client.start()
     try:
         deadline = time.monotonic() + settings.mqtt.connect_timeout_s + 1.0

@@ -99,6 +99,23 @@ def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> Fin
     return Finding(name, FAIL if needed else NOTE, found, f"sudo usermod -aG {groups} {user.name}, and start it anew")
 
 
+def asker(env_file: Optional[Path], unit: str) -> Iterator[Finding]:
+    """As whom all that follows is checked; `unit` is the one that this process stands in for, or empty."""
+    from edge_agent.host.paths import ENV_FOLDER
+    from edge_agent.host.unit import account, unit_of, unit_state
+
+    user = account()
+    name = "?" if user is None else user.name
+    if unit:
+        yield Finding("checked as", OK, f"{name}, with the folders and the password of {unit}")
+    elif env_file is not None and env_file.parent == ENV_FOLDER:
+        unit = unit_of(env_file)
+        state = unit_state(unit)
+        if state is not None and state.load == "loaded":
+            found = f"{name}; {unit} has rights, folders and a password of its own"
+            yield Finding("checked as", NOTE, found, f"sudo edge-agent check --env-file {env_file}")
+
+
 def service(env_file: Optional[Path]) -> Iterator[Finding]:
     """The unit's state, and whether the service's user may read the settings."""
     from edge_agent.host.unit import SERVICE_USER, account, unit_of, unit_state

@@ -13,7 +13,7 @@ from edge_agent.config.settings import CATALOGUE, Settings
 from edge_agent.config.variables import ANY_KEY, PREFIX, Keys, Variable, dataclass_of, name_of
 
 _CAMERA, _MEMBER = "<CAMERA>", "<NAME>"
-_DEFAULT_WORDS = {("node",): "the host's name"}
+_DEFAULT_WORDS = {("node",): "the host's name, under the template unit with `-<instance>`"}
 _EXAMPLES: Dict[Keys, str] = {
     ("node",): "lobby",
     ("cameras", ANY_KEY, "uri"): "v4l2:/dev/video0",

@@ -43,15 +43,17 @@ from edge_agent.core.topics import ID, Topics, slug
 from edge_agent.core.tracker import TrackerParams
 from edge_agent.core.view import check_geometry
 from edge_agent.errors import ConfigError
+from edge_agent.host.paths import instance_of
 from edge_agent.inference import EngineParams
 from edge_agent.mqtt.params import MqttParams, OutboxParams
 
 ENV_FILE = PREFIX + "ENV_FILE"
 
 
-def default_node() -> str:
-    """The host's name as an id for topics."""
-    return slug(socket.gethostname())
+def default_node(env_file: Optional[Path] = None) -> str:
+    """The host's name as an id for topics; for an env file of the template unit, with its instance's name behind."""
+    host, instance = slug(socket.gethostname()), instance_of(env_file)
+    return f"{host[:31]}-{slug(instance)[:31]}" if instance else host
 
 
 _UNSECTIONED: Dict[str, Any] = {
@@ -179,6 +181,7 @@ def load(
         env_file = Path(environ[ENV_FILE])
     reader = _Reader()
     if env_file is not None:
+        reader.add_instance(env_file)
         reader.add_file(env_file)
     reader.add_environment(environ)
     reader.add_overrides(overrides or {})
@@ -247,6 +250,12 @@ class _Reader:
     def __init__(self) -> None:
         self.faults: List[str] = []
         self._found: List[Tuple[int, Keys, str, Any, str]] = []
+
+    def add_instance(self, path: Path) -> None:
+        """Instances share the host's name, and must not share their topics."""
+        if instance_of(path):
+            origin = f"instance {instance_of(path)}"
+            self._found.append((-1, ("node",), name_of(("node",)), default_node(path), origin))
 
     def add_file(self, path: Path) -> None:
         for entry in env_files.read(path):

@@ -1,7 +1,9 @@
-"""Where state lives: systemd's folder when it gives one, else the user's."""
+"""Where state lives: systemd's folder when it gives one, else the user's; and which unit reads which env file."""
 
 from pathlib import Path
 from typing import Mapping, Optional
+
+ENV_FOLDER = Path("/etc/edge-agent")
 
 
 def state_dir(explicit: Optional[str], environ: Mapping[str, str]) -> Path:
@@ -13,3 +15,10 @@ def state_dir(explicit: Optional[str], environ: Mapping[str, str]) -> Path:
         return Path(given)
     base = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "/") / ".local" / "state")
     return Path(base) / "edge-agent"
+
+
+def instance_of(env_file: Optional[Path]) -> str:
+    """The template unit's instance that reads this env file; empty where it is the single unit's, or nobody's."""
+    if env_file is None or env_file.parent != ENV_FOLDER or env_file.name == "edge-agent.env":
+        return ""
+    return env_file.stem

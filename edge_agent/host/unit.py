@@ -7,10 +7,11 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
-from typing import FrozenSet, NamedTuple, Optional
+from typing import FrozenSet, Mapping, NamedTuple, Optional, Sequence
+
+from edge_agent.host.paths import instance_of
 
 SERVICE_USER = "edge-agent"
-ENV_FOLDER = Path("/etc/edge-agent")
 WITHIN_S = 5.0
 
 
@@ -32,9 +33,8 @@ class UnitState(NamedTuple):
 
 def unit_of(env_file: Optional[Path]) -> str:
     """The unit that reads this env file; the single one where there is none, or it lies elsewhere."""
-    if env_file is None or env_file.parent != ENV_FOLDER or env_file.name == "edge-agent.env":
-        return "edge-agent.service"
-    return f"edge-agent@{env_file.stem}.service"
+    instance = instance_of(env_file)
+    return f"edge-agent@{instance}.service" if instance else "edge-agent.service"
 
 
 def unit_state(
@@ -47,19 +47,24 @@ def unit_state(
         path: Where to look for systemctl; $PATH when None.
         running: Is there while systemd is the machine's first process.
     """
+    names = ("LoadState", "UnitFileState", "ActiveState", "Result")
+    found = unit_properties(unit, names, path, running)
+    return UnitState(*(found.get(name, "") for name in names)) if "LoadState" in found else None
+
+
+def unit_properties(
+    unit: str, names: Sequence[str], path: Optional[str] = None, running: Path = Path("/run/systemd/system")
+) -> Mapping[str, str]:
+    """What `systemctl show` tells; only what this systemd knows, and nothing where it does not run or answer."""
     program = shutil.which("systemctl", path=path)
     if program is None or not running.is_dir():
-        return None
-    command = [program, "show", "-p", "LoadState,UnitFileState,ActiveState,Result", unit]
+        return {}
+    command = [program, "show", "-p", ",".join(names), unit]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WITHIN_S)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    if done.returncode or "LoadState" not in found:
-        return None
-    names = ("LoadState", "UnitFileState", "ActiveState", "Result")
-    return UnitState(*(found.get(name, "") for name in names))
+        return {}
+    return {} if done.returncode else dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
 class Account(NamedTuple):

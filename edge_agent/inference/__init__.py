@@ -12,6 +12,10 @@ from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 
+# Since 1.32 ONNX Runtime tells its maker of its use and keeps an identifier of the device, unless this is set before it
+# loads; whoever loads it, `edge-agent check` too, comes by here.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 _log = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]

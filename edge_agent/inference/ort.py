@@ -1,7 +1,6 @@
 """Networks on the CPU by ONNX Runtime."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
 
@@ -199,8 +198,6 @@ def runtime_version() -> str:
 
 
 def _onnxruntime() -> Any:
-    # Since 1.32 it tells its maker of its use and keeps an identifier of the device, unless this is set before.
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ImportError as error:

@@ -19,7 +19,7 @@ _CONTRAST = 60.0  # how far above the picture's mean
 _SEEN = 0.35  # one cell of a marker must be bright to this part
 _TOUCHED = 0.1  # and each of its cells to this part
 _COVERAGE = 0.95
-_OPTIONS = ("fail_after", "hang_after", "slow_s", "wrong_golden")
+_OPTIONS = ("fail_after", "hang_after", "open_s", "slow_s", "wrong_golden")
 
 Cell = Tuple[int, int]
 
@@ -30,8 +30,8 @@ class ScriptedEngine:
     Args:
         net: Input (width, height) of the pretended network, px.
         query: Misbehaviour for tests, e.g. `fail_after=100&slow_s=0.05`: fail from the 101st call on, take so long,
-            `hang_after=100`: never return from the 101st, `wrong_golden=1`: answer every picture with a face that is
-            not there.
+            `hang_after=100`: never return from the 101st, `open_s=30`: take so long to open, `wrong_golden=1`: answer
+            every picture with a face that is not there.
 
     Raises:
         InputError: The query cannot be understood.
@@ -47,6 +47,7 @@ class ScriptedEngine:
         self._slow_s = options.get("slow_s", 0.0)
         self._wrong = bool(options.get("wrong_golden", 0.0))
         self._calls = 0
+        time.sleep(options.get("open_s", 0.0))
         self._columns, self._rows = int(net[0] / self.contract.stride[0]), int(net[1] / self.contract.stride[1])
         self._cov = np.zeros((1, self._rows, self._columns), np.float32)
         self._bbox = np.zeros((4, self._rows, self._columns), np.float32)

@@ -40,6 +40,7 @@ BLIND = {
     "lost": ("lose=3-6", {"CAMERAS__A__STALL_AFTER_S": 1}, "lost"),
     "dark": ("dark=3-9", {"ILLUMINATION__DARK_AFTER_S": 1}, "dark"),
     "frozen": ("freeze=3-9", {"ILLUMINATION__FROZEN_AFTER_S": 1}, "frozen"),
+    "emitter": ("strobe=1:1&dark=4-9", {"ILLUMINATION__DARK_AFTER_S": 1}, "emitter"),
     "covered": ("cover=3-12", {"ILLUMINATION__COVERED_AFTER_S": 1}, "covered"),
 }
 

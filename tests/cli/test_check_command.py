@@ -25,6 +25,13 @@ def test_everything_that_the_settings_need_works(tmp_path):
     assert "640x480" in found["camera a"]["found"]
 
 
+def test_it_leaves_no_trace_of_others_in_the_users_home(tmp_path, monkeypatch):
+    """ONNX Runtime keeps an identifier of the device there, and tells its maker of its use, unless told not to."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    edge_agent("check", settings=SCRIPTED, state_dir=tmp_path / "state")
+    assert {path.name for path in tmp_path.iterdir()} == {"state"}
+
+
 def test_what_does_not_work_has_a_remedy_and_the_rest_is_still_checked(tmp_path):
     settings = {
         "CAMERAS__A__URI": "v4l2:/dev/video987",

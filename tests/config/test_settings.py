@@ -1,6 +1,7 @@
 """Where settings come from, which wins, and what a change means."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,14 @@ def test_nothing_set_is_all_defaults():
     assert loaded.settings.cameras == {}
     assert loaded.settings.health.interval_s == 30.0
     assert loaded.settings.node == config.default_node()
+
+
+def test_instances_of_the_template_unit_have_nodes_of_their_own():
+    host = config.default_node()
+    folder = Path("/etc/edge-agent")
+    assert config.default_node(folder / "Back Yard.env") == f"{host[:31]}-back-yard"
+    assert config.default_node(folder / "edge-agent.env") == config.default_node(Path("/tmp/yard.env")) == host
+    assert len(config.default_node(folder / f"{'y' * 200}.env")) <= 63
 
 
 def test_defaults_are_those_of_the_parameters_dataclasses():

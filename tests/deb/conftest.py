@@ -2,21 +2,19 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping, Set, Tuple
 
 import pytest
 
-from tests.fakes.systemd_machine import SOURCE, Machine, why_not
+from tests.deb.trees import FIRST, make_tree
+from tests.fakes.systemd_machine import Machine, why_not
 
 BUILD_S, INSTALL_S = 300.0, 180.0
 PYTHON = os.environ.get("DEB_PYTHON", "3.11")
 """Of the machine: LANE_ROOT may be another release's."""
-VERSIONS = {"first": "0.1.0", "second": "0.2.0", "third": "0.3.0"}
-END = ')\n"""From the third on'
-MIGRATION = "CREATE TABLE letters (id INTEGER); ALTER TABLE messages ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm';"
+VERSIONS = {"first": FIRST, "second": "0.2.0", "third": "0.3.0"}
 BROKER = "listener 1883 127.0.0.1\nallow_anonymous true\n"
 
 
@@ -102,14 +100,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages")
     for name, version in VERSIONS.items():
         tree = folder / f"tree-{name}"
-        _copy_checkout(tree)
-        if version != "0.1.0":
-            _edit(tree / "edge_agent" / "__init__.py", '"0.1.0"', f'"{version}"')
-            _edit(tree / "edge_agent" / "mqtt" / "outbox_file.py", END, f'    "{MIGRATION}",\n{END}')
-        _build(tree, folder / f"{name}.deb", "")
-    _build(folder / "tree-first", folder / "whole.deb", "cpu,media")
+        make_tree(tree, version)
+        _build(tree, folder / f"{name}.deb", "--extras", "")
+    _build(folder / "tree-first", folder / "whole.deb")
     for name, wheels in (("first", "wheels"), ("second", "wheels-newer")):
-        _run(folder / f"tree-{name}", "scripts/wheelhouse", "", str(folder / wheels))
+        _run(folder / f"tree-{name}", "scripts/wheelhouse", "--extras", "", str(folder / wheels))
     return folder
 
 
@@ -122,27 +117,11 @@ def site(shared: Path) -> Iterator[Site]:
         yield Site(machine)
 
 
-def _copy_checkout(tree: Path) -> None:
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=SOURCE, check=True, capture_output=True, text=True).stdout.split("\0"):
-        if name and not name.startswith("tests/") and (SOURCE / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(SOURCE / name, tree / name)
-    (SOURCE / "build").mkdir(exist_ok=True)
-    (tree / "build").symlink_to(SOURCE / "build")
-
-
-def _edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text("utf-8")
-    assert text.count(old) == 1, f"{path}: {old!r}"
-    path.write_text(text.replace(old, new), "utf-8")
-
-
-def _build(tree: Path, package: Path, extras: str) -> None:
-    built = _run(tree, "scripts/build-deb", extras, "--output", str(tree / "dist"))
+def _build(tree: Path, package: Path, *extras: str) -> None:
+    built = _run(tree, "scripts/build-deb", *extras, "--output", str(tree / "dist"))
     Path(built.strip()).rename(package)
 
 
-def _run(tree: Path, script: str, extras: str, *rest: str) -> str:
-    command = [script, "--arch", "amd64", "--python", PYTHON, "--extras", extras, *rest]
+def _run(tree: Path, script: str, *rest: str) -> str:
+    command = [script, "--arch", "amd64", "--python", PYTHON, *rest]
     return subprocess.run(command, cwd=tree, check=True, timeout=BUILD_S, stdout=subprocess.PIPE, text=True).stdout

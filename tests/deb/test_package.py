@@ -30,13 +30,16 @@ def test_it_installs_starts_publishes_and_purges_without_a_trace(site: Site):
     python = ("env", "HOME=/dev/null", "/opt/edge-agent/current/bin/python3")
     assert machine.code(*python, "-c", "import cv2, onnxruntime, av, systemd.journal") == 0, "ours, and the system's"
 
-    site.configure()
+    site.configure({"METRICS__ENABLED": "true"})
     machine.run("systemctl", "start", "mosquitto")
-    assert site.agent("check", "--env-file", "/etc/edge-agent/edge-agent.env")
+    assert machine.run("edge-agent", "check", "--env-file", "/etc/edge-agent/edge-agent.env")
     machine.run("systemctl", "start", "edge-agent")
     sub = ("mosquitto_sub", "-h", "127.0.0.1", "-C", "1", "-W", "30", "-t")
     assert machine.run(*sub, "edge-agent/attic/door/events")
     assert machine.run(*sub, "edge-agent/attic/availability") == "online"
+    scrape = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9746/metrics', timeout=10).read().decode())"
+    assert "edge_agent_camera_frames_total" in machine.run(*python, "-c", scrape)
+    site.configure()
 
     machine.run("systemctl", "enable", "edge-agent-nvargus.path", "edge-agent@yard")
     pid = site.pid()

@@ -1,6 +1,8 @@
 """The units under a real systemd: what starts, what restarts, what is reloaded, and what is left alone."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -8,6 +10,8 @@ from edge_agent.host.journal import MESSAGE_IDS
 from tests.lane.conftest import Lane, unit
 
 REFUSED = "settings refused"
+QUIET_S = float(os.environ.get("LANE_QUIET_S", "0"))
+"""At least so long; all tests together take a minute or two."""
 FROZEN = {
     "capture": ("test://one?fps=10&hang=3", {}),
     "infer": ("test://one?fps=10", {"MODEL__MODEL": "scripted?hang_after=20"}),
@@ -18,8 +22,10 @@ FROZEN = {
 @pytest.fixture(scope="module", autouse=True)
 def quiet(lane: Lane):
     """An agent without camera and broker, that runs beside all tests of this file and must never be restarted."""
+    began_t = time.monotonic()
     lane.start("quiet", {"MQTT__PORT": 1, "CAMERAS__YARD__URI": "v4l2:/dev/video8"}, "v4l2:/dev/video9")
     yield
+    time.sleep(max(0.0, began_t + QUIET_S - time.monotonic()))
     assert lane.restarts("quiet") == 0
     assert lane.machine.show(unit("quiet"), "ActiveState") == "active"
     lane.machine.run("systemctl", "stop", unit("quiet"))
@@ -62,20 +68,33 @@ def test_the_password_comes_as_a_credential_and_the_journal_has_fields(lane: Lan
     assert (seen["CAMERA_ID"], seen["MESSAGE_ID"]) == ("door", MESSAGE_IDS["sight-changed"])
 
 
-def test_check_knows_the_unit_its_user_and_its_settings(lane: Lane):
-    lane.start("checked")
-    command = ("/opt/edge-agent/current/bin/edge-agent", "check", "--json", "--env-file")
+def test_check_by_root_is_as_the_service_and_knows_its_unit_and_settings(lane: Lane):
+    lane.settings("checked")
+    lane.machine.run("sed", "-i", "/_NODE=/d", "/etc/edge-agent/checked.env")
+    agent, env_file = "/opt/edge-agent/current/bin/edge-agent", "/etc/edge-agent/checked.env"
 
-    def findings() -> dict:
-        said = lane.machine.run(*command, "/etc/edge-agent/checked.env", check=False)
+    def findings(*by: str) -> dict:
+        said = lane.machine.run(*by, agent, "check", "--json", "--env-file", env_file, check=False)
         return {finding["name"]: finding for finding in json.loads(said)["findings"]}
 
     found = findings()
+    assert "-checked, cameras door" in found["settings"]["found"], "no instance shares the host's topics with another"
+    assert found["checked as"]["found"] == f"edge-agent, with the folders and the password of {unit('checked')}"
+    for name in ("broker", "state folder", "engine", "env file"):
+        assert found[name]["state"] == "ok", found[name]
+    assert found["state folder"]["found"] == "/var/lib/edge-agent/checked"
+    owners = lane.machine.run("stat", "-c", "%U %a", "/var/lib/edge-agent/checked", "/var/cache/edge-agent/checked")
+    assert owners.splitlines() == ["edge-agent 700"] * 2
+    assert lane.machine.run("sh", "-c", "ls -d /tmp/edge-agent-*", check=False) == "", "the password's copy has gone"
+    by_user = findings("runuser", "-u", "edge-agent", "--")
+    assert by_user["checked as"]["remedy"] == f"sudo edge-agent check --env-file {env_file}"
+
+    lane.machine.run("systemctl", "start", unit("checked"))
+    found = findings()
     assert found["unit"]["found"] == f"{unit('checked')} is active and disabled", found["unit"]
     assert found["unit"]["remedy"] == f"sudo systemctl enable --now {unit('checked')}"
-    assert found["env file"]["state"] == "ok"
     lane.machine.run("systemctl", "enable", unit("checked"))
-    lane.machine.run("chmod", "600", "/etc/edge-agent/checked.env")
+    lane.machine.run("chmod", "600", env_file)
     found = findings()
     assert found["unit"]["state"] == "ok" and found["env file"]["state"] == "fail"
     lane.machine.run("systemctl", "disable", "--now", unit("checked"))
@@ -241,3 +260,26 @@ def test_the_drop_in_of_jetpack_7_makes_reload_wait(lane: Lane):
         lane.machine.run("systemctl", "reload", unit("seven"))
         assert lane.machine.journal(unit("seven")).count("settings read again") == times, "done when reload returns"
     lane.machine.run("systemctl", "stop", unit("seven"))
+
+
+def test_many_edits_in_a_row_end_neither_the_watching_nor_the_agent(lane: Lane):
+    lane.drop_in("edited", "[Unit]\nStartLimitBurst=3\n[Service]\nRestartSec=100ms\n")
+    lane.start("edited")
+    for delay_s in range(3, 10):
+        lane.settings("edited", {"PRESENCE__DELAY_OFF_S": delay_s})
+        lane.says("edited", "settings read again: EDGE_AGENT_PRESENCE__DELAY_OFF_S", times=delay_s - 2)
+    for times, degrees in enumerate((90, 180, 270, 0), 1):
+        before = lane.pid("edited")
+        lane.settings("edited", {"CAMERAS__DOOR__ROTATE": degrees})
+        lane.machine.eventually(lambda before=before: lane.pid("edited") not in ("0", before), f"restart {times}")
+        lane.machine.eventually(lambda: lane.machine.show(unit("edited"), "SubState") == "running", "ready")
+    lane.machine.run("systemctl", "stop", unit("edited"))
+
+
+def test_a_start_is_done_when_the_engine_is_open_and_may_take_its_time(lane: Lane):
+    lane.drop_in("slow", "[Service]\nTimeoutStartSec=8\n")
+    began_t = time.monotonic()
+    lane.start("slow", {"MODEL__MODEL": "scripted?open_s=12"})
+    assert time.monotonic() - began_t >= 12
+    assert lane.machine.show(unit("slow"), "ActiveState") == "active" and lane.restarts("slow") == 0
+    lane.machine.run("systemctl", "stop", unit("slow"))

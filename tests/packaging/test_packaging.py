@@ -9,6 +9,8 @@ from typing import Sequence
 
 import pytest
 
+from tests.deb.trees import MIGRATION, make_tree
+
 SOURCE = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     *(SOURCE / "scripts" / name for name in ("build-deb", "deb-lane", "install", "wheelhouse")),
@@ -34,6 +36,16 @@ def test_every_unit_is_laid_out_and_the_settings_are_nobody_elses(tmp_path):
     names = {line[1:].partition("=")[0] for line in lines if line.startswith("#EDGE_AGENT_")}
     known = (SOURCE / "config" / "edge-agent.env.example").read_text("utf-8")
     assert names and all(f"{name}=" in known for name in names)
+
+
+def test_the_lane_can_make_a_later_version_of_this_checkout(tmp_path):
+    make_tree(tmp_path, "0.2.0")
+    script = (
+        "import sys; from edge_agent import __version__; from edge_agent.mqtt.outbox.file import MIGRATIONS;"
+        "sys.stdout.write(__version__ + MIGRATIONS[-1])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout == f"0.2.0{MIGRATION}"
 
 
 def wheel(folder: Path, name: str, version: str, requires: Sequence[str] = (), extras: Sequence[str] = ()) -> None:

@@ -24,7 +24,16 @@ from edge_agent.core.topics import Topics
 from edge_agent.core.types import CameraReport, Lost, Moment, Outcome, Presence, Sight
 from edge_agent.mqtt.certificates import expiry_faults
 from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
+from edge_agent.mqtt.notices import (
+    Acked,
+    Connected,
+    Disconnected,
+    LinkStatus,
+    Received,
+    Rejected,
+    Subscription,
+    SubscriptionRefused,
+)
 from edge_agent.mqtt.pace import Pace
 from edge_agent.mqtt.selftest import SELFTEST, SelfTest
 from edge_agent.mqtt.truth import Rank, RetainedTruth
@@ -220,6 +229,9 @@ class Publisher:
                 self._refused.pop(_subject(sent), None)
         elif isinstance(notice, Rejected):
             self._rejected(notice)
+        elif isinstance(notice, SubscriptionRefused):
+            log.warning("mqtt: the broker does not let us listen to %s: %s", notice.topic, notice.reason)
+            self._refused[notice.topic] = notice.reason
         elif isinstance(notice, Connected):
             self._connected(notice)
         elif isinstance(notice, Disconnected):

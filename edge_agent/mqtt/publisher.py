@@ -113,6 +113,7 @@ class Publisher:
         self._selftest = SelfTest(topics.response(SELFTEST), boot)
         self._reports: Dict[str, CameraReport] = {}
         self._session: Optional[int] = None
+        self._protocol = ""
         self._window = WINDOW
         self._in_flight: Dict[int, Union[Stored, str]] = {}
         self._pace = Pace()
@@ -261,6 +262,9 @@ class Publisher:
                 self._truth.skip(message.topic)
                 continue
             self._truth.sent(message.topic, now.t)
+            if message.kind == "image" and message.expiry_s is not None and self._protocol != "5":
+                # No broker would take a face away there, were the agent to die.
+                message = replace(message, retain=False)
             self._in_flight[self._client.publish(message, self._session)] = message.topic
         while self._answers and len(self._in_flight) < self._window:
             self.stream(self._answers.popleft())
@@ -326,7 +330,7 @@ class Publisher:
     def _connected(self, notice: Connected) -> None:
         if self._session is not None:
             self._disconnected("the client was rebuilt")
-        self._session = notice.session
+        self._session, self._protocol = notice.session, notice.protocol
         self._window = max(1, min(WINDOW, notice.receive_maximum or WINDOW))
         self._letters.limit(notice.maximum_packet_size)
         self._pace.connected()

@@ -43,21 +43,27 @@ from edge_agent.core.topics import ID, Topics, slug
 from edge_agent.core.tracker import TrackerParams
 from edge_agent.core.view import check_geometry
 from edge_agent.errors import ConfigError
+from edge_agent.host.unit import instance_of
 from edge_agent.inference import EngineParams
 from edge_agent.mqtt.params import MqttParams, OutboxParams
 
 ENV_FILE = PREFIX + "ENV_FILE"
 
 
-def default_node() -> str:
-    """The host's name as an id for topics."""
-    return slug(socket.gethostname())
+def default_node(env_file: Optional[Path] = None) -> str:
+    """The host's name as an id for topics; with the instance's, where a template unit reads this file.
+
+    Two agents of one name would oust each other from the broker.
+    """
+    host, instance = slug(socket.gethostname()), instance_of(env_file)
+    return f"{host[:31]}-{slug(instance)[:31]}" if instance else host
 
 
 _UNSECTIONED: Dict[str, Any] = {
     "node": param(
         factory=default_node,
-        description="Name of this agent in MQTT topics, between the base and the cameras",
+        description="Name of this agent in MQTT topics, between the base and the cameras; of several on one machine "
+        "(edge-agent@yard) the default is the host's name, - and the instance's",
         pattern=f"^{ID.pattern}$",
         restart=True,
     ),
@@ -187,6 +193,8 @@ def load(
     settings = None
     try:
         settings = Settings(given.values())
+        if ("node",) not in given:
+            settings = settings.model_copy(update={"node": default_node(env_file)})
     except ValidationError as error:
         faults += validation_faults(error.errors(), given, CATALOGUE)
     if settings is not None:

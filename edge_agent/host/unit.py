@@ -30,11 +30,17 @@ class UnitState(NamedTuple):
     result: str
 
 
+def instance_of(env_file: Optional[Path]) -> str:
+    """Of the template unit that reads this env file; empty where there is none, or the single unit reads it."""
+    if env_file is None or env_file.parent != ENV_FOLDER or env_file.name == "edge-agent.env":
+        return ""
+    return env_file.stem
+
+
 def unit_of(env_file: Optional[Path]) -> str:
     """The unit that reads this env file; the single one where there is none, or it lies elsewhere."""
-    if env_file is None or env_file.parent != ENV_FOLDER or env_file.name == "edge-agent.env":
-        return "edge-agent.service"
-    return f"edge-agent@{env_file.stem}.service"
+    instance = instance_of(env_file)
+    return f"edge-agent@{instance}.service" if instance else "edge-agent.service"
 
 
 def unit_state(

@@ -1,6 +1,8 @@
 """Where settings come from, which wins, and what a change means."""
 
 import dataclasses
+import io
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from edge_agent.config import settings as config
 from edge_agent.config.variables import name_of
 from edge_agent.core.discovery import EXPIRE_AFTER_S
 from edge_agent.core.health import HealthParams
+from edge_agent.core.topics import ID
 from edge_agent.errors import ConfigError
 from edge_agent.mqtt.publisher import HEALTH_EXPIRY_S
 
@@ -26,6 +29,17 @@ def test_nothing_set_is_all_defaults():
     assert loaded.settings.cameras == {}
     assert loaded.settings.health.interval_s == 30.0
     assert loaded.settings.node == config.default_node()
+
+
+def test_several_agents_on_one_machine_have_names_of_their_own(monkeypatch):
+    """As the template unit names their files; also on a host whose name fills an id alone."""
+    content = {"edge-agent.env": b"", "yard.env": b"", "back-door.env": b"", "named.env": b"EDGE_AGENT_NODE=lobby\n"}
+    monkeypatch.setattr(Path, "open", lambda self, mode: io.BytesIO(content[self.name]))
+    one, yard, door, named = (config.load_settings({}, Path("/etc/edge-agent") / name).node for name in content)
+    assert (one, named) == (config.default_node(), "lobby")
+    assert yard == f"{one[:31]}-yard" and door == f"{one[:31]}-back-door"
+    assert all(ID.fullmatch(node) for node in (one, yard, door))
+    assert config.load_settings({}, Path("/tmp/yard.env")).node == one, "which no unit reads"
 
 
 def test_defaults_are_those_of_the_parameters_dataclasses():

@@ -55,7 +55,7 @@ class CropParams:
     image: bool = param(
         False,
         "Also keep each camera's newest crop retained at the broker, for Home Assistant's image; cleared when its time "
-        "is over",
+        "is over. On MQTT 3.1.1, where it would stay if the agent died, it is sent but not retained",
         restart=True,
     )
     image_ttl_s: float = param(300.0, "Seconds after which that image is cleared", ge=5, le=86400, restart=True)

@@ -77,7 +77,15 @@ class Received:
     properties: Tuple[Tuple[str, str], ...] = ()
 
 
-Notice = Union[Connected, Disconnected, Acked, Rejected, Received]
+@dataclass(frozen=True)
+class SubscriptionRefused:
+    """Nothing will arrive by this filter."""
+
+    topic: str
+    reason: str
+
+
+Notice = Union[Connected, Disconnected, Acked, Rejected, Received, SubscriptionRefused]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.core.messages import Message
+from edge_agent.mqtt.bounded import INBOUND_BYTES
 from edge_agent.mqtt.notices import Subscription
 
-INBOUND_BYTES = 65_536
 CREDENTIALS = frozenset({0x86, 0x87, 0x8A, 0x8C})
 UNSUPPORTED_VERSION = 0x84
 RETAIN_NOT_SUPPORTED = 0x9A

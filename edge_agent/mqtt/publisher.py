@@ -24,7 +24,16 @@ from edge_agent.core.topics import Topics
 from edge_agent.core.types import CameraReport, Lost, Moment, Outcome, Presence, Sight
 from edge_agent.mqtt.certificates import expiry_faults
 from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
+from edge_agent.mqtt.notices import (
+    Acked,
+    Connected,
+    Disconnected,
+    LinkStatus,
+    Received,
+    Rejected,
+    Subscription,
+    SubscriptionRefused,
+)
 from edge_agent.mqtt.pace import Pace
 from edge_agent.mqtt.selftest import SELFTEST, SelfTest
 from edge_agent.mqtt.truth import Rank, RetainedTruth
@@ -104,6 +113,7 @@ class Publisher:
         self._selftest = SelfTest(topics.response(SELFTEST), boot)
         self._reports: Dict[str, CameraReport] = {}
         self._session: Optional[int] = None
+        self._protocol = ""
         self._window = WINDOW
         self._in_flight: Dict[int, Union[Stored, str]] = {}
         self._pace = Pace()
@@ -220,6 +230,9 @@ class Publisher:
                 self._refused.pop(_subject(sent), None)
         elif isinstance(notice, Rejected):
             self._rejected(notice)
+        elif isinstance(notice, SubscriptionRefused):
+            log.warning("mqtt: the broker does not let us listen to %s: %s", notice.topic, notice.reason)
+            self._refused[notice.topic] = notice.reason
         elif isinstance(notice, Connected):
             self._connected(notice)
         elif isinstance(notice, Disconnected):
@@ -249,6 +262,9 @@ class Publisher:
                 self._truth.skip(message.topic)
                 continue
             self._truth.sent(message.topic, now.t)
+            if message.kind == "image" and message.expiry_s is not None and self._protocol != "5":
+                # No broker would take a face away there, were the agent to die.
+                message = replace(message, retain=False)
             self._in_flight[self._client.publish(message, self._session)] = message.topic
         while self._answers and len(self._in_flight) < self._window:
             self.stream(self._answers.popleft())
@@ -314,7 +330,7 @@ class Publisher:
     def _connected(self, notice: Connected) -> None:
         if self._session is not None:
             self._disconnected("the client was rebuilt")
-        self._session = notice.session
+        self._session, self._protocol = notice.session, notice.protocol
         self._window = max(1, min(WINDOW, notice.receive_maximum or WINDOW))
         self._letters.limit(notice.maximum_packet_size)
         self._pace.connected()

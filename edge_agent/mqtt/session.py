@@ -20,11 +20,12 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edge_agent.core.messages import Message
 from edge_agent.errors import BrokerError
 from edge_agent.mqtt.backoff import Ending
+from edge_agent.mqtt.bounded import BoundedClient
 from edge_agent.mqtt.certificates import peer_valid_until, signature, valid_until
 from edge_agent.mqtt.heartbeat import CONNECT_S, Heartbeat
 from edge_agent.mqtt.heartbeat import STEP_S as BEAT_S
 from edge_agent.mqtt.login import password
-from edge_agent.mqtt.notices import Acked, Connected, Notice, Received, Rejected, Subscription
+from edge_agent.mqtt.notices import Acked, Connected, Notice, Received, Rejected, Subscription, SubscriptionRefused
 from edge_agent.mqtt.packets import (
     CREDENTIALS,
     FATAL,
@@ -93,7 +94,7 @@ class Session:
         self._number, self._params, self._version, self._will = number, params, version, will
         self._outgoing, self._wake, self._tell, self._monotonic = outgoing, wake, tell, monotonic
         self._client_id = client_id
-        self._client: Optional[Client] = None
+        self._client: Optional[BoundedClient] = None
         self._close_by_t: Optional[float] = None
         self._connected_t: Optional[float] = None
         self._verdict: Optional[ReasonCode] = None
@@ -102,6 +103,7 @@ class Session:
         self._noted: List[Notice] = []
         self._acks: List[Tuple[int, ReasonCode]] = []
         self._tokens: Dict[int, Tuple[int, float]] = {}
+        self._asked: Dict[int, Sequence[Subscription]] = {}
         self._files = self._seen_files = signature(tls_files(params))
         self._next_look_t = monotonic() + FILES_LOOK_S
         self._renew_by_t: Optional[float] = None
@@ -169,10 +171,10 @@ class Session:
             sock.close()
         client.on_connect = client.on_disconnect = client.on_publish = client.on_message = client.on_subscribe = None
 
-    def _make(self) -> Client:
+    def _make(self) -> BoundedClient:
         params = self._params
         five = self._version == "5"
-        client = Client(
+        client = BoundedClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if five else True,
@@ -252,7 +254,9 @@ class Session:
             if isinstance(item.what, Message):
                 self._publish(client, item.token, item.what)
             elif item.what:
-                client.subscribe(subscribe_options(item.what, self._version))  # type: ignore[arg-type]
+                _, mid = client.subscribe(subscribe_options(item.what, self._version))  # type: ignore[arg-type]
+                if mid is not None:
+                    self._asked[mid] = item.what
         self._report()
 
     def _publish(self, client: Client, token: int, message: Message) -> None:
@@ -331,6 +335,9 @@ class Session:
             self._connected_t = self._monotonic()
             size = getattr(properties, "MaximumPacketSize", None)
             window = getattr(properties, "ReceiveMaximum", None)
+            keepalive_s = getattr(properties, "ServerKeepAlive", None)
+            if keepalive_s is not None and self._client is not None:
+                self._client.heed_keepalive(keepalive_s)
             self._noted.append(Connected(self._number, self._version, size, window))
 
     def _on_disconnect(self, client: Client, _: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
@@ -348,9 +355,9 @@ class Session:
         self._noted.append(Received(topic, bytes(message.payload), message.retain, tuple(pairs)))
 
     def _on_subscribe(self, client: Client, _: Any, mid: int, reasons: Sequence[ReasonCode], properties: Any) -> None:
-        for reason in reasons:
+        for wanted, reason in zip(self._asked.pop(mid, ()), reasons):
             if reason.is_failure:
-                log.warning("the broker refused a subscription: %s; commands will not arrive", reason.getName())
+                self._noted.append(SubscriptionRefused(wanted.topic, reason.getName()))
 
 
 def new_outgoing() -> Deque[Outgoing]:

@@ -3,14 +3,14 @@
 import json
 import math
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
 from tests.fakes.broker import Heard, needs_mosquitto
 from tests.fakes.proxy import Passed
 from tests.programs.chaos import run, table
-from tests.programs.chaos_ledger import FPS, Account, Evidence, Life, scene
+from tests.programs.chaos_ledger import FPS, Account, Evidence, Life, scene, untrue
 
 MOSQUITTO_5 = ("broker-kill", "agent-kill", "unheard", "acl", "poison", "oversize")
 
@@ -119,3 +119,30 @@ def test_the_judge_holds_no_count_against_its_rate_limit() -> None:
     assert crowded == [None, None, None, None]
     assert account.truth(ORIGIN + 3.05 + 2.0) == {"a": 1}
     assert account.truth(ORIGIN + 3.05 + 2.9) == {"a": 0}
+
+
+def quiet(*spans: Tuple[float, float]) -> Callable[[float], Optional[Dict[str, int]]]:
+    """A scene that is known in these spans of its clock only."""
+    return lambda at: {"a": 0} if any(start <= at < end for start, end in spans) else None
+
+
+@pytest.mark.parametrize(
+    ("what", "right_from", "spans", "verdict"),
+    [
+        ("late by more than a short quiet lasts", 1.2, [(1.0, 1.1), (2.0, 2.6)], []),
+        ("late within a long one", 2.1, [(2.0, 2.6)], []),
+        ("stuck", math.inf, [(1.0, 1.1), (2.0, 2.6)], ["stuck"]),
+        ("never comparable", math.inf, [(1.0, 1.1), (3.0, 3.1)], ["never quiet"]),
+    ],
+)
+def test_the_judge_gives_a_busy_machine_time_and_a_lie_none(
+    what: str, right_from: float, spans: List[Tuple[float, float]], verdict: List[str]
+) -> None:
+    now = [0.0]
+
+    def look(faces: Dict[str, int]) -> List[str]:
+        now[0] += 0.02
+        return [] if now[0] >= right_from else ["stuck"]
+
+    found = untrue(quiet(*spans), look, lambda: now[0], lambda s: now.__setitem__(0, now[0] + s))
+    assert len(found) == len(verdict) and all(word in fault for word, fault in zip(verdict, found)), found

@@ -3,13 +3,14 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Mapping, Tuple
 
 import pytest
 
@@ -20,6 +21,7 @@ from edge_agent.mqtt.notices import Acked, Connected, Disconnected, Received, Su
 from edge_agent.mqtt.params import TlsParams
 from tests.fakes.broker import PATH, VERSIONS, Broker, Front, Gate, Listener, eventually, free_port, needs_mosquitto
 from tests.fakes.mqtt_agent import Agent, event, now
+from tests.fakes.proxy import packets
 
 ROOT = Path(__file__).resolve().parents[2]
 ONLINE = "edge-agent/lobby/availability"
@@ -150,6 +152,40 @@ def test_a_broker_that_is_away_or_mute_is_no_thread_that_stands_still() -> None:
             assert agent.client.overdue_s(time.monotonic() + STEP_S - 5.0) == 0.0
         assert agent.client.overdue_s(time.monotonic() + 1e6) == 0.0, "closed"
     front.close()
+
+
+class Terse:
+    """A broker of one connection that says what its script says: one answer for each kind of packet, or none."""
+
+    def __init__(self, answers: Mapping[int, bytes]) -> None:
+        self.got: List[bytes] = []
+        self._answers = answers
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._server.getsockname()[1])
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with self._server, self._server.accept()[0] as sock:
+            for packet in packets(sock):
+                self.got.append(packet)
+                answer = self._answers.get(packet[0] >> 4, b"")
+                sock.sendall(answer.replace(b"MID", packet[2:4]))
+
+
+def test_the_brokers_keepalive_counts() -> None:
+    """CONNACK with the property Server Keep Alive, 1 s (MQTT 5.0, 3.2.2.3.14): it would end a mute connection."""
+    broker = Terse({1: b"\x20\x06\x00\x00\x03\x13\x00\x01"})
+    with Agent(broker.port) as agent:
+        agent.until(lambda: b"\xc0\x00" in broker.got, "a PINGREQ", deadline_s=10.0)
+        assert agent.client.status().connected
+
+
+def test_a_refused_subscription_is_a_fault() -> None:
+    """SUBACK with "granted QoS 1" and "not authorized"."""
+    broker = Terse({1: b"\x20\x03\x00\x00\x00", 8: b"\x90\x05MID\x00\x01\x87"})
+    with Agent(broker.port, subscriptions=[Subscription("heard"), Subscription("unheard")]) as agent:
+        agent.until(lambda: agent.publisher.faults)
+        assert agent.publisher.faults == ["the broker refuses unheard: Not authorized"]
 
 
 @needs_mosquitto

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import re
 import time
+from pathlib import Path
 
 import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from tests.fakes.agent import AgentProcess
-from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
+from tests.fakes.broker import VERSIONS, Broker, Listener, eventually, needs_mosquitto
 
 pytestmark = needs_mosquitto
 B = "edge-agent/n"
@@ -61,7 +63,9 @@ def listener(broker):
 
 
 def seen(listener):
+    """A face is seen, and health, which comes after it, is told."""
     eventually(lambda: listener.last(f"{B}/a/presence") == b"ON", "presence")
+    eventually(lambda: listener.last(f"{B}/health"), "health")
 
 
 def answers(listener, name):
@@ -239,6 +243,21 @@ def test_a_retained_command_that_is_sent_now_does_nothing_either(broker, listene
         eventually(lambda: [answer["reason"] for answer in answers(listener, "ping")] == ["retained"])
         eventually(lambda: json.loads(listener.last(f"{B}/health"))["commands"]["refused"] == {"retained": 2})
         assert listener.payloads(f"{B}/a/detection/state") == [b"ON"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_command_of_any_size_costs_no_memory(broker, listener, sender, version):
+    """MQTT 5 tells the broker not to send it; 3.1.1 has no word for that. Retained, it would come at each connect."""
+    huge_bytes = 16_000_000
+    sender.tell("request/ping", bytes(huge_bytes), retain=True)
+    with AgentProcess(settings(broker), version=version) as agent:
+        seen(listener)
+        if version == "3.1.1":
+            eventually(lambda: sum(json.loads(listener.last(f"{B}/health"))["commands"]["refused"].values()) == 1)
+        status = Path(f"/proc/{agent.process.pid}/status").read_text()
+        peak_kb, now_kb = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmHWM", "VmRSS"))
+        assert peak_kb - now_kb < huge_bytes / 2000
+        assert json.loads(listener.last(f"{B}/health"))["mqtt"]["reconnects"] == 0
 
 
 def test_a_transaction_that_comes_twice_is_done_once(broker, listener, sender):

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -100,6 +101,27 @@ def test_what_is_retained_and_how(tmp_path: Path, version: str) -> None:
             assert crop.properties.ContentType == "image/jpeg"
             assert dict(crop.properties.UserProperty)["event_id"] == event(1).event_id
             assert health.properties.MessageExpiryInterval == 180
+
+
+@needs_mosquitto
+@both_versions
+def test_a_face_is_retained_only_where_the_broker_will_forget_it_by_itself(tmp_path: Path, version: str) -> None:
+    image = Message(f"{DOOR}/face/image", b"\xff\xd8face", 0, True, "image", "image/jpeg", expiry_s=60)
+
+    def retained(marker: str) -> Optional[bytes]:
+        """What a late subscriber gets of it: all that is retained comes before what is said afterwards."""
+        with Listener(broker, f"{DOOR}/#", version=version) as late:
+            agent.say(report(marker, faces=int(marker == "ON"), zones={}))
+            agent.until(lambda: late.last(f"{DOOR}/presence") == marker.encode())
+            return late.last(image.topic)
+
+    with Broker(tmp_path) as broker, Listener(broker, version=version) as listener:
+        with Agent(broker.port, protocol=version) as agent:
+            for payload, expiry_s in ((image.payload, 60), (b"", None)):
+                agent.publisher.retain(replace(image, payload=payload, expiry_s=expiry_s))
+                agent.until(lambda: listener.last(image.topic) == payload)  # noqa: B023
+                wanted = image.payload if payload and version == "5" else None
+                assert retained("ON" if payload else "OFF") == wanted
 
 
 @needs_mosquitto

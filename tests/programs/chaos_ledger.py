@@ -2,10 +2,11 @@
 
 import json
 import math
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, DefaultDict, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, DefaultDict, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from edge_agent.capture.scene import Appearance, Scene
 from edge_agent.commands.live import is_crop
@@ -21,6 +22,9 @@ STARTING_S = 10.0
 """From the process to the camera's first frame, at most."""
 OUTAGE_S = 1.0
 """What a broker acknowledged so shortly before it was killed may not have reached the subscriber."""
+SLOW_S = 0.25
+"""A busy machine may need so long to tell what is new, beyond what `truth` allows for."""
+LOOKS, LOOK_S = 200, 0.03
 NEAR = 0.06
 
 Stream = Tuple[int, str]
@@ -281,6 +285,37 @@ class Account:
 
     def _alive(self, boot: int) -> bool:
         return self.life[boot].ended_at == math.inf
+
+
+def untrue(
+    truth: Callable[[float], Optional[Dict[str, int]]],
+    look: Callable[[Dict[str, int]], List[str]],
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> List[str]:
+    """What is still wrong when the scene has been quiet for `SLOW_S`; a shorter quiet shows only what is right.
+
+    Args:
+        truth: Faces per camera at a wall-clock second; None when that is not known.
+        look: What is wrong, when this is true; takes a while.
+        clock: Wall-clock seconds.
+        sleep: Lets them pass.
+    """
+    known: Optional[Dict[str, int]] = None
+    since_at = 0.0
+    for _ in range(LOOKS):
+        faces = truth(clock())
+        if faces != known:
+            known, since_at = faces, clock()
+        if faces is not None:
+            wrong = look(faces)
+            if not wrong:
+                return []
+            # It took a while to look: what has changed meanwhile proves nothing.
+            if clock() - since_at >= SLOW_S and truth(clock()) == faces:
+                return wrong
+        sleep(LOOK_S)
+    return ["the scene was never quiet for long, so nothing could be compared"]
 
 
 def _face_at(shown: Scene, t_s: float, box: Dict[str, float]) -> Optional[Appearance]:

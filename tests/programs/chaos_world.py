@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Union
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually, free_port
 from tests.fakes.proxy import RecordingProxy
-from tests.programs.chaos_ledger import FPS, MAX_LOST_S, OUTAGE_S, Account, Evidence, Life, scene, script
+from tests.programs.chaos_ledger import FPS, MAX_LOST_S, OUTAGE_S, Account, Evidence, Life, scene, script, untrue
 
 BASE = "edge-agent/n"
 CAMERAS = ("a", "b")
@@ -175,19 +175,7 @@ class World:
 
     def untrue(self, account: Account) -> List[str]:
         """What the broker retains that is not so, as a new subscriber sees it at a quiet moment of the scene."""
-        wrong: List[str] = []
-        for _ in range(200):
-            faces = account.truth(time.time())
-            if faces is None and wrong:
-                return wrong
-            if faces is not None:
-                found = self._wrong(account.boot(), faces)
-                if not found:
-                    return []
-                # It took a while to look: what has changed meanwhile proves nothing.
-                wrong = found if account.truth(time.time()) == faces else wrong
-            time.sleep(0.03)
-        return wrong or ["the scene is not known, so nothing could be compared"]
+        return untrue(account.truth, lambda faces: self._wrong(account.boot(), faces))
 
     def _wrong(self, boot: int, faces: Dict[str, int]) -> List[str]:
         wanted = {f"{BASE}/availability": b"online"}

@@ -1,6 +1,7 @@
 """From PyAV's container to a stream to decode, and from its pictures to pixels, untouched where luma is enough."""
 
 import re
+from functools import lru_cache
 from typing import Any, Tuple
 
 import numpy as np
@@ -38,21 +39,29 @@ def gray_of(picture: Any) -> Tuple[Array, Levels]:
         (H, W) uint8 or uint16, a strided view of the decoder's buffer that keeps it alive, and how its values become
         8-bit gray: YUV is limited range unless the stream says otherwise (as FFmpeg reads it), gray is full range.
     """
-    known = _LUMA_FIRST.fullmatch(picture.format.name)
-    if known is None or picture.planes[0].line_size <= 0:
+    bits, limited = _luma_of(picture.format.name)
+    plane = picture.planes[0] if bits else None
+    if plane is None or plane.line_size <= 0:
         picture = picture.reformat(format="gray")  # swscale gives full range
-        known = _LUMA_FIRST.fullmatch("gray")
-    if known is None:
-        raise RuntimeError("gray is a luma format")
-    bits = int(known["bits"] or 8)
-    plane = picture.planes[0]
+        bits, limited = _luma_of("gray")
+        plane = picture.planes[0]
     values = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)
     per_row = plane.line_size // values.itemsize
     pixels = values[: picture.height * per_row].reshape(picture.height, per_row)[:, : picture.width]
     range_ = int(picture.color_range)
     unit = 1 << (bits - 8)
-    limited = range_ == _MPEG_RANGE or (range_ != _JPEG_RANGE and known["yuv"] and not known["yuv"].startswith("yuvj"))
-    return pixels, Levels(16.0 * unit, 255.0 / 219.0 / unit) if limited else Levels(0.0, 1.0 / unit)
+    if range_ == _MPEG_RANGE or (range_ != _JPEG_RANGE and limited):
+        return pixels, Levels(16.0 * unit, 255.0 / 219.0 / unit)
+    return pixels, Levels(0.0, 1.0 / unit)
+
+
+@lru_cache(maxsize=16)
+def _luma_of(name: str) -> Tuple[int, bool]:
+    """(bits of luma, whether of limited range unless the stream says otherwise) of a format; (0, False): no luma."""
+    known = _LUMA_FIRST.fullmatch(name)
+    if known is None:
+        return 0, False
+    return int(known["bits"] or 8), bool(known["yuv"]) and not known["yuv"].startswith("yuvj")
 
 
 def rgb_of(picture: Any) -> Tuple[Array, Levels]:

@@ -33,6 +33,9 @@ def main(argv: Optional[List[str]] = None) -> int:
         0 on success, 78 for a configuration that cannot be used, 130 after Ctrl-C, else 1 or the command's own code.
     """
     try:
+        if not (sys.argv[1:] if argv is None else argv):
+            parser().print_help(sys.stderr)
+            return 2
         args = parser().parse_args(argv)
         command = importlib.import_module(f"edge_agent.commands.{args.command}")
         code: int = command.run(args)

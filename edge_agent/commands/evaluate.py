@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+from edge_agent.commands.arguments import add_command
 from edge_agent.commands.labels import read_labels
 from edge_agent.commands.pictures import Miss, read_picture
 from edge_agent.commands.progress import progress
@@ -22,7 +23,7 @@ CURVE_THRESHOLD = 0.02
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("evaluate", help="measure the detector on labelled pictures")
+    parser = add_command(subparsers, "evaluate", "measure the detector on labelled pictures")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of pictures")
     parser.add_argument(
         "--labels", type=Path, required=True, metavar="FILE", help="COCO JSON, or a folder of KITTI .txt"

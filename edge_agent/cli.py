@@ -34,8 +34,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     try:
         words = sys.argv[1:] if argv is None else argv
+        if not words:
+            parser(COMMANDS).print_help(sys.stderr)
+            return 2
         # All ten of them would be a sixth of the daemon's start.
-        args = parser(words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS).parse_args(words)
+        args = parser(words[:1] if words[0] in COMMANDS else COMMANDS).parse_args(words)
         command = importlib.import_module(f"edge_agent.commands.{args.command}")
         code: int = command.run(args)
         sys.stdout.flush()

@@ -107,4 +107,4 @@ def _choose(uri: str) -> Tuple[_Choice, str]:
     if suffix in PICTURE_SUFFIXES or path.is_dir():
         return _IMAGES, uri
     why = "its name does not tell what it is" if path.exists() else "no such file or folder"
-    raise InputError(f"{uri}: {why}", _EXPECTED)
+    raise InputError(f"{path}: {why}", _EXPECTED)

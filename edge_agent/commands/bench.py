@@ -7,9 +7,9 @@ import re
 import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
+from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _REMOTE = "TensorRT runs in another process: its network includes the copy to th
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("bench", help="measure how fast the engine is on this machine")
+    parser = add_command(subparsers, "bench", "measure how fast the engine is on this machine")
     parser.add_argument("--inference-only", action="store_true", required=True, help="the engine alone, without camera")
     parser.add_argument("--model", metavar="NAME", help="instead of the settings': as 'model list' shows it, or a file")
     parser.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), help="instead of the settings'")
@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch", type=int, choices=(1,), default=1, help="the agent infers one picture at a time")
     parser.add_argument("--size", default="1280x800", metavar="WxH", help="of the pictures; default %(default)s")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="how long; default %(default)g")
-    parser.add_argument("--env-file", type=Path, metavar="FILE", help="settings of the agent")
+    add_env_file(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

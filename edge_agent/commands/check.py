@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import logging
 import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional
 
+from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.commands.findings import FAIL, OK, Finding
 from edge_agent.errors import ConfigError, EdgeAgentError
 
@@ -18,13 +20,15 @@ MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("check", help="tell what works on this machine and what does not, with the remedy")
-    parser.add_argument("--env-file", type=Path, metavar="FILE", help="settings to check against")
+    parser = add_command(subparsers, "check", "tell what works on this machine and what does not, with the remedy")
+    add_env_file(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """0 when nothing that the settings need has failed."""
+    # What the parts log of a fault is among the findings.
+    logging.getLogger("edge_agent").addHandler(logging.NullHandler())
     findings: List[Finding] = []
     for finding in _findings(args):
         findings.append(finding)

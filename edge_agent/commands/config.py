@@ -3,8 +3,9 @@
 import argparse
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict
+
+from edge_agent.commands.arguments import add_command, add_env_file
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Loaded
@@ -12,14 +13,14 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its three actions."""
-    command: argparse.ArgumentParser = subparsers.add_parser("config", help="show, check or explain the settings")
+    command = add_command(subparsers, "config", "show, check or explain the settings")
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="every setting in force and where it comes from; secrets are hidden")
+    show = add_command(actions, "show", "every setting in force and where it comes from; secrets are hidden")
     show.add_argument("--json", action="store_true", help="as JSON")
-    check = actions.add_parser("check", help="exit 0 when the settings can be used, else 78 with one line per fault")
+    check = add_command(actions, "check", "exit 0 when the settings can be used, else 78 with one line per fault")
     for action in (show, check):
-        action.add_argument("--env-file", type=Path, metavar="FILE", help="default: $EDGE_AGENT_ENV_FILE, else none")
-    actions.add_parser("example", help="print an env file with every setting, its meaning, bounds and default")
+        add_env_file(action)
+    add_command(actions, "example", "print an env file with every setting, its meaning, bounds and default")
 
 
 def run(args: argparse.Namespace) -> int:

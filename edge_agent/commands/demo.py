@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 from urllib.parse import urlsplit
 
+from edge_agent.commands.arguments import add_command
 from edge_agent.commands.broker import BrokerAddress, local_broker
 from edge_agent.commands.live import Account, is_crop
 from edge_agent.errors import EdgeAgentError, InputError
@@ -25,7 +26,12 @@ STOP_S = 6.0
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("demo", help="watch the agent do its job on a made clip, on this machine")
+    parser = add_command(
+        subparsers,
+        "demo",
+        "watch the agent do its job on a made clip, on this machine",
+        "Exit code 0 only if an independent subscriber heard presence ON, a face's start and end, and OFF.",
+    )
     parser.add_argument("--duration", type=float, default=60.0, metavar="SECONDS", help="how long (default 60)")
     parser.add_argument("--source", default="test://demo", metavar="URI", help="what to look at (default test://demo)")
     parser.add_argument("--broker", metavar="URL", help="mqtt://[USER@]HOST[:PORT] instead of a broker of its own")

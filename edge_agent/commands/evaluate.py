@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+from edge_agent.commands.arguments import add_command
 from edge_agent.commands.labels import read_labels
 from edge_agent.commands.pictures import Miss, read_picture
 from edge_agent.commands.progress import progress
@@ -22,7 +23,7 @@ CURVE_THRESHOLD = 0.02
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("evaluate", help="measure the detector on labelled pictures")
+    parser = add_command(subparsers, "evaluate", "measure the detector on labelled pictures")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of pictures")
     parser.add_argument(
         "--labels", type=Path, required=True, metavar="FILE", help="COCO JSON, or a folder of KITTI .txt"
@@ -38,7 +39,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--threshold", type=float, help="score that counts as a face (default: the model's own)")
     parser.add_argument("--color", action="store_true", help="feed colour; gray is the default, as from an IR camera")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every figure to this file")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the curve and a contact sheet of mistakes here")
+    parser.add_argument(
+        "--plot", type=Path, metavar="DIR", help="write the curves and a contact sheet of mistakes here"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,12 +54,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _write(args.json, json.dumps(figures, indent=2))
     if args.plot:
-        from edge_agent.commands.evaluate_plot import contact_sheet, plot_curve
+        from edge_agent.commands.evaluate_plot import contact_sheet, plot_curves
 
         args.plot.mkdir(parents=True, exist_ok=True)
-        plot_curve(curve, (figures["precision"], figures["recall"]), args.plot / "precision-recall.png")
+        plot_curves(curve, figures, args.plot / "precision-recall.png")
         contact_sheet(misses, args.plot / "mistakes.jpg")
-        print(f"curve and {len(misses)} mistakes: {args.plot}")
+        print(f"written to {args.plot}: precision-recall.png, mistakes.jpg ({len(misses)} mistakes)")
     return 0
 
 

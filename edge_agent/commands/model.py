@@ -8,34 +8,33 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from edge_agent.commands import model_calibrate, model_deepstream
+from edge_agent.commands.arguments import add_command
 from edge_agent.inference import models
 from edge_agent.inference.onnx.contract import describe
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `model` and its actions to the command line."""
-    parser = subparsers.add_parser(
-        "model", help="list, fetch, inspect, convert, calibrate, build and verify the networks"
-    )
+    parser = add_command(subparsers, "model", "list, fetch, inspect, convert, calibrate, build and verify the networks")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = actions.add_parser("list", help="what models there are, their licences, and which are here")
+    listing = add_command(actions, "list", "what models there are, their licences, and which are here")
     _add_common(listing)
 
-    fetching = actions.add_parser("fetch", help="bring a model's files here, checked")
-    fetching.add_argument("name", help="as 'list' shows it")
+    fetching = add_command(actions, "fetch", "bring a model's files here, checked")
+    fetching.add_argument("name", metavar="NAME", help="as 'list' shows it")
     fetching.add_argument("--from", dest="source", type=Path, metavar="PATH", help="local wheel, file, folder or zip")
     fetching.add_argument("--accept-license", action="store_true", help="you have read the licence and accept it")
     fetching.add_argument("--base-url", help=argparse.SUPPRESS)
     fetching.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
 
-    inspecting = actions.add_parser("inspect", help="look into an .onnx, .etlt, .uff, calibration cache or labels")
-    inspecting.add_argument("file", type=Path)
+    inspecting = add_command(actions, "inspect", "look into an .onnx, .etlt, .uff, calibration cache or labels")
+    inspecting.add_argument("file", type=Path, metavar="FILE")
     inspecting.add_argument("--json", action="store_true", help="print JSON")
 
-    converting = actions.add_parser("convert", help="turn NVIDIA's .uff or .etlt into .onnx, which every backend runs")
-    converting.add_argument("file", type=Path, help=".uff, or .etlt with --key")
-    converting.add_argument("out", type=Path, help="the .onnx to write")
+    converting = add_command(actions, "convert", "turn NVIDIA's .uff or .etlt into .onnx, which every backend runs")
+    converting.add_argument("file", type=Path, metavar="IN", help=".uff, or .etlt with --key")
+    converting.add_argument("out", type=Path, metavar="OUT", help="the .onnx to write")
     converting.add_argument("--key", help="what an .etlt is encrypted with; that of FaceDetectIR is tlt_encode")
     converting.add_argument(
         "--output",
@@ -48,8 +47,10 @@ def add_parser(subparsers: Any) -> None:
     converting.add_argument("--free-batch", action="store_true", help="leave the batch size free instead of 1")
     converting.add_argument("--json", action="store_true", help="print JSON")
 
-    building = actions.add_parser("build", help="make and prove the TensorRT engine that the agent then finds ready")
-    building.add_argument("--env-file", type=Path, metavar="FILE", help="settings of the agent; words outrank them")
+    building = add_command(actions, "build", "make and prove the TensorRT engine that the agent then finds ready")
+    building.add_argument(
+        "--env-file", type=Path, metavar="FILE", help="the agent's settings; what is said here outranks them"
+    )
     building.add_argument("--model", metavar="NAME", help="as 'list' shows it, or a file; default centerface")
     building.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), help="default auto")
     building.add_argument(
@@ -67,8 +68,8 @@ def add_parser(subparsers: Any) -> None:
 
     model_calibrate.add_parser(actions)
 
-    verifying = actions.add_parser("verify", help="compare a model's files with their known sums")
-    verifying.add_argument("name", help="as 'list' shows it")
+    verifying = add_command(actions, "verify", "compare a model's files with their known sums")
+    verifying.add_argument("name", metavar="NAME", help="as 'list' shows it")
     _add_common(verifying)
 
     model_deepstream.add_parsers(actions)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.commands.frames import gather
 from edge_agent.commands.progress import progress
 from edge_agent.core.camera import CameraParams
@@ -29,13 +30,13 @@ _DOUBT = 0.1  # of a score: so near the threshold, the float network itself is n
 
 def add_parser(actions: Any) -> None:
     """Declare the action."""
-    parser = actions.add_parser("calibrate", help="make INT8 versions of a model from your own pictures")
+    parser = add_command(actions, "calibrate", "make INT8 versions of a model from your own pictures")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--source", metavar="SRC", help="camera, stream, video, or folder of pictures")
     source.add_argument(
         "--camera", metavar="NAME", help="of the settings: its source and model, its turn, masks, region"
     )
-    parser.add_argument("--env-file", type=Path, metavar="FILE", help="settings of the agent, for --camera")
+    add_env_file(parser)
     parser.add_argument("--frames", type=int, default=128, metavar="N", help="pictures to take (default 128)")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="watch a live source so long")
     parser.add_argument("--model", metavar="NAME", help="as 'list' shows it; .onnx or .uff; default centerface")

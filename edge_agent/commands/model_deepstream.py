@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
+from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ ACTIONS = ("import-deepstream", "export-deepstream")
 
 def add_parsers(actions: Any) -> None:
     """Add both actions to `model`."""
-    importing = actions.add_parser("import-deepstream", help="make settings of an nvinfer configuration")
+    importing = add_command(actions, "import-deepstream", "make settings of an nvinfer configuration")
     importing.add_argument("config", type=Path, metavar="CONFIG", help="such as config_infer_primary_facedetectir.txt")
     importing.add_argument("--output", type=Path, metavar="FILE", help="env file to write; default: print it")
     importing.add_argument("--class-name", metavar="CLASS", help="name or number of the class that is a face")
 
-    exporting = actions.add_parser("export-deepstream", help="make an nvinfer configuration of the settings in force")
+    exporting = add_command(actions, "export-deepstream", "make an nvinfer configuration of the settings in force")
     exporting.add_argument("config", type=Path, metavar="CONFIG", help="file to write; its label file goes beside it")
-    exporting.add_argument("--env-file", type=Path, metavar="FILE", help="default: $EDGE_AGENT_ENV_FILE, else none")
+    add_env_file(exporting)
     for parser in (importing, exporting):
         parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
         parser.add_argument("--json", action="store_true", help="print JSON")

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, Tuple
 
+from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,21 +22,21 @@ SUFFIXES = {"image/jpeg": ".jpg", "application/json": ".json"}
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its four actions."""
-    command: argparse.ArgumentParser = subparsers.add_parser("outbox", help="what waits for the broker")
+    command = add_command(subparsers, "outbox", "look into what waits for the broker, and what was set aside")
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    status = actions.add_parser("status", help="how much waits, since when, and what was set aside")
-    listing = actions.add_parser("list", help="one line per message, in the order of sending")
+    status = add_command(actions, "status", "how much waits, since when, and what was set aside")
+    listing = add_command(actions, "list", "one line per message, in the order of sending")
     for action in (status, listing):
         action.add_argument("--json", action="store_true", help="as JSON; for list, one object a line")
-    export = actions.add_parser("export", help="write every payload to a file, and index.jsonl beside them")
+    export = add_command(actions, "export", "write every payload to a file, and index.jsonl beside them")
     export.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
-    purge = actions.add_parser("purge", help="delete messages; refused while the agent runs")
+    purge = add_command(actions, "purge", "delete messages; refused while the agent runs")
     what = purge.add_mutually_exclusive_group(required=True)
     what.add_argument("--quarantine", action="store_true", help="only what was set aside")
     what.add_argument("--all", action="store_true", help="also what waits; the loss is announced to subscribers")
     purge.add_argument("--yes", action="store_true", help="really do it")
     for action in (status, listing, export, purge):
-        action.add_argument("--env-file", type=Path, metavar="FILE", help="default: $EDGE_AGENT_ENV_FILE, else none")
+        add_env_file(action)
 
 
 def run(args: argparse.Namespace) -> int:

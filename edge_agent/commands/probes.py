@@ -182,5 +182,6 @@ def broker(settings: "Settings") -> Iterator[Finding]:
             "broker",
             FAIL,
             status.last_fault or f"{where}: no answer",
-            "the agent keeps trying; see EDGE_AGENT_MQTT__*",
+            "EDGE_AGENT_MQTT__HOST and __PORT name the broker; to have one here: sudo apt-get install mosquitto. "
+            "Until it answers the agent keeps trying, and keeps its events",
         )

@@ -75,6 +75,8 @@ def read_frames(
         raise InputError(f"{recording}: never ends", "add end=SECONDS")
     if "loop=1" in query:
         raise InputError(f"{recording}: never ends", "leave loop out")
+    if not place.startswith(("test:", "file:")) and not Path(place).exists():
+        raise InputError(f"{place}: no such file or folder", _EXPECTED)
     source = open_source(f"{place}?{query + '&' if query else ''}pace=fast", source_options(camera))
     if source.kind == "still" and not Path(place).is_dir() and not place.startswith("test:"):
         raise InputError(f"{recording}: is one picture", _EXPECTED)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Optional, TextIO
 
+from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.frame import Frame
 from edge_agent.core.recording import SightChange, sight_line
@@ -29,13 +30,15 @@ SUFFIXES = (".jsonl", ".ndjson")
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("replay", help="recorded frames or detections through the pipeline, events out")
+    parser = add_command(
+        subparsers, "replay", "put recorded frames or detections through the pipeline, and print the events"
+    )
     parser.add_argument(
         "recording",
         metavar="RECORDING",
         help="detections as JSON lines (.jsonl, or - for stdin), a folder of pictures, a video file, or test://",
     )
-    parser.add_argument("--env-file", type=Path, metavar="FILE", help="settings, in systemd's EnvironmentFile syntax")
+    add_env_file(parser)
     parser.add_argument("--camera", default="replay", help="of frames: whose settings hold (default: replay)")
     parser.add_argument(
         "--timestamps", type=Path, metavar="FILE", help="of frames: one line each, seconds or RFC 3339 in UTC"

@@ -3,14 +3,20 @@
 import argparse
 import os
 from functools import partial
-from pathlib import Path
 from typing import Any
+
+from edge_agent.commands.arguments import add_command, add_env_file
 
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("run", help="watch the cameras and publish, until told to stop")
-    parser.add_argument("--env-file", type=Path, metavar="FILE", help="settings, in systemd's EnvironmentFile syntax")
+    parser = add_command(
+        subparsers,
+        "run",
+        "watch the cameras and publish, until told to stop",
+        "Ctrl-C or SIGTERM stops it, SIGHUP lets it read its settings again. Exit code 78: they cannot be used.",
+    )
+    add_env_file(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -116,11 +116,13 @@ def _heading(name: str, node: _Node, t: float) -> List[str]:
     state = str(health.get("state", "unknown"))
     if node.health_t is not None and t - node.health_t > SILENT_S:
         state = f"silent for {span(t - node.health_t)}"
-    made = [f"{name}: {node.available or 'unknown'}, health {state}, outbox {outbox.get('pending', '?')} pending"]
+    gone = node.available == "offline"
+    was = "was " if gone and health else ""
+    made = [f"{name}: {node.available or 'unknown'}, health {was}{state}, outbox {outbox.get('pending', '?')} pending"]
     if node.version:
         made[0] += f", version {node.version}"
-    if isinstance(health.get("uptime_s"), (int, float)):
-        made[0] += f", up {span(health['uptime_s'])}"
+    if isinstance(health.get("uptime_s"), (int, float)) and node.health_t is not None and not gone:
+        made[0] += f", up {span(health['uptime_s'] + t - node.health_t)}"
     reasons = health.get("reasons")
     return made + [f"  ! {reason}" for reason in (reasons if isinstance(reasons, list) else ())]
 
@@ -134,7 +136,8 @@ def _row(label: str, node: _Node, camera: str, t: float, now: datetime) -> Tuple
         presence = f"({presence})"
     since = "" if known.since is None else span((now - known.since).total_seconds())
     event = f"{known.event}, {span(t - known.event_t)} ago" if known.event else ""
-    fps = health.get("fps_inferred")
+    # Before the first result there is no rate either.
+    fps = None if latency is None else health.get("fps_inferred")
     return (
         label,
         presence,

@@ -207,7 +207,10 @@ def require_cameras(settings: Settings) -> None:
     """
     if not settings.cameras:
         raise ConfigError(
-            [f"{PREFIX}CAMERAS__<CAMERA>__URI: no camera is set; expected at least one, such as CAMERAS__DOOR__URI"]
+            [
+                f"{PREFIX}CAMERAS__<CAMERA>__URI: no camera is set; expected at least one, such as v4l2:/dev/video0 "
+                "('edge-agent config example' prints a file for --env-file)"
+            ]
         )
 
 

@@ -49,7 +49,7 @@ class StatusLine:
         total = len(self._captures)
         parts = [f"{total} camera{'' if total == 1 else 's'}"]
         parts += [f"{count[Presence.YES]} with a face"] if count[Presence.YES] else []
-        parts += [f"{count[Presence.NO]} without"] if count[Presence.NO] else []
+        parts += [f"{count[Presence.NO]} without a face"] if count[Presence.NO] else []
         parts += [f"{count[Presence.UNKNOWN]} not known yet"] if count[Presence.UNKNOWN] else []
         parts += [f"{len(blind)} cannot see: {', '.join(blind)}"] if blind else []
         link = self._link()

@@ -236,7 +236,10 @@ def test_the_table_of_a_fleet() -> None:
     table = Table("edge-agent")
     health = {
         "state": "degraded", "reasons": ["camera yard: dark"], "uptime_s": 7300, "outbox": {"pending": 7},
-        "cameras": {"door": {"fps_inferred": 29.97, "latency_ms": {"p95": 12.4}}},
+        "cameras": {
+            "door": {"fps_inferred": 29.97, "latency_ms": {"p95": 12.4}},
+            "yard": {"fps_inferred": 0.0, "latency_ms": {"p95": None}},
+        },
     }  # fmt: skip
     for topic, payload in {
         "lobby/availability": b"online",
@@ -260,6 +263,9 @@ def test_the_table_of_a_fleet() -> None:
     ]
     assert "health silent for 5 min" in "\n".join(table.lines(400.0, NOW))
     assert [len(line) for line in table.lines(104.0, NOW, width=20, height=3)] == [20, 20, 20]
+    assert "up 3 h" in table.lines(100.0 + 3600, NOW)[2], "it goes on between two healths"
+    table.take("edge-agent/lobby/availability", b"offline", 104.0)
+    assert table.lines(104.0, NOW)[2] == "lobby: offline, health was degraded, outbox 7 pending"
     table.take("edge-agent/lobby/door/events", b'{"from_seq": 3, "to_seq": 4}', 104.0)
     table.note("the last")
     assert table.lines(104.0, NOW)[-1] == "the last" and "gap" in "\n".join(table.lines(104.0, NOW))

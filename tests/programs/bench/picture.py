@@ -4,7 +4,7 @@ import math
 from typing import Any, Dict, List, Sequence, Tuple
 from xml.sax.saxutils import escape
 
-LEFT, WIDTH, ROW, TOP = 190, 620, 26, 46
+LEFT, WIDTH, ROW, TOP = 220, 620, 26, 46
 LOW_MS, HIGH_MS = 5.0, 5000.0
 INK, PALE, OURS, OTHER = "#333", "#ddd", "#0a7d5a", "#c05a10"
 
@@ -17,7 +17,7 @@ def draw(found: Dict[str, Any], caption: Sequence[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 40}" height="{height}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="100%" height="100%" fill="white"/><text x="12" y="20" font-size="14" fill="{INK}">'
-        "From the first picture with a face to the event at a subscriber, ms (log scale)</text>",
+        "From the first picture with a face to the event at a subscriber, ms, log scale (stroke: the median)</text>",
     ]
     parts += _axis(TOP + ROW * len(rows))
     for number, (name, latencies) in enumerate(rows):

@@ -35,7 +35,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         words = sys.argv[1:] if argv is None else argv
         if not words:
-            parser(COMMANDS).print_help(sys.stderr)
+            parser().print_help(sys.stderr)
             return 2
         # All ten of them would be a sixth of the daemon's start.
         args = parser(words[:1] if words[0] in COMMANDS else COMMANDS).parse_args(words)

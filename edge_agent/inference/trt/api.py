@@ -15,6 +15,7 @@ from typing import Any, Callable, Protocol, Sequence, Tuple
 
 from edge_agent.errors import EngineError, MissingPackage
 from edge_agent.inference.cuda.driver import hint_for
+from edge_agent.inference.trt.worker import make_logger
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +28,11 @@ Shape = Tuple[int, ...]
 class Logger(Protocol):
     """A `tensorrt.ILogger` that remembers, because TensorRT answers None and tells its reasons elsewhere."""
 
-    complaint: str
-    warning: str
-
     def forget(self) -> None:
-        """Start anew: both become empty."""
+        """Start anew."""
+
+    def because(self) -> str:
+        """What TensorRT complained of since, to be put behind a colon."""
 
 
 class BindingsContext(Protocol):
@@ -130,28 +131,10 @@ def reads_uff(trt: TensorRT) -> bool:
     return hasattr(trt, "UffParser")
 
 
-def make_logger(trt: TensorRT) -> Logger:
-    """A logger that keeps, since `forget`, the first error, of which others are mostly echoes, and the last warning."""
-    kinds = trt.ILogger.Severity
-
-    class Complaints(trt.ILogger):  # type: ignore[misc]
-        complaint = warning = ""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: object, msg: str) -> None:
-            line = (msg.splitlines() or [""])[0][:300]
-            _log.debug("TensorRT: %s", line)
-            if severity in (kinds.INTERNAL_ERROR, kinds.ERROR):
-                self.complaint = self.complaint or line
-            elif severity == kinds.WARNING:
-                self.warning = line
-
-        def forget(self) -> None:
-            self.complaint = self.warning = ""
-
-    return Complaints()
+def logger_of(trt: TensorRT) -> Logger:
+    """A logger that also tells all to our own, at debug level."""
+    made: Logger = make_logger(trt, lambda line: _log.debug("TensorRT: %s", line))
+    return made
 
 
 def started(kind: Callable[[Logger], Any], logger: Logger) -> Any:
@@ -164,9 +147,4 @@ def started(kind: Callable[[Logger], Any], logger: Logger) -> Any:
     try:
         return kind(logger)
     except TypeError as error:  # what pybind11 makes of none; the reason is told as a warning
-        raise EngineError(f"TensorRT does not start: {because(logger)}", hint_for(because(logger))) from error
-
-
-def because(logger: Logger) -> str:
-    """What TensorRT complained of, to be put behind a colon."""
-    return logger.complaint or logger.warning or "it gives no reason"
+        raise EngineError(f"TensorRT does not start: {logger.because()}", hint_for(logger.because())) from error

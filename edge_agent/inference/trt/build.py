@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple
 
 from edge_agent.errors import EdgeAgentError, EngineError, ModelError
-from edge_agent.inference.trt.api import Logger, TensorRT, because, reads_uff, started
-from edge_agent.inference.trt.calibration import Calibration, fitted, make_calibrator
+from edge_agent.inference.trt.api import Logger, TensorRT, reads_uff, started
+from edge_agent.inference.trt.calibration import CALIBRATORS, Calibration, fitted
 from edge_agent.inference.trt.source import Network
+from edge_agent.inference.trt.worker import make_calibrator
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def build(trt: TensorRT, logger: Logger, network: Network, recipe: Recipe) -> by
     logger.forget()
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
-        raise failed(trt.__version__, network.name, because(logger))
+        raise failed(trt.__version__, network.name, logger.because())
     return bytes(plan)
 
 
@@ -66,7 +67,7 @@ def _definition(trt: TensorRT, builder: Any, network: Network, logger: Logger) -
         for output in network.binding.outputs.values():
             taken = parser.register_output(output) and taken
         if not (taken and parser.parse_buffer(network.uff, definition)):
-            raise ModelError(f"model {network.name}: TensorRT's UFF parser cannot read it: {because(logger)}")
+            raise ModelError(f"model {network.name}: TensorRT's UFF parser cannot read it: {logger.because()}")
         return definition, parser
     flags = trt.NetworkDefinitionCreationFlag
     explicit = 1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0
@@ -75,7 +76,7 @@ def _definition(trt: TensorRT, builder: Any, network: Network, logger: Logger) -
     if not parser.parse(network.onnx):
         told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise ModelError(
-            f"model {network.name}: TensorRT {trt.__version__} cannot read it: {told[0] if told else because(logger)}",
+            f"model {network.name}: TensorRT {trt.__version__} cannot read it: {told[0] if told else logger.because()}",
             "export it with an older ONNX opset, or run it with backend onnxruntime",
         )
     return definition, parser
@@ -105,7 +106,7 @@ def _set_precision(
         return None
     white = 255.0 * network.contract.gain
     cache = fitted(recipe.calibration, _tensor_names(definition), network.binding.input, white, trt.__version__)
-    calibrator = make_calibrator(trt, recipe.calibration, cache)
+    calibrator = make_calibrator(getattr(trt, CALIBRATORS[recipe.calibration.algorithm]), cache)
     config.int8_calibrator = calibrator
     if profile is not None:
         config.set_calibration_profile(profile)

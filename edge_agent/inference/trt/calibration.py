@@ -11,10 +11,9 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Dict, Mapping, Sequence
 
 from edge_agent.errors import ModelError
-from edge_agent.inference.trt.api import TensorRT
 
 _FULL_SCALE = 127.0
 _HEADER = "TRT-8601-EntropyCalibration2"  # for other programs: each build gets the line of its own TensorRT
@@ -146,29 +145,6 @@ def fits_pictures(amplitude: float, white: float) -> bool:
     """Whether an input that reaches `amplitude` may have been calibrated with pictures whose white is `white`."""
     low, high = (share * white for share in _AMPLITUDE)
     return low <= amplitude <= high
-
-
-def make_calibrator(trt: TensorRT, calibration: Calibration, cache: bytes) -> Any:
-    """TensorRT's calibrator of the cache's algorithm, which has no pictures, only the cache."""
-    base = getattr(trt, CALIBRATORS[calibration.algorithm])
-
-    class CachedScales(base):  # type: ignore[misc,valid-type]
-        def __init__(self) -> None:
-            base.__init__(self)
-
-        def get_batch_size(self) -> int:
-            return 1
-
-        def get_batch(self, names: Sequence[str]) -> Optional[Sequence[int]]:
-            return None
-
-        def read_calibration_cache(self) -> bytes:
-            return cache
-
-        def write_calibration_cache(self, cache: object) -> None:
-            return None
-
-    return CachedScales()
 
 
 def _header(version: str, algorithm: str) -> str:

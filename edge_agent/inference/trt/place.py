@@ -9,7 +9,7 @@ from edge_agent.errors import EngineError
 from edge_agent.inference.cuda.compiler import KernelCache, find_nvcc
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.preprocess import CudaPreprocessor
-from edge_agent.inference.trt.api import TensorRT, make_logger, precision_is_the_files, started
+from edge_agent.inference.trt.api import TensorRT, logger_of, precision_is_the_files, started
 from edge_agent.inference.trt.build import Recipe, build
 from edge_agent.inference.trt.engine import Loaded, TensorRtEngine
 from edge_agent.inference.trt.precision import Abilities, has_fast_int8, layers_in
@@ -100,7 +100,7 @@ class LocalTensorRt:
         self.gpu, self.sm, self.cuda_version = cuda.name, cuda.sm, cuda.cuda_version
         self.multiprocessors = cuda.multiprocessors
         self._trt, self._cuda = trt, cuda
-        self._logger = make_logger(trt)
+        self._logger = logger_of(trt)
         self._environ = environ
         self._preprocess: Optional[CudaPreprocessor] = None
         with cuda.current("starting TensorRT"):

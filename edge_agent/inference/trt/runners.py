@@ -12,7 +12,6 @@ from edge_agent.inference.trt.api import (
     NamedEngine,
     Shape,
     TensorRT,
-    because,
 )
 
 
@@ -146,7 +145,7 @@ def load_plan(trt: TensorRT, runtime: Any, plan: bytes, logger: Logger, wanted: 
     logger.forget()
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"TensorRT {trt.__version__} does not take the engine: {because(logger)}")
+        raise EngineError(f"TensorRT {trt.__version__} does not take the engine: {logger.because()}")
     types = _types(engine)
     odd = [name for name in wanted if types.get(name) != trt.DataType.FLOAT]
     if odd:
@@ -155,7 +154,7 @@ def load_plan(trt: TensorRT, runtime: Any, plan: bytes, logger: Logger, wanted: 
         )
     context = engine.create_execution_context()
     if context is None:
-        raise EngineError(f"TensorRT made no execution context: {because(logger)}", "is there memory left on the GPU?")
+        raise EngineError(f"TensorRT made no execution context: {logger.because()}", "is there memory left on the GPU?")
     return engine, _runner(trt, engine, context, logger)
 
 
@@ -202,8 +201,8 @@ def _known(name: str, shape: Optional[Sequence[int]]) -> Shape:
 
 
 def _misshapen(shape: Shape, logger: Logger) -> EngineError:
-    return EngineError(f"the engine takes no input of {shape}: {because(logger)}")
+    return EngineError(f"the engine takes no input of {shape}: {logger.because()}")
 
 
 def _refused(logger: Logger) -> EngineError:
-    return EngineError(f"TensorRT did not run the network: {because(logger)}")
+    return EngineError(f"TensorRT did not run the network: {logger.because()}")

@@ -1,7 +1,7 @@
 """TensorRT 8 in a process of its own, because JetPack 4 has its Python bindings for Python 3.6 only.
 
-A program, not a module: `python3.6 -I worker.py SOCKET MEMORY`, two inherited file descriptors. It is written in
-Python 3.6 and needs nothing but the standard library, `tensorrt` and NVIDIA's driver. `trt.remote` is the other side.
+A program: `python3.6 -I worker.py SOCKET MEMORY`, two inherited file descriptors; the agent itself takes logger and
+calibrator of it. Python 3.6, its standard library, `tensorrt`, NVIDIA's driver. `trt.remote` is the other side.
 
 - SOCKET carries frames: MAGIC, lengths of header and payload, a JSON header, a payload. The worker's hello comes first;
   every request has one answer: {"ok": true, ...}, or {"ok": false, "kind": ..., "why": ...}.
@@ -19,7 +19,7 @@ import socket
 import struct
 import sys
 import threading
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 MAGIC = b"EATW"
 PROTOCOL = 1
@@ -105,7 +105,7 @@ class Driver:
             raise Fault("engine", f"CUDA: {name}: {said}")
 
 
-def make_logger(trt: Any) -> Any:
+def make_logger(trt: Any, tell: Callable[[str], object] = lambda line: None) -> Any:
     """A logger that keeps, since `forget`, the first error, of which others are mostly echoes, and the last warning."""
     kinds = trt.ILogger.Severity
 
@@ -117,6 +117,7 @@ def make_logger(trt: Any) -> Any:
 
         def log(self, severity: object, msg: str) -> None:
             line = (msg.splitlines() or [""])[0][:300]
+            tell(line)
             if severity in (kinds.INTERNAL_ERROR, kinds.ERROR):
                 self.complaint = self.complaint or line
             elif severity == kinds.WARNING:
@@ -285,7 +286,6 @@ class Worker:
         # TensorRT frees with the last reference: the context before the engine.
         self._context = None
         self._engine = None
-        self._layout = []
         buffers, self._buffers = self._buffers, {}
         self._driver.wait()  # a run that failed may have left work behind
         for pointer, _nbytes in buffers.values():

@@ -1,4 +1,4 @@
-"""What the Python bindings of TensorRT 8.2, 8.6, 10.3 and 11.4 offer and do, without a GPU, strict per version.
+"""What the Python bindings of TensorRT 8.2, 8.4, 8.6, 10.3 and 11.4 offer and do, without a GPU, strict per version.
 
 - An attribute that a version lacks raises AttributeError, to read and to write. The lists were read off the bindings'
   source (github.com/NVIDIA/TensorRT, python/src); `test_trt_drift` holds them against the wheels.
@@ -21,8 +21,13 @@ import onnxruntime
 from edge_agent.inference.uff.to_onnx import convert_uff
 from tests.fakes.pycuda import FakeCuda, Misuse
 
-VERSIONS = {"8.2": "8.2.1.8", "8.6": "8.6.1", "10.3": "10.3.0", "11.4": "11.4.0.106"}
-NUMBERS = {"8.2": 8201, "8.6": 8601, "10.3": 100300}  # NV_TENSORRT_VERSION, by which calibration caches begin
+VERSIONS = {"8.2": "8.2.1.8", "8.4": "8.4.1.5", "8.6": "8.6.1", "10.3": "10.3.0", "11.4": "11.4.0.106"}
+NUMBERS = {
+    "8.2": 8201,
+    "8.4": 8401,
+    "8.6": 8601,
+    "10.3": 100300,
+}  # as calibration caches begin
 _ALGORITHMS = {"EntropyCalibration2": "IInt8EntropyCalibrator2", "MinMaxCalibration": "IInt8MinMaxCalibrator"}
 _ALL = tuple(VERSIONS)
 _MAGIC = b"FAKEPLAN"
@@ -52,12 +57,14 @@ BOARDS = {
 
 def _table() -> Dict[str, Dict[str, FrozenSet[str]]]:
     """By version and class: the attributes that the fake implements of it."""
-    old, named, weak = ("8.2", "8.6"), ("8.6", "10.3", "11.4"), ("8.2", "8.6", "10.3")
+    old, named, weak = ("8.2", "8.4", "8.6"), ("8.6", "10.3", "11.4"), ("8.2", "8.4", "8.6", "10.3")
+    pooled = ("8.4", *named)
     rows: List[Tuple[Tuple[str, ...], str, str]] = [
         (_ALL, "module", "ILogger Builder Runtime OnnxParser DataType BuilderFlag NetworkDefinitionCreationFlag"),
         (_ALL, "module", "ProfilingVerbosity LayerInformationFormat DeviceType"),
         (old, "module", "UffParser"),
-        (named, "module", "MemoryPoolType TensorIOMode"),
+        (pooled, "module", "MemoryPoolType"),
+        (named, "module", "TensorIOMode"),
         (weak, "module", "IInt8EntropyCalibrator2 IInt8MinMaxCalibrator"),
         (_ALL, "Builder", "create_builder_config create_network create_optimization_profile num_DLA_cores"),
         (_ALL, "Builder", "build_serialized_network"),
@@ -65,7 +72,7 @@ def _table() -> Dict[str, Dict[str, FrozenSet[str]]]:
         (_ALL, "IBuilderConfig", "profiling_verbosity add_optimization_profile set_flag clear_flag get_flag"),
         (_ALL, "IBuilderConfig", "default_device_type DLA_core"),
         (old, "IBuilderConfig", "max_workspace_size"),
-        (named, "IBuilderConfig", "set_memory_pool_limit"),
+        (pooled, "IBuilderConfig", "set_memory_pool_limit"),
         (weak, "IBuilderConfig", "int8_calibrator set_calibration_profile"),
         (_ALL, "IOptimizationProfile", "set_shape"),
         (_ALL, "INetworkDefinition", "num_inputs get_input num_layers get_layer"),
@@ -91,7 +98,7 @@ def _table() -> Dict[str, Dict[str, FrozenSet[str]]]:
         (_ALL, "LayerInformationFormat", "ONELINE JSON"),
         (_ALL, "DataType", "FLOAT HALF INT8 INT32"),
         (_ALL, "DeviceType", "GPU DLA"),
-        (named, "MemoryPoolType", "WORKSPACE"),
+        (pooled, "MemoryPoolType", "WORKSPACE"),
         (named, "TensorIOMode", "NONE INPUT OUTPUT"),
     ]
     table: Dict[str, Dict[str, FrozenSet[str]]] = {version: {} for version in VERSIONS}
@@ -280,7 +287,7 @@ class _OnnxParser(_Native):
 
     def __init__(self, trt: FakeTensorRT, network: _Network, logger: Any) -> None:
         super().__init__(trt)
-        if network._implicit and trt.version in ("8.2", "8.6"):
+        if network._implicit and trt.version.startswith("8."):
             raise Misuse("the ONNX parser needs an explicit batch")
         self._network, self._logger, self._errors = network, logger, []
 

@@ -92,6 +92,8 @@ GENERATIONS = [
     ("8.2", "nano", uff_network, "execute_async", "fp16"),
     ("8.2", "nano", gridbox, "execute_async_v2", "fp16"),
     ("8.2", "nano", centerface_like, "execute_async_v2", "fp16"),
+    ("8.4", "agx-xavier", uff_network, "execute_async", "fp16"),
+    ("8.4", "orin", gridbox, "execute_async_v2", "fp16"),
     ("8.6", "agx-xavier", uff_network, "execute_async", "fp16"),
     ("8.6", "agx-xavier", gridbox, "execute_async_v3", "fp16"),
     ("8.6", "t4", centerface_like, "execute_async_v3", "fp16"),
@@ -153,6 +155,7 @@ def test_the_real_centerface_finds_the_same_face(boards: Any, tmp_path: Path) ->
 TABLE = [
     ("nano", "8.2", "fp16", "fp16"),
     ("xavier-nx", "8.2", "int8", "fp16"),
+    ("xavier-nx", "8.4", "int8", "fp16"),
     ("xavier-nx", "8.6", "int8", "fp16"),
     ("agx-xavier", "8.6", "int8", "fp16"),
     ("orin", "8.6", "int8", "fp16"),
@@ -628,7 +631,7 @@ def test_a_picture_of_the_gpus_is_not_copied(boards: Any, tmp_path: Path) -> Non
     engine.close()
 
 
-@pytest.mark.parametrize("version", ["8.2", "8.6", "10.3", "11.4"])
+@pytest.mark.parametrize("version", ["8.2", "8.4", "8.6", "10.3", "11.4"])
 def test_facedetectir_converted_runs_everywhere(boards: Any, tmp_path: Path, version: str) -> None:
     """With NVIDIA's calibration where the version and board take it; from .uff where TensorRT reads that."""
     folder = tmp_path / "facedetectir"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes.tensorrt import ATTRIBUTES
 
-# 8.2's bindings came with JetPack 4 only; they are the older half of 8.6's.
+# Those of 8.2 and 8.4 came with JetPack only; they are the older half of 8.6's.
 WHEELS = {
     "8.6": ("tensorrt-bindings==8.6.1", "3.10"),
     "10.3": ("tensorrt-cu12-bindings==10.3.0", "3.10"),

@@ -351,6 +351,18 @@ def test_a_precision_that_tensorrt_did_not_use_is_an_error_and_not_kept(boards: 
     opened.engine.close()
 
 
+@pytest.mark.parametrize("header", ["TRT-7103-EntropyCalibration2", "TRT-8XXX-MinMaxCalibration"])
+@pytest.mark.parametrize("version", ["8.2", "8.6", "10.3"])
+def test_whichever_tensorrt_calibrated_every_other_takes_it(
+    boards: Any, tmp_path: Path, version: str, header: str
+) -> None:
+    cache = calibration(tmp_path / "other.txt", scales(), header)
+    network = read_network(str(graphs.gridbox(tmp_path / "m.onnx")), tmp_path, calibration=str(cache))
+    opened = boards(version, "xavier-nx").open(network, precision="int8")
+    assert opened.engine.info.precision == "int8"
+    opened.engine.close()
+
+
 CALIBRATIONS: List[Tuple[str, Callable[[Path], Path], str]] = [
     ("missing", lambda path: path, "No such file"),
     ("pictures", lambda path: calibration(path, scales(white=255 / 127)), "other preprocessing.*reaches 255"),

@@ -21,7 +21,7 @@ CALIBRATORS = {  # by algorithm: the class of TensorRT
     "EntropyCalibration2": "IInt8EntropyCalibrator2",
     "MinMaxCalibration": "IInt8MinMaxCalibrator",
 }
-_FIRST_LINE = re.compile(r"TRT-(\d+)-(\w+)")
+_FIRST_LINE = re.compile(r"TRT-(\w+)-(\w+)")  # some tools write 8XXX
 _AMPLITUDE = (0.2, 1.05)  # of the input, as a share of white: dark infrared pictures may well never reach it
 
 
@@ -32,7 +32,7 @@ class Calibration:
     Attributes:
         path: The file.
         sha256: Of the file, hex.
-        made_by: Number of the TensorRT that its first line names.
+        made_by: The TensorRT that its first line names.
         algorithm: "EntropyCalibration2" or "MinMaxCalibration".
         codes: By tensor name, in file order, the scale's 8 hex digits.
     """

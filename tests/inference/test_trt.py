@@ -562,8 +562,9 @@ FAULTS: List[Tuple[str, Dict[str, str], Any, str]] = [
     ("build", {"build": "10: Could not find any implementation for node {A}."}, ModelError, "cannot build.*10: Could"),
     ("memory", {"build": "2: [utils.cpp] OutOfMemory (requested 5 bytes)"}, EngineError, "cannot build.*OutOfMemory"),
     ("parse", {"parse": "No importer registered for op: Foo"}, ModelError, "10.3.0 cannot read it: No importer"),
-    ("context", {"context": "2: OutOfMemory"}, EngineError, "no execution context: 2: OutOfMemory"),
+    ("context", {"context": "2: OutOfMemory"}, EngineError, "no execution context: 2: OutOfMemory .*stop other"),
     ("enqueue", {"enqueue": "1: [cuda] launch failed"}, EngineError, "did not run the network: 1: .cuda. launch"),
+    ("broken", {"enqueue": "1: (an illegal memory access)"}, EngineError, "did not run the network.*only a restart"),
 ]
 
 

@@ -158,6 +158,7 @@ _HINTS = (
     ("initialization failure with error 2.", _MEMORY),
     ("cuda initialization failure", _MISMATCH),
     ("out of memory", _MEMORY),
+    ("outofmemory", _MEMORY),
     ("no kernel image", _TOOLKIT),
     ("kernel image is invalid", _TOOLKIT),
     ("unsupported toolchain", _TOOLKIT),

@@ -147,4 +147,5 @@ def started(kind: Callable[[Logger], Any], logger: Logger) -> Any:
     try:
         return kind(logger)
     except TypeError as error:  # what pybind11 makes of none; the reason is told as a warning
-        raise EngineError(f"TensorRT does not start: {logger.because()}", hint_for(logger.because())) from error
+        why = logger.because()
+        raise EngineError(f"TensorRT does not start: {why}", hint_for(why)) from error

@@ -3,6 +3,7 @@
 from typing import Any, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
 from edge_agent.errors import EngineError
+from edge_agent.inference.cuda.driver import hint_for
 from edge_agent.inference.trt.api import (
     BindingsContext,
     BindingsEngine,
@@ -145,7 +146,7 @@ def load_plan(trt: TensorRT, runtime: Any, plan: bytes, logger: Logger, wanted: 
     logger.forget()
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"TensorRT {trt.__version__} does not take the engine: {logger.because()}")
+        raise _fault(f"TensorRT {trt.__version__} does not take the engine", logger)
     types = _types(engine)
     odd = [name for name in wanted if types.get(name) != trt.DataType.FLOAT]
     if odd:
@@ -154,7 +155,7 @@ def load_plan(trt: TensorRT, runtime: Any, plan: bytes, logger: Logger, wanted: 
         )
     context = engine.create_execution_context()
     if context is None:
-        raise EngineError(f"TensorRT made no execution context: {logger.because()}", "is there memory left on the GPU?")
+        raise _fault("TensorRT made no execution context", logger)
     return engine, _runner(trt, engine, context, logger)
 
 
@@ -201,8 +202,13 @@ def _known(name: str, shape: Optional[Sequence[int]]) -> Shape:
 
 
 def _misshapen(shape: Shape, logger: Logger) -> EngineError:
-    return EngineError(f"the engine takes no input of {shape}: {logger.because()}")
+    return _fault(f"the engine takes no input of {shape}", logger)
 
 
 def _refused(logger: Logger) -> EngineError:
-    return EngineError(f"TensorRT did not run the network: {logger.because()}")
+    return _fault("TensorRT did not run the network", logger)
+
+
+def _fault(what: str, logger: Logger) -> EngineError:
+    why = logger.because()
+    return EngineError(f"{what}: {why}", hint_for(why))

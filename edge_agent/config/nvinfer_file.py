@@ -196,7 +196,10 @@ class _Reader:
             return
         key, equals, value = line.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"{where}: {line[:60]!r}: expected [group], key=value, or '#' before a comment")
+            expected = "[group], key=value, or '#' before a comment"
+            if line.endswith("{"):  # of the same name, in another folder of NVIDIA's
+                expected = "nvinfer's configuration; this is nvinferserver's, for Triton"
+            raise InputError(f"{where}: {line[:60]!r}: expected {expected}")
         self._add(Entry(key.strip(), value.strip(), where))
 
     def yaml_line(self, line: str, where: str) -> None:

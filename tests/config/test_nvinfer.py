@@ -263,6 +263,10 @@ FAULTS = [
     ("gpu-id=0\n[property]", ":1: gpu-id: stands before any group"),
     ("[property]\ngpu-id 0", ":2: 'gpu-id 0': expected [group], key=value"),
     ("[property\ngpu-id=0", ":1: '[property': expected [group]"),
+    (
+        "infer_config {\n  unique_id: 1",
+        ":1: 'infer_config {': expected nvinfer's configuration; this is nvinferserver's",
+    ),
     ("[property]\n=0", ":2: '=0': expected"),
     ("[property]\n\n# x\nmodel-engine-file=a.engine", ":1: [property] names no model"),
     ("[property]\nonnx-file=", ":2: onnx-file: expected a value"),

@@ -4,6 +4,7 @@ import logging
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Dict
 
 import pytest
 
@@ -162,6 +163,22 @@ def test_an_order_that_the_driver_refuses_is_tried_the_other_way(kernel, caplog)
     with closing(opened(kernel, camera, controls={"exposure_absolute": 250, "auto_exposure": 1})):
         assert kernel.account().count("set Exposure (Absolute)=250") == 1
         assert "refuses" not in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "value"), [({}, 0), ({"bypass_mode": 1}, 1)])
+def test_tegras_pictures_come_through_v4l2_though_argus_had_the_sensor(
+    kernel: FakeKernel, asked: Dict[str, int], value: int
+) -> None:
+    bypass = Control(0x009A2064, "Bypass Mode", 0, 0, 1, abi.CTRL_TYPE_INTEGER_MENU)
+    camera = FakeCamera(driver="tegra-video", controls=[bypass])
+    kernel.plug(camera)
+    bypass.value = 1
+    with closing(
+        V4l2Source(kernel.node(0), SourceOptions(controls=asked), syscalls=kernel, root=kernel.tree.root)
+    ) as source:
+        source.open()
+        assert bypass.value == value
+        assert ("set Bypass Mode=0" in kernel.history) == (value == 0)
 
 
 def test_an_unknown_control_is_warned_of_with_the_known_ones(kernel, caplog) -> None:

@@ -20,6 +20,7 @@ _SETTABLE = (
     abi.CTRL_TYPE_BITMASK,
     abi.CTRL_TYPE_INTEGER_MENU,
 )
+_BYPASS = "bypass_mode"  # Tegra's: while it is 1, as Argus leaves it, pictures go past V4L2, and none ever comes
 _REFUSED = (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EBUSY, errno.EIO)
 
 
@@ -31,6 +32,11 @@ def control_name(driver_name: str) -> str:
 def list_controls(device: Device) -> Dict[str, abi.QueryExtCtrl]:
     """The controls that hold a number, by name."""
     return {control_name(item.name.decode("utf-8", "replace")): item for item in _enumerate(device)}
+
+
+def needed_controls(device: Device) -> Dict[str, int]:
+    """What pictures need to come through V4L2 at all, by this driver: the settings' own words outrank it."""
+    return {_BYPASS: 0} if _BYPASS in list_controls(device) else {}
 
 
 def set_controls(device: Device, uri: str, wanted: Mapping[str, int]) -> None:

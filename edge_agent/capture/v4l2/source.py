@@ -9,7 +9,7 @@ from typing import Optional, Tuple
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.pixels import Decoder
-from edge_agent.capture.v4l2.controls import set_controls
+from edge_agent.capture.v4l2.controls import needed_controls, set_controls
 from edge_agent.capture.v4l2.exposure import ExposureControl, start_exposure
 from edge_agent.capture.v4l2.format import negotiate_format, set_frame_rate
 from edge_agent.capture.v4l2.kernel import Device, Kernel, LinuxKernel, explain
@@ -80,7 +80,7 @@ class V4l2Source:
         wanted = self._options
         layout = negotiate_format(device, self.uri, wanted)
         rate = set_frame_rate(device, self.uri, wanted.fps)
-        set_controls(device, self.uri, wanted.controls)
+        set_controls(device, self.uri, {**needed_controls(device), **wanted.controls})
         decoder = Decoder(layout, wanted.color)
         stream = self._memory.start(device, BUFFERS, for_gpu=decoder.borrows)
         resources.callback(stream.stop)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 READ_TIMEOUT_S = 0.25
 REOPEN_FIRST_S = 0.5
 REOPEN_MAX_S = 5.0
+STEADY_S = 2.0
+"""A camera that fails sooner after its open has not come back: it climbs the ladder on, and is told once."""
 PUMP_S = 0.1
 HEALTH_LOOK_S = 1.0
 TICK_S = 0.1
@@ -121,7 +123,7 @@ class CaptureStage:
         self._stall_after_s = stall_after_s
         self._jitter = jitter or random.Random()
         self._monitor: Optional[Monitor] = None
-        self._last_frame_t = 0.0
+        self._opened_t = self._last_frame_t = 0.0
         self._retry_t = 0.0
         self._failures = 0
 
@@ -152,7 +154,7 @@ class CaptureStage:
         finally:
             self.first_open_done = True
         self._monitor = self._make_monitor()
-        self._last_frame_t = self._clock().t
+        self._opened_t = self._last_frame_t = self._clock().t
 
     def _read(self, monitor: Monitor) -> None:
         try:
@@ -177,7 +179,7 @@ class CaptureStage:
         self._judge(monitor, frame, now)
 
     def _judge(self, monitor: Monitor, frame: Frame, now: Moment) -> None:
-        if self._failures:
+        if self._failures and now.t - self._opened_t >= STEADY_S:
             back = "%s: %s delivers again after %d failed attempts"
             log.info(back, self.camera, self.source.uri, self._failures, extra={"EVENT": "camera-back"})
             self.counters.recoveries += 1

@@ -85,6 +85,17 @@ def test_a_camera_that_goes_and_comes_back_is_lost_meanwhile_and_counted():
     assert sights == [Sight.OK, Sight.LOST, Sight.OK]
 
 
+def test_a_camera_that_fails_again_and_again_after_a_frame_is_told_once_and_opened_ever_less(caplog):
+    caplog.set_level("INFO")
+    rig = Rig([[FRAME, FRAME, GONE]] * 100 + [[FRAME] * 500])
+    rig.run(60.0)
+    opened = rig.camera.history.count("open")
+    assert 60 / (REOPEN_MAX_S + 1) < opened < 30
+    assert [record.levelname for record in caplog.records if "gone" in record.message] == ["WARNING"]
+    assert rig.stage.counters.faults == opened and rig.stage.counters.recoveries == 0
+    assert rig.sight is Sight.LOST and "delivers again" not in caplog.text
+
+
 def test_silence_counts_as_a_stall_and_is_never_taken_for_an_empty_room():
     rig = Rig([[FRAME] + [NOTHING] * 1000, [FRAME] * 1000], stall_after_s=3.0)
     rig.run(2.9)

@@ -31,10 +31,6 @@ TICK_S = 0.1
 class Monitor(Protocol):
     """What the capture stage needs of `core.illumination`."""
 
-    @property
-    def counters(self) -> Counters:
-        """Dark frames and the like."""
-
     def observe(self, pixels: Array, levels: Levels, t: float) -> "VerdictLike":
         """Judge one frame."""
 
@@ -78,10 +74,16 @@ def moment_of(t: float, now: Moment) -> Moment:
 
 @dataclass
 class CaptureCounters:
-    """What happened to one camera since start. Written by its capture thread."""
+    """What happened to one camera since start. Written by its capture thread.
+
+    Attributes:
+        dark: Dark frames of a strobe, dropped while the camera sees.
+        blind: Frames dropped since the camera cannot see, or may not be able to.
+    """
 
     frames: int = 0
     dark: int = 0
+    blind: int = 0
     stalls: int = 0
     faults: int = 0
     recoveries: int = 0
@@ -192,7 +194,10 @@ class CaptureStage:
             self._board.put(self.camera, frame)
         else:
             frame.release()
-            self.counters.dark += 1
+            if verdict.sight.can_see and not verdict.doubt:
+                self.counters.dark += 1
+            else:
+                self.counters.blind += 1
         self.counters.source = self.source.counters()
 
     def _fault(self, error: SourceError) -> None:

@@ -122,10 +122,19 @@ def test_frames_judged_dark_are_released_and_counted():
     rig = Rig([[black] * 200])
     rig.run(10)
     assert rig.sight is Sight.DARK
-    assert rig.stage.counters.dark > 0
+    assert rig.stage.counters.blind == rig.stage.counters.frames > 50 and rig.stage.counters.dark == 0
     left = rig.board.take(0)
     held = 1 if left.frame else 0
     assert rig.camera.history.count("release") == rig.stage.counters.frames - held
+
+
+def test_dark_frames_of_a_strobe_are_counted_apart_from_blindness():
+    lit = np.random.default_rng(1).integers(100, 200, (60, 48, 64)).astype(np.uint8)
+    rig = Rig([[picture for each in lit for picture in (each, each // 8)]])
+    rig.run(12)
+    counters = rig.stage.counters
+    assert rig.sight is Sight.OK and counters.frames > 110
+    assert counters.dark > 50 and counters.blind < 3
 
 
 def test_the_picture_s_time_is_exposure_time_on_both_clocks_even_when_the_wall_clock_steps():

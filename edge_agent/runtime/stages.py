@@ -1,6 +1,7 @@
 """The three stages, each with a bounded `step()`, so that tests need no threads."""
 
 import logging
+import math
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -337,7 +338,7 @@ class PublishStage:
         self._health, self._info = health, info
         self.health_interval_s = health_interval_s
         self._next_look_t = 0.0
-        self._next_send_t = 0.0
+        self._sent_t = -math.inf
         self._told: object = None
         self._told_info: object = None
 
@@ -368,7 +369,6 @@ class PublishStage:
             self._publisher.info(info)
         health = self._health()
         told = (health["state"], health["reasons"])
-        if told != self._told or now.t >= self._next_send_t:
-            self._told = told
-            self._next_send_t = now.t + self.health_interval_s
+        if told != self._told or now.t - self._sent_t >= self.health_interval_s:
+            self._told, self._sent_t = told, now.t
             self._publisher.health(health)

@@ -8,8 +8,17 @@ import pytest
 from edge_agent.core.frame import Frame
 from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
+from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.slot import SlotBoard
-from edge_agent.runtime.stages import REOPEN_FIRST_S, REOPEN_MAX_S, CaptureStage, InferStage, moment_of
+from edge_agent.runtime.stages import (
+    HEALTH_LOOK_S,
+    REOPEN_FIRST_S,
+    REOPEN_MAX_S,
+    CaptureStage,
+    InferStage,
+    PublishStage,
+    moment_of,
+)  # fmt: skip
 from tests.fakes.camera import END, FRAME, GONE, NOTHING, ScriptedCamera
 from tests.fakes.clock import FakeClock
 
@@ -233,3 +242,84 @@ def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_th
         rig.clock.advance(0.1)
     assert door.asked[0] == ("sight", Sight.DARK), "a tick before it could say that somebody has left"
     assert ("frame", 1) in hall.asked and door.asked[1][0] == "tick"
+
+
+class Desk:
+    """Writes down what the publish stage brings."""
+
+    def __init__(self):
+        self.told = []
+
+    def outcome(self, outcome):
+        self.told.append(("outcome", outcome))
+
+    def notice(self, notice):
+        self.told.append(("notice", notice))
+
+    def info(self, info):
+        self.told.append(("info", dict(info)))
+
+    def health(self, health):
+        self.told.append(("health", health["state"]))
+
+    def pump(self):
+        self.told.append(("pump", None))
+
+    def take(self, *kinds):
+        taken = [(kind, what) for kind, what in self.told if kind in kinds]
+        self.told = []
+        return taken
+
+
+class PublishRig:
+    def __init__(self):
+        self.clock, self.inbox, self.desk = FakeClock(), Inbox(), Desk()
+        self.health = {"state": "ok", "reasons": [], "uptime_s": 0}
+        self.info = {"engine": None}
+        self.stage = PublishStage(self.inbox, self.desk, lambda: self.health, lambda: self.info, self.clock, 30.0)
+
+    def step(self, after_s=0.0):
+        self.clock.advance(after_s)
+        self.inbox.put_notice(lambda: None)  # so that it does not wait
+        self.stage.step()
+
+
+def test_publish_hands_each_thing_to_who_it_is_for_and_pumps_last():
+    rig, done = PublishRig(), []
+    outcome = Outcome("door")
+    rig.inbox.put_outcome(outcome)
+    rig.inbox.put_notice("connected")
+    rig.inbox.put_notice(lambda: done.append(True))
+    rig.stage.step()
+    assert done == [True]
+    assert [kind for kind, _ in rig.desk.told] == ["outcome", "notice", "info", "health", "pump"]
+    assert rig.desk.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
+
+
+def test_health_is_told_at_a_change_within_a_second_and_else_at_the_interval():
+    rig = PublishRig()
+    rig.step()
+    assert rig.desk.take("info", "health") == [("info", {"engine": None}), ("health", "ok")]
+    rig.health = {"state": "failed", "reasons": ["camera door: lost"], "uptime_s": 1}
+    rig.info = {"engine": "there"}
+    rig.step(HEALTH_LOOK_S / 2)
+    assert rig.desk.take("info", "health") == [], "nobody looks so often"
+    rig.step(HEALTH_LOOK_S / 2)
+    assert rig.desk.take("info", "health") == [("info", {"engine": "there"}), ("health", "failed")]
+    told_t, rig.health = rig.clock.t, {**rig.health, "uptime_s": 2}
+    while not rig.desk.take("info", "health"):
+        rig.step(HEALTH_LOOK_S)
+    assert rig.clock.t - told_t == pytest.approx(30.0)
+    rig.stage.health_interval_s = 5.0
+    rig.step(4.0)
+    assert rig.desk.take("health") == []
+    rig.step(1.0)
+    assert rig.desk.take("health") == [("health", "failed")], "another interval holds at once"
+
+
+def test_the_last_word_is_said_whatever_was_said_before():
+    rig = PublishRig()
+    rig.step()
+    rig.desk.take()
+    rig.stage.finish()
+    assert rig.desk.take("info", "health") == [("health", "ok")]

@@ -7,7 +7,9 @@ import pytest
 
 from edge_agent.core.frame import Frame
 from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams
+from edge_agent.core.requests import Command, Done
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
+from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.slot import SlotBoard
 from edge_agent.runtime.stages import (
@@ -211,6 +213,8 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
         rig.clock.advance(0.1)
         stage.step()
     assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10
+    stage.step()
+    assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10, "no time has passed"
     assert [outcome.report.sight for outcome in out] == [Sight.OK], "a frame that says nothing new is no news"
     rig.board.set_doubt("door", True)
     rig.clock.advance(0.1)
@@ -242,6 +246,27 @@ def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_th
         rig.clock.advance(0.1)
     assert door.asked[0] == ("sight", Sight.DARK), "a tick before it could say that somebody has left"
     assert ("frame", 1) in hall.asked and door.asked[1][0] == "tick"
+
+
+def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
+    class Eye(Recorder):
+        enabled = crops_on = True
+
+        def snapshot(self, frame, info):
+            self.asked.append(("snapshot", info.sequence))
+            return "crop"
+
+    rig, answers, pipeline = Rig([[FRAME] * 5]), [], Eye("door")
+    control = Control(answers.append)
+    stage = InferStage(rig.board, ["door"], lambda: {"door": pipeline}, rig.clock, answers.append, control=control)
+    stage.setup()
+    control.submit(Command("snapshot", "t", "door"))
+    control.submit(lambda: pipeline.asked.append(("work", None)))
+    stage.step()
+    rig.run(0.3)
+    stage.step()
+    assert [what for what, _ in pipeline.asked if what != "tick"] == ["work", "sight", "snapshot", "frame"]
+    assert [done.crop for done in answers if isinstance(done, Done)] == ["crop"]
 
 
 class Desk:

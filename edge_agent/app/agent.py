@@ -189,7 +189,9 @@ class Agent:
             lambda seconds: worker.wait(seconds),
             self._settings.cameras[name].stall_after_s,
         )
-        worker = Worker(f"capture-{name}", stage.step, teardown=stage.close, on_exit=self._wake)
+        worker = Worker(
+            f"capture-{name}", stage.step, teardown=stage.close, on_exit=self._wake, on_overdue=stage.abandon
+        )
         self._capture_workers.append(worker)
         return stage
 

@@ -139,6 +139,15 @@ class CaptureStage:
         else:
             self._read(self._monitor)
 
+    def abandon(self) -> None:
+        """A call to the camera does not return, so nothing that was seen holds any more. From any thread.
+
+        Should it return after all, the next frame tells what is seen.
+        """
+        if self._board.set_sight(self.camera, Sight.LOST, self._clock()):
+            self.counters.last_fault = f"{self.source.uri}: a call to the camera does not return"
+            log.warning("%s: %s", self.camera, self.counters.last_fault, extra={"EVENT": "camera-lost"})
+
     def close(self) -> None:
         """Give the device back. Idempotent."""
         self.source.close()

@@ -158,6 +158,9 @@ class Supervisor:
         self._tell(f"{self._overdue} does not return" if self._overdue else self._status())
 
     def _feed(self, workers: Sequence[Worker], now_t: float) -> None:
+        for worker in workers:
+            if worker.overdue_s(now_t) > 0.0:
+                worker.on_overdue()
         watched: Sequence[Watched] = [*workers, *self._others]
         overdue = next((one.name for one in watched if one.overdue_s(now_t) > 0.0), None)
         if overdue is None:

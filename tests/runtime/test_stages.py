@@ -119,6 +119,18 @@ def test_silence_counts_as_a_stall_and_is_never_taken_for_an_empty_room():
     assert rig.sight is Sight.OK
 
 
+def test_a_camera_whose_call_does_not_return_is_lost_until_its_next_frame():
+    rig = Rig([[FRAME] * 5])
+    rig.run(0.3)
+    assert rig.sight is Sight.OK
+    for _ in range(3):
+        rig.stage.abandon()
+    assert rig.sight is Sight.LOST and "does not return" in rig.stage.counters.last_fault
+    rig.run(0.1)
+    assert rig.sight is Sight.OK
+    assert [sight for sight, _ in rig.board.take(0).sights] == [Sight.OK, Sight.LOST, Sight.OK]
+
+
 def test_an_end_is_an_end_and_not_a_fault():
     rig = Rig([[FRAME, END]])
     rig.run(2)

@@ -211,7 +211,7 @@ class Agent:
         )
 
         def health() -> Dict[str, Any]:
-            others = (publishing, self._reloader, self._upkeep, self._metrics)
+            others = (publishing, self._reloader, self._upkeep, self._metrics, self._supervisor)
             payload = publishing.health(telemetry([fault for other in others for fault in other.faults]))
             self._metrics.show(payload)
             return payload

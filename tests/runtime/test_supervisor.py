@@ -169,7 +169,7 @@ def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
         assert not rig.overdue
         rig.hang.set()
         eventually(lambda: ("status", "infer does not return") in rig.manager.told, deadline_s=5)
-        assert rig.overdue == {"infer"}
+        assert rig.overdue == {"infer"} and rig.supervisor.faults == ["infer does not return"]
         fed = rig.manager.words().count("alive")
         for _ in range(5):
             rig.supervisor.wake()
@@ -179,6 +179,7 @@ def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
         rig.release.set()
         eventually(lambda: rig.manager.words().count("alive") > fed, "it came back before the watchdog struck")
         eventually(lambda: rig.manager.told[-1] != ("status", "infer does not return"))
+        assert rig.supervisor.faults == []
         assert rig.manager.words().count("ready") == 1
 
 

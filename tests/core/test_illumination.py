@@ -16,6 +16,7 @@ from edge_agent.core.illumination import (
     brightness,
     strobe_split,
 )
+from edge_agent.core.repetition import Repetition
 from edge_agent.core.types import Sight
 
 HEIGHT, WIDTH = 240, 320
@@ -424,3 +425,12 @@ def test_nothing_is_written_into_the_frame() -> None:
     frozen = sensed(uniform(120.0), 0)
     frozen.setflags(write=False)
     Camera().play(lambda _: frozen, 8)
+
+
+def test_a_slow_source_is_not_frozen_by_its_silence() -> None:
+    """Four repeats have to be seen, however long they take; the first checksum of a picture is made at its repeat."""
+    repetition, picture = Repetition(), room().astype(np.uint8)
+    assert [repetition.observe(picture[::8, ::8], picture, 10.0 * n) for n in range(6)] == [0.0] * 5 + [40.0]
+    changed = picture.copy()
+    changed[1, 1] += 1
+    assert repetition.observe(changed[::8, ::8], changed, 60.0) == 0.0

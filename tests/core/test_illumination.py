@@ -194,6 +194,14 @@ def test_a_strobe_that_gives_way_to_steady_light_is_forgotten() -> None:
     assert not camera.monitor.strobed
 
 
+def test_a_short_flicker_is_no_strobe() -> None:
+    camera = Camera(30.0)
+    camera.play(live(room(200.0)), 3)
+    played = camera.play(strobe("LD", room(200.0), room(90.0)), 6 / 30)
+    played += camera.play(live(room(200.0)), 1)
+    assert all(verdict.keep for _, verdict in played) and not camera.monitor.strobed
+
+
 def test_dark_frames_are_kept_when_the_user_says_so() -> None:
     camera = Camera(drop_dark_frames=False)
     assert all(verdict.keep for _, verdict in camera.play(strobe("LD", room(200.0), room(30.0)), 5))

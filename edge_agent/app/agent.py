@@ -189,7 +189,9 @@ class Agent:
             lambda seconds: worker.wait(seconds),
             self._settings.cameras[name].stall_after_s,
         )
-        worker = Worker(f"capture-{name}", stage.step, teardown=stage.close, on_exit=self._wake)
+        worker = Worker(
+            f"capture-{name}", stage.step, teardown=stage.close, on_exit=self._wake, on_overdue=stage.abandon
+        )
         self._capture_workers.append(worker)
         return stage
 
@@ -209,7 +211,7 @@ class Agent:
         )
 
         def health() -> Dict[str, Any]:
-            others = (publishing, self._reloader, self._upkeep, self._metrics)
+            others = (publishing, self._reloader, self._upkeep, self._metrics, self._supervisor)
             payload = publishing.health(telemetry([fault for other in others for fault in other.faults]))
             self._metrics.show(payload)
             return payload

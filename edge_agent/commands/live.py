@@ -36,11 +36,11 @@ class Account:
         if name == "availability":
             return f"{node}: agent is {_text(payload)}{_old(retained)}"
         if name == "info":
-            info = _json(payload)
+            info = json_object(payload)
             engine = info.get("engine") or {}
             return f"{node}: edge-agent {info.get('version')}, {_engine(engine)}"
         if name == "health":
-            health = _json(payload)
+            health = json_object(payload)
             why = "; ".join(health.get("reasons", ()))
             return self._if_new(f"{node}: health", f"{health.get('state')}{f' ({why})' if why else ''}")
         return None
@@ -52,9 +52,9 @@ class Account:
                 self.presence.append(value)
             return f"{camera}: presence {value:4} {PRESENCE.get(value, '')}{_old(retained)}"
         if rest == ["presence", "attributes"]:
-            return self._if_new(f"{camera}: sight", str(_json(payload).get("reason")))
+            return self._if_new(f"{camera}: sight", str(json_object(payload).get("reason")))
         if rest == ["events"]:
-            return f"{camera}: {self._event(_json(payload))}"
+            return f"{camera}: {self._event(json_object(payload))}"
         if rest[0] == "crops" and is_crop("/".join(rest)):
             return f"{camera}: crop of {rest[1][:13]}..., {len(payload)} bytes"
         if rest[0] == "zones" and rest[-1] == "presence":
@@ -62,7 +62,7 @@ class Account:
         if rest[-1] == "state":
             return f"{camera}: switch {rest[0]} {_text(payload)}{_old(retained)}"
         if camera.endswith("/response") and rest != ["selftest"]:
-            answer = _json(payload)
+            answer = json_object(payload)
             why = f": {answer['error']}" if answer.get("error") else ""
             return f"{camera.split('/')[0]}: {rest[0]} {answer.get('status')}{why}"
         return None
@@ -101,10 +101,11 @@ def _text(payload: bytes) -> str:
     return payload.decode("utf-8", "replace")
 
 
-def _json(payload: bytes) -> Dict[str, Any]:
+def json_object(payload: bytes) -> Dict[str, Any]:
+    """A payload's object; empty for what is none, since payloads come from whoever may publish."""
     try:
         value = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -116,4 +117,4 @@ def _old(retained: bool) -> str:
 def _engine(engine: Dict[str, Any]) -> str:
     if not engine.get("backend"):
         return "engine is starting"
-    return f"{engine['model']} on {engine['backend']}, {engine['precision']}"
+    return f"{engine.get('model')} on {engine['backend']}, {engine.get('precision')}"

@@ -220,7 +220,7 @@ class _Watch:
         line: Optional[str]
         try:
             line = self._account.line(topic, payload, retained)
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, OverflowError):
             line = f"{topic}: not as the contract has it"
         for seen in (self._account.presence, self._account.events, self._account.latencies_ms):
             del seen[:-OLDER_LINES]

@@ -1,10 +1,12 @@
 """What agents say, as a table that fits a terminal. Pure: messages and times go in, lines come out."""
 
-import json
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Deque, Dict, List, Optional, Tuple
+
+from edge_agent.commands.live import json_object
 
 COLUMNS = ("NODE/CAMERA", "PRESENCE", "SINCE", "FACES", "SIGHT", "FPS", "LATENCY", "LAST EVENT")
 SILENT_S = 120.0
@@ -90,9 +92,9 @@ class Table:
         if what == "availability":
             node.available = _text(payload)
         elif what == "info":
-            node.version = str(_json(payload).get("version", ""))
+            node.version = str(json_object(payload).get("version", ""))
         elif what == "health":
-            node.health, node.health_t = _json(payload), t
+            node.health, node.health_t = json_object(payload), t
 
     def _of_camera(self, camera: _Camera, what: str, payload: bytes, t: float) -> None:
         if what == "availability":
@@ -102,10 +104,10 @@ class Table:
         elif what == "face_count":
             camera.faces = _text(payload)
         elif what == "presence/attributes":
-            attributes = _json(payload)
+            attributes = json_object(payload)
             camera.sight, camera.since = str(attributes.get("reason", "")), _time(attributes.get("since"))
         elif what == "events":
-            event = _json(payload)
+            event = json_object(payload)
             gap = "gap" if "from_seq" in event else None
             camera.event, camera.event_t = f"{gap or event.get('event_type')} #{event.get('seq', '')}".rstrip(" #"), t
 
@@ -121,8 +123,9 @@ def _heading(name: str, node: _Node, t: float) -> List[str]:
     made = [f"{name}: {node.available or 'unknown'}, health {was}{state}, outbox {outbox.get('pending', '?')} pending"]
     if node.version:
         made[0] += f", version {node.version}"
-    if isinstance(health.get("uptime_s"), (int, float)) and node.health_t is not None and not gone:
-        made[0] += f", up {span(health['uptime_s'] + t - node.health_t)}"
+    uptime_s = _number(health.get("uptime_s"))
+    if uptime_s is not None and node.health_t is not None and not gone:
+        made[0] += f", up {span(uptime_s + t - node.health_t)}"
     reasons = health.get("reasons")
     return made + [f"  ! {reason}" for reason in (reasons if isinstance(reasons, list) else ())]
 
@@ -130,22 +133,22 @@ def _heading(name: str, node: _Node, t: float) -> List[str]:
 def _row(label: str, node: _Node, camera: str, t: float, now: datetime) -> Tuple[str, ...]:
     known = node.cameras[camera]
     health = _part(_part(node.health, "cameras"), camera)
-    latency = _part(health, "latency_ms").get("p95")
+    latency = _number(_part(health, "latency_ms").get("p95"))
     presence = {"None": "unknown"}.get(known.presence, known.presence)
     if known.available == "offline" or node.available == "offline":
         presence = f"({presence})"
     since = "" if known.since is None else span((now - known.since).total_seconds())
     event = f"{known.event}, {span(t - known.event_t)} ago" if known.event else ""
     # Before the first result there is no rate either.
-    fps = None if latency is None else health.get("fps_inferred")
+    fps = None if latency is None else _number(health.get("fps_inferred"))
     return (
         label,
         presence,
         since,
         {"None": "?"}.get(known.faces, known.faces),
         known.sight,
-        f"{fps:.1f}" if isinstance(fps, (int, float)) else "",
-        f"{latency:.0f} ms" if isinstance(latency, (int, float)) else "",
+        "" if fps is None else f"{fps:.1f}",
+        "" if latency is None else f"{latency:.0f} ms",
         event,
     )
 
@@ -162,12 +165,13 @@ def _text(payload: bytes) -> str:
     return payload[:100].decode("utf-8", "replace")
 
 
-def _json(payload: bytes) -> Dict[str, Any]:
+def _number(value: Any) -> Optional[float]:
+    """A finite number, or None."""
     try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        number = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _part(owner: Dict[str, Any], name: str) -> Dict[str, Any]:

@@ -20,7 +20,7 @@ from edge_agent.core.flatness import Flatness
 from edge_agent.core.frame import Levels
 from edge_agent.core.params import param
 from edge_agent.core.repetition import Repetition
-from edge_agent.core.types import Array, Counters, Sight
+from edge_agent.core.types import Array, Sight
 
 _SAMPLED_PX = 8192
 
@@ -140,18 +140,11 @@ class IlluminationMonitor:
         self._cover = _Cover(params.covered_after_s, kind == "encoded")
         self._repetition = Repetition()
         self._drops = 0
-        self._dark_frames = 0
-        self._blind_frames = 0
 
     @property
     def strobed(self) -> bool:
         """Whether the emitter strobes, as far as is known."""
         return self._strobe.split is not None
-
-    @property
-    def counters(self) -> Counters:
-        """Frames not kept: `dark_frames` of a strobe, `blind_frames` of a camera that cannot, or may not, see."""
-        return {"dark_frames": self._dark_frames, "blind_frames": self._blind_frames}
 
     def observe(self, pixels: Array, levels: Levels, t: float) -> Verdict:
         """Judge one frame.
@@ -180,11 +173,9 @@ class IlluminationMonitor:
     def _keep(self, dark: bool, sees: bool) -> bool:
         if not sees:
             self._drops = 0
-            self._blind_frames += 1
             return False
         if dark and self._params.drop_dark_frames and self._drops < _MAX_DROPS:
             self._drops += 1
-            self._dark_frames += 1
             return False
         self._drops = 0
         return True

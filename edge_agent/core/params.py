@@ -1,7 +1,7 @@
 """One place where a setting says its default, its bounds and its meaning.
 
 Parameters live in frozen dataclasses beside their algorithm. The metadata below is read by pydantic when
-`config.py` loads them, and by the generated documentation, so `core` stays free of both.
+`config.settings` loads them, and by the generated documentation, so `core` stays free of both.
 """
 
 from dataclasses import field

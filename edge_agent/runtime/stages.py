@@ -1,6 +1,7 @@
 """The three stages, each with a bounded `step()`, so that tests need no threads."""
 
 import logging
+import math
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 READ_TIMEOUT_S = 0.25
 REOPEN_FIRST_S = 0.5
 REOPEN_MAX_S = 5.0
+STEADY_S = 2.0
+"""A camera that fails sooner after its open has not come back: it climbs the ladder on, and is told once."""
 PUMP_S = 0.1
 HEALTH_LOOK_S = 1.0
 TICK_S = 0.1
@@ -28,10 +31,6 @@ TICK_S = 0.1
 
 class Monitor(Protocol):
     """What the capture stage needs of `core.illumination`."""
-
-    @property
-    def counters(self) -> Counters:
-        """Dark frames and the like."""
 
     def observe(self, pixels: Array, levels: Levels, t: float) -> "VerdictLike":
         """Judge one frame."""
@@ -76,10 +75,16 @@ def moment_of(t: float, now: Moment) -> Moment:
 
 @dataclass
 class CaptureCounters:
-    """What happened to one camera since start. Written by its capture thread."""
+    """What happened to one camera since start. Written by its capture thread.
+
+    Attributes:
+        dark: Dark frames of a strobe, dropped while the camera sees.
+        blind: Frames dropped since the camera cannot see, or may not be able to.
+    """
 
     frames: int = 0
     dark: int = 0
+    blind: int = 0
     stalls: int = 0
     faults: int = 0
     recoveries: int = 0
@@ -121,7 +126,7 @@ class CaptureStage:
         self._stall_after_s = stall_after_s
         self._jitter = jitter or random.Random()
         self._monitor: Optional[Monitor] = None
-        self._last_frame_t = 0.0
+        self._opened_t = self._last_frame_t = 0.0
         self._retry_t = 0.0
         self._failures = 0
 
@@ -133,6 +138,15 @@ class CaptureStage:
             self._open()
         else:
             self._read(self._monitor)
+
+    def abandon(self) -> None:
+        """A call to the camera does not return, so nothing that was seen holds any more. From any thread.
+
+        Should it return after all, the next frame tells what is seen.
+        """
+        if self._board.set_sight(self.camera, Sight.LOST, self._clock()):
+            self.counters.last_fault = f"{self.source.uri}: a call to the camera does not return"
+            log.warning("%s: %s", self.camera, self.counters.last_fault, extra={"EVENT": "camera-lost"})
 
     def close(self) -> None:
         """Give the device back. Idempotent."""
@@ -152,7 +166,7 @@ class CaptureStage:
         finally:
             self.first_open_done = True
         self._monitor = self._make_monitor()
-        self._last_frame_t = self._clock().t
+        self._opened_t = self._last_frame_t = self._clock().t
 
     def _read(self, monitor: Monitor) -> None:
         try:
@@ -177,7 +191,7 @@ class CaptureStage:
         self._judge(monitor, frame, now)
 
     def _judge(self, monitor: Monitor, frame: Frame, now: Moment) -> None:
-        if self._failures:
+        if self._failures and now.t - self._opened_t >= STEADY_S:
             back = "%s: %s delivers again after %d failed attempts"
             log.info(back, self.camera, self.source.uri, self._failures, extra={"EVENT": "camera-back"})
             self.counters.recoveries += 1
@@ -190,7 +204,10 @@ class CaptureStage:
             self._board.put(self.camera, frame)
         else:
             frame.release()
-            self.counters.dark += 1
+            if verdict.sight.can_see and not verdict.doubt:
+                self.counters.dark += 1
+            else:
+                self.counters.blind += 1
         self.counters.source = self.source.counters()
 
     def _fault(self, error: SourceError) -> None:
@@ -330,7 +347,7 @@ class PublishStage:
         self._health, self._info = health, info
         self.health_interval_s = health_interval_s
         self._next_look_t = 0.0
-        self._next_send_t = 0.0
+        self._sent_t = -math.inf
         self._told: object = None
         self._told_info: object = None
 
@@ -361,7 +378,6 @@ class PublishStage:
             self._publisher.info(info)
         health = self._health()
         told = (health["state"], health["reasons"])
-        if told != self._told or now.t >= self._next_send_t:
-            self._told = told
-            self._next_send_t = now.t + self.health_interval_s
+        if told != self._told or now.t - self._sent_t >= self.health_interval_s:
+            self._told, self._sent_t = told, now.t
             self._publisher.health(health)

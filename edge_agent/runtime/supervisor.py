@@ -4,7 +4,7 @@ import logging
 import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Callable, Mapping, Optional, Protocol, Sequence
+from typing import Callable, List, Mapping, Optional, Protocol, Sequence
 
 from edge_agent.errors import EdgeAgentError
 from edge_agent.runtime.stages import CaptureStage
@@ -94,6 +94,16 @@ class Supervisor:
         self._progress = ""
         self._progress_t = 0.0
 
+    @property
+    def faults(self) -> List[str]:
+        """For health; from any thread."""
+        return [self._stuck] if self._stuck else []
+
+    @property
+    def _stuck(self) -> str:
+        overdue = self._overdue
+        return f"{overdue} does not return" if overdue else ""
+
     def wake(self) -> None:
         """Look now. From any thread, and safe in a signal handler."""
         if self._wake.empty():
@@ -155,9 +165,12 @@ class Supervisor:
             self._manager.ready(self._told)
             log.info("ready: %s", self._told, extra={"EVENT": "ready"})
         self._feed(workers, now_t)
-        self._tell(f"{self._overdue} does not return" if self._overdue else self._status())
+        self._tell(self._stuck or self._status())
 
     def _feed(self, workers: Sequence[Worker], now_t: float) -> None:
+        for worker in workers:
+            if worker.overdue_s(now_t) > 0.0:
+                worker.on_overdue()
         watched: Sequence[Watched] = [*workers, *self._others]
         overdue = next((one.name for one in watched if one.overdue_s(now_t) > 0.0), None)
         if overdue is None:

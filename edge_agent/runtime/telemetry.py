@@ -96,6 +96,7 @@ class Telemetry:
             "idle": slot["idle"],
             "dropped_busy": slot["dropped_busy"],
             "dropped_dark": own.dark,
+            "dropped_blind": own.blind,
             "stalls": own.stalls,
             "faults": own.faults,
             "recoveries": own.recoveries,

@@ -29,6 +29,7 @@ class Worker:
         on_exit: Called when the thread ends for any reason, so that a waiting supervisor wakes.
         stop_within_s: How long leaving the block waits.
         deadline_s: A step that takes longer is taken for one that never returns.
+        on_overdue: Called by the supervisor while it is, again and again, since nothing else can say so.
 
     Attributes:
         error: What ended it, or None.
@@ -46,9 +47,11 @@ class Worker:
         on_exit: Callable[[], None] = _nothing,
         stop_within_s: float = 1.0,
         deadline_s: float = DEADLINE_S,
+        on_overdue: Callable[[], None] = _nothing,
     ) -> None:
         self.name = name
         self.deadline_s = deadline_s
+        self.on_overdue = on_overdue
         self.error: Optional[BaseException] = None
         self.stuck = False
         self.set_up = False

@@ -283,3 +283,21 @@ def test_a_gap_says_what_was_lost() -> None:
 def test_words() -> None:
     assert [span(s) for s in (-1, 0, 119, 300, 7300, 200_000)] == ["0 s", "0 s", "119 s", "5 min", "2 h", "2 d"]
     assert printable("a\x1b[2Jb\n\u202ec") == "a?[2Jb??c"
+
+
+@pytest.mark.parametrize("number", [10**310, float("nan"), float("inf"), "x", [], None, True])
+def test_numbers_that_are_none_stay_out_of_the_table(number) -> None:
+    table = Table("edge-agent")
+    camera = {"fps_inferred": number, "latency_ms": {"p95": 12.0}}
+    health = {"uptime_s": number, "cameras": {"door": camera, "yard": {"latency_ms": {"p95": number}}}}
+    table.take("edge-agent/lobby/health", json.dumps(health).encode(), 100.0)
+    for name in ("door", "yard"):
+        table.take(f"edge-agent/lobby/{name}/presence", b"ON", 100.0)
+    text = "\n".join(table.lines(101.0, NOW))
+    assert "12 ms" in text and not any(word in text for word in ("nan", "inf", "1000000"))
+
+
+@pytest.mark.parametrize("payload", [b"[" * 100_000, b'{"engine": {"backend": "x"}}', b"\xff", b"null"])
+def test_info_and_health_of_any_nonsense_are_a_line(payload) -> None:
+    for topic in ("info", "health"):
+        assert "lobby: " in str(Account("edge-agent").line(f"edge-agent/lobby/{topic}", payload))

@@ -44,6 +44,12 @@ def test_ignored_regions_neither_reward_nor_punish():
     assert len(verdict.false_alarms) == 0
 
 
+def test_a_face_s_size_is_its_height_wherever_it_lies():
+    tally = Tally()
+    tally.add(detections(), truth([(0, 80, 60, 92)]), 100)
+    assert tally.recall_by_size() == [("10-20 %", 0, 1)]
+
+
 def test_figures_of_a_case_worked_by_hand():
     tally = Tally()
     tally.add(detections((0, 0, 10, 10, 0.9), (50, 50, 60, 60, 0.8)), truth([(0, 0, 10, 10), (20, 20, 70, 70)]), 100)

@@ -174,3 +174,14 @@ def test_light_that_comes_and_goes_for_hours_is_still_followed() -> None:
             room.light = light
             means += run(room, automatic, 8 * STEP)[1][-WINDOW:]
     assert min(means) >= 0.8 * TARGET and max(means) <= 1.2 * TARGET
+
+
+def test_zero_is_left_whether_exposure_or_gain():
+    """No factor leads away from it, and drivers have both."""
+    room = Room(0.5)
+    automatic = AutoExposure(ExposureParams(TARGET), Scale(0, 1000, 10), None, Setting(0, None))
+    _, means = run(room, automatic, 16 * STEP)
+    assert_right(means)
+    dim = AutoExposure(ExposureParams(TARGET, exposure_max=100), Scale(0, 1000), Scale(0, 480), Setting(100, 0))
+    changes, _ = run(Room(0.1), dim, 2 * STEP)
+    assert changes and changes[0] == Setting(100, 30)

@@ -8,7 +8,7 @@ from edge_agent.core.camera import CameraParams
 from edge_agent.core.frame import Frame
 from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.quality import CropParams
-from edge_agent.core.types import Detections, Sight
+from edge_agent.core.types import Box, Detections, Sight
 from edge_agent.core.view import View, contains
 from tests.fakes.clock import FakeClock
 
@@ -100,7 +100,9 @@ def test_boxes_zones_and_crops_lie_where_the_pixels_do(width, height, rotate, fl
     np.testing.assert_allclose(box, np.array(face) / (width, height, width, height), atol=1e-4)
     centre = ((start.box.left + start.box.right) / 2, (start.box.top + start.box.bottom) / 2)
     assert start.zones == (("desk",) if contains(zone, centre) else ())
-    check(pipeline.snapshot(frame, info), (width, height), masks)
+    snapshot = pipeline.snapshot(frame, info)
+    assert snapshot.box == Box(0.0, 0.0, 1.0, 1.0)
+    check(snapshot, (width, height), masks)
     crop = pipeline.sight(Sight.STOPPED, clock()).events[0].crop
     assert crop.box.left <= start.box.left + 1e-4 and start.box.bottom <= crop.box.bottom + 1e-4
     check(crop, (width, height), masks)

@@ -127,6 +127,9 @@ def test_what_is_refused_says_why_and_is_counted(guard, clock, case):
 
 def test_just_within_the_bounds(guard, clock):
     assert parse(b'{"a": ' + b"[" * 7 + b"]" * 7 + b"}")
+    assert parse(b"[" + b"[]," * 20 + b"[[[[[[[]]]]]]]]")
+    with pytest.raises(ValueError, match="deeper"):
+        parse(b"[" + b"[]," * 20 + b"[[[[[[[[]]]]]]]]]")
     assert parse(b'{"a":"[[[[[[[[[[\\"[[[[[[["}')
     assert parse(b'"' + b"a" * (MAX_BYTES - 2) + b'"')
     assert isinstance(ask(guard, clock, "set_threshold", b'{"value": 0.05}'), Command)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.geometry import iou
@@ -168,6 +168,34 @@ def test_a_face_of_another_size_is_another_face():
         tracker = Tracker(TrackerParams())
         tracker.update(faces((100, 100), side=before), 0.0)
         assert visible(tracker.update(faces((100, 100), side=after), 0.03)) == [2]
+
+
+def distance_iou(a, b):
+    """As its authors define it: IoU - squared distance of the centres / squared diagonal of the enclosing box."""
+    inner = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)) - inner
+    distance = math.hypot((a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2)
+    diagonal = math.hypot(max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1]))
+    return inner / union - distance**2 / diagonal**2
+
+
+BOX = st.tuples(st.integers(0, 90), st.integers(0, 90), st.integers(10, 60), st.integers(10, 60)).map(
+    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(BOX, BOX, st.sampled_from([-0.4, -0.2, 0.0, 0.3, 0.7]))
+def test_a_face_is_the_one_before_from_that_distance_iou_on(before, now, min_overlap):
+    a, b = [((c[2] - c[0]) * (c[3] - c[1])) for c in (before, now)]
+    near = all(abs(before[i] + before[i + 2] - now[i] - now[i + 2]) / 2
+               <= before[i + 2] - before[i] + now[i + 2] - now[i] for i in (0, 1))  # fmt: skip
+    expected = near and max(a, b) <= 6 * min(a, b) and distance_iou(before, now) >= min_overlap
+    assume(abs(distance_iou(before, now) - min_overlap) > 1e-6)
+    tracker = Tracker(TrackerParams(min_overlap=min_overlap))
+    tracker.update(Detections(np.array([before]), np.array([0.9])), 0.0)
+    tracks = tracker.update(Detections(np.array([now]), np.array([0.9])), 0.1)
+    assert visible(tracks) == ([1] if expected else [2])
 
 
 def test_a_slow_drift_is_not_believed_in_for_ever():

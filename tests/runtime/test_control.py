@@ -54,6 +54,24 @@ def test_switches_and_threshold():
     assert list(control.work(pipelines, clock())) == [] and len(answers) == 3
 
 
+def test_work_that_is_no_command_is_done_in_turn_and_not_answered():
+    control, pipelines, answers, clock = setup()
+    seen = []
+    control.submit(Command("set_threshold", arguments={"value": 0.5}))
+    control.submit(lambda: seen.append(pipelines["a"].threshold))
+    control.submit(Command("set_threshold", arguments={"value": 0.7}))
+    list(control.work(pipelines, clock()))
+    assert seen == [0.5] and [done.command.name for done in answers] == 2 * ["set_threshold"]
+
+
+def test_a_camera_that_is_not_there_is_an_answer():
+    control, pipelines, answers, clock = setup()
+    for camera in ("c", None):
+        control.submit(Command("detection", camera=camera, arguments={"on": False}))
+    list(control.work(pipelines, clock()))
+    assert [done.error for done in answers] == 2 * ["no such camera"]
+
+
 def test_too_many_are_refused():
     control, pipelines, _, clock = setup(capacity=2)
     command = Command("crops", camera="a", arguments={"on": True})
@@ -81,7 +99,7 @@ def test_a_camera_without_frames_has_no_snapshot():
     list(control.work(pipelines, clock.advance(SNAPSHOT_WITHIN_S - 0.1)))
     assert not answers
     list(control.work(pipelines, clock.advance(0.1)))
-    assert "no frame" in answers[0].error
+    assert "no frame" in answers[0].error and answers[0].command == Command("snapshot", "t", "a")
     control.show(pipelines["a"], *frame("a", clock))
     assert len(answers) == 1
 

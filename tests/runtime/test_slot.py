@@ -112,5 +112,6 @@ def test_a_sight_that_nobody_took_keeps_the_camera_in_doubt():
     board.set_sight("a", Sight.DARK, NOW)
     board.set_doubt("a", False)
     assert board.in_doubt("a"), "between the proof and its delivery the taker still believes that it can see"
-    board.take(0)
+    assert board.take(0).frame is None
     assert not board.in_doubt("a")
+    assert board.counters("a")["inferred"] == 0, "no frame came with it"

@@ -7,9 +7,20 @@ import pytest
 
 from edge_agent.core.frame import Frame
 from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams
+from edge_agent.core.requests import Command, Done
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
+from edge_agent.runtime.control import Control
+from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.slot import SlotBoard
-from edge_agent.runtime.stages import REOPEN_FIRST_S, REOPEN_MAX_S, CaptureStage, InferStage, moment_of
+from edge_agent.runtime.stages import (
+    HEALTH_LOOK_S,
+    REOPEN_FIRST_S,
+    REOPEN_MAX_S,
+    CaptureStage,
+    InferStage,
+    PublishStage,
+    moment_of,
+)  # fmt: skip
 from tests.fakes.camera import END, FRAME, GONE, NOTHING, ScriptedCamera
 from tests.fakes.clock import FakeClock
 
@@ -85,6 +96,17 @@ def test_a_camera_that_goes_and_comes_back_is_lost_meanwhile_and_counted():
     assert sights == [Sight.OK, Sight.LOST, Sight.OK]
 
 
+def test_a_camera_that_fails_again_and_again_after_a_frame_is_told_once_and_opened_ever_less(caplog):
+    caplog.set_level("INFO")
+    rig = Rig([[FRAME, FRAME, GONE]] * 100 + [[FRAME] * 500])
+    rig.run(60.0)
+    opened = rig.camera.history.count("open")
+    assert 60 / (REOPEN_MAX_S + 1) < opened < 30
+    assert [record.levelname for record in caplog.records if "gone" in record.message] == ["WARNING"]
+    assert rig.stage.counters.faults == opened and rig.stage.counters.recoveries == 0
+    assert rig.sight is Sight.LOST and "delivers again" not in caplog.text
+
+
 def test_silence_counts_as_a_stall_and_is_never_taken_for_an_empty_room():
     rig = Rig([[FRAME] + [NOTHING] * 1000, [FRAME] * 1000], stall_after_s=3.0)
     rig.run(2.9)
@@ -95,6 +117,18 @@ def test_silence_counts_as_a_stall_and_is_never_taken_for_an_empty_room():
     assert "no frame for 3 s" in rig.stage.counters.last_fault
     rig.run(5)
     assert rig.sight is Sight.OK
+
+
+def test_a_camera_whose_call_does_not_return_is_lost_until_its_next_frame():
+    rig = Rig([[FRAME] * 5])
+    rig.run(0.3)
+    assert rig.sight is Sight.OK
+    for _ in range(3):
+        rig.stage.abandon()
+    assert rig.sight is Sight.LOST and "does not return" in rig.stage.counters.last_fault
+    rig.run(0.1)
+    assert rig.sight is Sight.OK
+    assert [sight for sight, _ in rig.board.take(0).sights] == [Sight.OK, Sight.LOST, Sight.OK]
 
 
 def test_an_end_is_an_end_and_not_a_fault():
@@ -111,10 +145,19 @@ def test_frames_judged_dark_are_released_and_counted():
     rig = Rig([[black] * 200])
     rig.run(10)
     assert rig.sight is Sight.DARK
-    assert rig.stage.counters.dark > 0
+    assert rig.stage.counters.blind == rig.stage.counters.frames > 50 and rig.stage.counters.dark == 0
     left = rig.board.take(0)
     held = 1 if left.frame else 0
     assert rig.camera.history.count("release") == rig.stage.counters.frames - held
+
+
+def test_dark_frames_of_a_strobe_are_counted_apart_from_blindness():
+    lit = np.random.default_rng(1).integers(100, 200, (60, 48, 64)).astype(np.uint8)
+    rig = Rig([[picture for each in lit for picture in (each, each // 8)]])
+    rig.run(12)
+    counters = rig.stage.counters
+    assert rig.sight is Sight.OK and counters.frames > 110
+    assert counters.dark > 50 and counters.blind < 3
 
 
 def test_the_picture_s_time_is_exposure_time_on_both_clocks_even_when_the_wall_clock_steps():
@@ -182,6 +225,8 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
         rig.clock.advance(0.1)
         stage.step()
     assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10
+    stage.step()
+    assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10, "no time has passed"
     assert [outcome.report.sight for outcome in out] == [Sight.OK], "a frame that says nothing new is no news"
     rig.board.set_doubt("door", True)
     rig.clock.advance(0.1)
@@ -213,3 +258,105 @@ def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_th
         rig.clock.advance(0.1)
     assert door.asked[0] == ("sight", Sight.DARK), "a tick before it could say that somebody has left"
     assert ("frame", 1) in hall.asked and door.asked[1][0] == "tick"
+
+
+def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
+    class Eye(Recorder):
+        enabled = crops_on = True
+
+        def snapshot(self, frame, info):
+            self.asked.append(("snapshot", info.sequence))
+            return "crop"
+
+    rig, answers, pipeline = Rig([[FRAME] * 5]), [], Eye("door")
+    control = Control(answers.append)
+    stage = InferStage(rig.board, ["door"], lambda: {"door": pipeline}, rig.clock, answers.append, control=control)
+    stage.setup()
+    control.submit(Command("snapshot", "t", "door"))
+    control.submit(lambda: pipeline.asked.append(("work", None)))
+    stage.step()
+    rig.run(0.3)
+    stage.step()
+    assert [what for what, _ in pipeline.asked if what != "tick"] == ["work", "sight", "snapshot", "frame"]
+    assert [done.crop for done in answers if isinstance(done, Done)] == ["crop"]
+
+
+class Desk:
+    """Writes down what the publish stage brings."""
+
+    def __init__(self):
+        self.told = []
+
+    def outcome(self, outcome):
+        self.told.append(("outcome", outcome))
+
+    def notice(self, notice):
+        self.told.append(("notice", notice))
+
+    def info(self, info):
+        self.told.append(("info", dict(info)))
+
+    def health(self, health):
+        self.told.append(("health", health["state"]))
+
+    def pump(self):
+        self.told.append(("pump", None))
+
+    def take(self, *kinds):
+        taken = [(kind, what) for kind, what in self.told if kind in kinds]
+        self.told = []
+        return taken
+
+
+class PublishRig:
+    def __init__(self):
+        self.clock, self.inbox, self.desk = FakeClock(), Inbox(), Desk()
+        self.health = {"state": "ok", "reasons": [], "uptime_s": 0}
+        self.info = {"engine": None}
+        self.stage = PublishStage(self.inbox, self.desk, lambda: self.health, lambda: self.info, self.clock, 30.0)
+
+    def step(self, after_s=0.0):
+        self.clock.advance(after_s)
+        self.inbox.put_notice(lambda: None)  # so that it does not wait
+        self.stage.step()
+
+
+def test_publish_hands_each_thing_to_who_it_is_for_and_pumps_last():
+    rig, done = PublishRig(), []
+    outcome = Outcome("door")
+    rig.inbox.put_outcome(outcome)
+    rig.inbox.put_notice("connected")
+    rig.inbox.put_notice(lambda: done.append(True))
+    rig.stage.step()
+    assert done == [True]
+    assert [kind for kind, _ in rig.desk.told] == ["outcome", "notice", "info", "health", "pump"]
+    assert rig.desk.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
+
+
+def test_health_is_told_at_a_change_within_a_second_and_else_at_the_interval():
+    rig = PublishRig()
+    rig.step()
+    assert rig.desk.take("info", "health") == [("info", {"engine": None}), ("health", "ok")]
+    rig.health = {"state": "failed", "reasons": ["camera door: lost"], "uptime_s": 1}
+    rig.info = {"engine": "there"}
+    rig.step(HEALTH_LOOK_S / 2)
+    assert rig.desk.take("info", "health") == [], "nobody looks so often"
+    rig.step(HEALTH_LOOK_S / 2)
+    assert rig.desk.take("info", "health") == [("info", {"engine": "there"}), ("health", "failed")]
+    told_t, rig.health = rig.clock.t, {**rig.health, "uptime_s": 2}
+    while not rig.desk.take("info", "health"):
+        rig.step(HEALTH_LOOK_S)
+    assert rig.clock.t - told_t == pytest.approx(30.0)
+    rig.stage.health_interval_s = 5.0
+    rig.step(4.0)
+    assert rig.desk.take("health") == []
+    rig.step(1.0)
+    assert rig.desk.take("health") == [("health", "failed")], "another interval holds at once"
+
+
+def test_the_last_word_is_said_whatever_was_said_before():
+    rig = PublishRig()
+    rig.step()
+    rig.desk.take()
+    rig.stage.finish()
+    assert rig.desk.take("info", "health") == [("health", "ok")]

@@ -55,7 +55,7 @@ class Rig:
     def __init__(self, names=("publish", "infer", "capture-door"), deadline_s=0.3, others=()):
         self.manager, self.stage = Manager(), Stage()
         self.engine_open, self.hang = threading.Event(), threading.Event()
-        self.reloads = []
+        self.reloads, self.overdue = [], set()
         self.supervisor = Supervisor(
             {"door": self.stage},
             self.manager,
@@ -77,7 +77,15 @@ class Rig:
             if name == "infer":
                 self.engine_open.wait(20)
 
-        return Worker(name, step, setup, on_exit=self.supervisor.wake, stop_within_s=0.2, deadline_s=deadline_s)
+        return Worker(
+            name,
+            step,
+            setup,
+            on_exit=self.supervisor.wake,
+            stop_within_s=0.2,
+            deadline_s=deadline_s,
+            on_overdue=lambda: self.overdue.add(name),
+        )
 
     def __enter__(self):
         self._stack = ExitStack()
@@ -158,8 +166,10 @@ def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
     with Rig() as rig:
         ready(rig)
         looks(rig, 5)
+        assert not rig.overdue
         rig.hang.set()
         eventually(lambda: ("status", "infer does not return") in rig.manager.told, deadline_s=5)
+        assert rig.overdue == {"infer"} and rig.supervisor.faults == ["infer does not return"]
         fed = rig.manager.words().count("alive")
         for _ in range(5):
             rig.supervisor.wake()
@@ -169,6 +179,7 @@ def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
         rig.release.set()
         eventually(lambda: rig.manager.words().count("alive") > fed, "it came back before the watchdog struck")
         eventually(lambda: rig.manager.told[-1] != ("status", "infer does not return"))
+        assert rig.supervisor.faults == []
         assert rig.manager.words().count("ready") == 1
 
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from typing import Callable
 
 from edge_agent.errors import EngineError
 from edge_agent.runtime.worker import Worker
@@ -39,16 +40,31 @@ def test_progress_advances_with_each_step_and_stops_with_a_hung_one():
 def test_setup_step_and_teardown_run_in_one_thread_and_the_end_is_told():
     seen, ended = [], threading.Event()
 
-    def note() -> None:
-        seen.append(threading.current_thread().name)
-        worker.stop()
+    def noting(what: str, then: Callable[[], None] = lambda: None) -> Callable[[], None]:
+        return lambda: (seen.append((what, threading.current_thread().name)), then())
 
-    worker = Worker("w", note, setup=note, teardown=note, on_exit=ended.set)
+    worker = Worker(
+        "w", noting("step", lambda: worker.stop()), noting("setup"), noting("teardown"), lambda: ended.set()
+    )
     with worker:
         assert ended.wait(5)
-    assert not worker.stuck
-    assert set(seen) == {"w"}
+    assert not worker.stuck and worker.set_up
+    assert seen == [("setup", "w"), ("step", "w"), ("teardown", "w")]
     assert worker.error is None
+
+
+def test_what_fails_is_torn_down_and_told_too():
+    seen = []
+
+    def fail() -> None:
+        raise EngineError("gone", "restart")
+
+    for setup, step in ((fail, lambda: None), (lambda: None, fail)):
+        with Worker("w", step, setup, lambda: seen.append("teardown"), lambda: seen.append("exit")) as worker:
+            wait_until(lambda worker=worker: not worker.alive)
+        assert seen == ["teardown", "exit"] and worker.error is not None
+        assert worker.set_up is (step is fail) and not worker.stuck
+        seen.clear()
 
 
 def test_an_expected_error_is_one_line_and_a_defect_has_its_traceback(caplog):

@@ -108,12 +108,13 @@ def asker(env_file: Optional[Path], unit: str) -> Iterator[Finding]:
     name = "?" if user is None else user.name
     if unit:
         yield Finding("checked as", OK, f"{name}, with the folders and the password of {unit}")
-    elif env_file is not None and env_file.parent == ENV_FOLDER:
+    elif env_file is None or env_file.parent == ENV_FOLDER:
         unit = unit_of(env_file)
         state = unit_state(unit)
         if state is not None and state.load == "loaded":
-            found = f"{name}; {unit} has rights, folders and a password of its own"
-            yield Finding("checked as", NOTE, found, f"sudo edge-agent check --env-file {env_file}")
+            found = f"{name}; {unit} has settings, rights, folders and a password of its own"
+            named = env_file or ENV_FOLDER / "edge-agent.env"
+            yield Finding("checked as", NOTE, found, f"sudo edge-agent check --env-file {named}")
 
 
 def service(env_file: Optional[Path]) -> Iterator[Finding]:

@@ -54,7 +54,7 @@ def _line(finding: Finding) -> str:
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     from edge_agent.commands import probes, probes_host
     from edge_agent.host.stand_in import stand_in
-    from edge_agent.host.unit import unit_of, unit_properties
+    from edge_agent.host.unit import unit_of, unit_properties, unit_state
     from edge_agent.mqtt.login import CREDENTIAL
 
     yield from probes.software()
@@ -67,9 +67,11 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     yield Finding("settings", OK, f"node {settings.node}, cameras {', '.join(settings.cameras) or 'none yet'}")
     env_file = args.env_file or _named(os.environ)
     env_file = env_file and env_file.absolute()
+    # Asked by root where root asks: without D-Bus, systemd answers nobody else.
+    state = unit_state(unit_of(env_file))
+    service_pid = unit_properties(unit_of(env_file), ["MainPID"]).get("MainPID", "")
     with stand_in(env_file, CREDENTIAL, os.environ) as unit:
-        yield from probes_host.asker(env_file, unit)
-        service_pid = unit_properties(unit_of(env_file), ["MainPID"]).get("MainPID", "")
+        yield from probes_host.asker(env_file, unit, state)
         checks: Mapping[str, Callable[[Settings], Iterator[Finding]]] = {
             "storage": probes_host.storage,
             "clock": probes_host.clock,
@@ -84,7 +86,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
                 yield from check(settings)
             except EdgeAgentError as error:
                 yield Finding(name, FAIL, error.message, error.hint)
-        yield from probes_host.service(env_file)
+        yield from probes_host.service(env_file, state)
 
 
 def _named(environ: Mapping[str, str]) -> Optional[Path]:

@@ -12,7 +12,7 @@ from edge_agent.inference.trt.find import JETPACK_4, find_place
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
-    from edge_agent.host.unit import Account
+    from edge_agent.host.unit import Account, UnitState
 
 FREE_MB = 500
 LOCAL_CAMERAS = ("v4l2:", "/dev/video", "csi:", "jetson:csi:", "jetson:/dev/")
@@ -99,32 +99,29 @@ def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> Fin
     return Finding(name, FAIL if needed else NOTE, found, f"sudo usermod -aG {groups} {user.name}, and start it anew")
 
 
-def asker(env_file: Optional[Path], unit: str) -> Iterator[Finding]:
+def asker(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> Iterator[Finding]:
     """As whom all that follows is checked; `unit` is the one that this process stands in for, or empty."""
     from edge_agent.host.paths import ENV_FOLDER
-    from edge_agent.host.unit import account, unit_of, unit_state
+    from edge_agent.host.unit import account, unit_of
 
     user = account()
     name = "?" if user is None else user.name
     if unit:
         yield Finding("checked as", OK, f"{name}, with the folders and the password of {unit}")
-    elif env_file is not None and env_file.parent == ENV_FOLDER:
-        unit = unit_of(env_file)
-        state = unit_state(unit)
-        if state is not None and state.load == "loaded":
-            found = f"{name}; {unit} has rights, folders and a password of its own"
-            yield Finding("checked as", NOTE, found, f"sudo edge-agent check --env-file {env_file}")
+    elif (env_file is None or env_file.parent == ENV_FOLDER) and state is not None and state.load == "loaded":
+        found = f"{name}; {unit_of(env_file)} has settings, rights, folders and a password of its own"
+        named = env_file or ENV_FOLDER / "edge-agent.env"
+        yield Finding("checked as", NOTE, found, f"sudo edge-agent check --env-file {named}")
 
 
-def service(env_file: Optional[Path]) -> Iterator[Finding]:
+def service(env_file: Optional[Path], state: "Optional[UnitState]") -> Iterator[Finding]:
     """The unit's state, and whether the service's user may read the settings."""
-    from edge_agent.host.unit import SERVICE_USER, account, unit_of, unit_state
+    from edge_agent.host.unit import SERVICE_USER, account, unit_of
 
     user = account(SERVICE_USER)
     if env_file is not None and user is not None:
         yield readable(env_file, user)
     unit = unit_of(env_file)
-    state = unit_state(unit)
     if state is None:
         yield Finding("unit", NOTE, "systemd does not run here", "whatever starts the agent must start it anew, too")
     elif state.load == "not-found":

@@ -11,12 +11,12 @@ from edge_agent.core.frame import Picture
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, MissingPackage, ModelError
+from edge_agent.inference.golden import golden_picture
 from edge_agent.inference.onnx.contract import bind, require
 from edge_agent.inference.onnx.file import parse_onnx, read_model
 from edge_agent.inference.preprocess import Preprocessor
 
 _FATAL = 4  # ONNX Runtime's own log lines would only repeat what our errors say
-_WARM_UP_PX = (480, 640)
 
 
 class OrtEngine:
@@ -74,7 +74,7 @@ class OrtEngine:
             self._session: Any = ort.InferenceSession(
                 str(path), sess_options=_options(ort, threads), providers=["CPUExecutionProvider"]
             )
-            self.infer(Picture(np.zeros(_WARM_UP_PX, np.uint8)))
+            self.infer(golden_picture())
         except refusals as error:
             raise ModelError(
                 f"model {path}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}",

@@ -83,6 +83,11 @@ class AgentProcess:
         return self
 
     @property
+    def pid(self) -> int:
+        """Of the running process."""
+        return self.process.pid
+
+    @property
     def log(self) -> str:
         """All that it has written to stderr."""
         return "".join(self._log)

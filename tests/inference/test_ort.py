@@ -177,7 +177,7 @@ def test_what_the_runtime_refuses_is_a_model_error(tmp_path: Path, capfd: pytest
 
 
 def test_answers_that_are_no_numbers_are_an_engine_error(tmp_path: Path) -> None:
-    engine = opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=200.0, net=(64, 32)))
+    engine = opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=110.0, net=(64, 32)))
     assert engine.infer(Picture(np.zeros((32, 64), np.uint8)))["cov"].max() < 1.0
     with pytest.raises(EngineError, match=r"cov output holds NaN or infinity"):
         engine.infer(Picture(np.full((32, 64), 255, np.uint8)))
@@ -186,6 +186,12 @@ def test_answers_that_are_no_numbers_are_an_engine_error(tmp_path: Path) -> None
 def test_a_network_that_never_answers_in_numbers_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"NaN or infinity"):
         opened(graphs.gridbox(tmp_path / "m.onnx", activation="Log"))
+
+
+def test_it_answers_the_golden_picture_before_it_counts_as_open(tmp_path: Path) -> None:
+    """A blank one would do for this network, and the first face would end the agent."""
+    with pytest.raises(ModelError, match=r"NaN or infinity"):
+        opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=200.0, net=(64, 32)))
 
 
 def test_use_after_close(tmp_path: Path) -> None:

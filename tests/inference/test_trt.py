@@ -16,10 +16,11 @@ from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.frame import Picture
 from edge_agent.core.geometry import iou
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
+from edge_agent.inference.golden import golden_picture
 from edge_agent.inference.onnx.graph import read_graph
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.inference.trt.golden import TOLERANCES, golden_picture
+from edge_agent.inference.trt.golden import TOLERANCES
 from edge_agent.inference.trt.open import heartbeat
 from edge_agent.inference.trt.precision import Abilities, choose, has_fast_int8, layers_in, used
 from edge_agent.inference.trt.source import Network, read_network

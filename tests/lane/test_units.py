@@ -88,6 +88,8 @@ def test_check_by_root_is_as_the_service_and_knows_its_unit_and_settings(lane: L
     assert lane.machine.run("sh", "-c", "ls -d /tmp/edge-agent-*", check=False) == "", "the password's copy has gone"
     by_user = findings("runuser", "-u", "edge-agent", "--")
     assert by_user["checked as"]["remedy"] == f"sudo edge-agent check --env-file {env_file}"
+    said = lane.machine.run("env", "HOME=/root", agent, "check", check=False)
+    assert "sudo edge-agent check --env-file /etc/edge-agent/edge-agent.env" in said, "nobody's settings were named"
 
     lane.machine.run("systemctl", "start", unit("checked"))
     found = findings()

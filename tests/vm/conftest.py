@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Protocol
 
 import pytest
 
@@ -50,6 +50,11 @@ def load_driver(*more: str) -> None:
     eventually(lambda: os.access(NODE, os.R_OK | os.W_OK), f"{NODE} is there", DEADLINE_S)
 
 
+def bind(how: str) -> None:
+    """`unbind` takes the camera away under whoever uses it; `bind` brings it back."""
+    (DRIVER / how).write_text("vivid.0")
+
+
 def control(**values: Any) -> None:
     """Set controls of the camera; buttons take any number."""
     chosen = ",".join(f"{name}={value}" for name, value in values.items())
@@ -58,7 +63,7 @@ def control(**values: Any) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _virtual_machine() -> None:
-    if os.environ.get("EDGE_AGENT_LANE_VM") != "1":
+    if os.environ.get("LANE_VM") != "1":
         pytest.skip("needs a kernel whose cameras may be broken: scripts/vm-lane")
 
 
@@ -69,12 +74,24 @@ def driver(_virtual_machine: None) -> Iterator[None]:
     yield
 
 
+class Agent(Protocol):
+    """Started by the test, or by systemd."""
+
+    @property
+    def log(self) -> str:
+        """What it has written."""
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+
+
 class Watched:
     """The agent with one camera, `door`, seen through its broker."""
 
-    def __init__(self, agent: AgentProcess, listener: Listener, base: str = "edge-agent/n") -> None:
-        self._agent, self._listener, self._base = agent, listener, base
-        self._since = 0
+    def __init__(self, agent: Agent, listener: Listener, node: str = "n") -> None:
+        self._agent, self._listener, self._base = agent, listener, f"edge-agent/{node}"
+        self._since: Dict[str, int] = {}
 
     @property
     def presence(self) -> Optional[bytes]:
@@ -103,31 +120,36 @@ class Watched:
         """Wait for `None`; returns the seconds."""
         return self._wait(lambda: self.presence == b"None", "None is told", deadline_s)
 
-    def offline(self) -> bool:
-        """The camera is told as unavailable."""
-        return self._listener.last(f"{self._base}/door/availability") == b"offline"
+    def cannot_see(self, sight: str) -> bool:
+        """It is told as unavailable, with this reason everywhere."""
+        attributes = json.loads(self._listener.last(f"{self._base}/door/presence/attributes"))
+        offline = self._listener.last(f"{self._base}/door/availability") == b"offline"
+        return offline and attributes["reason"] == sight == self.camera()["sight"]
 
     def descriptors(self) -> Dict[str, int]:
         """All that the process has open, and how many of them are video nodes."""
         links = []
-        for entry in Path(f"/proc/{self._agent.process.pid}/fd").iterdir():
+        for entry in Path(f"/proc/{self._agent.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 links.append(os.readlink(entry))
         return {"all": len(links), "video": sum(link.startswith("/dev/video") for link in links)}
 
     def mark(self) -> None:
         """`told` is what is told from here on."""
-        self._since = len(self._listener.payloads(f"{self._base}/door/presence"))
+        self._since = {topic: len(self._heard(topic)) for topic in ("presence", "availability")}
 
-    def told(self) -> List[bytes]:
-        """Every presence since `mark`."""
-        return self._listener.payloads(f"{self._base}/door/presence")[self._since :]
+    def told(self, topic: str = "presence") -> List[bytes]:
+        """Every value since `mark`."""
+        return self._heard(topic)[self._since[topic] :]
 
     def grows(self, name: str, by: int = 1) -> str:
         """Wait until a counter has grown since now; returns it in words."""
         before = self.counters().get(name, 0)
         self._wait(lambda: self.counters().get(name, 0) >= before + by, f"{name} grows", DEADLINE_S)
         return f"{name} +{self.counters()[name] - before}"
+
+    def _heard(self, topic: str) -> List[bytes]:
+        return self._listener.payloads(f"{self._base}/door/{topic}")
 
     def _wait(self, true: Any, what: str, deadline_s: float) -> float:
         began_t = time.monotonic()

@@ -1,26 +1,33 @@
 """The agent's V4L2 capture on a real kernel, with cameras that fail: it recovers, says so, and leaks nothing."""
 
+import itertools
 import mmap
 import subprocess
+import threading
 import time
-from contextlib import closing
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions
+from edge_agent.capture.v4l2.controls import set_controls
+from edge_agent.capture.v4l2.kernel import Device, LinuxKernel
 from edge_agent.capture.v4l2.source import V4l2Source
 from edge_agent.core.ports import MappedBuffer
 from edge_agent.core.types import Array
 from tests.fakes.broker import eventually
-from tests.vm.conftest import DEADLINE_S, DRIVER, NODE, ROWS, Row, Watched, control, load_driver, watched
+from tests.vm.conftest import DEADLINE_S, NODE, ROWS, Row, Watched, bind, control, load_driver, watched
 
 BACK_S = 15.0
 BLIND_S = 10.0
 CAMERA = {"CAMERAS__DOOR__WIDTH": 320, "CAMERAS__DOOR__HEIGHT": 180, "CAMERAS__DOOR__FPS": 10}
-AS_IT_COMES = {"test_pattern": 0, "brightness": 128, "contrast": 128, "osd_text_mode": 0}
+BARS, BLACK = 0, 5
+"""Of the driver's menu of test patterns."""
+AS_IT_COMES = {
+    "test_pattern": BARS, "brightness": 128, "contrast": 128, "osd_text_mode": 0, "horizontal_movement": 3
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +36,6 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     load_driver()
     with watched(tmp_path_factory.mktemp("agent"), f"v4l2:{NODE}", **CAMERA) as it:
         yield it
-
-
-def bind(how: str) -> None:
-    (DRIVER / how).write_text("vivid.0")
 
 
 def recovers(agent: Watched, fault: str, counted: str, strike: Callable[[], None], mend: Callable[[], None]) -> None:
@@ -46,6 +49,7 @@ def recovers(agent: Watched, fault: str, counted: str, strike: Callable[[], None
     back_s = agent.sees()
     told = agent.told()
     assert told.index(b"None") == 0, f"before the camera was known to be lost: {told}"
+    assert agent.told("availability") == [b"offline", b"online"]
     eventually(lambda: agent.counters().get(counted, 0) > before.get(counted, 0), counted, DEADLINE_S)
     eventually(lambda: agent.counters()["recoveries"] > before["recoveries"], "recoveries", DEADLINE_S)
     eventually(lambda: agent.descriptors() == held, f"{held} descriptors, not {agent.descriptors()}", DEADLINE_S)
@@ -207,7 +211,7 @@ def test_a_driver_without_user_pointers(agent: Watched) -> None:
 @pytest.mark.parametrize(
     ("sight", "scene"),
     [
-        ("dark", {"osd_text_mode": 2, "test_pattern": 5}),
+        ("dark", {"osd_text_mode": 2, "test_pattern": BLACK}),
         ("covered", {"osd_text_mode": 2, "brightness": 200, "contrast": 0}),
         ("frozen", {"osd_text_mode": 2}),
     ],
@@ -217,11 +221,53 @@ def test_a_camera_that_delivers_but_cannot_see(agent: Watched, sight: str, scene
     control(**scene)
     try:
         blind_s = agent.blind()
-        eventually(lambda: agent.camera()["sight"] == sight, f"{agent.camera()}, not {sight}", DEADLINE_S)
-        assert agent.offline()
+        eventually(lambda: agent.cannot_see(sight), f"{agent.camera()}, not {sight}", DEADLINE_S)
     finally:
         control(**AS_IT_COMES)
     ROWS.append(Row(f"scene: {sight}", blind_s, agent.sees(), f"sight {sight}"))
+    assert blind_s < BLIND_S
+
+
+@contextmanager
+def strobed() -> Iterator[Callable[[], None]]:
+    """About every other picture is black, as with an emitter that strobes. Calling what is given ends the light."""
+    dead = threading.Event()
+
+    def strobe() -> None:
+        with closing(Device(LinuxKernel(), NODE)) as device:
+            for pattern in itertools.cycle((BARS, BLACK)):
+                set_controls(device, NODE, {"test_pattern": pattern})
+                if dead.wait(1 / CAMERA["CAMERAS__DOOR__FPS"]):
+                    break
+            set_controls(device, NODE, {"test_pattern": BLACK})
+
+    thread = threading.Thread(target=strobe)
+
+    def die() -> None:
+        dead.set()
+        thread.join()
+
+    thread.start()
+    try:
+        yield die
+    finally:
+        die()
+
+
+def test_an_emitter_that_dies(agent: Watched) -> None:
+    agent.sees()
+    agent.mark()
+    control(osd_text_mode=2, horizontal_movement=5)
+    try:
+        with strobed() as die:
+            agent.grows("dropped_dark", 30)
+            assert agent.told() == [], "a strobe is no blindness"
+            die()
+            blind_s = agent.blind()
+            eventually(lambda: agent.cannot_see("emitter"), f"{agent.camera()}", DEADLINE_S)
+    finally:
+        control(**AS_IT_COMES)
+    ROWS.append(Row("scene: dead emitter", blind_s, agent.sees(), "sight emitter"))
     assert blind_s < BLIND_S
 
 
@@ -236,10 +282,3 @@ def test_a_clock_that_steps_is_no_fault(agent: Watched) -> None:
     assert [after[name] - before[name] for name in ("faults", "stalls")] == [0, 0]
     assert agent.told() == []
     ROWS.append(Row("clock steps +1 h, -2 h, 1970, 2031", None, None, "faults +0, stalls +0"))
-
-
-def test_a_dead_emitter(tmp_path: Path) -> None:
-    with watched(tmp_path, "test://empty?size=320x180&fps=10&strobe=1:1&dark=12-1000") as agent:
-        eventually(lambda: agent.camera()["sight"] == "emitter", f"{agent.camera()}", DEADLINE_S)
-        assert agent.presence == b"None" and agent.offline()
-        ROWS.append(Row("scene: dead emitter (synthetic)", None, None, "sight emitter"))

@@ -8,9 +8,9 @@ from typing import Callable, Dict, Mapping, Optional
 
 import numpy as np
 
-from edge_agent.core.frame import Picture
 from edge_agent.core.types import Array
-from edge_agent.errors import EngineError, InputError
+from edge_agent.errors import EngineError
+from edge_agent.inference.golden import golden_picture
 from edge_agent.inference.ort import answer_once
 from edge_agent.inference.preprocess import Preprocessor
 from edge_agent.inference.trt.cache import EngineCache
@@ -21,23 +21,6 @@ from edge_agent.inference.trt.source import Network
 TOLERANCES = {"fp32": 0.02, "fp16": 0.05, "int8": 0.35}
 # Outputs whose root mean square is smaller count as this large, in their own units: an offset is a part of a cell.
 _LEAST_RMS = {"cov": 0.01, "heatmap": 0.01, "bbox": 0.1, "scale": 0.1, "offset": 0.25}
-_PICTURE = Path(__file__).parents[2] / "assets" / "golden.pgm"
-_PGM = b"P5\n256 192\n255\n"
-
-
-def golden_picture() -> Picture:
-    """A face, (192, 256) uint8; see assets/README.md.
-
-    Raises:
-        InputError: The installation is damaged.
-    """
-    try:
-        data = _PICTURE.read_bytes()
-    except OSError as error:
-        raise InputError(f"{_PICTURE}: {error.strerror}", "install edge-agent again") from error
-    if not data.startswith(_PGM) or len(data) != len(_PGM) + 192 * 256:
-        raise InputError(f"{_PICTURE}: damaged", "install edge-agent again")
-    return Picture(np.frombuffer(data, np.uint8, offset=len(_PGM)).reshape(192, 256))
 
 
 def reference(network: Network, cache: EngineCache, tell: Callable[[str], None]) -> Dict[str, Array]:

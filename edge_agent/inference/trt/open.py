@@ -10,11 +10,12 @@ from typing import Callable, Iterator, Literal, Mapping, Optional, Tuple
 
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, ModelError
+from edge_agent.inference.golden import golden_picture
 from edge_agent.inference.trt.build import Recipe
 from edge_agent.inference.trt.cache import EngineCache, EngineKey, Manifest, describe
 from edge_agent.inference.trt.calibration import read_calibration, restamped
 from edge_agent.inference.trt.find import find_place
-from edge_agent.inference.trt.golden import golden_picture, reference, require_plausible, require_same
+from edge_agent.inference.trt.golden import reference, require_plausible, require_same
 from edge_agent.inference.trt.place import Place, ProvableEngine
 from edge_agent.inference.trt.precision import Choice, choose, require_met, used
 from edge_agent.inference.trt.source import Network

@@ -22,6 +22,8 @@ ANSWER_S = 10.0
 REDRAW_S = 1.0
 ENTER, LEAVE, HOME = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[J"
 OLDER_LINES = 100
+LINE_CHARS = 500
+"""Of what somebody has published; more than all that an agent says."""
 
 Item = Tuple[str, Any]
 """What paho's thread tells: "connected", "lost", "subscribed" with reason codes, or "message"."""
@@ -228,7 +230,7 @@ class _Watch:
             self._say(line)
 
     def _say(self, line: str) -> None:
-        line = f"{datetime.now():%H:%M:%S}  {printable(line)}"
+        line = f"{datetime.now():%H:%M:%S}  {printable(line[:LINE_CHARS])}"
         if self._live:
             self._table.note(line)
         elif self._args.json:

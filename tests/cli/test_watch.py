@@ -166,9 +166,11 @@ def test_what_is_not_as_it_should_be_does_no_harm(broker: Broker) -> None:
         for number, payload in enumerate((b"", b"[]", b'{"engine": 3, "score": "x"}', b"\xff", b'{"reasons": 3}')):
             publish(broker, topic.replace("lobby", f"lobby{number}"), payload)
     publish(broker, "evil/availability", b"\x1b]0;owned\x07")
+    publish(broker, "vast/availability", b"[" * 100_000)
     done = watch(broker)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout and "\x07" not in done.stdout and "?]0;owned?" in done.stdout
+    assert "[[[" in done.stdout and max(map(len, done.stdout.splitlines())) < 600
 
 
 def test_nobody_listens() -> None:

@@ -28,6 +28,7 @@ from edge_agent.mqtt.notices import Subscription
 from edge_agent.mqtt.outbox.memory import MemoryOutbox
 from edge_agent.mqtt.params import MqttParams, OutboxParams
 from edge_agent.mqtt.publisher import Publisher, last_will
+from tests.fakes.broker import DEADLINE_S
 
 QUICK = {"retry_min_s": 0.05, "retry_max_s": 0.2}
 HEALTH: Mapping[str, Any] = {"state": "ok", "reasons": [], "clock_synced": True}
@@ -136,7 +137,7 @@ class Agent:
         except queue.Empty:
             return items
 
-    def until(self, true: Callable[[], Any], what: str = "", deadline_s: float = 15.0) -> None:
+    def until(self, true: Callable[[], Any], what: str = "", deadline_s: float = DEADLINE_S) -> None:
         """Work until `true()`."""
         end = time.monotonic() + deadline_s
         while not true():

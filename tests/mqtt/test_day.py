@@ -19,7 +19,7 @@ from edge_agent.mqtt.outbox.sqlite import SqliteOutbox
 from edge_agent.mqtt.params import MqttParams, OutboxParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from tests.core.staged_camera import StagedCamera, textured
-from tests.fakes.broker import Broker, Gate, Listener, eventually, needs_mosquitto
+from tests.fakes.broker import DEADLINE_S, Broker, Gate, Listener, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import fake_jpeg
 
 VISITS = 8_640
@@ -82,7 +82,7 @@ class Day:
 
     def settle(self, what: str) -> None:
         """Work until everything is told."""
-        until_t = time.monotonic() + 15.0
+        until_t = time.monotonic() + DEADLINE_S
         while not (self.publisher.told and not self.outbox.status().pending):
             assert time.monotonic() < until_t, f"{what}: {self.client.status()}, {self.outbox.status()}"
             self.pump(0.005)

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List
 
 from edge_agent.commands.live import is_crop
 from edge_agent.mqtt.outbox.sqlite import RETRY_S
+from tests.fakes.broker import eventually
 from tests.fakes.proxy import Passed, Verdict
 from tests.programs.chaos_world import AGENT, ALL, BASE, World
 
@@ -128,16 +129,16 @@ def disk(world: World) -> None:
 
 def poison(world: World) -> None:
     """One message that no connection survives."""
-    world.proxy.judge = Poison("cut", world.chance.choice(("start", "end", "crop")))
-    world.wait(2.5, 3.5)
+    _strike(world, Poison("cut", world.chance.choice(("start", "end", "crop"))))
+    world.wait(2.0, 3.0)
     world.proxy.mend()
 
 
 def malformed(world: World) -> None:
     """Some messages that the broker calls malformed."""
     world.speak_5()
-    world.proxy.judge = Poison("refuse", world.chance.choice(("start", "end", "crop")), world.chance.randint(1, 5))
-    world.wait(1.0, 2.6)
+    _strike(world, Poison("refuse", world.chance.choice(("start", "end", "crop")), world.chance.randint(1, 5)))
+    world.wait(0.5, 2.0)
     world.proxy.mend()
 
 
@@ -176,6 +177,11 @@ class Poison:
         self._verdict, self._kind, self._left = verdict, kind, count
         self._chosen: List[Any] = []
 
+    @property
+    def struck(self) -> bool:
+        """Whether there was one of that kind yet."""
+        return bool(self._chosen)
+
     def __call__(self, passed: Passed) -> Verdict:
         """Of one PUBLISH."""
         identity: Any = passed.topic
@@ -187,6 +193,12 @@ class Poison:
             self._left -= 1
             self._chosen.append(identity)
         return self._verdict if kind == self._kind and identity in self._chosen else None
+
+
+def _strike(world: World, poison: Poison) -> None:
+    """Wait until there is something to poison: an agent that has just started has nothing to say for a while."""
+    world.proxy.judge = poison
+    eventually(lambda: poison.struck, "something to poison")
 
 
 def _meanwhile(world: World, least_s: float, most_s: float) -> None:

@@ -212,10 +212,12 @@ class World:
             return [f"{t} retains {late.last(t)!r} after a stop" for t, v in wanted.items() if late.last(t) != v]
 
     def new_chapter(self) -> None:
-        """Forget what is settled, and start anew."""
+        """Forget what is settled, and start anew; a fault before the agent has connected would strike nobody."""
         self.evidence = Evidence(self.scenes)
         self._record, self._heard = len(self.proxy.record), len(self.listener.heard)
+        self.proxy.protocol = 0
         self.start_agent()
+        eventually(lambda: self.proxy.protocol, "the agent connects")
 
     def keep(self, folder: Path, faults: List[str]) -> None:
         """Write the evidence down."""

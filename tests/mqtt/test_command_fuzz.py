@@ -1,0 +1,78 @@
+"""A hundred thousand messages through the whole handler of commands: nothing is raised, every answer is bounded."""
+
+import json
+from random import Random
+from typing import Any, Dict, List, Mapping
+
+from edge_agent.core.messages import Message
+from edge_agent.core.overrides import Overrides
+from edge_agent.core.requests import COMMANDS, Command, Done, Guard
+from edge_agent.core.topics import Topics
+from edge_agent.errors import ConfigError
+from edge_agent.mqtt.commands import Commands
+from edge_agent.mqtt.notices import Received
+from tests.core.test_requests import RULES, mutated
+from tests.fakes.clock import FakeClock
+from tests.fakes.schemas import validate_message
+
+TOPICS = Topics("edge-agent", "lobby")
+NAMES = (*COMMANDS, "unknown", "", "a/b", "x" * 70, "A b", "\u00e9", "\ufffd")
+SWITCHES = tuple(
+    TOPICS.camera(camera).switch_set(name) for camera in ("door", "x") for name in ("detection", "crops", "y")
+)
+
+
+class Speaker:
+    """Keeps the answers."""
+
+    def __init__(self) -> None:
+        self.said: List[Message] = []
+
+    def retain(self, message: Message) -> None:
+        """A switch's state."""
+
+    def say(self, message: Message) -> None:
+        """An answer."""
+        self.said.append(message)
+
+    def republish(self) -> None:
+        """All of it."""
+
+
+def refuse() -> Dict[str, Any]:
+    raise ConfigError(["EDGE_AGENT_NODE: expected an id"], "see config/README.md")
+
+
+def test_nothing_that_is_sent_raises_in_the_handler_or_makes_it_talk_without_bound() -> None:
+    random, clock, guard, speaker = Random(1), FakeClock(), Guard(RULES), Speaker()
+    waiting: List[Command] = []
+
+    def submit(command: Command) -> bool:
+        waiting.append(command)
+        return random.random() < 0.9
+
+    actions: Mapping[str, Any] = {"reload": refuse, "restart": dict, "set_threshold": lambda: {"threshold": 0.5}}
+    commands = Commands(
+        TOPICS, guard, Overrides(), speaker, submit, lambda overrides: None, lambda crop: None, actions,
+        lambda: clock.advance(random.choice((0.0, 0.3, 1.0))),
+    )  # fmt: skip
+    judged = answered = 0
+    for number in range(100_000):
+        topic = random.choice((TOPICS.request(random.choice(NAMES)), random.choice(SWITCHES), "homeassistant/status"))
+        payload = random.choice((mutated(random), random.choice((b"ON", b"OFF", b"on", b"ON\n", b"\xff\x00", b""))))
+        commands.received(Received(topic, payload, random.random() < 0.02))
+        for command in waiting:
+            error = "no frame" if command.name == "snapshot" or random.random() < 0.1 else None
+            commands.done(Done(command, error=error))
+        for message in speaker.said:
+            assert len(message.payload) < 1024 and json.loads(message.payload)["status"] in ("ok", "error")
+            if number % 50 == 0:
+                validate_message(message.topic, message.payload)
+        judged, answered = judged + (topic != "homeassistant/status"), answered + len(speaker.said)
+        waiting.clear()
+        speaker.said.clear()
+    assert 1_000 < answered < judged
+    assert guard.accepted > 1_000
+    assert {"malformed", "oversized", "unknown", "invalid", "duplicate", "expired", "retained", "flooded"} <= set(
+        guard.refused
+    )

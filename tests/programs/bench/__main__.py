@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -34,6 +35,8 @@ PROMPT = "set_tcp_nodelay true\n"
 def main() -> int:
     """The command line."""
     args = _arguments()
+    # As an installed program: its byte code is kept.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     about = _about(args)
     with tempfile.TemporaryDirectory() as name, Broker(Path(name), PROMPT) as broker:
         print("making the network and its INT8 version", file=sys.stderr)
@@ -104,7 +107,7 @@ def _about(args: argparse.Namespace) -> Dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{len(os.sched_getaffinity(0))} x {cpu}, Python {platform.python_version()}",
-        "command": f"scripts/bench --rounds {args.rounds} --onsets {args.onsets} --fps {args.fps:g}",
+        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
         "load_before": os.getloadavg(),
     }
 

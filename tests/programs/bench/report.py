@@ -76,6 +76,7 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
     get = found.get
     ours, int8, fp32, alone = get(arms.OURS), get(arms.SCRIPT), get(arms.SCRIPT_FP32), get(arms.INFER)
     two, lean, eight, over = get(arms.OURS_2T), get(arms.LEAN), get(arms.EIGHT), get(arms.OVERLOAD)
+    idle, awake = get(arms.IDLE), get(arms.IDLE_FULL)
     net = {name: net_cpu_ms(found, name) for name in found}
     own = net.get(arms.OURS)
 
@@ -97,9 +98,10 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
         Line("1 CPU per processed frame, agent int8 / script int8", share(own, net.get(arms.SCRIPT)), 0.7),
         Line("2 agent CPU outside inference / inference, 1 face", share(_less(own, network), network), 0.08,
              "whole process: capture, MQTT, disk and health once a second included"),
-        Line("3 idle scene CPU / full rate", None, 0.25, "needs the idle rate"),
-        Line("4 peak RSS with OpenCV, MB", of(ours, "peak_rss_mb"), 130),
-        Line("4 peak RSS without OpenCV, MB", of(lean, "peak_rss_mb"), 95, "crops off: no JPEG encoder then"),
+        Line("3 CPU a second, nobody there, idle rate / every picture", share(_a_second(idle), _a_second(awake)), 0.25,
+             "decode included"),
+        Line("4 peak RSS with OpenCV, MB", of(ours, "peak_rss_mb"), 130, _least(get(arms.LIBRARIES))),
+        Line("4 peak RSS without OpenCV, MB", of(lean, "peak_rss_mb"), 95, _least(get(arms.LIBRARIES_LEAN))),
         Line("4 peak RSS, 8 cameras / 1", share(of(eight, "peak_rss_mb"), of(ours, "peak_rss_mb")), 1.1),
         Line("4 start to first event, s", of(ours, "first_event_s"), 0.5),
         Line("5 onset p99 / (2 x network p99 + 10 ms)", share(late, bound), 1.0,
@@ -111,13 +113,21 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
 
 def net_cpu_ms(found: Dict[str, Result], name: str) -> Optional[float]:
     """CPU per processed frame without the decoding of all that was read; None where that is not known."""
-    if name in (arms.DECODE_OURS, arms.DECODE_SCRIPT, arms.INFER):
+    if name in arms.PARTS:
         return None
     by = arms.DECODE_SCRIPT if name.startswith("script") else arms.DECODE_OURS
     result, decode = found[name], found.get(by)
     if decode is None or not result.work.processed:
         return None
     return result.work.cpu_per_frame_ms - decode.work.cpu_per_frame_ms * result.work.read / result.work.processed
+
+
+def _a_second(result: Optional[Result]) -> Optional[float]:
+    return result.work.cpu_s / result.work.seconds if result and result.work.seconds else None
+
+
+def _least(libraries: Optional[Result]) -> str:
+    return f"the libraries and the network alone: {libraries.peak_rss_mb:.0f}" if libraries else ""
 
 
 def _less(whole: Optional[float], part: Optional[float]) -> Optional[float]:

@@ -129,6 +129,26 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     assert [report.Line("", value, 1.0).verdict for value in (1.0, 1.1)] == ["met", "MISSED"]
 
 
+def test_the_page_of_a_run_comes_from_its_json_alone() -> None:
+    given = {
+        "about": {
+            "date": "today",
+            "machine": "one",
+            "command": "scripts/bench",
+            "load_before": [1.0],
+            "load_after": [2.0],
+        },
+        "failed": {"dead": "dead: ended by itself"},
+        **report.as_json(
+            {}, [report.Line("a", 0.5, 1.0), report.Line("b", 131.2, 130.0, "why"), report.Line("c", None, 1.0)]
+        ),
+    }
+    text = "\n".join(report.page(json.loads(json.dumps(given))))
+    assert "| a | 0.500 | 1 | met |  |" in text and "| b | 131 | 130 | **MISSED** | why |" in text
+    assert "Not measured: c." in text and "today, one, load average 1.0 before and 2.0 after" in text
+    assert text.endswith("dead: ended by itself")
+
+
 @pytest.mark.parametrize("payload", [b'{"event": "start"}', b'{"event": "start", "box": [0.0, 0.0, 0.1, 0.2]}'])
 def test_any_command_may_leave_out_where(payload: bytes) -> None:
     said = arms.plain("t", payload)

@@ -76,7 +76,7 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
     get = found.get
     ours, int8, fp32, alone = get(arms.OURS), get(arms.SCRIPT), get(arms.SCRIPT_FP32), get(arms.INFER)
     two, lean, eight, over = get(arms.OURS_2T), get(arms.LEAN), get(arms.EIGHT), get(arms.OVERLOAD)
-    idle, awake = get(arms.IDLE), get(arms.IDLE_FULL)
+    idle, awake, woken = get(arms.IDLE), get(arms.IDLE_FULL), get(arms.IDLE_VISITS)
     net = {name: net_cpu_ms(found, name) for name in found}
     own = net.get(arms.OURS)
 
@@ -100,6 +100,7 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
              "whole process: capture, MQTT, disk and health once a second included"),
         Line("3 CPU a second, nobody there, idle rate / every picture", share(_a_second(idle), _a_second(awake)), 0.25,
              "decode included"),
+        Line("3 onsets missed by an agent that idles between them", float(woken.score.missed) if woken else None, 0),
         Line("4 peak RSS with OpenCV, MB", of(ours, "peak_rss_mb"), 130, _least(get(arms.LIBRARIES))),
         Line("4 peak RSS without OpenCV, MB", of(lean, "peak_rss_mb"), 95, _least(get(arms.LIBRARIES_LEAN))),
         Line("4 peak RSS, 8 cameras / 1", share(of(eight, "peak_rss_mb"), of(ours, "peak_rss_mb")), 1.1),

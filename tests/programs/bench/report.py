@@ -213,6 +213,7 @@ def as_json(found: Dict[str, Result], judged: Sequence[Line]) -> Dict[str, Any]:
         "arms": {
             name: {
                 "latencies_ms": [round(ms, 2) for ms in one.score.latencies_ms],
+                "rounds_ms": [[round(ms, 2) for ms in late] for late in one.rounds_ms],
                 "missed": one.score.missed,
                 "stale": one.score.stale,
                 "cpu_per_frame_ms": _rounded(one.work.cpu_per_frame_ms),

@@ -1,6 +1,6 @@
 """How late an event is and what it costs, beside the scripts that people write for the same.
 
-    scripts/bench                       all arms, 3 rounds of 10 faces each: about 15 minutes
+    scripts/bench                       all arms, 3 rounds of 10 faces each: about 18 minutes
     scripts/bench --table FILE          the tables of a run from its bench.json, as the README has them
     scripts/bench --arm "mine=./mine"   another command beside them (its environment: `arms.command`)
 

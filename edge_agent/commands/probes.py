@@ -91,6 +91,9 @@ def engine(settings: "Settings") -> Iterator[Finding]:
         opened.close()
     info = opened.info
     yield Finding("engine", OK, f"{info.model} on {info.backend}, {info.precision}, {took_ms:.1f} ms for 640x480")
+    if info.backend == "onnxruntime" and info.precision == "fp32" and settings.model.precision == "auto":
+        words = "not in use: it must first show, on pictures of your own, the same faces in less time on this CPU"
+        yield Finding("int8", NOTE, words, "edge-agent model calibrate --camera NAME --env-file FILE")
     if info.backend == "scripted":
         yield Finding("golden answer", NOTE, "the scripted engine computes no network", "set EDGE_AGENT_MODEL__MODEL")
     else:

@@ -21,16 +21,18 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Until SIGINT or SIGTERM, or until every source has ended."""
+    from edge_agent.host.heap import made_to_stay
     from edge_agent.host.signals import Signals
 
     # Before all that takes time, such as the imports below.
     signals = Signals()
-    from edge_agent.app.agent import run_agent
-    from edge_agent.config.settings import load_settings, require_cameras
-    from edge_agent.host import journal
+    with made_to_stay():  # the imports' search for garbage was a fifth of their time
+        from edge_agent.app.agent import run_agent
+        from edge_agent.config.settings import load_settings, require_cameras
+        from edge_agent.host import journal
 
-    read = partial(load_settings, os.environ, args.env_file)
-    settings = read()
+        read = partial(load_settings, os.environ, args.env_file)
+        settings = read()
     journal.configure(settings.log_level, os.environ)
     require_cameras(settings)
     return run_agent(settings, os.environ, read, signals)

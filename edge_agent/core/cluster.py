@@ -184,7 +184,8 @@ def dbscan(xyxy: Array, confidence: Array, eps: float, min_boxes: int, min_score
 def _near(xyxy: Array, eps: float) -> Array:
     """(N, N) bool: which boxes are neighbours; each is its own, at distance 0. In float32, as NVIDIA's, and faster."""
     columns = _columns(xyxy.astype(np.float32))
-    return np.asarray(1.0 - _iou(columns[:, :, None], columns[:, None, :]) < eps)
+    near = _iou(columns[:, :, None], columns[:, None, :])
+    return np.asarray(np.subtract(1.0, near, out=near) < eps)
 
 
 def _core(near: Array, min_boxes: int) -> Array:
@@ -200,11 +201,13 @@ def _columns(boxes: Array) -> Array:
 
 def _iou(a: Array, b: Array) -> Array:
     """Intersection over union of two broadcastable sets of columns, in as few temporary arrays as possible."""
+    lower = np.maximum(a[0], b[0])
     width = np.minimum(a[2], b[2])
-    width -= np.maximum(a[0], b[0])
+    width -= lower
     np.maximum(width, 0.0, out=width)
+    np.maximum(a[1], b[1], out=lower)
     height = np.minimum(a[3], b[3])
-    height -= np.maximum(a[1], b[1])
+    height -= lower
     np.maximum(height, 0.0, out=height)
     inner = np.multiply(width, height, out=width)
     union = np.add(a[4], b[4], out=height)

@@ -1,10 +1,13 @@
-"""What the C library keeps of freed memory goes back to the system."""
+"""What the C library keeps of freed memory goes back to the system; what stays is not searched for garbage."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from edge_agent.host.heap import made_to_stay
 
 PROGRAM = """
 import ctypes
@@ -25,3 +28,17 @@ print(before - rss_bytes())
 def test_freed_memory_goes_back() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=30)
     assert int(done.stdout) > 30e6, "of 65 MB"
+
+
+def test_what_is_made_to_stay_is_left_alone_and_later_garbage_is_not() -> None:
+    try:
+        with pytest.raises(ValueError), made_to_stay():
+            assert not gc.isenabled()
+            kept = [[number] for number in range(1000)]
+            raise ValueError
+        assert gc.isenabled(), "also after a fault"
+        later = [[]]
+        assert any(item is later for item in gc.get_objects()) and gc.get_freeze_count() >= len(kept)
+        assert not any(item is kept for item in gc.get_objects())
+    finally:
+        gc.unfreeze()

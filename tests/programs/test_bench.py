@@ -6,13 +6,14 @@ import sys
 import threading
 from pathlib import Path
 from typing import Dict, List
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
 
 from tests.fakes.broker import Broker, needs_mosquitto
-from tests.programs.bench import arms, network, report, scene
+from tests.programs.bench import arms, network, picture, report, scene
 from tests.programs.bench.camera import QUEUE, Reader
 from tests.programs.bench.scores import Heard, Onset, Sample, judge, work
 from tests.programs.bench.turn import ArmFailed, Turn, take_turn
@@ -88,8 +89,8 @@ def test_the_network_finds_each_place_in_fp32_and_int8_alike(tmp_path: Path) -> 
         engine = OrtEngine(path, FACEDETECTIR)
         assert engine.info.precision == precision
         detector = FaceDetector(engine, DetectionParams(nms_iou_threshold=arms.IOU))
-        for slot, picture in shown.items():
-            boxes = detector.detect(Picture(picture)).xyxy / np.array([640, 480, 640, 480], np.float32)
+        for slot, pixels in shown.items():
+            boxes = detector.detect(Picture(pixels)).xyxy / np.array([640, 480, 640, 480], np.float32)
             assert [arms._slot(box.tolist()) for box in boxes] == ([] if slot is None else [slot])
 
 
@@ -127,6 +128,35 @@ def test_real_arms_slow_deaf_and_dead(tmp_path: Path) -> None:
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     assert {line.verdict for line in report.lines({}, 30.0)} == {"not measured"}
     assert [report.Line("", value, 1.0).verdict for value in (1.0, 1.1)] == ["met", "MISSED"]
+
+
+def test_the_page_of_a_run_comes_from_its_json_alone() -> None:
+    given = {
+        "about": {
+            "date": "today",
+            "machine": "one",
+            "command": "scripts/bench",
+            "load_before": [1.0],
+            "load_after": [2.0],
+        },
+        "failed": {"dead": "dead: ended by itself"},
+        **report.as_json(
+            {}, [report.Line("a", 0.5, 1.0), report.Line("b", 131.2, 130.0, "why"), report.Line("c", None, 1.0)]
+        ),
+    }
+    text = "\n".join(report.page(json.loads(json.dumps(given))))
+    assert "| a | 0.500 | 1 | met |  |" in text and "| b | 131 | 130 | **MISSED** | why |" in text
+    assert "Not measured: c." in text and "today, one, load average 1.0 before and 2.0 after" in text
+    assert text.endswith("dead: ended by itself")
+
+
+def test_the_picture_shows_every_onset_and_the_course_of_an_overload() -> None:
+    one = {"latencies_ms": [20.0, 30.0, 40.0, 50.0], "rounds_ms": [[20.0, 30.0], [40.0, 50.0]]}
+    ends = [ElementTree.fromstring(picture.draw({name: one}, ["when"])) for name in (arms.OURS, arms.OVERLOAD)]
+    tags = [[node.tag.rpartition("}")[2] for node in end.iter()] for end in ends]
+    assert [seen.count("circle") for seen in tags] == [4, 4]
+    assert [seen.count("polyline") for seen in tags] == [0, 2], "one line per round, of whoever is overloaded"
+    assert float(ends[1].attrib["height"]) > float(ends[0].attrib["height"])
 
 
 @pytest.mark.parametrize("payload", [b'{"event": "start"}', b'{"event": "start", "box": [0.0, 0.0, 0.1, 0.2]}'])

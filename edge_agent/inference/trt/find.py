@@ -2,18 +2,18 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import TYPE_CHECKING, Mapping, Optional
 
 from edge_agent.errors import MissingPackage
-from edge_agent.inference.cuda.context import open_cuda
 from edge_agent.inference.trt.api import load_tensorrt
-from edge_agent.inference.trt.place import LocalTensorRt, Place
-from edge_agent.inference.trt.remote import open_worker
+
+if TYPE_CHECKING:  # a CPU's start is shorter without what builds engines
+    from edge_agent.inference.trt.place import Place
 
 JETPACK_4 = Path("/usr/bin/python3.6")  # its bindings of TensorRT are for no other
 
 
-def find_place(python: Optional[str], environ: Mapping[str, str], jetpack_4: Path = JETPACK_4) -> Place:
+def find_place(python: Optional[str], environ: Mapping[str, str], jetpack_4: Path = JETPACK_4) -> "Place":
     """TensorRT, with a GPU that answers. Call it in the thread that will use and close it.
 
     Args:
@@ -27,20 +27,29 @@ def find_place(python: Optional[str], environ: Mapping[str, str], jetpack_4: Pat
         EngineError: No GPU answers.
     """
     if python is not None:
-        return open_worker(python)
+        return _worker(python)
     try:
         trt = load_tensorrt()
     except MissingPackage:
         if not jetpack_4.exists():
             raise
         try:
-            return open_worker(str(jetpack_4))
+            return _worker(str(jetpack_4))
         except MissingPackage:
             pass  # what this interpreter lacks matters more
         raise
+    from edge_agent.inference.cuda.context import open_cuda
+    from edge_agent.inference.trt.place import LocalTensorRt
+
     cuda = open_cuda()
     with ExitStack() as failing:
         failing.callback(cuda.close)
         place = LocalTensorRt(trt, cuda, environ)
         failing.pop_all()
     return place
+
+
+def _worker(python: str) -> "Place":
+    from edge_agent.inference.trt.remote import open_worker
+
+    return open_worker(python)

@@ -1,6 +1,7 @@
 """How late an event is and what it costs, beside the scripts that people write for the same.
 
-    scripts/bench                       all arms, 3 rounds of 10 faces each: about 15 minutes
+    scripts/bench                       all arms, 3 rounds of 10 faces each: about 18 minutes
+    scripts/bench --table FILE          the tables of a run from its bench.json, as the README has them
     scripts/bench --arm "mine=./mine"   another command beside them (its environment: `arms.command`)
 
 A benchmark, not a test. Arms take turns, so that a loud neighbour troubles all alike; ratios count, absolute times are
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -24,7 +26,7 @@ from tests.fakes.broker import Broker
 from tests.programs.bench.arms import Arm, command, shipped
 from tests.programs.bench.network import files
 from tests.programs.bench.picture import draw
-from tests.programs.bench.report import as_json, lines, results, table, verdicts
+from tests.programs.bench.report import as_json, lines, page, results
 from tests.programs.bench.scene import pictures
 from tests.programs.bench.turn import ArmFailed, Turn, take_turn
 
@@ -34,6 +36,11 @@ PROMPT = "set_tcp_nodelay true\n"
 def main() -> int:
     """The command line."""
     args = _arguments()
+    if args.table:
+        print("\n".join(page(json.loads(args.table.read_text()))))
+        return 0
+    # As an installed program: its byte code is kept.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     about = _about(args)
     with tempfile.TemporaryDirectory() as name, Broker(Path(name), PROMPT) as broker:
         print("making the network and its INT8 version", file=sys.stderr)
@@ -55,9 +62,9 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "bench.json").write_text(json.dumps(whole, indent=1) + "\n")
     (args.output / "bench.svg").write_text(draw(whole["arms"], caption))
-    text = [*caption, "", *table(found), "", *verdicts(judged), *(["", *failed.values()] if failed else [])]
-    (args.output / "bench.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    text = "\n".join(page(whole))
+    (args.output / "bench.md").write_text(text + "\n")
+    print(text)
     return int(any(line.verdict == "MISSED" for line in judged))
 
 
@@ -91,6 +98,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arm", action="append", default=[], metavar="NAME=COMMAND", help="another command")
     parser.add_argument("--haar-python", default=sys.executable, metavar="FILE",
                         help="a Python with OpenCV 4 and paho-mqtt: OpenCV 5 has no Haar cascades")  # fmt: skip
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="measure nothing; print the tables of this bench.json"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     args = parser.parse_args()
     if args.rounds < 1 or args.onsets < 1 or any("=" not in line for line in args.arm):
@@ -104,7 +114,7 @@ def _about(args: argparse.Namespace) -> Dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{len(os.sched_getaffinity(0))} x {cpu}, Python {platform.python_version()}",
-        "command": f"scripts/bench --rounds {args.rounds} --onsets {args.onsets} --fps {args.fps:g}",
+        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
         "load_before": os.getloadavg(),
     }
 

@@ -44,6 +44,7 @@ class Arm(NamedTuple):
         launch: From its place to a command and its environment.
         hear: From a topic and a payload to what they say.
         visits: False for what is looked at for `seconds`, not for its events.
+        nobody: Then the room is empty meanwhile, from a while before; else a face stays.
         fps: Of its camera; the benchmark's own when None.
     """
 
@@ -53,6 +54,7 @@ class Arm(NamedTuple):
     visits: bool = True
     seconds: float = 0.0
     fps: Optional[float] = None
+    nobody: bool = False
 
 
 def plain(topic: str, payload: bytes) -> Said:
@@ -126,6 +128,10 @@ OURS, OURS_FP32, OURS_2T = "agent int8", "agent fp32", "agent int8 2 threads"
 SCRIPT, SCRIPT_FP32, HAAR = "script int8", "script fp32", "script haar"
 CENTERFACE = "agent centerface"
 DECODE_OURS, DECODE_SCRIPT, INFER = "decode, agent's", "decode, OpenCV's", "network int8 alone"
+LIBRARIES, LIBRARIES_LEAN = "libraries and network alone", "the same, no OpenCV"
+PARTS = (DECODE_OURS, DECODE_SCRIPT, INFER, LIBRARIES, LIBRARIES_LEAN)
+IDLE, IDLE_FULL, IDLE_VISITS = "agent int8, nobody there", "the same, every picture", "agent int8, idle between faces"
+_SOON_IDLE = {"IDLE__AFTER_S": 0.2, "PRESENCE__DELAY_OFF_S": GONE_S}
 LEAN, EIGHT = "agent int8, no OpenCV, no crops", "agent int8, 8 cameras at 5 fps"
 OVERLOAD = "agent fp32 at 90 fps"
 _WITHOUT_CV2 = "import sys; sys.modules['cv2'] = None; from edge_agent.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -145,7 +151,12 @@ def shipped(files: Files, part_s: float, haar_python: str = sys.executable) -> L
         agent(LEAN, int8, {"CROPS__ENABLED": "false"}, python=("-c", _WITHOUT_CV2)),
         agent(OVERLOAD, fp32)._replace(fps=90.0),
         agent(EIGHT, int8, cameras=8)._replace(fps=5.0, visits=False, seconds=part_s),
+        agent(IDLE_VISITS, int8, _SOON_IDLE),
+        agent(IDLE, int8)._replace(visits=False, seconds=part_s, nobody=True),
+        agent(IDLE_FULL, int8, {"IDLE__FPS": 0})._replace(visits=False, seconds=part_s, nobody=True),
         module(DECODE_OURS, "parts", "decode-agent", visits=False, seconds=part_s),
         module(DECODE_SCRIPT, "parts", "decode-opencv", visits=False, seconds=part_s),
         module(INFER, "parts", "infer", "--model", int8, visits=False, seconds=part_s),
+        module(LIBRARIES, "parts", "libraries", "--model", int8, visits=False, seconds=1.0),
+        module(LIBRARIES_LEAN, "parts", "libraries-lean", "--model", int8, visits=False, seconds=1.0),
     ]

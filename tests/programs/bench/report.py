@@ -76,6 +76,7 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
     get = found.get
     ours, int8, fp32, alone = get(arms.OURS), get(arms.SCRIPT), get(arms.SCRIPT_FP32), get(arms.INFER)
     two, lean, eight, over = get(arms.OURS_2T), get(arms.LEAN), get(arms.EIGHT), get(arms.OVERLOAD)
+    idle, awake, woken = get(arms.IDLE), get(arms.IDLE_FULL), get(arms.IDLE_VISITS)
     net = {name: net_cpu_ms(found, name) for name in found}
     own = net.get(arms.OURS)
 
@@ -97,9 +98,11 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
         Line("1 CPU per processed frame, agent int8 / script int8", share(own, net.get(arms.SCRIPT)), 0.7),
         Line("2 agent CPU outside inference / inference, 1 face", share(_less(own, network), network), 0.08,
              "whole process: capture, MQTT, disk and health once a second included"),
-        Line("3 idle scene CPU / full rate", None, 0.25, "needs the idle rate"),
-        Line("4 peak RSS with OpenCV, MB", of(ours, "peak_rss_mb"), 130),
-        Line("4 peak RSS without OpenCV, MB", of(lean, "peak_rss_mb"), 95, "crops off: no JPEG encoder then"),
+        Line("3 CPU a second, nobody there, idle rate / every picture", share(_a_second(idle), _a_second(awake)), 0.25,
+             "decode included"),
+        Line("3 onsets missed by an agent that idles between them", float(woken.score.missed) if woken else None, 0),
+        Line("4 peak RSS with OpenCV, MB", of(ours, "peak_rss_mb"), 130, _least(get(arms.LIBRARIES))),
+        Line("4 peak RSS without OpenCV, MB", of(lean, "peak_rss_mb"), 95, _least(get(arms.LIBRARIES_LEAN))),
         Line("4 peak RSS, 8 cameras / 1", share(of(eight, "peak_rss_mb"), of(ours, "peak_rss_mb")), 1.1),
         Line("4 start to first event, s", of(ours, "first_event_s"), 0.5),
         Line("5 onset p99 / (2 x network p99 + 10 ms)", share(late, bound), 1.0,
@@ -111,13 +114,21 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
 
 def net_cpu_ms(found: Dict[str, Result], name: str) -> Optional[float]:
     """CPU per processed frame without the decoding of all that was read; None where that is not known."""
-    if name in (arms.DECODE_OURS, arms.DECODE_SCRIPT, arms.INFER):
+    if name in arms.PARTS:
         return None
     by = arms.DECODE_SCRIPT if name.startswith("script") else arms.DECODE_OURS
     result, decode = found[name], found.get(by)
     if decode is None or not result.work.processed:
         return None
     return result.work.cpu_per_frame_ms - decode.work.cpu_per_frame_ms * result.work.read / result.work.processed
+
+
+def _a_second(result: Optional[Result]) -> Optional[float]:
+    return result.work.cpu_s / result.work.seconds if result and result.work.seconds else None
+
+
+def _least(libraries: Optional[Result]) -> str:
+    return f"the libraries and the network alone: {libraries.peak_rss_mb:.0f}" if libraries else ""
 
 
 def _less(whole: Optional[float], part: Optional[float]) -> Optional[float]:
@@ -134,51 +145,66 @@ def _drift(result: Optional[Result]) -> Optional[float]:
     return median([median(second) / median(first) for first, second in halves]) if halves else None
 
 
-_HEADS = ("arm", "onset p50", "p90", "worst ms", "onsets", "missed", "stale", "CPU ms/frame", "of it decode",
-          "frames/s", "camera drops", "not looked at", "peak MB", "first s")  # fmt: skip
+def page(whole: Dict[str, Any]) -> List[str]:
+    """All of a run as Markdown, from its JSON: when and where, a row per arm, a row per promise, what failed."""
+    about = whole["about"]
+    said = [f"{about['date']}, {about['machine']}, load average {about['load_before'][0]:.1f} before and "
+            f"{about['load_after'][0]:.1f} after. `{about['command']}`"]  # fmt: skip
+    failed = ["", *whole["failed"].values()] if whole["failed"] else []
+    return [*said, "", *_arms(whole["arms"]), "", *verdicts([_line(one) for one in whole["promises"]]), *failed]
 
 
-def table(found: Dict[str, Result]) -> List[str]:
-    """Markdown, one row per arm."""
+_HEADS = ("arm", "onset p50, ms", "p90", "worst", "onsets", "missed", "too late", "CPU, ms/frame", "of it decode",
+          "frames/s", "not looked at", "peak MB", "first event, s")  # fmt: skip
+
+
+def _arms(found: Dict[str, Any]) -> List[str]:
+    """One row per arm of `as_json`'s."""
     rows = [_HEADS]
     for name, one in found.items():
-        net = net_cpu_ms(found, name)
-        late = one.score.latencies_ms
+        late, net, whole = one["latencies_ms"], one["cpu_per_frame_without_decode_ms"], one["cpu_per_frame_ms"]
         rows.append(
             (
                 name,
-                _number(one.p50_ms),
+                _number(median(late)),
                 _number(quantile(late, 0.9)),
-                _number(one.worst_ms),
-                str(len(late) + one.score.missed),
-                str(one.score.missed),
-                str(one.score.stale),
-                _number(one.work.cpu_per_frame_ms, 2),
-                "-" if net is None else _number(one.work.cpu_per_frame_ms - net, 2),
-                _number(one.work.processed_fps),
-                str(one.camera_dropped),
-                str(one.work.read - one.work.processed),
-                _number(one.peak_rss_mb, 0),
-                _number(one.first_event_s, 2),
+                _number(max(late, default=None)),
+                str(len(late) + one["missed"] or "-"),
+                str(one["missed"]),
+                str(one["stale"]),
+                _number(whole, 1),
+                _number(_less(whole, net), 1),
+                _number(one["processed"] / one["seconds"] if one["processed"] else None),
+                str(one["read"] - one["processed"]),
+                _number(one["peak_rss_mb"], 0),
+                _number(one["first_event_s"], 2),
             )
         )
     return markdown(rows)
 
 
+def _line(told: Dict[str, Any]) -> Line:
+    return Line(*(told[field] for field in Line._fields))
+
+
 def verdicts(judged: Sequence[Line]) -> List[str]:
-    """Markdown, one row per promise."""
+    """Markdown, one row per promise that was measured, then the names of the others."""
     rows = [("promise", "measured", "at most", "verdict", "note")]
     for line in judged:
-        value = "-" if line.value is None else _number(line.value, 3)
-        rows.append((line.promise, value, f"{line.limit:.3g}", line.verdict, line.why))
-    return markdown(rows)
+        if line.verdict != "not measured":
+            verdict = f"**{line.verdict}**" if line.verdict == "MISSED" else line.verdict
+            value = _number(line.value, 0 if line.limit > 10 else 3)
+            rows.append((line.promise, value, f"{line.limit:.3g}", verdict, line.why))
+    left = [
+        f"{line.promise}{f' ({line.why})' if line.why else ''}" for line in judged if line.verdict == "not measured"
+    ]
+    return [*markdown(rows), *(["", f"Not measured: {'; '.join(left)}."] if left else [])]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> List[str]:
     """A table; the first row is its head."""
-    wide = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    made = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, wide)) + " |" for row in rows]
-    return [made[0], "|" + "|".join("-" * (width + 2) for width in wide) + "|", *made[1:]]
+    made = [f"| {' | '.join(row)} |" for row in rows]
+    return [made[0], "|" + "---|" * len(rows[0]), *made[1:]]
 
 
 def as_json(found: Dict[str, Result], judged: Sequence[Line]) -> Dict[str, Any]:
@@ -187,6 +213,7 @@ def as_json(found: Dict[str, Result], judged: Sequence[Line]) -> Dict[str, Any]:
         "arms": {
             name: {
                 "latencies_ms": [round(ms, 2) for ms in one.score.latencies_ms],
+                "rounds_ms": [[round(ms, 2) for ms in late] for late in one.rounds_ms],
                 "missed": one.score.missed,
                 "stale": one.score.stale,
                 "cpu_per_frame_ms": _rounded(one.work.cpu_per_frame_ms),
@@ -207,8 +234,8 @@ def as_json(found: Dict[str, Result], judged: Sequence[Line]) -> Dict[str, Any]:
     }
 
 
-def _number(value: float, digits: int = 1) -> str:
-    return "-" if value != value else f"{value:.{digits}f}"
+def _number(value: Optional[float], digits: int = 1) -> str:
+    return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
 def _rounded(value: Optional[float]) -> Optional[float]:

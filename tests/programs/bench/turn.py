@@ -20,6 +20,8 @@ from tests.programs.bench.scores import Heard, Onset, Sample
 
 START_DEADLINE_S = 30.0
 SETTLE_S = 1.0
+EMPTY_S = 4.0
+"""After which an agent that sees nobody idles: the face's end, and `IDLE__AFTER_S`."""
 TAIL_S = 2.5
 """How long a late event is waited for."""
 
@@ -183,6 +185,9 @@ def take_turn(arm: Arm, port: int, fps: float, onsets: int, seed: int) -> Turn:
                 camera.wait()
             else:
                 time.sleep(2.0 + SETTLE_S)
+                if arm.nobody:
+                    camera.go()
+                    time.sleep(EMPTY_S)
                 began_t = time.monotonic()
                 time.sleep(arm.seconds)
             if process.poll() is not None:

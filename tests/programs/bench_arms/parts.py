@@ -1,9 +1,11 @@
 """Parts of an arm, timed alone: what must be taken out of the sums.
 
-    python -m tests.programs.bench_arms.parts decode-opencv|decode-agent|infer ...
+    python -m tests.programs.bench_arms.parts decode-opencv|decode-agent|infer|libraries|libraries-lean ...
 
 `decode-*` only read the camera: with cv2.VideoCapture, as the script does, or with the agent's own source, as the agent
-does. `infer` only runs the network 30 times a second, with the agent's options, on one input.
+does. `infer` only runs the network 30 times a second, with the agent's options, on one input. `libraries` has run it
+once and holds what the agent needs of others, and nothing of the agent: numpy, ONNX Runtime, paho, pydantic-settings,
+SQLite, PyAV, and OpenCV unless lean. What it keeps in memory is the least that is possible.
 """
 
 import argparse
@@ -62,10 +64,38 @@ def _infer(args: argparse.Namespace) -> Callable[[], bool]:
     return run
 
 
+def _libraries(args: argparse.Namespace) -> Callable[[], bool]:
+    import sqlite3
+
+    import av
+    import onnxruntime
+    import pydantic_settings
+
+    if args.part == "libraries":
+        import cv2
+
+        args.kept = cv2
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(args.model, options, providers=["CPUExecutionProvider"])
+    taken = session.get_inputs()[0]
+    session.run(None, {taken.name: np.zeros(taken.shape, np.float32)})
+    args.kept = (args.kept, session, sqlite3, av, pydantic_settings)
+
+    def wait() -> bool:
+        time.sleep(0.1)
+        return True
+
+    return wait
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser()
-    parts = {"decode-opencv": _decode_opencv, "decode-agent": _decode_agent, "infer": _infer}
+    parts = {
+        "decode-opencv": _decode_opencv, "decode-agent": _decode_agent, "infer": _infer, "libraries": _libraries,
+        "libraries-lean": _libraries,
+    }  # fmt: skip
     parser.add_argument("part", choices=parts)
     parser.add_argument("--url")
     parser.add_argument("--port", type=int, required=True)
@@ -74,7 +104,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fps", type=float, default=30.0)
     args = parser.parse_args()
-    args.times_ms = []
+    args.times_ms, args.kept = [], None
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
     client.connect("127.0.0.1", args.port)
     client.loop_start()

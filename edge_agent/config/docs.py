@@ -52,8 +52,8 @@ show` what is in force and where each value comes from, with secrets hidden.
 
 Also here: [`models.md`](models.md) models of your own and NVIDIA's files, [`mqtt/`](mqtt/README.md) every topic with a
 recorded example, [`mosquitto/`](mosquitto/README.md) a broker for a fleet with client certificates,
-[`home-assistant/`](home-assistant/automations.yaml), [`node-red/`](node-red/flow.json) and
-[`openhab/`](openhab/edge-agent.things) examples.
+examples for [Home Assistant](home-assistant/automations.yaml), [Node-RED](node-red/flow.json) (menu, Import) and
+[openHAB](openhab/edge-agent.things).
 """
 
 

@@ -155,5 +155,6 @@ def test_a_reader_that_says_nothing_or_goes_away_holds_up_nobody_for_long():
                 slow.sendall(b"X%d: y\r\n" % number)
                 time.sleep(0.05)
         assert samples(port)[("edge_agent_uptime_seconds",)] == 12.5
-        with pytest.raises(urllib.error.HTTPError, match="405"):
+        with pytest.raises(urllib.error.HTTPError, match="405") as refused:
             urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/", data=b"x"), timeout=10)
+        refused.value.close()

@@ -1,7 +1,9 @@
 """One thread, a balanced stack, everything freed; and what CUDA says in one line."""
 
+import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Iterator, List, Optional
@@ -26,6 +28,13 @@ def context(cuda: FakeCuda) -> Iterator[CudaContext]:
     yield context
     context.close()
     cuda.assert_clean()
+
+
+@pytest.fixture
+def collector_off() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def in_thread(work: Callable[[], Any]) -> Optional[BaseException]:
@@ -192,6 +201,17 @@ def test_close_lets_everything_go_though_the_gpu_has_failed(cuda: FakeCuda, capl
     cuda.fail["work"] = "unspecified launch failure"
     context.close()
     assert "unspecified launch failure (CUDA in this process is broken; only a restart" in caplog.text
+    cuda.assert_clean()
+
+
+def test_an_error_that_was_handled_keeps_nothing_of_the_gpu(cuda: FakeCuda, collector_off: None) -> None:
+    """Not even until the garbage collector comes, which may be in any thread."""
+    context = CudaContext(cuda)
+    cuda.fail["cuEventRecord"] = "unspecified launch failure"
+    with suppress(EngineError):
+        context.wait()
+    cuda.fail.clear()
+    context.close()
     cuda.assert_clean()
 
 

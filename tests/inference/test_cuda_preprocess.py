@@ -16,7 +16,7 @@ from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.preprocess import ARGUMENTS, CudaPreprocessor
 from edge_agent.inference.preprocess import Preprocessor
-from tests.fakes.kernel_twin import TwinCompiler, spans
+from tests.fakes.kernel_twin import TwinCompiler, spans, twin_image
 from tests.fakes.pycuda import FakeCuda
 
 RNG = np.random.default_rng(11)
@@ -49,6 +49,7 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
+    twin_image()  # skips here, before anything is allocated
     rig = Rig(tmp_path)
     yield rig
     rig.context.close()

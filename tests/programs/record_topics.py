@@ -2,9 +2,10 @@
 
     scripts/record-topics
 
-Not deterministic, so it is no part of scripts/generate; tests/mqtt/test_topics_page.py tells when it has to run again.
+Not deterministic, so it is no part of scripts/generate; tests/config/test_examples.py tells when it has to run again.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -208,6 +209,7 @@ def _gaps(listener: Listener) -> List[bytes]:
 
 def main() -> int:
     """Record, and write the page."""
+    argparse.ArgumentParser(prog="scripts/record-topics", description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         examples = choose(record(Path(folder)))
     missing = [topic.key for topic in TOPICS if topic.key not in examples]

@@ -2,8 +2,7 @@
 
 import logging
 import threading
-from contextlib import contextmanager
-from typing import Iterator, List, Optional, Protocol
+from typing import List, Optional, Protocol
 
 import numpy as np
 
@@ -89,8 +88,7 @@ class CudaContext:
         """True when something was enqueued through this object since the last `wait`."""
         return self._busy
 
-    @contextmanager
-    def current(self, doing: str = "working") -> Iterator[None]:
+    def current(self, doing: str = "working") -> "_Current":
         """Make the context current for a block. Nests. TensorRT's calls belong inside such a block too.
 
         Args:
@@ -103,14 +101,7 @@ class CudaContext:
         self._require_owner()
         if self._context is None:
             raise EngineError(f"CUDA: {doing}: used after it was closed")
-        try:
-            self._context.push()
-            try:
-                yield
-            finally:
-                self._context.pop()
-        except self._driver.Error as error:
-            raise engine_error(error, doing) from error
+        return _Current(self._driver, self._context, doing)
 
     def device_buffer(self, nbytes: int) -> "DeviceBuffer":
         """Memory of the GPU, `nbytes` long, with anything in it.
@@ -229,6 +220,32 @@ class CudaContext:
         if self._context is not None:
             self._context.detach()
             self._context = None
+
+
+class _Current:
+    """The block of `CudaContext.current`.
+
+    Not a generator: contextlib's `__exit__` of Python 3.12 and 3.13 leaves an error that replaces another in a cycle.
+    That would keep the frames of a failed call, with stream and events in them, until the garbage collector comes, in
+    any thread.
+    """
+
+    def __init__(self, driver: Driver, context: Context, doing: str) -> None:
+        self._driver, self._context, self._doing = driver, context, doing
+
+    def __enter__(self) -> None:
+        try:
+            self._context.push()
+        except self._driver.Error as error:
+            raise engine_error(error, self._doing) from error
+
+    def __exit__(self, _kind: object, error: Optional[BaseException], _traceback: object) -> None:
+        try:
+            self._context.pop()
+        except self._driver.Error as unbalanced:
+            error = unbalanced
+        if isinstance(error, self._driver.Error):
+            raise engine_error(error, self._doing) from error
 
 
 class DeviceBuffer:

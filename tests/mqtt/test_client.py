@@ -377,8 +377,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    # Python 3.13 wants an authority to say what its key is for.
+    authority = ("req", "-x509", "-days", "2", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
     for ca in ("ca", "stranger"):
-        run("req", "-x509", *key, "-days", "2", "-subj", f"/CN={ca}", "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
+        run(*authority, *key, "-subj", f"/CN={ca}", "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
     for name, san in (("server", "IP:127.0.0.1"), ("elsewhere", "DNS:elsewhere.example"), ("client", "DNS:lobby")):
         (folder / f"{name}.ext").write_text(f"subjectAltName={san}\n")
         run("req", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")

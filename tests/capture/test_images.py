@@ -157,5 +157,5 @@ def test_read_keeps_to_its_timeout_while_waiting(folder: Path) -> None:
         waits = 0
         while source.read(0.1) is None:
             waits += 1
-        assert waits >= 3
+        assert 3 <= waits <= 12, "nor does it spin"
         assert time.monotonic() - before >= 0.9

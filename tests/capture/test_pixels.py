@@ -177,6 +177,11 @@ def test_color_of_a_gray_format_stays_gray_and_borrowed() -> None:
     assert pixels.shape == (HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize("height", [24, 25])
+def test_nv12_needs_its_chroma_too(height: int) -> None:
+    assert ImageLayout.make(FORMATS["NV12"], 32, height, 32, True).least_bytes == 32 * (height + (height + 1) // 2)
+
+
 def test_the_last_row_may_lack_its_padding() -> None:
     layout = layout_of("GREY", 64)
     data = encode(gray_scene(), "GREY", 64)[: layout.least_bytes]

@@ -1,0 +1,55 @@
+"""What health says: the worst of its reasons, each in words."""
+
+from dataclasses import replace
+
+import pytest
+
+from edge_agent.core.health import AgentHealth, CameraHealth, as_payload
+from edge_agent.core.messages import OutboxStatus
+from edge_agent.core.types import Sight
+
+
+def camera(sight):
+    return CameraHealth(sight, 30.0, 29.5, {"frames": 7}, {"p50": 1.0}, "")
+
+
+def health(*sights, **more):
+    cameras = {f"c{number}": camera(sight) for number, sight in enumerate(sights)}
+    known = AgentHealth(cameras, OutboxStatus(), True, 0, "", 0, 12.34, None, None, True)
+    return as_payload(replace(known, **more))
+
+
+@pytest.mark.parametrize(
+    ("sights", "state", "reasons"),
+    [
+        ((), "ok", []),
+        ((Sight.OK, Sight.OK), "ok", []),
+        ((Sight.STARTING, Sight.DISABLED), "ok", []),
+        ((Sight.OK, Sight.DARK), "degraded", ["camera c1: dark"]),
+        ((Sight.DISABLED, Sight.LOST), "degraded", ["camera c1: lost"]),
+        ((Sight.EMITTER, Sight.COVERED), "failed", ["camera c0: emitter", "camera c1: covered"]),
+    ],
+)
+def test_a_camera_that_cannot_see_degrades_and_all_of_them_fail(sights, state, reasons):
+    payload = health(*sights)
+    assert (payload["state"], payload["reasons"]) == (state, reasons)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"faults": ["metrics: port taken"]}, "metrics: port taken"),
+        ({"outbox": OutboxStatus(dropped=1)}, "messages were dropped"),
+        ({"lost_events": 1}, "messages were dropped"),
+        ({"outbox": OutboxStatus(quarantined=1)}, "messages are in quarantine"),
+    ],
+)
+def test_every_other_fault_degrades(more, reason):
+    payload = health(Sight.OK, **more)
+    assert (payload["state"], payload["reasons"]) == ("degraded", [reason])
+
+
+def test_numbers_are_rounded_and_what_is_not_known_is_null():
+    payload = health(Sight.OK, outbox=OutboxStatus(oldest_s=1.26), rss_slope_bytes_per_hour=10.6)
+    assert (payload["uptime_s"], payload["outbox"]["oldest_s"], payload["rss_slope_bytes_per_hour"]) == (12.3, 1.3, 11)
+    assert payload["rss_bytes"] is None and payload["cameras"]["c0"]["fps_inferred"] == 29.5

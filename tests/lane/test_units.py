@@ -220,9 +220,10 @@ def test_a_thread_that_never_returns_ends_in_a_watchdog_restart(lane: Lane):
     lane.machine.run("systemctl", "kill", "-s", "HUP", "--kill-who=main", unit("publish"))
     for name in FROZEN:
         lane.machine.eventually(lambda name=name: lane.restarts(name) >= 1, f"{name}: the watchdog has acted")
-        said = lane.machine.journal(unit(name))
-        assert "Watchdog timeout" in said and "does not return" not in said
-        assert f"{'capture-door' if name == 'capture' else name} has not returned from its step" in said
+        said, thread = lane.machine.journal(unit(name)), "capture-door" if name == "capture" else name
+        assert "Watchdog timeout" in said and f"{thread} does not return" not in said, "that is the status line's"
+        assert f"{thread} has not returned from its step" in said
+        assert ("a call to the camera does not return" in said) is (name == "capture"), "and the camera is told as lost"
         assert "Current thread" in said or "Thread 0x" in said, "and where every thread stood"
     # Its successor waits for the other end of the pipe.
     lane.settings("publish")

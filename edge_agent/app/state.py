@@ -1,5 +1,6 @@
 """The state folder, claimed for this agent before anything in it is touched."""
 
+import errno
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ def claim(folder: Path) -> State:
         boot = next_boot(folder, known)
     except OSError as error:
         fault = error.strerror or str(error)
-        hint = "make it writable or set EDGE_AGENT_STATE_DIR"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f"{'free some space' if full else 'make it writable'} or set EDGE_AGENT_STATE_DIR"
         log.warning("state folder %s: %s; %s. Going on without: what must wait, waits in memory", folder, fault, hint)
         boot = max(known + NUMBERS_PER_START, new_epoch())
     return State(folder, lock, boot, fault)

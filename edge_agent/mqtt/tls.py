@@ -16,7 +16,7 @@ _ALERTS = {
     "UNKNOWN_CA": "it was signed by an authority that the broker does not know",
     "CERTIFICATE_EXPIRED": "it has expired, or the broker's clock is wrong",
     "CERTIFICATE_REVOKED": "it is revoked",
-    "CERTIFICATE_REQUIRED": "the broker wants one; set EDGE_AGENT_MQTT__TLS__CERT_FILE",
+    "CERTIFICATE_REQUIRED": "the broker wants one; set EDGE_AGENT_MQTT__TLS__CERT_FILE, or give --cert to watch",
     "BAD_CERTIFICATE": "the broker cannot use it",
     "UNSUPPORTED_CERTIFICATE": "the broker cannot use it; is it one for clients?",
     "CERTIFICATE_UNKNOWN": "the broker cannot use it",

@@ -102,26 +102,28 @@ class Worker:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        try:
-            self._setup()
-            self.progress_t = time.monotonic()
-            self.set_up = True
-            while not self._stop.is_set():
-                self._step()
-                self.progress_t = time.monotonic()
-        except EdgeAgentError as error:
-            self.error = error
-            log.error("%s stopped: %s", self.name, error, extra={"EVENT": "worker-failed"})
-        # One of two broad excepts: a thread that dies silently is the fault this agent exists to avoid.
-        except Exception as error:
-            self.error = error
-            log.exception("%s stopped by a defect", self.name, extra={"EVENT": "worker-failed"})
-        finally:
-            self._end()
+        for part in (self._work, self._leave):
+            try:
+                part()
+            except EdgeAgentError as error:
+                self.error = self.error or error
+                log.error("%s stopped: %s", self.name, error, extra={"EVENT": "worker-failed"})
+            # One of two broad excepts: a thread that dies silently is the fault this agent exists to avoid.
+            except Exception as error:
+                self.error = self.error or error
+                log.exception("%s stopped by a defect", self.name, extra={"EVENT": "worker-failed"})
+        self._on_exit()
 
-    def _end(self) -> None:
+    def _work(self) -> None:
+        self._setup()
+        self.progress_t = time.monotonic()
+        self.set_up = True
+        while not self._stop.is_set():
+            self._step()
+            self.progress_t = time.monotonic()
+
+    def _leave(self) -> None:
         try:
             self._teardown()
         except EdgeAgentError as error:
             log.warning("%s: while stopping: %s", self.name, error)
-        self._on_exit()

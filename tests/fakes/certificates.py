@@ -21,16 +21,25 @@ def make(folder: Path, host: str, *names: str, days: int = 365) -> None:
 
 def postpone(folder: Path, name: str, until: str = "20410101000000Z") -> None:
     """Make NAME's certificate one of the year 2040, as it looks to a machine whose clock is behind."""
+    _date(folder, name, "20400101000000Z", until)
+
+
+def expire(folder: Path, name: str) -> None:
+    """Make NAME's certificate one of the year 2020; openssl from 3.6 on makes none of -1 days."""
+    _date(folder, name, "20200101000000Z", "20210101000000Z")
+
+
+def _date(folder: Path, name: str, since: str, until: str) -> None:
     (folder / "ca.cnf").write_text(
         "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\npolicy=p\n"
         "[p]\ncommonName=supplied\n[e]\nsubjectAltName=IP:127.0.0.1\n"
     )
     (folder / "index.txt").write_text("")
     (folder / "serial").write_text("7001\n")
-    request = ["req", "-new", "-key", f"{name}.key", "-subj", f"/CN={name}", "-out", "late.csr"]
+    request = ["req", "-new", "-key", f"{name}.key", "-subj", f"/CN={name}", "-out", "dated.csr"]
     sign = [
-        "ca", "-batch", "-notext", "-config", "ca.cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-in", "late.csr",
-        "-startdate", "20400101000000Z", "-enddate", until, "-extensions", "e", "-out", f"{name}.pem",
+        "ca", "-batch", "-notext", "-config", "ca.cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-in", "dated.csr",
+        "-startdate", since, "-enddate", until, "-extensions", "e", "-out", f"{name}.pem",
     ]  # fmt: skip
     for arguments in (request, sign):
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)

@@ -40,7 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Certificates of a fleet, and in stranger/ of another."""
     folder = tmp_path_factory.mktemp("certs")
     certificates.make(folder, "127.0.0.1", *NAMES)
-    certificates.make(folder, "127.0.0.1", "old", days=-1)
+    certificates.make(folder, "127.0.0.1", "old")
+    certificates.expire(folder, "old")
     certificates.make(folder / "stranger", "127.0.0.1", "lobby")
     return folder
 
@@ -225,7 +226,7 @@ def wrong_ca(certs: Path) -> Dict[str, Any]:
 
 
 def expired_broker(certs: Path) -> Dict[str, Any]:
-    certificates.make(certs, "127.0.0.1", days=-1)
+    certificates.expire(certs, "broker")
     return {}
 
 

@@ -67,6 +67,22 @@ def test_what_fails_is_torn_down_and_told_too():
         seen.clear()
 
 
+def test_a_defect_of_the_teardown_is_an_error_too_and_hides_none(caplog):
+    def spoil() -> None:
+        raise ZeroDivisionError("defect")
+
+    def fail() -> None:
+        raise EngineError("gone", "restart")
+
+    ended = []
+    with Worker("w", lambda: None, teardown=spoil, on_exit=lambda: ended.append("exit")) as worker:
+        pass
+    assert isinstance(worker.error, ZeroDivisionError) and ended == ["exit"]
+    with Worker("w", fail, teardown=spoil) as worker:
+        wait_until(lambda: not worker.alive)
+    assert isinstance(worker.error, EngineError) and "defect" in caplog.text
+
+
 def test_an_expected_error_is_one_line_and_a_defect_has_its_traceback(caplog):
     def fail(error: Exception) -> Worker:
         def step() -> None:

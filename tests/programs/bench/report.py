@@ -175,7 +175,7 @@ def _arms(found: Dict[str, Any]) -> List[str]:
                 _number(whole, 1),
                 _number(_less(whole, net), 1),
                 _number(one["processed"] / one["seconds"] if one["processed"] else None),
-                str(one["read"] - one["processed"]),
+                str(max(0, one["read"] - one["processed"])),  # what was read before the window may be processed in it
                 _number(one["peak_rss_mb"], 0),
                 _number(one["first_event_s"], 2),
             )

@@ -10,24 +10,27 @@ from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from edge_agent import __version__
+from edge_agent.app.factories import require_known_model, rules_of, sources_of
 from edge_agent.app.inference import Inference
 from edge_agent.app.publishing import Publishing
-from edge_agent.app.state import claim
-from edge_agent.app.upkeep import Metrics, upkeep_of
-from edge_agent.config.derived import require_known_model, rules_of, sources_of
+from edge_agent.app.state import State, claim
 from edge_agent.config.reload import Reloader
 from edge_agent.config.settings import Settings, fingerprint
 from edge_agent.core.illumination import IlluminationMonitor
 from edge_agent.core.messages import timestamp
 from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import BufferPool, Source
+from edge_agent.core.recovery import Steps
 from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
 from edge_agent.host import journal
 from edge_agent.host.board import board_model, jetpack
 from edge_agent.host.clock import SystemClock
+from edge_agent.host.identity import kernel_boot
+from edge_agent.host.metrics import MetricsServer
 from edge_agent.host.paths import state_dir
 from edge_agent.host.process import rss_bytes
+from edge_agent.host.requests import Requests
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.signals import Signals
 from edge_agent.host.systemd import ServiceManager
@@ -40,7 +43,62 @@ from edge_agent.runtime.stages import CaptureStage, InferStage, PublishStage
 from edge_agent.runtime.status import StatusLine
 from edge_agent.runtime.supervisor import Supervisor, exit_code
 from edge_agent.runtime.telemetry import Telemetry
+from edge_agent.runtime.upkeep import Upkeep
 from edge_agent.runtime.worker import Worker
+
+STEPS_NAME = "recovery.json"
+STOP_METRICS_S = 0.2
+"""A reader may hold it up longer; it is then left behind, for nothing is lost with it."""
+
+
+def upkeep_of(
+    settings: Settings, state: State, captures: Mapping[str, CaptureStage], supervised: bool, t: float
+) -> Upkeep:
+    """The guard over memory and cameras; `supervised` tells whether somebody would start the agent anew."""
+    kept = state.memory(STEPS_NAME)
+    csi = any(params.uri.lower().startswith(("csi:", "jetson:csi:")) for params in settings.cameras.values())
+    return Upkeep(
+        settings.recovery,
+        Steps(kernel_boot(), t, kept.load(lambda value: value, None), kept.save),
+        captures,
+        rss_bytes,
+        Requests().restart_nvargus if csi else None,
+        supervised,
+        t,
+    )
+
+
+class Metrics:
+    """The endpoint and its thread, where the settings want it. Not watched: whoever reads it slowly harms nobody.
+
+    Raises:
+        MissingPackage: It is wanted, and prometheus-client is not installed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._server: Optional[MetricsServer] = None
+        self.worker: Optional[Worker] = None
+        if settings.metrics.enabled:
+            server = self._server = MetricsServer(settings.metrics, settings.node)
+            self.worker = Worker("metrics", self._step, teardown=server.close, stop_within_s=STOP_METRICS_S)
+
+    @property
+    def faults(self) -> List[str]:
+        """Why it cannot be asked, in words, for health."""
+        if self._server is None or self.worker is None:
+            return []
+        defect = f"metrics: {self.worker.error}" if self.worker.error is not None else ""
+        return [fault for fault in (self._server.fault, defect) if fault]
+
+    def show(self, health: Mapping[str, Any]) -> None:
+        """From now on this is told."""
+        if self._server is not None:
+            self._server.show(health)
+
+    def _step(self) -> None:
+        if self._server is not None and self.worker is not None:
+            self.worker.wait(self._server.step())
+
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Mapping, Optional
 
-from edge_agent.config.derived import rules_of
+from edge_agent.app.factories import rules_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.detector import FaceDetector
 from edge_agent.core.overrides import Overrides

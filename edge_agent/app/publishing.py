@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 from edge_agent import __version__
+from edge_agent.app.factories import decided_by, rules_of, site_of
 from edge_agent.app.state import State
-from edge_agent.config.derived import decided_by, rules_of, site_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.discovery import Device, decode_published, devices
 from edge_agent.core.health import AgentHealth, as_payload

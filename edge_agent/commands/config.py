@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: The settings cannot be used.
     """
+    from edge_agent.app.factories import require_known_model, sources_of
     from edge_agent.config import docs as config_docs
     from edge_agent.config import settings as config
-    from edge_agent.config.derived import require_known_model, sources_of
 
     if args.action == "example":
         print(config_docs.example(), end="")

@@ -93,7 +93,7 @@ def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[C
         InputError: There are fewer than `least` that differ, or the source cannot be understood.
         SourceError: It cannot be opened, or broke.
     """
-    from edge_agent.config.derived import source_options
+    from edge_agent.app.factories import source_options
 
     # Of anything else than a file, no path that exists comes out.
     path = split_file(uri)[0] if "://" not in uri or uri.startswith("file:") else Path(uri)

@@ -135,8 +135,8 @@ def cameras(settings: "Settings", service_pid: str = "") -> Iterator[Finding]:
 
 
 def _camera(name: str, params: "CameraParams") -> Finding:
+    from edge_agent.app.factories import source_options
     from edge_agent.capture import open_source
-    from edge_agent.config.derived import source_options
 
     try:
         source = open_source(params.uri, source_options(params))

@@ -64,9 +64,9 @@ def read_frames(
     Raises:
         InputError: No such recording; as it is read, times that are none, go back, or are too few or too many.
     """
+    from edge_agent.app.factories import source_options
     from edge_agent.capture import open_source
     from edge_agent.capture.address import hide_credentials
-    from edge_agent.config.derived import source_options
 
     if recording.startswith(_LIVE):
         raise InputError(f"{hide_credentials(recording)}: is live", _EXPECTED)

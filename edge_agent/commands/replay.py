@@ -192,7 +192,7 @@ def _frames(
 
 
 def _engine(settings: "Settings", stack: ExitStack) -> "Engine":
-    from edge_agent.config.derived import require_known_model
+    from edge_agent.app.factories import require_known_model
     from edge_agent.inference import open_engine
     from edge_agent.inference.models import models_dir
 
@@ -206,7 +206,7 @@ def _write(
     outcomes: Iterable[Outcome], settings: "Settings", clock: RecordedClock, out: TextIO, record: Optional[TextIO]
 ) -> Dict[str, Any]:
     """Each event and each change of presence as a line, in order; what was seen to `record`."""
-    from edge_agent.config.derived import decided_by
+    from edge_agent.app.factories import decided_by
     from edge_agent.core.detections import encode_detections
     from edge_agent.core.messages import encode_attributes, timestamp
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edge_agent.app.agent import Agent
+from edge_agent.app.factories import source_options
 from edge_agent.capture.v4l2 import abi
 from edge_agent.capture.v4l2.source import V4l2Source
-from edge_agent.config.derived import source_options
 from edge_agent.config.settings import load_settings
 from edge_agent.inference.cuda.preprocess import ARGUMENTS
 from tests.fakes import uff_writer

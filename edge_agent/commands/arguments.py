@@ -1,8 +1,55 @@
 """What commands have in common on the command line."""
 
 import argparse
+import sys
+import time
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable, Iterator, Optional, Sequence, TextIO, TypeVar
+
+from edge_agent.core.contract import CENTERFACE
+from edge_agent.errors import InputError
+from edge_agent.inference import EngineParams
+
+T = TypeVar("T")
+WIDTH = 30
+
+
+def progress(items: Sequence[T], what: str, stream: Optional[TextIO] = None) -> Iterator[T]:
+    """Yield `items`, drawing how far it is: a bar on a terminal, else a line at every tenth."""
+    return _draw(items, len(items), what, stream or sys.stderr)
+
+
+def _draw(items: Iterable[T], total: int, what: str, stream: TextIO) -> Iterator[T]:
+    bar = stream.isatty()
+    started, drawn, tenth = time.monotonic(), 0.0, 0
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if bar and (now - drawn > 0.1 or done == total):
+            drawn = now
+            filled = WIDTH * done // total
+            left = (now - started) / done * (total - done)
+            stream.write(f"\r{what} [{'#' * filled}{'.' * (WIDTH - filled)}] {done}/{total}, {left:.0f} s left ")
+            stream.flush()
+        elif not bar and 10 * done // total > tenth:
+            tenth = 10 * done // total
+            stream.write(f"{what}: {done}/{total}\n")
+    if bar and total:
+        stream.write("\n")
+
+
+def over(params: EngineParams, args: argparse.Namespace) -> EngineParams:
+    """`params` with what `args` say by the same names.
+
+    Raises:
+        InputError: A word is out of its bounds.
+    """
+    said = {field.name: getattr(args, field.name, None) for field in fields(EngineParams)}
+    long_side = said["long_side"]
+    if long_side is not None and (long_side < 64 or long_side % CENTERFACE.multiple):
+        raise InputError(f"--long-side {long_side}", "expected a multiple of 32, 64 or more")
+    return replace(params, **{name: value for name, value in said.items() if value is not None})
 
 
 def add_command(subparsers: Any, name: str, says: str, more: str = "") -> argparse.ArgumentParser:

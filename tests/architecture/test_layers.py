@@ -153,8 +153,8 @@ def test_there_are_no_cycles() -> None:
 
 def test_modules_stay_small() -> None:
     sizes = {dotted(path): len(path.read_text("utf-8").splitlines()) for path in modules()}
-    too_long = {name: size for name, size in sizes.items() if size > 400}
-    assert not too_long, f"over 400 lines: {too_long}"
+    too_long = {name: size for name, size in sizes.items() if size > 600}
+    assert not too_long, f"over 600 lines: {too_long}"
     bad = [name for name in sizes if {"utils", "helpers", "common", "misc"} & set(name.split("."))]
     assert not bad, f"names that say nothing: {bad}"
 

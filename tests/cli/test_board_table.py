@@ -8,8 +8,8 @@ import cv2
 import pytest
 
 from edge_agent.cli import main
-from edge_agent.commands import probes, probes_host
-from edge_agent.commands.findings import NOTE, OK
+from edge_agent.commands.check import host_probes, probes
+from edge_agent.commands.check.probes import NOTE, OK
 from edge_agent.config.settings import load_settings
 from tests.fakes.board_faults import FAULTS, calibrated, settings_of
 from tests.fakes.gpu import FakeBoard, calibration
@@ -74,7 +74,7 @@ def test_check_says_that_the_cpu_does_the_gpus_work(tmp_path: Path, monkeypatch:
     """Left to the program, a board whose driver is broken still works; but its user should know."""
     plugged(tmp_path, monkeypatch, name, backend="auto")
     settings = load_settings({"EDGE_AGENT_MODEL__MODEL": str(tmp_path / "m.onnx")}, None)
-    (finding,) = probes_host.gpu(settings)
+    (finding,) = host_probes.gpu(settings)
     assert finding.state == NOTE and FAULTS[name].hint in finding.remedy
     assert finding.found.startswith("the CPU is used, because ") and FAULTS[name].line in finding.found
     engine, *_ = probes.engine(settings)
@@ -160,12 +160,12 @@ def test_on_jetpack_4_check_takes_nothing_for_missing(jetpack: JetPack4, tmp_pat
         if not packages[name].found[0].isdigit():  # where it is installed here, that is told
             assert packages[name].state == OK and "a worker of" in packages[name].found
     named = {"EDGE_AGENT_MODEL__TENSORRT_PYTHON": jetpack.python, "EDGE_AGENT_MODEL__BACKEND": "tensorrt"}
-    (gpu,) = probes_host.gpu(load_settings(named, None))
+    (gpu,) = host_probes.gpu(load_settings(named, None))
     worker = f"in a worker of {jetpack.python}"
     assert (gpu.state, gpu.found) == (OK, f"NVIDIA Tegra X1 (sm_53), driver for CUDA 10.2, TensorRT 8.2.1.8, {worker}")
 
 
 def test_on_jetpack_4_check_says_what_its_python_lacks(tmp_path: Path) -> None:
     named = load_settings({"EDGE_AGENT_MODEL__TENSORRT_PYTHON": "/bin/false"}, None)
-    (gpu,) = probes_host.gpu(named)
+    (gpu,) = host_probes.gpu(named)
     assert gpu.state == NOTE and "/bin/false does not run TensorRT's worker" in gpu.found and gpu.remedy

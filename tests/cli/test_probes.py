@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edge_agent.commands import probes, probes_host
+from edge_agent.commands.check import host_probes, probes
 from edge_agent.core.types import Detections
 from edge_agent.host.unit import Account
 from tests.fakes.agent import edge_agent
@@ -34,31 +34,31 @@ def root(tmp_path):
 
 
 def test_a_device_that_is_shut_fails_where_it_is_needed_and_names_the_group(root):
-    camera, gpu = probes_host.permissions(settings(door="v4l2:/dev/video0"), root, NOBODY)
+    camera, gpu = host_probes.permissions(settings(door="v4l2:/dev/video0"), root, NOBODY)
     assert (camera.state, gpu.state) == ("fail", "ok")
     assert "video0" in camera.found and "usermod -aG" in camera.remedy and "agent" in camera.remedy
-    camera, _ = probes_host.permissions(settings(door="rtsp://camera"), root, NOBODY)
+    camera, _ = host_probes.permissions(settings(door="rtsp://camera"), root, NOBODY)
     assert camera.state == "note"
     group = (root / "dev/video0").stat().st_gid
-    camera, _ = probes_host.permissions(
+    camera, _ = host_probes.permissions(
         settings(door="v4l2:/dev/video0"), root, Account("agent", 4_000_000, frozenset([group]))
     )
     assert camera.state == "ok"
 
 
 def test_a_machine_without_devices_has_nothing_to_permit(tmp_path):
-    assert list(probes_host.permissions(settings(), tmp_path, NOBODY)) == []
+    assert list(host_probes.permissions(settings(), tmp_path, NOBODY)) == []
 
 
 def test_an_env_file_that_the_service_may_not_read(root):
     file = root / "agent.env"
     file.write_text("")
     file.chmod(0o600)
-    finding = probes_host.readable(file, NOBODY)
+    finding = host_probes.readable(file, NOBODY)
     assert finding.state == "fail" and "chmod 640" in finding.remedy
     file.chmod(0o644)
-    assert probes_host.readable(file, NOBODY).state == "ok"
-    assert probes_host.readable(root / "nothing", NOBODY).state == "fail"
+    assert host_probes.readable(file, NOBODY).state == "ok"
+    assert host_probes.readable(root / "nothing", NOBODY).state == "fail"
 
 
 def test_the_golden_face_is_found_or_not():
@@ -86,8 +86,8 @@ def test_a_model_of_ones_own_that_sees_no_face_is_a_note(tmp_path):
 
 
 def test_a_gpu_that_is_needed_and_not_there_fails_with_the_remedy():
-    (finding,) = probes_host.gpu(settings(backend="tensorrt"))
-    (other,) = probes_host.gpu(settings())
+    (finding,) = host_probes.gpu(settings(backend="tensorrt"))
+    (other,) = host_probes.gpu(settings())
     if finding.state == "ok":
         pytest.skip("this machine has a GPU and pycuda: nothing is missing")
     assert finding.state == "fail" and finding.remedy

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from edge_agent.commands import model
-from edge_agent.commands.frames import Gathering, gather
+from edge_agent.commands.recordings import Gathering, gather
 from edge_agent.config.settings import load_settings
 from edge_agent.core.contract import CENTERFACE
 from edge_agent.core.detector import DetectionParams, FaceDetector

@@ -6,7 +6,7 @@ from typing import Dict, List, Sequence, Tuple
 import cv2
 import numpy as np
 
-from edge_agent.commands.evaluate_plot import AMBER, BLUE, INK, LIGHT
+from edge_agent.commands.evaluate.plot import AMBER, BLUE, INK, LIGHT
 
 WIDTH, PANEL, MARGIN = 900, 130, 64
 PALE = (235, 240, 250)

@@ -5,14 +5,34 @@ import importlib.util
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
 
 import numpy as np
 
-from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
 from edge_agent.errors import EdgeAgentError, MissingPackage
 from edge_agent.inference.trt.find import JETPACK_4
+
+OK, NOTE, FAIL = "ok", "note", "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `edge-agent check`.
+
+    Attributes:
+        name: Of the thing.
+        state: "ok"; "note" for what is not there but not needed either; "fail" for what the settings need.
+        found: What is there, or what is wrong.
+        remedy: What to do, when it is not "ok".
+    """
+
+    name: str
+    state: str
+    found: str
+    remedy: str = ""
+
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings

@@ -1,13 +1,40 @@
 """Label files: COCO (one JSON) and KITTI (one text file per picture, as NVIDIA TAO uses it)."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple
 
 import numpy as np
 
 from edge_agent.core.evaluation import Truth
-from edge_agent.errors import InputError
+from edge_agent.core.types import Array
+from edge_agent.errors import InputError, SourceError
+
+
+@dataclass(frozen=True)
+class Miss:
+    """One mistake, to look at: a face not found, or something found that is no face."""
+
+    picture: Path
+    box: Array
+    kind: str
+
+
+def read_picture(path: Path, color: bool) -> Array:
+    """(H, W) uint8 gray, or (H, W, 3) uint8 RGB.
+
+    Raises:
+        InputError: It is not a picture.
+    """
+    from edge_agent.capture.images import load_picture
+
+    try:
+        pixels, levels = load_picture(path, color)
+    except SourceError as error:
+        raise InputError(error.message, error.hint) from error
+    return levels.to_gray8(pixels)
+
 
 COCO_HINT = 'expected COCO JSON: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "bbox": [x, y, w, h]}]}'
 KITTI_HINT = "expected KITTI lines: face 0 0 0 LEFT TOP RIGHT BOTTOM ..."

@@ -6,7 +6,7 @@ from typing import Any, List, Mapping, Tuple
 import cv2
 import numpy as np
 
-from edge_agent.commands.pictures import Miss, read_picture
+from edge_agent.commands.evaluate.dataset import Miss, read_picture
 from edge_agent.core.types import Array
 from edge_agent.errors import InputError
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, List, Optional
 
-from edge_agent.commands.findings import FAIL, NOTE, OK, Finding
+from edge_agent.commands.check.probes import FAIL, NOTE, OK, Finding
 from edge_agent.errors import EngineError, MissingPackage
 from edge_agent.inference.trt.find import JETPACK_4, find_place
 

@@ -7,10 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from edge_agent.commands.arguments import add_command
-from edge_agent.commands.labels import read_labels
-from edge_agent.commands.pictures import Miss, read_picture
-from edge_agent.commands.progress import progress
+from edge_agent.commands.arguments import add_command, progress
+from edge_agent.commands.evaluate.dataset import Miss, read_labels, read_picture
 from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.evaluation import Match, Tally, Truth
 from edge_agent.core.frame import Picture
@@ -54,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _write(args.json, json.dumps(figures, indent=2))
     if args.plot:
-        from edge_agent.commands.evaluate_plot import contact_sheet, plot_curves
+        from edge_agent.commands.evaluate.plot import contact_sheet, plot_curves
 
         args.plot.mkdir(parents=True, exist_ok=True)
         plot_curves(curve, figures, args.plot / "precision-recall.png")

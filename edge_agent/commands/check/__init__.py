@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional
 
 from edge_agent.commands.arguments import add_command, add_env_file
-from edge_agent.commands.findings import FAIL, OK, Finding
+from edge_agent.commands.check.probes import FAIL, OK, Finding
 from edge_agent.errors import ConfigError, EdgeAgentError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _line(finding: Finding) -> str:
 
 
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
-    from edge_agent.commands import probes, probes_host
+    from edge_agent.commands.check import host_probes, probes
     from edge_agent.host.stand_in import stand_in
     from edge_agent.host.unit import unit_of, unit_properties, unit_state
     from edge_agent.mqtt.login import CREDENTIAL
@@ -71,12 +71,12 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     state = unit_state(unit_of(env_file))
     service_pid = unit_properties(unit_of(env_file), ["MainPID"]).get("MainPID", "")
     with stand_in(env_file, CREDENTIAL, os.environ) as unit:
-        yield from probes_host.asker(env_file, unit, state)
+        yield from host_probes.asker(env_file, unit, state)
         checks: Mapping[str, Callable[[Settings], Iterator[Finding]]] = {
-            "storage": probes_host.storage,
-            "clock": probes_host.clock,
-            "permissions": probes_host.permissions,
-            "gpu": probes_host.gpu,
+            "storage": host_probes.storage,
+            "clock": host_probes.clock,
+            "permissions": host_probes.permissions,
+            "gpu": host_probes.gpu,
             "engine": probes.engine,
             "cameras": partial(probes.cameras, service_pid=service_pid),
             "broker": probes.broker,
@@ -86,7 +86,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
                 yield from check(settings)
             except EdgeAgentError as error:
                 yield Finding(name, FAIL, error.message, error.hint)
-        yield from probes_host.service(env_file, state)
+        yield from host_probes.service(env_file, state)
 
 
 def _named(environ: Mapping[str, str]) -> Optional[Path]:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.commands.arguments import add_command, add_env_file
-from edge_agent.commands.frames import gather
-from edge_agent.commands.progress import progress
+from edge_agent.commands.arguments import add_command, add_env_file, progress
+from edge_agent.commands.recordings import gather
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.evaluation import Tally, Truth
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace, directory: Path) -> int:
 
 def _settings(args: argparse.Namespace) -> Tuple[Optional[CameraParams], "EngineParams"]:
     """The camera of the settings, if one was named, and the model: the settings' for a camera, unless told."""
-    from edge_agent.commands.engine_words import over
+    from edge_agent.commands.arguments import over
     from edge_agent.config.settings import load_settings
     from edge_agent.inference import EngineParams
 

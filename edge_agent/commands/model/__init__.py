@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
-from edge_agent.commands import model_calibrate, model_deepstream
 from edge_agent.commands.arguments import add_command
+from edge_agent.commands.model import calibrate, deepstream
 from edge_agent.inference import models
 from edge_agent.inference.onnx.contract import describe
 
@@ -66,13 +66,13 @@ def add_parser(subparsers: Any) -> None:
     building.add_argument("--cache-dir", type=Path, metavar="DIR", help="of engines; default: as the agent looks")
     _add_common(building)
 
-    model_calibrate.add_parser(actions)
+    calibrate.add_parser(actions)
 
     verifying = add_command(actions, "verify", "compare a model's files with their known sums")
     verifying.add_argument("name", metavar="NAME", help="as 'list' shows it")
     _add_common(verifying)
 
-    model_deepstream.add_parsers(actions)
+    deepstream.add_parsers(actions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         return _list(args, directory)
     if args.action == "calibrate":
-        return model_calibrate.run(args, directory)
+        return calibrate.run(args, directory)
     if args.action == "build":
         return _build(args, directory)
-    if args.action in model_deepstream.ACTIONS:
-        return model_deepstream.run(args, directory)
+    if args.action in deepstream.ACTIONS:
+        return deepstream.run(args, directory)
     card = models.card_of(args.name)
     if args.action == "verify":
         return _verify(args, card, directory)
@@ -175,7 +175,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace, directory: Path) -> int:
-    from edge_agent.commands.engine_words import over
+    from edge_agent.commands.arguments import over
     from edge_agent.config.settings import load_settings
     from edge_agent.inference import EngineParams
     from edge_agent.inference.cuda.compiler import cache_dir

@@ -15,17 +15,20 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from edge_agent.config import env_file as env_files
-from edge_agent.config.faults import Given, misfit_fault, validation_faults, value_fault
 from edge_agent.config.variables import (
     ANY_KEY,
     PREFIX,
     Catalogue,
+    Given,
     Keys,
     Variable,
     check_key,
     declared_variables,
+    misfit_fault,
     name_of,
     shown,
+    validation_faults,
+    value_fault,
 )
 from edge_agent.core.camera import CameraParams
 from edge_agent.core.detector import DetectionParams

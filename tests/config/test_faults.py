@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from edge_agent.config import settings as config
-from edge_agent.config.faults import value_fault
-from edge_agent.config.variables import quoted, shown, variables
+from edge_agent.config.variables import quoted, shown, value_fault, variables
 from edge_agent.core.params import param
 from edge_agent.errors import EXIT_CONFIG, ConfigError
 

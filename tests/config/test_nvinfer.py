@@ -9,10 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.config.nvinfer_export import export_nvinfer
-from edge_agent.config.nvinfer_file import parse_nvinfer
-from edge_agent.config.nvinfer_import import import_nvinfer
-from edge_agent.config.nvinfer_report import Report
+from edge_agent.config.nvinfer.exporter import export_nvinfer
+from edge_agent.config.nvinfer.file import Report, parse_nvinfer
+from edge_agent.config.nvinfer.importer import import_nvinfer
 from edge_agent.config.settings import Settings, load_settings
 from edge_agent.errors import InputError, ModelError
 from tests.fakes.uff_writer import detectnet

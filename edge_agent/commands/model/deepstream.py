@@ -11,7 +11,7 @@ from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
-    from edge_agent.config.nvinfer_report import Report
+    from edge_agent.config.nvinfer.file import Report
 
 ACTIONS = ("import-deepstream", "export-deepstream")
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, directory: Path) -> int:
 
 
 def _import(args: argparse.Namespace, directory: Path) -> int:
-    from edge_agent.config.nvinfer_import import import_nvinfer
+    from edge_agent.config.nvinfer.importer import import_nvinfer
     from edge_agent.config.settings import load_settings
     from edge_agent.config.variables import name_of
 
@@ -74,7 +74,7 @@ def _lines(report: "Report", output: Optional[Path]) -> Iterator[str]:
 
 
 def _export(args: argparse.Namespace, directory: Path) -> int:
-    from edge_agent.config.nvinfer_export import export_nvinfer
+    from edge_agent.config.nvinfer.exporter import export_nvinfer
     from edge_agent.config.settings import load_settings
     from edge_agent.inference.models import models_dir
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import List, Optional, Tuple
 
-from edge_agent.config.nvinfer_classes import export_classes, mode_number
-from edge_agent.config.nvinfer_import import PRECISIONS
+from edge_agent.config.nvinfer.classes import export_classes, mode_number
+from edge_agent.config.nvinfer.importer import PRECISIONS
 from edge_agent.config.settings import Settings
 from edge_agent.core.contract import ModelContract
 from edge_agent.errors import InputError

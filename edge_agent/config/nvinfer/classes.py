@@ -7,8 +7,7 @@ class, [class-attrs-N] on top of it for class N, and what neither says has the d
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple, Union
 
-from edge_agent.config.nvinfer_file import PROPERTY, Entry, Group, NvinferFile
-from edge_agent.config.nvinfer_report import Report
+from edge_agent.config.nvinfer.file import PROPERTY, Entry, Group, NvinferFile, Report
 from edge_agent.core.cluster import ClusterParams
 from edge_agent.core.contract import ModelContract
 from edge_agent.core.detector import DetectionParams, model_defaults

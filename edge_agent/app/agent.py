@@ -16,7 +16,7 @@ from edge_agent.app.publishing import Publishing
 from edge_agent.app.state import State, claim
 from edge_agent.config.reload import Reloader
 from edge_agent.config.settings import Settings, fingerprint
-from edge_agent.core.illumination import IlluminationMonitor
+from edge_agent.core.camera.visibility import IlluminationMonitor
 from edge_agent.core.messages import timestamp
 from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import BufferPool, Source

@@ -5,12 +5,12 @@ from typing import Any, Dict, Optional
 from edge_agent.capture import SourceOptions, open_source
 from edge_agent.config.settings import Settings
 from edge_agent.config.variables import name_of
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.auto_exposure import ExposureParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.discovery import CameraEntry, Site
-from edge_agent.core.exposure import ExposureParams
 from edge_agent.core.ports import BufferPool, Source
 from edge_agent.core.requests import Rules
-from edge_agent.core.view import needs_cpu
 from edge_agent.errors import ConfigError, InputError, ModelError
 from edge_agent.inference.models import card_of
 

@@ -7,6 +7,7 @@ from typing import Callable, Mapping, Optional
 
 from edge_agent.app.factories import rules_of
 from edge_agent.config.settings import Settings
+from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.detector import FaceDetector
 from edge_agent.core.overrides import Overrides
 from edge_agent.core.pipeline import FacePipeline
@@ -14,7 +15,6 @@ from edge_agent.core.ports import Clock, Engine
 from edge_agent.core.rate import IdleParams
 from edge_agent.core.requests import Rules
 from edge_agent.core.types import EngineInfo
-from edge_agent.core.view import needs_cpu
 from edge_agent.host.heap import trim
 from edge_agent.host.identity import uuid7
 from edge_agent.inference import open_engine

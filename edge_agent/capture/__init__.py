@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Dict, Mapping, NamedTuple, Optional, Tuple, cast
 
 from edge_agent.capture.address import hide_credentials, split_file
-from edge_agent.core.exposure import ExposureParams
+from edge_agent.core.camera.auto_exposure import ExposureParams
 from edge_agent.core.ports import BufferPool, Source
 from edge_agent.errors import InputError, MissingPackage
 

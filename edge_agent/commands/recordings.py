@@ -12,12 +12,12 @@ import numpy as np
 
 from edge_agent.capture import PICTURE_SUFFIXES, SourceOptions, open_source
 from edge_agent.capture.address import split_file
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.transform import View
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Source
 from edge_agent.core.recording import MAX_LINE_BYTES, Seen, SightChange, moment_at, read_line, read_timestamp
 from edge_agent.core.types import Array, Moment
-from edge_agent.core.view import View
 from edge_agent.errors import EndOfStream, InputError, SourceError
 
 _GRID = 16
@@ -158,7 +158,7 @@ def _sketch(gray: Array) -> Array:
 
 
 if TYPE_CHECKING:
-    from edge_agent.core.camera import CameraParams
+    from edge_agent.core.camera.params import CameraParams
     from edge_agent.core.frame import Frame
     from edge_agent.core.ports import Source
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Optional, TextIO
 
 from edge_agent.commands.arguments import add_command, add_env_file
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.frame import Frame
 from edge_agent.core.recording import SightChange, sight_line
 from edge_agent.core.replay import Opened, RecordedClock, Replay
@@ -166,8 +166,8 @@ def _frames(
 ) -> Iterator[Outcome]:
     """Frames through the judgement of the light, the detector and the pipeline, as in `runtime.stages`."""
     from edge_agent.commands.recordings import read_frames
+    from edge_agent.core.camera.visibility import IlluminationMonitor
     from edge_agent.core.detector import FaceDetector
-    from edge_agent.core.illumination import IlluminationMonitor
 
     camera = settings.cameras.get(args.camera, CameraParams("replay:"))
     kind, frames = read_frames(args.recording, args.timestamps, args.fps, camera, stack)

@@ -30,12 +30,13 @@ from edge_agent.config.variables import (
     validation_faults,
     value_fault,
 )
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.transform import check_geometry
+from edge_agent.core.camera.visibility import IlluminationParams
 from edge_agent.core.detector import DetectionParams
 from edge_agent.core.discovery import HomeAssistantParams
 from edge_agent.core.exposition import MetricsParams
 from edge_agent.core.health import HealthParams
-from edge_agent.core.illumination import IlluminationParams
 from edge_agent.core.params import param
 from edge_agent.core.presence import PresenceParams
 from edge_agent.core.quality import CropParams
@@ -44,7 +45,6 @@ from edge_agent.core.recovery import RecoveryParams
 from edge_agent.core.requests import CommandParams
 from edge_agent.core.topics import ID, Topics, slug
 from edge_agent.core.tracker import TrackerParams
-from edge_agent.core.view import check_geometry
 from edge_agent.errors import ConfigError
 from edge_agent.host.paths import instance_of
 from edge_agent.inference import EngineParams

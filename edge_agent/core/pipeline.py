@@ -6,7 +6,8 @@ from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 import numpy as np
 
 from edge_agent.core.appearance import AppearanceBook, Look
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.transform import View
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Clock, NewId
 from edge_agent.core.presence import PresenceMachine, PresenceParams
@@ -14,7 +15,6 @@ from edge_agent.core.quality import CropParams, assess, cut
 from edge_agent.core.rate import AdaptiveRate, IdleParams
 from edge_agent.core.tracker import Tracker, TrackerParams
 from edge_agent.core.types import CameraReport, Crop, Detections, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
-from edge_agent.core.view import View
 
 _TRACKER = TrackerParams()
 _PRESENCE = PresenceParams()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_agent.capture.pixels import FORMATS, Decoder, ImageLayout, SampleDepth
-from edge_agent.core.camera import PixelFormatName
+from edge_agent.core.camera.params import PixelFormatName
 from tests.fakes.v4l2_camera import encode
 
 HEIGHT, WIDTH = 24, 32

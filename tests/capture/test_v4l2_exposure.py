@@ -11,7 +11,7 @@ import pytest
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.v4l2 import abi
 from edge_agent.capture.v4l2.source import V4l2Source
-from edge_agent.core.exposure import SETTLE, WINDOW, ExposureParams
+from edge_agent.core.camera.auto_exposure import SETTLE, WINDOW, ExposureParams
 from edge_agent.errors import SourceError
 from tests.capture.contract import SourceContract, next_frame
 from tests.fakes.kernel import FakeKernel

@@ -12,10 +12,10 @@ import pytest
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.v4l2 import abi
 from edge_agent.capture.v4l2.source import BUFFERS, V4l2Source
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.transform import View
 from edge_agent.core.contract import FACEDETECTIR
 from edge_agent.core.frame import Frame, Picture
-from edge_agent.core.view import View
 from edge_agent.errors import SourceError
 from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext

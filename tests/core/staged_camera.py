@@ -5,7 +5,7 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.frame import Frame
 from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.types import CameraReport, Detections, FaceEvent, Outcome, Sight

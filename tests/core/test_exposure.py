@@ -5,9 +5,9 @@ from typing import List, Optional, Tuple
 import numpy as np
 import pytest
 
-from edge_agent.core.exposure import SETTLE, WINDOW, AutoExposure, ExposureParams, Scale, Setting
+from edge_agent.core.camera.auto_exposure import SETTLE, WINDOW, AutoExposure, ExposureParams, Scale, Setting
+from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams, brightness
 from edge_agent.core.frame import FULL_RANGE
-from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams, brightness
 from edge_agent.core.types import Sight
 
 EXPOSURE, GAIN = Scale(1, 1000), Scale(16, 248)

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, Levels
-from edge_agent.core.illumination import (
+from edge_agent.core.camera.visibility import (
     IlluminationMonitor,
     IlluminationParams,
+    Repetition,
     Verdict,
     brightness,
     strobe_split,
 )
-from edge_agent.core.repetition import Repetition
+from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, Levels
 from edge_agent.core.types import Sight
 
 HEIGHT, WIDTH = 240, 320

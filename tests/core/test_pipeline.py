@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.presence import PresenceParams
 from edge_agent.core.quality import CropParams
 from edge_agent.core.tracker import TrackerParams

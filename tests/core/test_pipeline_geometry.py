@@ -4,12 +4,12 @@ import numpy as np
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.transform import View, contains
 from edge_agent.core.frame import Frame
 from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.quality import CropParams
 from edge_agent.core.types import Box, Detections, Sight
-from edge_agent.core.view import View, contains
 from tests.fakes.clock import FakeClock
 
 SEEN = 200  # blue of every pixel that no mask hides

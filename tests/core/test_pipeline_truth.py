@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edge_agent.core.appearance import UPDATE_EVERY_S
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.presence import PresenceParams
 from edge_agent.core.tracker import TrackerParams
 from edge_agent.core.types import Presence, Sight

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from edge_agent.capture.render import Renderer, Sprite
 from edge_agent.capture.scene import Appearance, Disturbances, Scene
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
 from edge_agent.core.frame import Frame, Levels, Picture
-from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams
 from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.presence import PresenceParams
 from edge_agent.core.quality import CropParams

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.transform import View, check_geometry, contains, needs_cpu, rasterise
 from edge_agent.core.frame import LIMITED_RANGE, DeviceView, Frame, Levels
 from edge_agent.core.types import Box
-from edge_agent.core.view import View, check_geometry, contains, needs_cpu, rasterise
 
 CORNER = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.0, 0.5))
 DEVICE = DeviceView(1000, 64, "gray8")

@@ -7,10 +7,10 @@ from typing import Any, Callable, Iterator, Tuple
 import numpy as np
 import pytest
 
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.camera.transform import View
 from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, DeviceView, Levels, Picture
-from edge_agent.core.view import View
 from edge_agent.errors import EngineError
 from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext

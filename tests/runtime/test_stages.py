@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
+from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
 from edge_agent.core.frame import Frame
-from edge_agent.core.illumination import IlluminationMonitor, IlluminationParams
 from edge_agent.core.requests import Command, Done
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
 from edge_agent.runtime.control import Control

@@ -7,9 +7,9 @@ from typing import Mapping, Optional, Sequence
 from edge_agent.capture.v4l2 import abi
 from edge_agent.capture.v4l2.controls import control_name, list_controls, set_controls
 from edge_agent.capture.v4l2.kernel import Device
-from edge_agent.core.exposure import AutoExposure, ExposureParams, Scale, Setting
+from edge_agent.core.camera.auto_exposure import AutoExposure, ExposureParams, Scale, Setting
+from edge_agent.core.camera.visibility import brightness
 from edge_agent.core.frame import Levels
-from edge_agent.core.illumination import brightness
 from edge_agent.core.types import Array
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ class Finding:
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
-    from edge_agent.core.camera import CameraParams
+    from edge_agent.core.camera.params import CameraParams
     from edge_agent.core.types import Detections
 
 FIRST_FRAME_S = 8.0

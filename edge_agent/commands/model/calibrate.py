@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_agent.commands.arguments import add_command, add_env_file, progress
 from edge_agent.commands.recordings import gather
-from edge_agent.core.camera import CameraParams
+from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.detector import DetectionParams, FaceDetector
 from edge_agent.core.evaluation import Tally, Truth
 from edge_agent.core.frame import Picture

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Deque, NamedTuple, Optional, Tuple
 
-from edge_agent.core.illumination import Light, strobe_split
+from edge_agent.core.camera.visibility import Light, strobe_split
 
 WINDOW = 12
 SETTLE = 5

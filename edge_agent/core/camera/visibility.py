@@ -10,17 +10,144 @@ On any doubt a camera counts as seeing: "cannot see" has to be proven over time.
 """
 
 import math
+import zlib
 from collections import deque
 from dataclasses import dataclass
 from typing import Deque, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from edge_agent.core.flatness import Flatness
 from edge_agent.core.frame import Levels
 from edge_agent.core.params import param
-from edge_agent.core.repetition import Repetition
 from edge_agent.core.types import Array, Sight
+
+# A camera whose emitter strobes can freeze on a lit and a dark picture in turn.
+_DISTINCT = 2
+
+# Silence of the source is not repetition: so many repeats have to be seen as well.
+_MIN_REPEATS = 4
+
+
+class Repetition:
+    """How long the same one or two pictures have come again and again. Used by one thread.
+
+    Two levels: a sparse sample of every frame (free), and only when that repeats a CRC-32 of all pixels, so that a
+    dim and quiet room, where few pixels flicker, does not pass for a frozen one: a live sensor always changes some
+    pixel (2^-32 is the chance to miss it once).
+    """
+
+    def __init__(self) -> None:
+        self._samples: Deque[bytes] = deque(maxlen=_DISTINCT)
+        self._checksums: Deque[int] = deque(maxlen=_DISTINCT)
+        self._since: Optional[float] = None
+        self._repeats = 0
+
+    def observe(self, sample: Array, pixels: Array, t: float) -> float:
+        """Seconds that nothing new has been seen; 0 when this frame is new.
+
+        Args:
+            sample: A sparse view of `pixels`, always at the same places.
+            pixels: The raw frame; read only when the sample repeats.
+            t: Monotonic seconds of the frame.
+        """
+        if self._is_new(sample.tobytes(), pixels):
+            self._since, self._repeats = t, 0
+        else:
+            self._repeats += 1
+        if self._since is None or self._repeats < _MIN_REPEATS:
+            return 0.0
+        return t - self._since
+
+    def _is_new(self, sample: bytes, pixels: Array) -> bool:
+        if sample not in self._samples:
+            self._samples.append(sample)
+            return True
+        checksum = zlib.crc32(np.ascontiguousarray(pixels).data)
+        if checksum not in self._checksums:
+            self._checksums.append(checksum)
+            return True
+        return False
+
+
+_ROWS, _COLUMNS = 16, 20
+_CELLS = 4
+_DEVIATIONS = 5.0
+_FLOOR_RAW = 0.4
+_FLOOR_ENCODED = 0.75
+_AVERAGED = 8
+
+# Structure is clear, and ends a cover (hysteresis), when it exceeds the limit so many times.
+_CLEAR = 1.5
+
+# About so many pixels are looked at, evenly spread.
+_SAMPLED_PX_FLATNESS = 65536
+
+_SATURATED = 240
+
+# Deviation of a normal distribution by its median absolute deviation.
+_BY_MEDIAN = 1.4826
+
+
+class Flatness:
+    """Whether successive pictures are flat. Used by one thread.
+
+    Args:
+        encoded: Whether the pictures come out of a codec.
+    """
+
+    def __init__(self, encoded: bool) -> None:
+        self._floor = _FLOOR_ENCODED if encoded else _FLOOR_RAW
+        self._mean: Optional[Array] = None
+        self._count = 0
+
+    def observe(self, plane: Array, levels: Levels, covered: bool) -> bool:
+        """True when the picture, and the average of the flat ones before it, show no structure.
+
+        Args:
+            plane: (H, W) uint8 or uint16, raw; may be a strided view. A picture under 80 x 64 px is not flat.
+            levels: How it becomes 8-bit.
+            covered: Whether the camera counts as covered now, so that clear structure is asked for to leave that.
+        """
+        if plane.shape[0] < _ROWS * _CELLS or plane.shape[1] < _COLUMNS * _CELLS:
+            return False
+        step = max(1, math.isqrt(plane.size // _SAMPLED_PX_FLATNESS))
+        cells = cell_means(levels.to_gray8(plane[::step, ::step]))
+        means = cells.reshape(_ROWS, _CELLS, _COLUMNS, _CELLS).mean(axis=(1, 3))
+        deviation = _BY_MEDIAN * float(np.median(_roughness(cells))) / _CELLS
+        excess = self._excess(means, deviation)
+        if excess > _CLEAR:
+            self._mean, self._count = None, 0
+            return False
+        self._count = min(self._count + 1, _AVERAGED)
+        self._mean = means if self._mean is None else self._mean + (means - self._mean) / self._count
+        averaged_excess = self._excess(self._mean, deviation / math.sqrt(self._count))
+        return max(excess, averaged_excess) <= (_CLEAR if covered else 1.0)
+
+    def _excess(self, means: Array, deviation: float) -> float:
+        """Structure as a multiple of what noise explains."""
+        return float(_roughness(means).max()) / math.hypot(self._floor, _DEVIATIONS * deviation)
+
+
+def cell_means(gray: Array) -> Array:
+    """(64, 80) float64 means of a (H, W) uint8 picture's cells, NaN where saturated; they differ by one px in size."""
+    height, width = gray.shape
+    rows = np.arange(_ROWS * _CELLS) * height // (_ROWS * _CELLS)
+    columns = np.arange(_COLUMNS * _CELLS) * width // (_COLUMNS * _CELLS)
+    sums = np.add.reduceat(np.add.reduceat(gray, rows, axis=0, dtype=np.uint32), columns, axis=1)
+    means = sums / np.outer(np.diff(rows, append=height), np.diff(columns, append=width))
+    return np.where(means < _SATURATED, means, np.nan)
+
+
+def _roughness(means: Array) -> Array:
+    """All |r| (see above) along rows and columns, as (N,), those that touch a NaN left out; one 0 when all do."""
+    both = np.concatenate([_residuals(means).ravel(), _residuals(means.T).ravel()])
+    known = np.abs(both[~np.isnan(both)])
+    return known if known.size else np.zeros(1)
+
+
+def _residuals(m: Array) -> Array:
+    return np.asarray(m[2:-2] - (4.0 * (m[1:-3] + m[3:-1]) - (m[:-4] + m[4:])) / 6.0)
+
 
 _SAMPLED_PX = 8192
 

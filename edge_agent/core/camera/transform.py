@@ -9,7 +9,7 @@ from typing import Dict, Iterable, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.core.camera import CameraParams, Point, Polygon, Rect
+from edge_agent.core.camera.params import CameraParams, Point, Polygon, Rect
 from edge_agent.core.frame import DeviceView, Frame, Levels, Picture
 from edge_agent.core.geometry import Size
 from edge_agent.core.types import Array, Box

@@ -8,7 +8,7 @@ from typing import Callable, Mapping, Optional
 from edge_agent.app.factories import rules_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.camera.transform import needs_cpu
-from edge_agent.core.detector import FaceDetector
+from edge_agent.core.detection.detector import FaceDetector
 from edge_agent.core.overrides import Overrides
 from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.ports import Clock, Engine

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional, Sequence, TextIO, TypeVar
 
-from edge_agent.core.contract import CENTERFACE
+from edge_agent.core.detection.model_contract import CENTERFACE
 from edge_agent.errors import InputError
 from edge_agent.inference import EngineParams
 

@@ -167,7 +167,7 @@ def _frames(
     """Frames through the judgement of the light, the detector and the pipeline, as in `runtime.stages`."""
     from edge_agent.commands.recordings import read_frames
     from edge_agent.core.camera.visibility import IlluminationMonitor
-    from edge_agent.core.detector import FaceDetector
+    from edge_agent.core.detection.detector import FaceDetector
 
     camera = settings.cameras.get(args.camera, CameraParams("replay:"))
     kind, frames = read_frames(args.recording, args.timestamps, args.fps, camera, stack)

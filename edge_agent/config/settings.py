@@ -33,7 +33,7 @@ from edge_agent.config.variables import (
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import check_geometry
 from edge_agent.core.camera.visibility import IlluminationParams
-from edge_agent.core.detector import DetectionParams
+from edge_agent.core.detection.detector import DetectionParams
 from edge_agent.core.discovery import HomeAssistantParams
 from edge_agent.core.exposition import MetricsParams
 from edge_agent.core.health import HealthParams

@@ -2,7 +2,7 @@
 
 from typing import Callable, Container, List, Mapping, Optional, Protocol, Sequence
 
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.messages import Message, OutboxStatus, Stored
 from edge_agent.core.types import Array, Counters, EngineInfo, Moment

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Dict, Literal, Optional, Tuple
 
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
 from edge_agent.errors import EngineError, MissingPackage, ModelError

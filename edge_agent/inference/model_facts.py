@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional
 
-from edge_agent.core.contract import FACEDETECTIR, ModelContract
+from edge_agent.core.detection.model_contract import FACEDETECTIR, ModelContract
 from edge_agent.errors import MissingPackage, ModelError
 from edge_agent.inference.models import FACEDETECTIR_CARD
 from edge_agent.inference.onnx.contract import bind, structure

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
+from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.errors import ModelError
 
 MANIFEST = "manifest.json"

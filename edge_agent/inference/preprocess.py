@@ -5,9 +5,9 @@ from typing import Callable, Dict, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.geometry import Placement, Size
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Picture
-from edge_agent.core.geometry import Placement, Size
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError
 

@@ -14,7 +14,7 @@ from edge_agent.capture.v4l2 import abi
 from edge_agent.capture.v4l2.source import BUFFERS, V4l2Source
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import View
-from edge_agent.core.contract import FACEDETECTIR
+from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.errors import SourceError
 from edge_agent.inference.cuda.compiler import KernelCache

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core import centerface
-from edge_agent.core.contract import CENTERFACE
+from edge_agent.core.detection import centerface
+from edge_agent.core.detection.model_contract import CENTERFACE
 from edge_agent.errors import ModelError
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.cluster import LIST_LIMIT, SCORE_KIND, ClusterParams, cluster, dbscan, nms
+from edge_agent.core.detection.clustering import LIST_LIMIT, SCORE_KIND, ClusterParams, cluster, dbscan, nms
 from tests.core import detection_oracles as oracle
 
 DEFAULT = ClusterParams(nms_iou_threshold=0.5)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
-from edge_agent.core.detector import Decoder, DetectionParams, FaceDetector
+from edge_agent.core.detection.detector import Decoder, DetectionParams, FaceDetector
+from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.core.frame import Picture
 from edge_agent.core.types import EngineInfo
 from edge_agent.errors import ModelError

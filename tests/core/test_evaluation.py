@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.evaluation import Tally, Truth, match
+from edge_agent.core.detection.evaluation import Tally, Truth, match
 from edge_agent.core.types import Detections
 
 

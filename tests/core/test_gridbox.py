@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core import gridbox
-from edge_agent.core.contract import FACEDETECTIR, ModelContract
+from edge_agent.core.detection import gridbox
+from edge_agent.core.detection.model_contract import FACEDETECTIR, ModelContract
 from edge_agent.errors import ModelError
 from tests.core import detection_oracles as oracle
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.geometry import iou
+from edge_agent.core.detection.geometry import iou
 from edge_agent.core.tracker import Tracker, TrackerParams
 from edge_agent.core.types import Detections
 

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import View
-from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
+from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, DeviceView, Levels, Picture
 from edge_agent.errors import EngineError
 from edge_agent.inference.cuda.compiler import KernelCache

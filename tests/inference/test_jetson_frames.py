@@ -10,7 +10,7 @@ from edge_agent.capture import SourceOptions
 from edge_agent.capture.jetson.source import JetsonSource
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import View
-from edge_agent.core.contract import FACEDETECTIR
+from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.preprocess import ARGUMENTS, CudaPreprocessor

@@ -15,8 +15,8 @@ import pytest
 from edge_agent.commands import model
 from edge_agent.commands.recordings import Gathering, gather
 from edge_agent.config.settings import load_settings
-from edge_agent.core.contract import CENTERFACE
-from edge_agent.core.detector import DetectionParams, FaceDetector
+from edge_agent.core.detection.detector import DetectionParams, FaceDetector
+from edge_agent.core.detection.model_contract import CENTERFACE
 from edge_agent.core.frame import Picture
 from edge_agent.errors import InputError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine

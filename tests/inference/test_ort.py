@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
-from edge_agent.core.detector import DetectionParams, FaceDetector
+from edge_agent.core.detection.detector import DetectionParams, FaceDetector
+from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.core.frame import Picture
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine

@@ -6,7 +6,7 @@ from typing import Tuple
 import numpy as np
 import pytest
 
-from edge_agent.core.contract import CENTERFACE, FACEDETECTIR
+from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR
 from edge_agent.core.frame import LIMITED_RANGE, Levels, Picture
 from edge_agent.errors import EngineError
 from edge_agent.inference.preprocess import Preprocessor, resize_area, resize_linear

@@ -8,10 +8,10 @@ import pytest
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.synthetic import SyntheticSource
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.geometry import iou
+from edge_agent.core.detection.gridbox import decode
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Picture
-from edge_agent.core.geometry import iou
-from edge_agent.core.gridbox import decode
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError, InputError
 from edge_agent.inference.scripted import ScriptedEngine

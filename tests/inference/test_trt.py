@@ -12,9 +12,9 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import numpy as np
 import pytest
 
-from edge_agent.core.detector import DetectionParams, FaceDetector
+from edge_agent.core.detection.detector import DetectionParams, FaceDetector
+from edge_agent.core.detection.geometry import iou
 from edge_agent.core.frame import Picture
-from edge_agent.core.geometry import iou
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
 from edge_agent.inference.golden import golden_picture
 from edge_agent.inference.onnx.graph import read_graph

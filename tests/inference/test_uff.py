@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.contract import FACEDETECTIR
-from edge_agent.core.detector import Decoder, DetectionParams, FaceDetector
+from edge_agent.core.detection.detector import Decoder, DetectionParams, FaceDetector
+from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.core.frame import Picture
 from edge_agent.errors import InputError, ModelError
 from edge_agent.inference.convert import convert_file

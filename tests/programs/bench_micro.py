@@ -24,10 +24,10 @@ from typing import Any, Callable, Dict, List, Tuple
 import cv2
 import numpy as np
 
-from edge_agent.core import gridbox
-from edge_agent.core.cluster import dbscan, nms
-from edge_agent.core.contract import FACEDETECTIR
-from edge_agent.core.detector import Decoder, DetectionParams
+from edge_agent.core.detection import gridbox
+from edge_agent.core.detection.clustering import dbscan, nms
+from edge_agent.core.detection.detector import Decoder, DetectionParams
+from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.core.frame import Picture
 from edge_agent.core.presence import PresenceMachine, PresenceParams
 from edge_agent.core.tracker import Tracker, TrackerParams

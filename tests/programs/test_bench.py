@@ -77,8 +77,8 @@ def test_no_place_comes_twice_within_eight_visits_and_rounds_differ() -> None:
 
 
 def test_the_network_finds_each_place_in_fp32_and_int8_alike(tmp_path: Path) -> None:
-    from edge_agent.core.contract import FACEDETECTIR
-    from edge_agent.core.detector import DetectionParams, FaceDetector
+    from edge_agent.core.detection.detector import DetectionParams, FaceDetector
+    from edge_agent.core.detection.model_contract import FACEDETECTIR
     from edge_agent.core.frame import Picture
     from edge_agent.inference.ort import OrtEngine
 

@@ -92,7 +92,7 @@ def _jetson_utils() -> Finding:
 
 def engine(settings: "Settings") -> Iterator[Finding]:
     """The model is there, loads, answers, and finds the face in a picture of one."""
-    from edge_agent.core.detector import FaceDetector
+    from edge_agent.core.detection.detector import FaceDetector
     from edge_agent.core.frame import Picture
     from edge_agent.inference import open_engine
     from edge_agent.inference.golden import golden_picture

@@ -9,8 +9,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from edge_agent.commands.arguments import add_command, progress
 from edge_agent.commands.evaluate.dataset import Miss, read_labels, read_picture
-from edge_agent.core.detector import DetectionParams, FaceDetector
-from edge_agent.core.evaluation import Match, Tally, Truth
+from edge_agent.core.detection.detector import DetectionParams, FaceDetector
+from edge_agent.core.detection.evaluation import Match, Tally, Truth
 from edge_agent.core.frame import Picture
 from edge_agent.core.types import Array
 from edge_agent.errors import InputError

@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterable, List, Tuple
 
 import numpy as np
 
-from edge_agent.core.evaluation import Truth
+from edge_agent.core.detection.evaluation import Truth
 from edge_agent.core.types import Array
 from edge_agent.errors import InputError, SourceError
 

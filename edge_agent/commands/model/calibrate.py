@@ -14,8 +14,8 @@ import numpy as np
 from edge_agent.commands.arguments import add_command, add_env_file, progress
 from edge_agent.commands.recordings import gather
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.detector import DetectionParams, FaceDetector
-from edge_agent.core.evaluation import Tally, Truth
+from edge_agent.core.detection.detector import DetectionParams, FaceDetector
+from edge_agent.core.detection.evaluation import Tally, Truth
 from edge_agent.core.frame import Picture
 from edge_agent.core.types import Array, Detections
 from edge_agent.errors import InputError

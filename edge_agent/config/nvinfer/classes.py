@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple, Union
 
 from edge_agent.config.nvinfer.file import PROPERTY, Entry, Group, NvinferFile, Report
-from edge_agent.core.cluster import ClusterParams
-from edge_agent.core.contract import ModelContract
-from edge_agent.core.detector import DetectionParams, model_defaults
+from edge_agent.core.detection.clustering import ClusterParams
+from edge_agent.core.detection.detector import DetectionParams, model_defaults
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.errors import InputError
 
 PREFIX = "class-attrs-"

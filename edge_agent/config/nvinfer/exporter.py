@@ -7,7 +7,7 @@ from typing import List, Optional, Tuple
 from edge_agent.config.nvinfer.classes import export_classes, mode_number
 from edge_agent.config.nvinfer.importer import PRECISIONS
 from edge_agent.config.settings import Settings
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.errors import InputError
 from edge_agent.inference import EngineParams, models
 from edge_agent.inference.model_facts import Facts, facts_of

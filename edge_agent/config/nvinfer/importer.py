@@ -10,7 +10,7 @@ from typing import Dict, Optional, Tuple
 
 from edge_agent.config.nvinfer.classes import import_classes
 from edge_agent.config.nvinfer.file import PROPERTY, Entry, NvinferFile, Report, read_nvinfer
-from edge_agent.core.contract import FACEDETECTIR
+from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.errors import InputError, MissingPackage, ModelError
 from edge_agent.inference.model_facts import FACEDETECTIR_FACTS, Facts, facts_of
 from edge_agent.inference.models import FACEDETECTIR_CARD, FACEDETECTIR_KEY, fetch_command, labels_of

@@ -10,8 +10,8 @@ from typing import Dict, Iterable, Optional, Tuple
 import numpy as np
 
 from edge_agent.core.camera.params import CameraParams, Point, Polygon, Rect
+from edge_agent.core.detection.geometry import Size
 from edge_agent.core.frame import DeviceView, Frame, Levels, Picture
-from edge_agent.core.geometry import Size
 from edge_agent.core.types import Array, Box
 
 # From pixel to pixel in a row, so that a device pointer can be moved to a region's corner. Of the YUV formats only Y

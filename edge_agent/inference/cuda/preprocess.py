@@ -5,7 +5,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import DeviceView, Picture
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from edge_agent.core.contract import CENTERFACE, FACEDETECTIR, ModelContract
+from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.errors import ModelError
 from edge_agent.inference.onnx.file import OnnxModel, Tensor
 

@@ -10,7 +10,7 @@ from typing import Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Picture
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional, Tuple
 
-from edge_agent.core.contract import CENTERFACE, ModelContract
-from edge_agent.core.geometry import fitted_size
+from edge_agent.core.detection.geometry import fitted_size
+from edge_agent.core.detection.model_contract import CENTERFACE, ModelContract
 from edge_agent.errors import MissingPackage, ModelError
 from edge_agent.inference import models
 from edge_agent.inference.etlt import open_etlt

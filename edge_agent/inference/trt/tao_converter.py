@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional
 
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.inference.onnx.contract import Binding
 

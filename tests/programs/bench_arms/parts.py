@@ -42,7 +42,7 @@ def _decode_agent(args: argparse.Namespace) -> Callable[[], bool]:
 
 
 def _infer(args: argparse.Namespace) -> Callable[[], bool]:
-    from edge_agent.core.contract import FACEDETECTIR
+    from edge_agent.core.detection.model_contract import FACEDETECTIR
     from edge_agent.core.frame import Picture
     from edge_agent.inference.ort import OrtEngine
 

@@ -10,7 +10,7 @@ Outputs are handed over by role, without the batch axis, float32:
 from dataclasses import dataclass
 from typing import Tuple
 
-from edge_agent.core.geometry import Placement, Size, fitted_size, letterbox, stretch
+from edge_agent.core.detection.geometry import Placement, Size, fitted_size, letterbox, stretch
 
 
 @dataclass(frozen=True)

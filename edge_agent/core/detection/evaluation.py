@@ -5,7 +5,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from edge_agent.core.geometry import iou
+from edge_agent.core.detection.geometry import iou
 from edge_agent.core.types import Array, Detections
 
 SIZE_BINS: Tuple[Tuple[str, float, float], ...] = (

@@ -6,11 +6,11 @@ from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.core import centerface, gridbox
-from edge_agent.core.cluster import SCORE_KIND, ClusterParams, cluster
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection import centerface, gridbox
+from edge_agent.core.detection.clustering import SCORE_KIND, ClusterParams, cluster
+from edge_agent.core.detection.geometry import Placement, Size
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Picture
-from edge_agent.core.geometry import Placement, Size
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
 from edge_agent.core.types import Array, Detections

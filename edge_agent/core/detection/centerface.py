@@ -4,7 +4,7 @@ from typing import Mapping, Tuple
 
 import numpy as np
 
-from edge_agent.core.contract import ModelContract
+from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
 

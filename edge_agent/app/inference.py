@@ -10,9 +10,9 @@ from edge_agent.config.settings import Settings
 from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.detection.detector import FaceDetector
 from edge_agent.core.overrides import Overrides
-from edge_agent.core.pipeline import FacePipeline
 from edge_agent.core.ports import Clock, Engine
-from edge_agent.core.rate import IdleParams
+from edge_agent.core.presence.idle import IdleParams
+from edge_agent.core.presence.pipeline import FacePipeline
 from edge_agent.core.requests import Rules
 from edge_agent.core.types import EngineInfo
 from edge_agent.host.heap import trim

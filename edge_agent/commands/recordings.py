@@ -16,7 +16,7 @@ from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import View
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Source
-from edge_agent.core.recording import MAX_LINE_BYTES, Seen, SightChange, moment_at, read_line, read_timestamp
+from edge_agent.core.presence.recording import MAX_LINE_BYTES, Seen, SightChange, moment_at, read_line, read_timestamp
 from edge_agent.core.types import Array, Moment
 from edge_agent.errors import EndOfStream, InputError, SourceError
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Optional, TextI
 from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.frame import Frame
-from edge_agent.core.recording import SightChange, sight_line
-from edge_agent.core.replay import Opened, RecordedClock, Replay
+from edge_agent.core.presence.recording import SightChange, sight_line
+from edge_agent.core.presence.replay import Opened, RecordedClock, Replay
 from edge_agent.core.types import Detections, FaceEvent, Outcome, Sight
 from edge_agent.errors import InputError
 
@@ -117,7 +117,7 @@ def _replay(
     settings: "Settings", clock: RecordedClock, seed: int, detector: Any, upright: bool, every_frame: bool
 ) -> Replay:
     """Pipelines by camera. Without pixels (`upright`) there is nothing to turn, to mask or to cut crops from."""
-    from edge_agent.core.pipeline import FacePipeline
+    from edge_agent.core.presence.pipeline import FacePipeline
 
     ids = _ids(clock, seed)
 

@@ -38,13 +38,13 @@ from edge_agent.core.discovery import HomeAssistantParams
 from edge_agent.core.exposition import MetricsParams
 from edge_agent.core.health import HealthParams
 from edge_agent.core.params import param
-from edge_agent.core.presence import PresenceParams
-from edge_agent.core.quality import CropParams
-from edge_agent.core.rate import IdleParams
+from edge_agent.core.presence.crops import CropParams
+from edge_agent.core.presence.idle import IdleParams
+from edge_agent.core.presence.state_machine import PresenceParams
+from edge_agent.core.presence.tracker import TrackerParams
 from edge_agent.core.recovery import RecoveryParams
 from edge_agent.core.requests import CommandParams
 from edge_agent.core.topics import ID, Topics, slug
-from edge_agent.core.tracker import TrackerParams
 from edge_agent.errors import ConfigError
 from edge_agent.host.paths import instance_of
 from edge_agent.inference import EngineParams

@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.frame import Frame
-from edge_agent.core.pipeline import FacePipeline
+from edge_agent.core.presence.pipeline import FacePipeline
 from edge_agent.core.types import CameraReport, Detections, FaceEvent, Outcome, Sight
 from tests.fakes.clock import FakeClock
 

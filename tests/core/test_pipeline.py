@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.presence import PresenceParams
-from edge_agent.core.quality import CropParams
-from edge_agent.core.tracker import TrackerParams
+from edge_agent.core.presence.crops import CropParams
+from edge_agent.core.presence.state_machine import PresenceParams
+from edge_agent.core.presence.tracker import TrackerParams
 from edge_agent.core.types import Detections, Presence, Sight
 from edge_agent.errors import EngineError
 from tests.core.staged_camera import HEIGHT, INFER_S, SIDE, WIDTH, StagedCamera

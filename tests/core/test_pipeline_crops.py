@@ -3,7 +3,7 @@
 import numpy as np
 
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.quality import CropParams
+from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.types import Sight
 from tests.core.staged_camera import HEIGHT, WIDTH, StagedCamera, textured
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import View, contains
 from edge_agent.core.frame import Frame
-from edge_agent.core.pipeline import FacePipeline
-from edge_agent.core.quality import CropParams
+from edge_agent.core.presence.crops import CropParams
+from edge_agent.core.presence.pipeline import FacePipeline
 from edge_agent.core.types import Box, Detections, Sight
 from tests.fakes.clock import FakeClock
 

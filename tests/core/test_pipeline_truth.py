@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edge_agent.core.appearance import UPDATE_EVERY_S
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.presence import PresenceParams
-from edge_agent.core.tracker import TrackerParams
+from edge_agent.core.presence.state_machine import PresenceParams
+from edge_agent.core.presence.tracker import TrackerParams
+from edge_agent.core.presence.visits import UPDATE_EVERY_S
 from edge_agent.core.types import Presence, Sight
 from tests.core.staged_camera import INFER_S, StagedCamera
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.presence import PresenceMachine, PresenceParams
+from edge_agent.core.presence.state_machine import PresenceMachine, PresenceParams
 from edge_agent.core.types import Presence, Sight
 
 YES, NO, UNKNOWN = Presence.YES, Presence.NO, Presence.UNKNOWN

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge_agent.core.privacy import hide
+from edge_agent.core.presence.crops import hide
 
 RNG = np.random.default_rng(1)
 SHAPES = [(97, 61), (61, 97, 3), (8, 8), (3, 2), (1, 1), (320, 40)]

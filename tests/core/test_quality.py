@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.frame import LIMITED_RANGE, Levels, Picture
-from edge_agent.core.quality import CropParams, acceptable, assess, better, clearly_better, cut, laplacian_variance
+from edge_agent.core.presence.crops import (
+    CropParams,
+    acceptable,
+    assess,
+    better,
+    clearly_better,
+    cut,
+    laplacian_variance,
+)
 from edge_agent.core.types import FrameInfo, Moment, Quality
 
 INFO = FrameInfo("door", 1, Moment(0.0, datetime(2026, 1, 1, tzinfo=timezone.utc)), 640, 480)

@@ -12,11 +12,11 @@ from edge_agent.capture.scene import Appearance, Disturbances, Scene
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
 from edge_agent.core.frame import Frame, Levels, Picture
-from edge_agent.core.pipeline import FacePipeline
-from edge_agent.core.presence import PresenceParams
-from edge_agent.core.quality import CropParams
-from edge_agent.core.rate import AdaptiveRate, IdleParams, changed, sample
-from edge_agent.core.tracker import TrackerParams
+from edge_agent.core.presence.crops import CropParams
+from edge_agent.core.presence.idle import AdaptiveRate, IdleParams, changed, sample
+from edge_agent.core.presence.pipeline import FacePipeline
+from edge_agent.core.presence.state_machine import PresenceParams
+from edge_agent.core.presence.tracker import TrackerParams
 from edge_agent.core.types import Detections, Sight
 from tests.core.staged_camera import EMPTY_ROOM, StagedCamera, textured
 from tests.fakes.clock import FakeClock

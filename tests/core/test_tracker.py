@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.detection.geometry import iou
-from edge_agent.core.tracker import Tracker, TrackerParams
+from edge_agent.core.presence.tracker import Tracker, TrackerParams
 from edge_agent.core.types import Detections
 
 SIDE = 80.0

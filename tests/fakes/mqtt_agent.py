@@ -8,7 +8,7 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from edge_agent.core.quality import CropParams
+from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.topics import Topics
 from edge_agent.core.types import (
     Box,

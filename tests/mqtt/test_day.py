@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from edge_agent.core.quality import CropParams
+from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.topics import Topics
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 
-from edge_agent.core.quality import CropParams
+from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.topics import Topics
 from edge_agent.mqtt.letters import Letters
 from tests.fakes.mqtt_agent import event, fake_jpeg, moment

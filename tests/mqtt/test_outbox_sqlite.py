@@ -76,7 +76,7 @@ class TestSqliteOutbox(OutboxContract):
 
 def appearance(seq: int, kind: str, number: int = 1, boot: int = 1, camera: str = "door") -> Message:
     """A real event's message."""
-    from edge_agent.core.quality import CropParams
+    from edge_agent.core.presence.crops import CropParams
     from edge_agent.core.topics import Topics
     from edge_agent.mqtt.letters import Letters
 

@@ -29,8 +29,8 @@ from edge_agent.core.detection.clustering import dbscan, nms
 from edge_agent.core.detection.detector import Decoder, DetectionParams
 from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.core.frame import Picture
-from edge_agent.core.presence import PresenceMachine, PresenceParams
-from edge_agent.core.tracker import Tracker, TrackerParams
+from edge_agent.core.presence.state_machine import PresenceMachine, PresenceParams
+from edge_agent.core.presence.tracker import Tracker, TrackerParams
 from edge_agent.core.types import Detections, Sight
 from edge_agent.inference.ort import OrtEngine
 from tests.programs.bench.network import files

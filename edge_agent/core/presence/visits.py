@@ -6,8 +6,8 @@ import numpy as np
 
 from edge_agent.core.frame import Picture
 from edge_agent.core.ports import NewId
-from edge_agent.core.quality import CropParams, acceptable, assess, better, clearly_better, cut
-from edge_agent.core.tracker import Track
+from edge_agent.core.presence.crops import CropParams, acceptable, assess, better, clearly_better, cut
+from edge_agent.core.presence.tracker import Track
 from edge_agent.core.types import Box, Crop, FaceEvent, FrameInfo, Quality
 
 UPDATE_EVERY_S = 1.0

@@ -5,15 +5,15 @@ from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
-from edge_agent.core.appearance import AppearanceBook, Look
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import View
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Clock, NewId
-from edge_agent.core.presence import PresenceMachine, PresenceParams
-from edge_agent.core.quality import CropParams, assess, cut
-from edge_agent.core.rate import AdaptiveRate, IdleParams
-from edge_agent.core.tracker import Tracker, TrackerParams
+from edge_agent.core.presence.crops import CropParams, assess, cut
+from edge_agent.core.presence.idle import AdaptiveRate, IdleParams
+from edge_agent.core.presence.state_machine import PresenceMachine, PresenceParams
+from edge_agent.core.presence.tracker import Tracker, TrackerParams
+from edge_agent.core.presence.visits import AppearanceBook, Look
 from edge_agent.core.types import CameraReport, Crop, Detections, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
 
 _TRACKER = TrackerParams()

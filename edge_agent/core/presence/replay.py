@@ -5,7 +5,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Callable, Dict, Iterator, NamedTuple, Optional
 
 from edge_agent.core.frame import Frame
-from edge_agent.core.pipeline import FacePipeline
+from edge_agent.core.presence.pipeline import FacePipeline
 from edge_agent.core.types import Moment, Outcome, Sight
 
 TICKS_PER_S = 10

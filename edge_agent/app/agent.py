@@ -17,9 +17,9 @@ from edge_agent.app.state import State, claim
 from edge_agent.config.reload import Reloader
 from edge_agent.config.settings import Settings, fingerprint
 from edge_agent.core.camera.visibility import IlluminationMonitor
-from edge_agent.core.messages import timestamp
-from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import BufferPool, Source
+from edge_agent.core.protocol.messages import timestamp
+from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.recovery import Steps
 from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError

@@ -8,9 +8,9 @@ from edge_agent.config.variables import name_of
 from edge_agent.core.camera.auto_exposure import ExposureParams
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import needs_cpu
-from edge_agent.core.discovery import CameraEntry, Site
 from edge_agent.core.ports import BufferPool, Source
-from edge_agent.core.requests import Rules
+from edge_agent.core.protocol.commands import Rules
+from edge_agent.core.protocol.home_assistant import CameraEntry, Site
 from edge_agent.errors import ConfigError, InputError, ModelError
 from edge_agent.inference.models import card_of
 

@@ -9,11 +9,11 @@ from edge_agent.app.factories import rules_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.detection.detector import FaceDetector
-from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import Clock, Engine
 from edge_agent.core.presence.idle import IdleParams
 from edge_agent.core.presence.pipeline import FacePipeline
-from edge_agent.core.requests import Rules
+from edge_agent.core.protocol.commands import Rules
+from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.types import EngineInfo
 from edge_agent.host.heap import trim
 from edge_agent.host.identity import uuid7

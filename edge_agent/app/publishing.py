@@ -9,13 +9,12 @@ from edge_agent import __version__
 from edge_agent.app.factories import decided_by, rules_of, site_of
 from edge_agent.app.state import State
 from edge_agent.config.settings import Settings
-from edge_agent.core.discovery import Device, decode_published, devices
-from edge_agent.core.health import AgentHealth, as_payload
-from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import Clock, Outbox
-from edge_agent.core.requests import Done, Guard
-from edge_agent.core.strict_json import MAX_BYTES
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.commands import MAX_BYTES, Done, Guard
+from edge_agent.core.protocol.health import AgentHealth, as_payload
+from edge_agent.core.protocol.home_assistant import Device, decode_published, devices
+from edge_agent.core.protocol.overrides import Overrides
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import CameraReport, Moment, Presence, Sight
 from edge_agent.host import jpeg
 from edge_agent.host.board import board_model

@@ -13,7 +13,7 @@ from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
-    from edge_agent.core.messages import Stored
+    from edge_agent.core.protocol.messages import Stored
     from edge_agent.mqtt.outbox.table import Table
 
 PAGE = 200

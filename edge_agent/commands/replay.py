@@ -207,8 +207,7 @@ def _write(
 ) -> Dict[str, Any]:
     """Each event and each change of presence as a line, in order; what was seen to `record`."""
     from edge_agent.app.factories import decided_by
-    from edge_agent.core.detections import encode_detections
-    from edge_agent.core.messages import encode_attributes, timestamp
+    from edge_agent.core.protocol.messages import encode_attributes, encode_detections, timestamp
 
     parameters = decided_by(settings, None)
     tally = {"frames": 0, "events": 0}
@@ -228,7 +227,7 @@ def _write(
 
 def _event(event: FaceEvent, node: str, clock: RecordedClock) -> Dict[str, Any]:
     """As published, but for what only the sending knows; how long things took is no part of a recording."""
-    from edge_agent.core.messages import encode_event
+    from edge_agent.core.protocol.messages import encode_event
 
     payload = encode_event(event, node, BOOT, clock())
     del payload["latency_ms"]

@@ -34,17 +34,17 @@ from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import check_geometry
 from edge_agent.core.camera.visibility import IlluminationParams
 from edge_agent.core.detection.detector import DetectionParams
-from edge_agent.core.discovery import HomeAssistantParams
-from edge_agent.core.exposition import MetricsParams
-from edge_agent.core.health import HealthParams
 from edge_agent.core.params import param
 from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.presence.idle import IdleParams
 from edge_agent.core.presence.state_machine import PresenceParams
 from edge_agent.core.presence.tracker import TrackerParams
+from edge_agent.core.protocol.commands import CommandParams
+from edge_agent.core.protocol.health import HealthParams
+from edge_agent.core.protocol.home_assistant import HomeAssistantParams
+from edge_agent.core.protocol.prometheus import MetricsParams
+from edge_agent.core.protocol.topics import ID, Topics, slug
 from edge_agent.core.recovery import RecoveryParams
-from edge_agent.core.requests import CommandParams
-from edge_agent.core.topics import ID, Topics, slug
 from edge_agent.errors import ConfigError
 from edge_agent.host.paths import instance_of
 from edge_agent.inference import EngineParams

@@ -23,7 +23,7 @@ from typing import (
     get_type_hints,
 )
 
-from edge_agent.core.topics import ID, RESERVED_CAMERAS
+from edge_agent.core.protocol.topics import ID, RESERVED_CAMERAS
 
 PREFIX = "EDGE_AGENT_"
 ANY_KEY = "*"

@@ -4,7 +4,7 @@ from typing import Callable, Container, List, Mapping, Optional, Protocol, Seque
 
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Frame, Picture
-from edge_agent.core.messages import Message, OutboxStatus, Stored
+from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored
 from edge_agent.core.types import Array, Counters, EngineInfo, Moment
 
 Clock = Callable[[], Moment]

@@ -7,7 +7,7 @@ import threading
 from typing import Any, Iterator, List, Mapping, Optional, Tuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from edge_agent.core.exposition import MetricsParams, metrics_of
+from edge_agent.core.protocol.prometheus import MetricsParams, metrics_of
 from edge_agent.errors import MissingPackage
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, Mapping, Optional
 
-from edge_agent.core.machine import MachineHealth, Throttling
+from edge_agent.core.protocol.health import MachineHealth, Throttling
 from edge_agent.host.sysfs import Sysfs
 from edge_agent.host.sysfs_power import power
 

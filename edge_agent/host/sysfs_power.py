@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Tuple
 
-from edge_agent.core.machine import Power
+from edge_agent.core.protocol.health import Power
 from edge_agent.host.sysfs import Sysfs
 
 _CHANNELS = (1, 2, 3)

@@ -3,8 +3,8 @@
 import random
 from typing import Callable, Iterable, List, Mapping, Optional, Protocol, Sequence
 
-from edge_agent.core.discovery import Device, HomeAssistantParams, Published, messages, removals
-from edge_agent.core.messages import ONLINE, Message
+from edge_agent.core.protocol.home_assistant import Device, HomeAssistantParams, Published, messages, removals
+from edge_agent.core.protocol.messages import ONLINE, Message
 from edge_agent.mqtt.notices import Received, Subscription
 
 BIRTH_DELAY_S = (1.0, 10.0)

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Callable, Optional, Sequence, Set, TypeVar
 
-from edge_agent.core.messages import Message
+from edge_agent.core.protocol.messages import Message
 from edge_agent.mqtt.backoff import Backoff, Dialect, Ending, Flaps
 from edge_agent.mqtt.certificates import Signature, signature
 from edge_agent.mqtt.heartbeat import STEP_S, Heartbeat

@@ -4,11 +4,11 @@ import hashlib
 import logging
 from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Tuple
 
-from edge_agent.core.messages import RESPONSE_SCHEMA, Message, timestamp, to_json
-from edge_agent.core.overrides import Overrides
 from edge_agent.core.ports import Clock
-from edge_agent.core.requests import SWITCHES, Command, Done, Guard, Refusal, Rules
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.commands import SWITCHES, Command, Done, Guard, Refusal, Rules
+from edge_agent.core.protocol.messages import RESPONSE_SCHEMA, Message, timestamp, to_json
+from edge_agent.core.protocol.overrides import Overrides
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Crop
 from edge_agent.errors import EdgeAgentError
 from edge_agent.mqtt.notices import Received, Subscription

@@ -2,11 +2,10 @@
 
 from typing import Any, Callable, Mapping, Optional, Union
 
-from edge_agent.core.detections import DetectionsProfile, encode_detections
-from edge_agent.core.messages import Message, to_json
 from edge_agent.core.ports import Clock
-from edge_agent.core.requests import Done
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.commands import Done
+from edge_agent.core.protocol.messages import DetectionsProfile, Message, encode_detections, to_json
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Outcome
 from edge_agent.mqtt.announcer import Announcer
 from edge_agent.mqtt.commands import Commands

@@ -4,9 +4,9 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Protocol
 
-from edge_agent.core.messages import IMAGE_SCHEMA, Message, timestamp, to_json
 from edge_agent.core.ports import Clock
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.messages import IMAGE_SCHEMA, Message, timestamp, to_json
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Crop, Outcome
 
 

@@ -4,11 +4,10 @@ import hashlib
 import logging
 from typing import List, Optional, Tuple
 
-from edge_agent.core.gaps import gap_for, gap_of_events
-from edge_agent.core.messages import CropInfo, Message, encode_event, to_json
 from edge_agent.core.ports import EncodeJpeg
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.messages import CropInfo, Message, encode_event, gap_for, gap_of_events, to_json
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Crop, FaceEvent, Lost, Moment
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from typing import Collection, Dict, Iterable, Set
 
-from edge_agent.core.messages import Stored
+from edge_agent.core.protocol.messages import Stored
 
 CROP = "crop"
 

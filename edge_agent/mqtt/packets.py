@@ -6,7 +6,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.core.messages import Message
+from edge_agent.core.protocol.messages import Message
 from edge_agent.mqtt.bounded import INBOUND_BYTES
 from edge_agent.mqtt.notices import Subscription
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal, Optional
 
-from edge_agent.core.detections import DetectionsProfile
 from edge_agent.core.params import param
+from edge_agent.core.protocol.messages import DetectionsProfile
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, Optional, Protocol, Sequence, Union
 
-from edge_agent.core.messages import (
+from edge_agent.core.ports import Clock, Outbox
+from edge_agent.core.protocol.messages import (
     OFFLINE,
     ONLINE,
     Message,
@@ -19,8 +20,7 @@ from edge_agent.core.messages import (
     timestamp,
     to_json,
 )
-from edge_agent.core.ports import Clock, Outbox
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import CameraReport, Lost, Moment, Outcome, Presence, Sight
 from edge_agent.mqtt.certificates import expiry_faults
 from edge_agent.mqtt.letters import Letters

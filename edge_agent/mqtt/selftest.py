@@ -10,7 +10,7 @@ needs no probe.
 import logging
 from typing import Any, Dict, List, Optional
 
-from edge_agent.core.messages import RESPONSE_SCHEMA, Message, to_json
+from edge_agent.core.protocol.messages import RESPONSE_SCHEMA, Message, to_json
 from edge_agent.mqtt.notices import Received, Subscription
 
 log = logging.getLogger(__name__)

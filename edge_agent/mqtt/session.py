@@ -17,7 +17,7 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_agent.core.messages import Message
+from edge_agent.core.protocol.messages import Message
 from edge_agent.errors import BrokerError
 from edge_agent.mqtt.backoff import Ending
 from edge_agent.mqtt.bounded import BoundedClient

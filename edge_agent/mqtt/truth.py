@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Dict, Iterable, Iterator, List
 
-from edge_agent.core.messages import Message
+from edge_agent.core.protocol.messages import Message
 
 
 class Rank(IntEnum):

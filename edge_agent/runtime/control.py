@@ -5,7 +5,7 @@ from collections import deque
 from typing import Callable, Deque, Dict, Iterator, List, Mapping, Optional, Protocol, Tuple, Union
 
 from edge_agent.core.frame import Frame
-from edge_agent.core.requests import Command, Done
+from edge_agent.core.protocol.commands import Command, Done
 from edge_agent.core.types import Crop, FrameInfo, Moment, Outcome
 
 Work = Callable[[], None]

@@ -2,11 +2,10 @@
 
 from typing import Callable, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
-from edge_agent.core.health import AgentHealth, CameraHealth
-from edge_agent.core.machine import MachineHealth
-from edge_agent.core.messages import OutboxStatus
 from edge_agent.core.meters import LatencyMeter, RateMeter, SlopeMeter
 from edge_agent.core.ports import Clock
+from edge_agent.core.protocol.health import AgentHealth, CameraHealth, MachineHealth
+from edge_agent.core.protocol.messages import OutboxStatus
 from edge_agent.core.types import Counters, Sight
 from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.slot import SlotBoard

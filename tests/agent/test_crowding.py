@@ -7,8 +7,8 @@ import pytest
 from edge_agent.app.publishing import Publishing
 from edge_agent.app.state import claim
 from edge_agent.config.settings import load_settings
-from edge_agent.core.messages import Message
-from edge_agent.core.overrides import Overrides
+from edge_agent.core.protocol.messages import Message
+from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.host.clock import SystemClock
 from edge_agent.mqtt.notices import Connected, Received
 from edge_agent.runtime.control import Control

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from edge_agent.core.overrides import Overrides
+from edge_agent.core.protocol.overrides import Overrides
 from tests.fakes.agent import AgentProcess, edge_agent
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
 

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 
 from edge_agent.cli import main
-from edge_agent.core.detections import encode_detections
-from edge_agent.core.messages import to_json
 from edge_agent.core.presence.recording import SightChange, moment_at, read_line, sight_line
+from edge_agent.core.protocol.messages import encode_detections, to_json
 from edge_agent.core.types import Detections, FrameInfo, Sight
 from tests.fakes.agent import environment
 from tests.fakes.schemas import validate

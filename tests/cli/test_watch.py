@@ -20,7 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.commands.live import Account
 from edge_agent.commands.watch import Table, printable, span
-from edge_agent.core.gaps import gap_for, gap_of_events
+from edge_agent.core.protocol.messages import gap_for, gap_of_events
 from tests.fakes import certificates
 from tests.fakes.agent import AgentProcess, edge_agent, environment
 from tests.fakes.broker import Broker, Listener, eventually, free_port, needs_mosquitto

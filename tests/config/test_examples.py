@@ -9,8 +9,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import edge_agent
-from edge_agent.core.discovery import CameraEntry, Site, devices
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.home_assistant import CameraEntry, Site, devices
+from edge_agent.core.protocol.topics import Topics
 from tests.fakes.schemas import validate, validate_message
 from tests.programs import record_topics, topics
 from tests.programs.topics import TOPICS, topic_of

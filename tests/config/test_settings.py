@@ -7,8 +7,8 @@ import pytest
 
 from edge_agent.config import settings as config
 from edge_agent.config.variables import name_of
-from edge_agent.core.discovery import EXPIRE_AFTER_S
-from edge_agent.core.health import HealthParams
+from edge_agent.core.protocol.health import HealthParams
+from edge_agent.core.protocol.home_assistant import EXPIRE_AFTER_S
 from edge_agent.errors import ConfigError
 from edge_agent.mqtt.publisher import HEALTH_EXPIRY_S
 

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from edge_agent.core.detections import encode_detections
-from edge_agent.core.messages import to_json
+from edge_agent.core.protocol.messages import encode_detections, to_json
 from edge_agent.core.types import Detections, FrameInfo
 from tests.fakes.clock import FakeClock
 from tests.fakes.schemas import validate

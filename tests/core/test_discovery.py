@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from edge_agent.core.discovery import (
+from edge_agent.core.protocol.commands import CommandParams
+from edge_agent.core.protocol.home_assistant import (
     CameraEntry,
     HomeAssistantParams,
     Site,
@@ -16,8 +17,7 @@ from edge_agent.core.discovery import (
     messages,
     removals,
 )
-from edge_agent.core.requests import CommandParams
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.topics import Topics
 from tests.fakes.schemas import validate_discovery
 
 TOPICS = Topics("edge-agent", "lobby")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.core.health import AgentHealth, CameraHealth, as_payload
-from edge_agent.core.messages import OutboxStatus
+from edge_agent.core.protocol.health import AgentHealth, CameraHealth, as_payload
+from edge_agent.core.protocol.messages import OutboxStatus
 from edge_agent.core.types import Sight
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from edge_agent.core.overrides import Overrides
-from edge_agent.core.requests import CommandParams, Rules
+from edge_agent.core.protocol.commands import CommandParams, Rules
+from edge_agent.core.protocol.overrides import Overrides
 
 RULES = Rules(("door", "hall"))
 

@@ -8,8 +8,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.requests import COMMANDS, REMEMBERED, SWITCHES, Command, CommandParams, Guard, Refusal, Rules
-from edge_agent.core.strict_json import MAX_BYTES, parse
+from edge_agent.core.protocol.commands import (
+    COMMANDS,
+    MAX_BYTES,
+    REMEMBERED,
+    SWITCHES,
+    Command,
+    CommandParams,
+    Guard,
+    Refusal,
+    Rules,
+    parse_json,
+)
 from tests.fakes.clock import FakeClock
 
 RULES = Rules(("door", "hall"), CommandParams(restart=True))
@@ -126,12 +136,12 @@ def test_what_is_refused_says_why_and_is_counted(guard, clock, case):
 
 
 def test_just_within_the_bounds(guard, clock):
-    assert parse(b'{"a": ' + b"[" * 7 + b"]" * 7 + b"}")
-    assert parse(b"[" + b"[]," * 20 + b"[[[[[[[]]]]]]]]")
+    assert parse_json(b'{"a": ' + b"[" * 7 + b"]" * 7 + b"}")
+    assert parse_json(b"[" + b"[]," * 20 + b"[[[[[[[]]]]]]]]")
     with pytest.raises(ValueError, match="deeper"):
-        parse(b"[" + b"[]," * 20 + b"[[[[[[[[]]]]]]]]]")
-    assert parse(b'{"a":"[[[[[[[[[[\\"[[[[[[["}')
-    assert parse(b'"' + b"a" * (MAX_BYTES - 2) + b'"')
+        parse_json(b"[" + b"[]," * 20 + b"[[[[[[[[]]]]]]]]]")
+    assert parse_json(b'{"a":"[[[[[[[[[[\\"[[[[[[["}')
+    assert parse_json(b'"' + b"a" * (MAX_BYTES - 2) + b'"')
     assert isinstance(ask(guard, clock, "set_threshold", b'{"value": 0.05}'), Command)
     assert isinstance(ask(guard, clock, "set_threshold", b'{"value": 0.99}'), Command)
 

@@ -9,7 +9,7 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import (
     Box,
     CameraReport,

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("prometheus_client", reason="needs prometheus-client: scripts/setup installs it with the dev extra")
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_agent.core.exposition import MetricsParams
+from edge_agent.core.protocol.prometheus import MetricsParams
 from edge_agent.errors import MissingPackage
 from edge_agent.host import metrics
 from edge_agent.host.metrics import MetricsServer

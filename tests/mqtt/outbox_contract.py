@@ -5,8 +5,8 @@ from typing import Any, List, Optional
 
 import pytest
 
-from edge_agent.core.messages import Message
 from edge_agent.core.ports import Outbox
+from edge_agent.core.protocol.messages import Message
 from tests.fakes.mqtt_agent import moment
 from tests.fakes.schemas import validate
 

@@ -5,7 +5,7 @@ from typing import List
 
 import pytest
 
-from edge_agent.core.messages import Message
+from edge_agent.core.protocol.messages import Message
 from edge_agent.mqtt.backoff import Backoff, Dialect, Ending, Flaps
 from edge_agent.mqtt.truth import Rank, RetainedTruth
 

@@ -14,7 +14,7 @@ from typing import Iterator, List, Mapping, Tuple
 
 import pytest
 
-from edge_agent.core.messages import Message
+from edge_agent.core.protocol.messages import Message
 from edge_agent.mqtt.client import default_client_id
 from edge_agent.mqtt.heartbeat import STEP_S
 from edge_agent.mqtt.notices import Acked, Connected, Disconnected, Received, Subscription

@@ -4,10 +4,10 @@ import json
 from random import Random
 from typing import Any, Dict, List, Mapping
 
-from edge_agent.core.messages import Message
-from edge_agent.core.overrides import Overrides
-from edge_agent.core.requests import COMMANDS, Command, Done, Guard
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.commands import COMMANDS, Command, Done, Guard
+from edge_agent.core.protocol.messages import Message
+from edge_agent.core.protocol.overrides import Overrides
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.errors import ConfigError
 from edge_agent.mqtt.commands import Commands
 from edge_agent.mqtt.notices import Received

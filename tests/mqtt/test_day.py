@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List
 import pytest
 
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.outbox.sqlite import SqliteOutbox

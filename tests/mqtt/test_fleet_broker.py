@@ -12,8 +12,8 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_agent.core.discovery import CameraEntry, HomeAssistantParams, Site, devices, messages
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.home_assistant import CameraEntry, HomeAssistantParams, Site, devices, messages
+from edge_agent.core.protocol.topics import Topics
 from tests.fakes import certificates
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import VERSIONS, Broker, Listener, eventually, needs_mosquitto

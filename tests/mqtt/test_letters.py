@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.mqtt.letters import Letters
 from tests.fakes.mqtt_agent import event, fake_jpeg, moment
 from tests.fakes.schemas import validate
@@ -74,7 +74,7 @@ def test_packet_size_is_an_upper_bound() -> None:
     from paho.mqtt.client import Client
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-    from edge_agent.core.messages import stamp_delivery
+    from edge_agent.core.protocol.messages import stamp_delivery
     from edge_agent.mqtt.packets import publish_properties
 
     class Packing(Client):

@@ -16,7 +16,7 @@ from typing import Any, List
 
 import pytest
 
-from edge_agent.core.messages import Message, stamp_delivery
+from edge_agent.core.protocol.messages import Message, stamp_delivery
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
 from edge_agent.mqtt.outbox.order import HOLD_S
@@ -77,7 +77,7 @@ class TestSqliteOutbox(OutboxContract):
 def appearance(seq: int, kind: str, number: int = 1, boot: int = 1, camera: str = "door") -> Message:
     """A real event's message."""
     from edge_agent.core.presence.crops import CropParams
-    from edge_agent.core.topics import Topics
+    from edge_agent.core.protocol.topics import Topics
     from edge_agent.mqtt.letters import Letters
 
     letters = Letters(Topics("edge-agent", "lobby"), boot, CropParams(), fake_jpeg)

@@ -10,9 +10,9 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import pytest
 
-from edge_agent.core.messages import Message
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.messages import Message
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Sight
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
@@ -569,7 +569,7 @@ def test_refused_answers_to_any_number_of_names_are_one_fault() -> None:
 def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
     from types import SimpleNamespace
 
-    from edge_agent.core.requests import Command, Done
+    from edge_agent.core.protocol.commands import Command, Done
     from edge_agent.mqtt.desk import Desk
 
     publisher, tape, outbox, clock = taped()

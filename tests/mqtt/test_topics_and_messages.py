@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from edge_agent.core.messages import (
+from edge_agent.core.protocol.messages import (
     CropInfo,
     encode_attributes,
     encode_count,
@@ -17,7 +17,7 @@ from edge_agent.core.messages import (
     timestamp,
     to_json,
 )
-from edge_agent.core.topics import Topics, slug
+from edge_agent.core.protocol.topics import Topics, slug
 from edge_agent.core.types import Box, Presence, Sight
 from edge_agent.errors import ConfigError
 from tests.fakes.mqtt_agent import HEALTH, INFO, event, moment, report

@@ -23,7 +23,7 @@ from typing import Any, Deque, Dict, List, NamedTuple, Sequence, Tuple
 
 from edge_agent.capture.scene import Appearance, Scene
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Outcome
 from edge_agent.host import jpeg
 from edge_agent.host.clock import SystemClock

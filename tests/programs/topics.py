@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Pattern, Tuple
 
 import edge_agent
-from edge_agent.core.requests import COMMANDS, SWITCHES
-from edge_agent.core.topics import Topics
+from edge_agent.core.protocol.commands import COMMANDS, SWITCHES
+from edge_agent.core.protocol.topics import Topics
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = Path(edge_agent.__file__).parent / "schemas"

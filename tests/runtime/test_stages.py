@@ -7,7 +7,7 @@ import pytest
 
 from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
 from edge_agent.core.frame import Frame
-from edge_agent.core.requests import Command, Done
+from edge_agent.core.protocol.commands import Command, Done
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox

@@ -180,8 +180,8 @@ def _camera(name: str, params: "CameraParams") -> Finding:
 
 def broker(settings: "Settings") -> Iterator[Finding]:
     """The broker takes a connection with these credentials."""
-    from edge_agent.core.messages import OFFLINE, Message
-    from edge_agent.core.topics import Topics
+    from edge_agent.core.protocol.messages import OFFLINE, Message
+    from edge_agent.core.protocol.topics import Topics
     from edge_agent.mqtt.client import MqttClient
     from edge_agent.mqtt.login import with_credential
 

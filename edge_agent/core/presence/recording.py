@@ -11,9 +11,9 @@ from typing import Any, Dict, List, Mapping, Union
 
 import numpy as np
 
-from edge_agent.core import strict_json
-from edge_agent.core.messages import DETECTIONS_SCHEMA, timestamp
-from edge_agent.core.topics import ID
+from edge_agent.core.protocol.commands import parse_json
+from edge_agent.core.protocol.messages import DETECTIONS_SCHEMA, timestamp
+from edge_agent.core.protocol.topics import ID
 from edge_agent.core.types import Array, Detections, Moment, Sight
 
 SIGHT_SCHEMA = "edge-agent.sight/1"
@@ -60,7 +60,7 @@ def read_line(line: bytes) -> Union[Seen, SightChange]:
     Raises:
         ValueError: What is wrong with it, and what was expected.
     """
-    record = strict_json.parse(line, MAX_LINE_BYTES)
+    record = parse_json(line, MAX_LINE_BYTES)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     schema = record.get("schema")

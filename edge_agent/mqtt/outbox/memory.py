@@ -6,8 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import replace
 from typing import Callable, Container, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from edge_agent.core.gaps import stream
-from edge_agent.core.messages import Message, OutboxStatus, Stored, timestamp
+from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, stream, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.mqtt.outbox.policy import DROP_ORDER, QUARANTINE, Policy, Unwanted, class_of, is_convicted, size_of
 from edge_agent.mqtt.params import OutboxParams

@@ -2,7 +2,7 @@
 
 from typing import Container, Dict, List, Optional, Tuple
 
-from edge_agent.core.messages import Stored
+from edge_agent.core.protocol.messages import Stored
 from edge_agent.mqtt.outbox.memory import MemoryShelf
 from edge_agent.mqtt.outbox.policy import QUARANTINE, Policy, size_of
 from edge_agent.mqtt.outbox.table import Table

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Dict, Iterable, Optional, Sequence, Tuple
 
-from edge_agent.core.gaps import gap_of_events, span_of
-from edge_agent.core.messages import Message, Stored
+from edge_agent.core.protocol.messages import Message, Stored, gap_of_events, span_of
 
 HOLD_S = 60.0
 """More than a controller's reset or a file system's check takes; less than an operator waits for an event. Then the

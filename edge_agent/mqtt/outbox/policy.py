@@ -5,8 +5,7 @@ import sys
 from dataclasses import replace
 from typing import Dict, Iterable, Optional, Protocol
 
-from edge_agent.core.gaps import gap_for, merge_gaps
-from edge_agent.core.messages import Message, Stored
+from edge_agent.core.protocol.messages import Message, Stored, gap_for, merge_gaps
 from edge_agent.mqtt.params import OutboxParams
 
 log = logging.getLogger(__name__)

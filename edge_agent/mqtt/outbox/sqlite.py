@@ -15,9 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Container, Dict, List, Optional, Sequence
 
-from edge_agent.core.gaps import gap_for
-from edge_agent.core.messages import Message, OutboxStatus, Stored, close_after_restart, timestamp
 from edge_agent.core.ports import Clock
+from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, close_after_restart, gap_for, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
 from edge_agent.mqtt.outbox.file import LOCK_NAME, OUTBOX_NAME, FileLock, is_damage, move_aside, open_for_writing

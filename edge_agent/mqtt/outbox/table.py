@@ -7,9 +7,8 @@ from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Container, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from edge_agent.core.gaps import stream
-from edge_agent.core.messages import Message, Stored
 from edge_agent.core.ports import Clock
+from edge_agent.core.protocol.messages import Message, Stored, stream
 from edge_agent.core.types import Moment
 from edge_agent.mqtt.outbox.policy import QUARANTINE, class_of, size_of
 

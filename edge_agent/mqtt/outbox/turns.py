@@ -3,8 +3,7 @@
 import logging
 from typing import Container, Dict, Optional
 
-from edge_agent.core.gaps import gap_for
-from edge_agent.core.messages import Message, Stored, timestamp
+from edge_agent.core.protocol.messages import Message, Stored, gap_for, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.mqtt.outbox.notes import Notes
 from edge_agent.mqtt.outbox.order import UNREADABLE, Unread

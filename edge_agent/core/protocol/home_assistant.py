@@ -8,10 +8,10 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Literal, Mapping, Sequence, Tuple
 
-from edge_agent.core.messages import EVENT_SCHEMA, Message, to_json
 from edge_agent.core.params import param
-from edge_agent.core.requests import CommandParams
-from edge_agent.core.topics import ID, CameraTopics, Topics, slug
+from edge_agent.core.protocol.commands import CommandParams
+from edge_agent.core.protocol.messages import EVENT_SCHEMA, Message, to_json
+from edge_agent.core.protocol.topics import ID, CameraTopics, Topics, slug
 
 EXPIRE_AFTER_S = 180
 """A diagnostic figure that is older than this is unknown."""

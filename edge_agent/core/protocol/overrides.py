@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, FrozenSet, Mapping, Optional
 
-from edge_agent.core.requests import SWITCHES, Rules
+from edge_agent.core.protocol.commands import SWITCHES, Rules
 
 
 @dataclass(frozen=True)

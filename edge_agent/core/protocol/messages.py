@@ -1,11 +1,13 @@
 """The MQTT messages as data: what is sent, how it is kept, and the JSON of each payload (see `schemas/`)."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Literal, Mapping, Optional, Tuple
 
-from edge_agent.core.types import Box, CameraReport, FaceEvent, Moment
+import numpy as np
+
+from edge_agent.core.types import Box, CameraReport, Detections, FaceEvent, FrameInfo, Moment, as_boxes
 
 EVENT_SCHEMA = "edge-agent.face-event/1"
 GAP_SCHEMA = "edge-agent.gap/1"
@@ -236,3 +238,150 @@ def _box(box: Box) -> Dict[str, float]:
 
 def _ms(seconds: float) -> float:
     return round(1000.0 * seconds, 2)
+
+
+Span = Tuple[int, int]
+"""The first and the last `seq`."""
+
+
+def gap_for(lost: Message, reason: str) -> Optional[Message]:
+    """The message that stands in for a lost event or crop; None for what needs no announcement (a gap itself).
+
+    Args:
+        lost: An event or a crop.
+        reason: "full" (no room), "too_large" (for the broker), "quarantined" (refused for good, or time and again),
+            "expired" (too old), "purged" (by hand), "disabled" (crops were turned off), "unreadable" (kept on a disk
+            that cannot be read).
+    """
+    if lost.gap_topic is None or lost.seq is None:
+        return None
+    of = "crops" if lost.kind == "crop" else "events"
+    return _gap(lost.gap_topic, lost.camera, lost.boot, of, (lost.seq, lost.seq), reason)
+
+
+def gap_of_events(topic: str, camera: Optional[str], boot: Optional[int], span: Span, reason: str) -> Message:
+    """The message that stands in for events of which only the numbers are known; see `gap_for`.
+
+    Args:
+        topic: Of the camera's events.
+        camera: Whose.
+        boot: The boot counter.
+        span: The numbers.
+        reason: As for `gap_for`, or "overrun" (events came faster than they were kept).
+    """
+    return _gap(topic, camera, boot, "events", span, reason)
+
+
+def span_of(message: Message) -> Optional[Span]:
+    """The numbers of events that a message, or what it stands in for, has; None for crops and their gaps."""
+    if message.kind == "gap":
+        payload = _read(message)
+        return (payload["from_seq"], payload["to_seq"]) if payload["of"] == "events" else None
+    return (message.seq, message.seq) if message.kind == "event" and message.seq is not None else None
+
+
+def stream(gap: Message) -> Tuple[str, str, str, str]:
+    """What two gaps must share to be joined: topic, boot, what was lost, why."""
+    payload = _read(gap)
+    return gap.topic, str(payload["boot"]), payload["of"], payload["reason"]
+
+
+def merge_gaps(first: Message, second: Message) -> Optional[Message]:
+    """One gap instead of two, when they are of one stream and reason and nothing that was kept lies between.
+
+    Lost crops always merge: their `seq` are those of "end" events, which arrive themselves.
+    """
+    a, b = _read(first), _read(second)
+    if stream(first) != stream(second) or (a["of"] == "events" and b["from_seq"] != a["to_seq"] + 1):
+        return None
+    return replace(
+        first, payload=to_json({**a, "to_seq": max(a["to_seq"], b["to_seq"]), "count": a["count"] + b["count"]})
+    )
+
+
+def _gap(topic: str, camera: Optional[str], boot: Optional[int], of: str, span: Span, reason: str) -> Message:
+    payload = {
+        "schema": GAP_SCHEMA,
+        "camera": camera,
+        "boot": boot,
+        "of": of,
+        "from_seq": span[0],
+        "to_seq": span[1],
+        "count": span[1] - span[0] + 1,
+        "reason": reason,
+    }
+    return Message(topic, to_json(payload), kind="gap", content_type="application/json", camera=camera, boot=boot)
+
+
+def _read(gap: Message) -> Any:
+    return json.loads(gap.payload)
+
+
+DetectionsProfile = Literal["off", "native", "deepstream-minimal", "axis"]
+
+_FACE = "Face"
+_UNKNOWN = ("", "0", "", "", "", "", "", "", "")
+"""Gender, age, hair, cap, glasses, facial hair, name, a field that is always empty, eye colour: none of them known.
+
+The empty one is DeepStream's: its converter writes two separators after the name. An unknown age is 0 there.
+"""
+
+
+def encode_detections(profile: DetectionsProfile, detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any]:
+    """One frame's faces.
+
+    Args:
+        profile: Not "off".
+        detections: In px of the upright full frame, which `info` describes.
+        info: Of the frame.
+        node: The agent's id.
+    """
+    return _PROFILES[profile](detections, info, node)
+
+
+def _native(detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any]:
+    return {
+        "schema": DETECTIONS_SCHEMA,
+        "node": node,
+        "camera": info.camera,
+        "ts": timestamp(info.moment.at),
+        "frame": {"sequence": info.sequence, "width": info.width, "height": info.height},
+        "score_kind": detections.score_kind,
+        "detections": [
+            {"box": vars(box), "score": round(float(score), 4)}
+            for box, score in zip(as_boxes(detections, info.width, info.height), detections.confidence)
+        ],
+    }
+
+
+def _deepstream_minimal(detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any]:
+    return {
+        "version": "4.0",
+        "id": str(info.sequence),
+        "@timestamp": timestamp(info.moment.at)[:-4] + "Z",
+        "sensorId": f"{node}/{info.camera}",
+        "objects": [
+            "|".join(["-1", *(f"{side:.2f}" for side in np.maximum(xyxy, 0.0)), _FACE, "#", *_UNKNOWN, f"{score:.4f}"])
+            for xyxy, score in detections
+        ],
+    }
+
+
+def _axis(detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any]:
+    at = timestamp(info.moment.at)
+    observations: List[Mapping[str, Any]] = [
+        {
+            "bounding_box": vars(box),
+            "class": {"type": _FACE, "score": round(min(1.0, float(score)), 4)},
+            "timestamp": at,
+        }
+        for box, score in zip(as_boxes(detections, info.width, info.height), detections.confidence)
+    ]
+    return {"frame": {"timestamp": at, "observations": observations, "operations": []}}
+
+
+_PROFILES: Mapping[str, Callable[[Detections, FrameInfo, str], Dict[str, Any]]] = {
+    "native": _native,
+    "deepstream-minimal": _deepstream_minimal,
+    "axis": _axis,
+}

@@ -24,16 +24,12 @@ from edge_agent.core.recovery import Steps
 from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
 from edge_agent.host import journal
-from edge_agent.host.board import board_model, jetpack
 from edge_agent.host.clock import SystemClock
-from edge_agent.host.identity import kernel_boot
+from edge_agent.host.identity import kernel_boot, state_dir
 from edge_agent.host.metrics import MetricsServer
-from edge_agent.host.paths import state_dir
-from edge_agent.host.process import rss_bytes
-from edge_agent.host.requests import Requests
-from edge_agent.host.sensors import Sensors
-from edge_agent.host.signals import Signals
-from edge_agent.host.systemd import ServiceManager
+from edge_agent.host.process import Signals, rss_bytes
+from edge_agent.host.sensors import Sensors, board_model, jetpack
+from edge_agent.host.systemd import Requests, ServiceManager
 from edge_agent.inference.models import models_dir
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox

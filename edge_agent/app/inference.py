@@ -15,8 +15,8 @@ from edge_agent.core.presence.pipeline import FacePipeline
 from edge_agent.core.protocol.commands import Rules
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.types import EngineInfo
-from edge_agent.host.heap import trim
 from edge_agent.host.identity import uuid7
+from edge_agent.host.process import trim
 from edge_agent.inference import open_engine
 from edge_agent.runtime.shared_pool import SharedPool
 

@@ -17,10 +17,9 @@ from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import CameraReport, Moment, Presence, Sight
 from edge_agent.host import jpeg
-from edge_agent.host.board import board_model
 from edge_agent.host.identity import kernel_boot
-from edge_agent.host.memory import Memory
-from edge_agent.host.sensors import Sensors
+from edge_agent.host.sensors import Sensors, board_model
+from edge_agent.host.state_file import Memory
 from edge_agent.mqtt import announcer, commands
 from edge_agent.mqtt.announcer import Announcer
 from edge_agent.mqtt.client import MqttClient, default_client_id

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     import sqlite3
 
     from edge_agent.config.settings import load_settings
-    from edge_agent.host.paths import state_dir
+    from edge_agent.host.identity import state_dir
     from edge_agent.mqtt.outbox.file import OUTBOX_NAME
 
     settings = load_settings(os.environ, args.env_file)

@@ -21,8 +21,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Until SIGINT or SIGTERM, or until every source has ended."""
-    from edge_agent.host.heap import made_to_stay
-    from edge_agent.host.signals import Signals
+    from edge_agent.host.process import Signals, made_to_stay
 
     # Before all that takes time, such as the imports below.
     signals = Signals()

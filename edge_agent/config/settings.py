@@ -46,7 +46,7 @@ from edge_agent.core.protocol.prometheus import MetricsParams
 from edge_agent.core.protocol.topics import ID, Topics, slug
 from edge_agent.core.recovery import RecoveryParams
 from edge_agent.errors import ConfigError
-from edge_agent.host.paths import instance_of
+from edge_agent.host.identity import instance_of
 from edge_agent.inference import EngineParams
 from edge_agent.mqtt.params import MqttParams, OutboxParams
 

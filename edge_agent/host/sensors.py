@@ -3,14 +3,117 @@
 Names of nodes differ between boards and JetPacks, the interfaces do not: everything is found by what it says it is.
 """
 
+import os
 import re
 import time
 from pathlib import Path
-from typing import Callable, Dict, Mapping, Optional
+from typing import Callable, Dict, Iterator, Mapping, Optional, Tuple
 
-from edge_agent.core.protocol.health import MachineHealth, Throttling
-from edge_agent.host.sysfs import Sysfs
-from edge_agent.host.sysfs_power import power
+from edge_agent.core.protocol.health import MachineHealth, Power, Throttling
+
+PAGE_BYTES = 4096
+"""No attribute of sysfs is larger."""
+
+
+class Sysfs:
+    """The kernel's files.
+
+    Args:
+        root: `/`, or a folder that stands for it.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+
+    def glob(self, pattern: str) -> Iterator[Path]:
+        """Paths below the root, in order; none where a folder is missing or may not be listed."""
+        try:
+            yield from sorted(self.root.glob(pattern))
+        except OSError:
+            return
+
+    def text(self, path: Path) -> Optional[str]:
+        """One attribute, without what surrounds it.
+
+        A block that is powered off answers EAGAIN or EINVAL, a disabled sensor ENODATA. Non-blocking, so that no node
+        can hold its reader.
+        """
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            return None
+        try:
+            return os.read(file, PAGE_BYTES).decode("utf-8").strip("\0 \t\r\n") or None
+        except (OSError, UnicodeDecodeError):
+            return None
+        finally:
+            os.close(file)
+
+    def number(self, path: Path, low: int, high: int) -> Optional[int]:
+        """One whole number; None when it is none, or outside of what is physically possible."""
+        text = self.text(path)
+        # int() would also take "1_000" and other alphabets' digits.
+        if text is None or len(text) > 20 or not text.lstrip("-").isascii() or not text.lstrip("-").isdigit():
+            return None
+        try:
+            value = int(text)
+        except ValueError:
+            return None
+        return value if low <= value <= high else None
+
+
+_CHANNELS = (1, 2, 3)
+"""A fourth to sixth are shunt voltages, the seventh is their sum."""
+_MAX_MV, _MAX_MA, _MAX_MW = 60_000, 100_000, 1_000_000
+_WHOLE = ("VDD_IN", "POM_5V_IN")
+"""Rails that feed the whole module."""
+_PARTS = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+"""Together the whole of an AGX Orin; a further rail there is fed by the last of them."""
+
+
+def power(sysfs: Sysfs) -> Optional[Power]:
+    """Rails that can be read now; None where there is no sensor."""
+    rails: Dict[str, float] = {}
+    sensors = 0
+    for name in sysfs.glob("sys/bus/i2c/devices/*/name"):
+        if "ina3221" in (sysfs.text(name) or ""):
+            sensors += 1
+            rails.update(_hwmon(sysfs, name.parent))
+            rails.update(_iio(sysfs, name.parent))
+    return Power(rails, _total(rails)) if sensors else None
+
+
+def _hwmon(sysfs: Sysfs, device: Path) -> Iterator[Tuple[str, float]]:
+    for folder in sysfs.glob(f"{device.relative_to(sysfs.root)}/hwmon/hwmon*"):
+        for channel in _CHANNELS:
+            label = _label(sysfs.text(folder / f"in{channel}_label"))
+            millivolt = sysfs.number(folder / f"in{channel}_input", 0, _MAX_MV)
+            milliampere = sysfs.number(folder / f"curr{channel}_input", -_MAX_MA, _MAX_MA)
+            if label and millivolt is not None and milliampere is not None:
+                yield label, round(millivolt * milliampere / 1e6, 3)
+
+
+def _iio(sysfs: Sysfs, device: Path) -> Iterator[Tuple[str, float]]:
+    for folder in sysfs.glob(f"{device.relative_to(sysfs.root)}/iio:device*"):
+        for channel in range(len(_CHANNELS)):
+            label = _label(sysfs.text(folder / f"rail_name_{channel}"))
+            milliwatt = sysfs.number(folder / f"in_power{channel}_input", -_MAX_MW, _MAX_MW)
+            if label and milliwatt is not None:
+                yield label, round(milliwatt / 1e3, 3)
+
+
+def _label(text: Optional[str]) -> Optional[str]:
+    return None if text is None or text.upper() == "NC" or len(text) > 64 else text
+
+
+def _total(rails: Dict[str, float]) -> Optional[float]:
+    for name in _WHOLE:
+        if name in rails:
+            return rails[name]
+    if all(name in rails for name in _PARTS):
+        return round(sum(rails[name] for name in _PARTS), 3)
+    return None
+
 
 _PROCESSOR = re.compile(r"soc|cpu|tj|x86_pkg_temp|k10temp", re.IGNORECASE)
 """Types of thermal zones that lie in the processor: cpu-thermal and soc0-thermal of Jetsons, x86_pkg_temp of PCs."""
@@ -116,3 +219,28 @@ def _unused(name: str, taken: Mapping[str, object]) -> str:
         number += 1
         unused = f"{name}-{number}"
     return unused
+
+
+_RELEASE = re.compile(r"R(\d{2,3})\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)")
+_JETPACKS = {32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}
+"""JetPack by L4T's release; the third digits are too many to keep here."""
+
+
+def board_model(root: Path = Path("/")) -> Optional[str]:
+    """The board's name, as its device tree tells; None on machines without one."""
+    return Sysfs(root).text(root / "proc/device-tree/model")
+
+
+def l4t_release(root: Path = Path("/")) -> Optional[str]:
+    """NVIDIA's Linux for Tegra, such as "36.4.3"; None elsewhere."""
+    found = _RELEASE.search(Sysfs(root).text(root / "etc/nv_tegra_release") or "")
+    return f"{found.group(1)}.{found.group(2)}" if found else None
+
+
+def jetpack(root: Path = Path("/")) -> Optional[str]:
+    """Such as "6 (L4T 36.4.3)"; the release alone where it is not known which JetPack it belongs to."""
+    release = l4t_release(root)
+    if release is None:
+        return None
+    number = _JETPACKS.get(int(release.split(".")[0]))
+    return f"L4T {release}" if number is None else f"{number} (L4T {release})"

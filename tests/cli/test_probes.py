@@ -7,7 +7,7 @@ import pytest
 
 from edge_agent.commands.check import host_probes, probes
 from edge_agent.core.types import Detections
-from edge_agent.host.unit import Account
+from edge_agent.host.systemd import Account
 from tests.fakes.agent import edge_agent
 from tests.inference import graphs
 

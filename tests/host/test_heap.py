@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from edge_agent.host.heap import made_to_stay
+from edge_agent.host.process import made_to_stay
 
 PROGRAM = """
 import ctypes
-from edge_agent.host.heap import trim
+from edge_agent.host.process import trim
 from edge_agent.host.process import rss_bytes
 
 ctypes.CDLL(None).mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: all of it comes from the heap

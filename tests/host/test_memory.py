@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_agent.host.memory import Memory
+from edge_agent.host.state_file import Memory
 
 
 def test_what_was_saved_comes_back(tmp_path):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from edge_agent.host.requests import FOLDER, Requests
+from edge_agent.host.systemd import FOLDER, Requests
 
 UNITS = Path(__file__).parents[2] / "systemd"
 

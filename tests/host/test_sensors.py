@@ -6,8 +6,7 @@ import random
 import pytest
 
 from edge_agent.core.protocol.health import MachineHealth, Power, Throttling
-from edge_agent.host.board import board_model, jetpack
-from edge_agent.host.sensors import FRESH_S, Sensors
+from edge_agent.host.sensors import FRESH_S, Sensors, board_model, jetpack
 from tests.fakes.jetson_tree import MODELS, ZONES, JetsonTree
 from tests.fakes.schemas import VALIDATORS
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.host.unit import Account, account, unit_of, unit_state
+from edge_agent.host.systemd import Account, account, unit_of, unit_state
 
 SYSTEMCTL = """#!/bin/sh
 [ "$1" = show ] && [ "$4" = edge-agent@yard.service ] || exit 3

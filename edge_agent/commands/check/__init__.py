@@ -53,8 +53,8 @@ def _line(finding: Finding) -> str:
 
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     from edge_agent.commands.check import host_probes, probes
-    from edge_agent.host.stand_in import stand_in
-    from edge_agent.host.unit import unit_of, unit_properties, unit_state
+    from edge_agent.host.service_user import stand_in
+    from edge_agent.host.systemd import unit_of, unit_properties, unit_state
     from edge_agent.mqtt.login import CREDENTIAL
 
     yield from probes.software()

@@ -12,7 +12,7 @@ from edge_agent.inference.trt.find import JETPACK_4, find_place
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
-    from edge_agent.host.unit import Account, UnitState
+    from edge_agent.host.systemd import Account, UnitState
 
 FREE_MB = 500
 LOCAL_CAMERAS = ("v4l2:", "/dev/video", "csi:", "jetson:csi:", "jetson:/dev/")
@@ -39,7 +39,7 @@ def gpu(settings: "Settings", jetpack_4: Path = JETPACK_4) -> Iterator[Finding]:
 
 def storage(settings: "Settings") -> Iterator[Finding]:
     """State folder and disk."""
-    from edge_agent.host.paths import state_dir
+    from edge_agent.host.identity import state_dir
 
     folder = state_dir(settings.state_dir, os.environ)
     try:
@@ -69,7 +69,7 @@ def clock(settings: "Settings") -> Iterator[Finding]:
 
 def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Account]" = None) -> Iterator[Finding]:
     """Whether the devices' groups let the agent's user in: the service's when it is there, else who asks."""
-    from edge_agent.host.unit import SERVICE_USER, account
+    from edge_agent.host.systemd import SERVICE_USER, account
 
     user = who or account(SERVICE_USER) or account()
     if user is None:
@@ -83,7 +83,7 @@ def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Acc
 
 
 def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> Finding:
-    from edge_agent.host.unit import group_name
+    from edge_agent.host.systemd import group_name
 
     shut: List[Path] = []
     for node in nodes:
@@ -101,8 +101,8 @@ def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> Fin
 
 def asker(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> Iterator[Finding]:
     """As whom all that follows is checked; `unit` is the one that this process stands in for, or empty."""
-    from edge_agent.host.paths import ENV_FOLDER
-    from edge_agent.host.unit import account, unit_of
+    from edge_agent.host.identity import ENV_FOLDER
+    from edge_agent.host.systemd import account, unit_of
 
     user = account()
     name = "?" if user is None else user.name
@@ -116,7 +116,7 @@ def asker(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> 
 
 def service(env_file: Optional[Path], state: "Optional[UnitState]") -> Iterator[Finding]:
     """The unit's state, and whether the service's user may read the settings."""
-    from edge_agent.host.unit import SERVICE_USER, account, unit_of
+    from edge_agent.host.systemd import SERVICE_USER, account, unit_of
 
     user = account(SERVICE_USER)
     if env_file is not None and user is not None:

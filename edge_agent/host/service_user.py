@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Iterator, MutableMapping, Optional
 
-from edge_agent.host.paths import ENV_FOLDER
-from edge_agent.host.unit import account, unit_of, unit_properties
+from edge_agent.host.identity import ENV_FOLDER
+from edge_agent.host.systemd import account, unit_of, unit_properties
 
 PROPERTIES = ("User", "StateDirectory", "CacheDirectory", "LoadCredential")
 FOLDERS = {"STATE_DIRECTORY": ("StateDirectory", "/var/lib"), "CACHE_DIRECTORY": ("CacheDirectory", "/var/cache")}

@@ -191,9 +191,9 @@ def _open_scripted(params: EngineParams, directory: Path, tell: Tell) -> Engine:
 
 def _open_tensorrt(params: EngineParams, directory: Path, tell: Tell) -> Engine:
     from edge_agent.inference.cuda.compiler import cache_dir
+    from edge_agent.inference.trt.engine_loader import BuildOptions, Opener
     from edge_agent.inference.trt.find import find_place
-    from edge_agent.inference.trt.open import BuildOptions, Opener
-    from edge_agent.inference.trt.source import read_network
+    from edge_agent.inference.trt.network import read_network
 
     with ExitStack() as failing:
         place = find_place(params.tensorrt_python, os.environ)  # before whatever is wrong with the model

@@ -9,7 +9,7 @@ from edge_agent.errors import MissingPackage, ModelError
 from edge_agent.inference.models import FACEDETECTIR_CARD
 from edge_agent.inference.onnx.contract import bind, structure
 from edge_agent.inference.onnx.file import parse_onnx
-from edge_agent.inference.trt.source import read_payload
+from edge_agent.inference.trt.network import read_payload
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """From a picture to a network's input: one resize and one multiply, into arrays that are made once."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple
 
 import numpy as np
@@ -9,7 +10,26 @@ from edge_agent.core.detection.geometry import Placement, Size
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Picture
 from edge_agent.core.types import Array
-from edge_agent.errors import EngineError
+from edge_agent.errors import EngineError, InputError
+
+_PICTURE = Path(__file__).parents[1] / "assets" / "golden.pgm"
+_PGM = b"P5\n256 192\n255\n"
+
+
+def golden_picture() -> Picture:
+    """A face, (192, 256) uint8; see assets/README.md.
+
+    Raises:
+        InputError: The installation is damaged.
+    """
+    try:
+        data = _PICTURE.read_bytes()
+    except OSError as error:
+        raise InputError(f"{_PICTURE}: {error.strerror}", "install edge-agent again") from error
+    if not data.startswith(_PGM) or len(data) != len(_PGM) + 192 * 256:
+        raise InputError(f"{_PICTURE}: damaged", "install edge-agent again")
+    return Picture(np.frombuffer(data, np.uint8, offset=len(_PGM)).reshape(192, 256))
+
 
 Resize = Callable[[Array, Size], Array]
 

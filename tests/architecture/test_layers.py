@@ -15,7 +15,9 @@ LAYERS = {
     "errors": set(),
     "core": {"errors", "core"},
     "capture": {"errors", "core", "capture"},
-    "inference": {"errors", "core", "inference"},
+    "models": {"errors", "core", "models"},
+    "inference": {"errors", "core", "models", "inference"},
+    "outbox": {"errors", "core", "outbox"},
     "mqtt": {"errors", "core", "mqtt"},
     "host": {"errors", "core", "host"},
     "runtime": {"errors", "core", "runtime"},
@@ -27,7 +29,7 @@ LAYERS["cli"] = set(LAYERS) | {"cli"}
 LAYERS["__init__"] = set()
 LAYERS["__main__"] = {"cli"}
 THIRD_PARTY = {
-    "numpy": ("core/", "capture/", "inference/", "host/jpeg.py", "commands/"),
+    "numpy": ("core/", "capture/", "models/", "inference/", "host/jpeg.py", "commands/"),
     "cv2": ("capture/", "inference/preprocess.py", "host/jpeg.py", "commands/"),
     "simplejpeg": ("capture/", "host/jpeg.py"),
     "av": ("capture/media",),

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
 
-from edge_agent.inference.trt.source import read_network
+from edge_agent.inference.trt.network import read_network
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.inference import graphs
 

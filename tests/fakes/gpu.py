@@ -11,9 +11,9 @@ from typing import Any, Dict, Iterable, List, Tuple
 import pytest
 
 from edge_agent.inference.cuda.context import CudaContext
-from edge_agent.inference.trt.open import BuildOptions, Opened, Opener
-from edge_agent.inference.trt.place import LocalTensorRt
-from edge_agent.inference.trt.source import Network
+from edge_agent.inference.trt.backend import LocalTensorRt
+from edge_agent.inference.trt.engine_loader import BuildOptions, Opened, Opener
+from edge_agent.inference.trt.network import Network
 from tests.fakes.kernel_twin import spans, twin_image
 from tests.fakes.pycuda import FakeCuda
 from tests.fakes.tensorrt import BOARDS, FakeTensorRT

@@ -5,7 +5,7 @@ from typing import List
 import numpy as np
 
 from edge_agent.core.frame import Picture
-from edge_agent.inference.golden import golden_picture
+from edge_agent.inference.preprocess import golden_picture
 
 
 def wandering(count: int) -> List[Picture]:

@@ -10,7 +10,7 @@ from edge_agent.errors import MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.convert import convert_file
 from edge_agent.inference.model_facts import FACEDETECTIR_FACTS, facts_of
-from edge_agent.inference.trt.source import read_network
+from edge_agent.inference.trt.network import read_network
 from tests.fakes.uff_writer import detectnet
 from tests.inference import graphs
 

@@ -20,8 +20,8 @@ from edge_agent.inference.onnx.quantise import int8_weights
 from edge_agent.inference.ort import answer_once
 from edge_agent.inference.preprocess import Preprocessor
 from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
-from edge_agent.inference.trt.source import Network, read_network
-from edge_agent.inference.trt.typed import half, quantised
+from edge_agent.inference.trt.network import Network, read_network
+from edge_agent.inference.trt.precision import half, quantised
 from tests.fakes.views import wandering
 from tests.inference import graphs
 

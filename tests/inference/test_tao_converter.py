@@ -8,7 +8,7 @@ from typing import Any, List
 import pytest
 
 from edge_agent.errors import EngineError, ModelError
-from edge_agent.inference.trt.source import Network, read_network
+from edge_agent.inference.trt.network import Network, read_network
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.inference.test_trt import uff_network
 

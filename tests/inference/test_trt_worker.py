@@ -16,11 +16,11 @@ import pytest
 from edge_agent.core.frame import Picture
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
-from edge_agent.inference.golden import golden_picture
 from edge_agent.inference.ort import OrtEngine
+from edge_agent.inference.preprocess import golden_picture
 from edge_agent.inference.trt.find import find_place
+from edge_agent.inference.trt.network import read_network
 from edge_agent.inference.trt.process import PROGRAM, Refusal, WorkerProcess
-from edge_agent.inference.trt.source import read_network
 from tests.fakes.gpu import calibration
 from tests.fakes.jetpack4 import FAKES, PACKAGE, JetPack4, interpreter
 from tests.fakes.tensorrt import ATTRIBUTES

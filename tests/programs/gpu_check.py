@@ -25,8 +25,8 @@ from tests.programs import gpu_checks
 from tests.programs.gpu_checks import FAIL, NOTE, OK, Bench, Row
 
 if TYPE_CHECKING:
-    from edge_agent.inference.trt.open import Precision
-    from edge_agent.inference.trt.source import Network
+    from edge_agent.inference.trt.engine_loader import Precision
+    from edge_agent.inference.trt.network import Network
 
 NO_GPU = 3
 ENGINE_S = 5.0
@@ -60,7 +60,7 @@ def engine(model: str, folder: Path) -> Iterator[Row]:
     from edge_agent.inference.models import models_dir
     from edge_agent.inference.trt.api import load_tensorrt
     from edge_agent.inference.trt.find import find_place
-    from edge_agent.inference.trt.source import read_network
+    from edge_agent.inference.trt.network import read_network
 
     try:
         load_tensorrt()
@@ -90,7 +90,7 @@ def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, 
     """With a calibration by made pictures; and the files that `model calibrate` also writes, by kind."""
     from edge_agent.inference.calibration.frames import measure, reached
     from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
-    from edge_agent.inference.trt.typed import half, quantised
+    from edge_agent.inference.trt.precision import half, quantised
 
     cache = folder / "calibration.txt"
     cache.write_bytes(encode_calibration(reached(network, measure(network, wandering(PICTURES)))))
@@ -105,7 +105,7 @@ def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, 
 
 def _proven(name: str, network: "Network", precision: "Precision", folder: Path) -> Row:
     from edge_agent.commands.bench_inference import measure
-    from edge_agent.inference.trt.open import BuildOptions, open_network
+    from edge_agent.inference.trt.engine_loader import BuildOptions, open_network
 
     try:
         opened = open_network(network, BuildOptions(precision), folder, os.environ, tell)

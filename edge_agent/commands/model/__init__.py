@@ -180,8 +180,8 @@ def _build(args: argparse.Namespace, directory: Path) -> int:
     from edge_agent.inference import EngineParams
     from edge_agent.inference.cuda.compiler import cache_dir
     from edge_agent.inference.trt.cache import describe as counted
-    from edge_agent.inference.trt.open import BuildOptions, open_network
-    from edge_agent.inference.trt.source import read_network
+    from edge_agent.inference.trt.engine_loader import BuildOptions, open_network
+    from edge_agent.inference.trt.network import read_network
 
     params = over(EngineParams() if args.env_file is None else load_settings(os.environ, args.env_file).model, args)
     network = read_network(

@@ -51,7 +51,7 @@ def add_parser(actions: Any) -> None:
 def run(args: argparse.Namespace, directory: Path) -> int:
     """Write the files and say what they are worth."""
     from edge_agent.inference.calibration.frames import measure
-    from edge_agent.inference.trt.source import read_network
+    from edge_agent.inference.trt.network import read_network
 
     if args.frames < LEAST_FRAMES:
         raise InputError(f"--frames {args.frames}: expected {LEAST_FRAMES} or more")
@@ -109,8 +109,8 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
     from edge_agent.inference.calibration.cpu_int8 import write_beside
     from edge_agent.inference.calibration.frames import reached
     from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
-    from edge_agent.inference.trt.source import own_calibration
-    from edge_agent.inference.trt.typed import half, quantised
+    from edge_agent.inference.trt.network import own_calibration
+    from edge_agent.inference.trt.precision import half, quantised
 
     cache = own_calibration(network.path)
     write_beside(cache, encode_calibration(reached(network, amplitudes)))

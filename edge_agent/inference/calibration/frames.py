@@ -8,7 +8,7 @@ from edge_agent.inference.calibration.amplitudes import Amplitudes
 from edge_agent.inference.onnx.graph import read_graph, write_graph
 from edge_agent.inference.ort import Probe
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.inference.trt.source import Network
+from edge_agent.inference.trt.network import Network
 
 
 def measure(network: Network, pictures: Iterable[Picture]) -> Dict[str, Amplitudes]:

@@ -8,7 +8,7 @@ from edge_agent.errors import MissingPackage
 from edge_agent.inference.trt.api import load_tensorrt
 
 if TYPE_CHECKING:  # a CPU's start is shorter without what builds engines
-    from edge_agent.inference.trt.place import Place
+    from edge_agent.inference.trt.backend import Place
 
 JETPACK_4 = Path("/usr/bin/python3.6")  # its bindings of TensorRT are for no other
 
@@ -39,7 +39,7 @@ def find_place(python: Optional[str], environ: Mapping[str, str], jetpack_4: Pat
             pass  # what this interpreter lacks matters more
         raise
     from edge_agent.inference.cuda.context import open_cuda
-    from edge_agent.inference.trt.place import LocalTensorRt
+    from edge_agent.inference.trt.backend import LocalTensorRt
 
     cuda = open_cuda()
     with ExitStack() as failing:
@@ -50,6 +50,6 @@ def find_place(python: Optional[str], environ: Mapping[str, str], jetpack_4: Pat
 
 
 def _worker(python: str) -> "Place":
-    from edge_agent.inference.trt.remote import open_worker
+    from edge_agent.inference.trt.worker_backend import open_worker
 
     return open_worker(python)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from edge_agent.inference.calibration.cpu_quantise import make_int8
 from edge_agent.inference.calibration.frames import measure
-from edge_agent.inference.trt.source import read_network
+from edge_agent.inference.trt.network import read_network
 
 NET = (384, 240)  # width, height, px
 STRIDE = 16

@@ -12,8 +12,8 @@ from edge_agent.inference.cuda.preprocess import CudaPreprocessor
 from edge_agent.inference.trt.api import TensorRT, logger_of, precision_is_the_files, started
 from edge_agent.inference.trt.build import Recipe, build
 from edge_agent.inference.trt.engine import Loaded, TensorRtEngine
+from edge_agent.inference.trt.network import Network
 from edge_agent.inference.trt.precision import Abilities, has_fast_int8, layers_in
-from edge_agent.inference.trt.source import Network
 
 
 class ProvableEngine(Engine, Protocol):

@@ -30,7 +30,7 @@ from edge_agent.host.metrics import MetricsServer
 from edge_agent.host.process import Signals, rss_bytes
 from edge_agent.host.sensors import Sensors, board_model, jetpack
 from edge_agent.host.systemd import Requests, ServiceManager
-from edge_agent.inference.models import models_dir
+from edge_agent.models.registry import models_dir
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.shared_pool import SharedPool

@@ -12,7 +12,7 @@ from edge_agent.core.ports import BufferPool, Source
 from edge_agent.core.protocol.commands import Rules
 from edge_agent.core.protocol.home_assistant import CameraEntry, Site
 from edge_agent.errors import ConfigError, InputError, ModelError
-from edge_agent.inference.models import card_of
+from edge_agent.models.registry import card_of
 
 
 def source_options(params: CameraParams, pool: Optional[BufferPool] = None) -> SourceOptions:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report; 0."""
     from edge_agent.commands.bench_inference import measure
     from edge_agent.inference import open_engine
-    from edge_agent.inference.models import models_dir
+    from edge_agent.models.registry import models_dir
 
     size = _size(args.size)
     if not 0.1 <= args.seconds <= 3600:

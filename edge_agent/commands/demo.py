@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ensure_model(quiet: bool) -> None:
-    from edge_agent.inference.fetch import fetch
-    from edge_agent.inference.models import CENTERFACE_CARD, models_dir
+    from edge_agent.models.fetch import fetch
+    from edge_agent.models.registry import CENTERFACE_CARD, models_dir
 
     def say(line: str) -> None:
         if not quiet:

@@ -194,7 +194,7 @@ def _frames(
 def _engine(settings: "Settings", stack: ExitStack) -> "Engine":
     from edge_agent.app.factories import require_known_model
     from edge_agent.inference import open_engine
-    from edge_agent.inference.models import models_dir
+    from edge_agent.models.registry import models_dir
 
     require_known_model(settings)
     engine = open_engine(settings.model, models_dir(settings.model.models_dir, os.environ))

@@ -144,19 +144,19 @@ def _choose(params: EngineParams) -> Tuple[str, str]:
 
 
 def _open_onnxruntime(params: EngineParams, directory: Path, tell: Tell) -> Engine:
-    from edge_agent.inference import models
-    from edge_agent.inference.onnx.contract import derive
-    from edge_agent.inference.onnx.file import read_onnx
+    from edge_agent.models import registry
+    from edge_agent.models.onnx.binding import derive
+    from edge_agent.models.onnx.file import read_onnx
 
-    if params.model.endswith(models.SUFFIXES):
-        path = models.as_onnx(Path(params.model))
-        labels = models.labels_of(path, params.labels_file)
+    if params.model.endswith(registry.SUFFIXES):
+        path = registry.as_onnx(Path(params.model))
+        labels = registry.labels_of(path, params.labels_file)
         contract = derive(read_onnx(path), str(path), labels, params.class_name, params.long_side)
-        return _on_cpu(params, path, contract, path.name, models.sha256_of(path))
-    card = models.card_of(params.model)
-    path = models.as_onnx(models.locate(card, directory))
+        return _on_cpu(params, path, contract, path.name, registry.sha256_of(path))
+    card = registry.card_of(params.model)
+    path = registry.as_onnx(registry.locate(card, directory))
     contract = replace(card.contract, long_side=params.long_side)
-    return _on_cpu(params, path, contract, card.name, card.files[0].sha256 or models.sha256_of(path))
+    return _on_cpu(params, path, contract, card.name, card.files[0].sha256 or registry.sha256_of(path))
 
 
 def _on_cpu(params: EngineParams, path: Path, contract: ModelContract, name: str, sha256: str) -> Engine:

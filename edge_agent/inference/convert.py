@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from edge_agent.errors import InputError, MissingPackage, ModelError
-from edge_agent.inference.etlt import open_etlt
-from edge_agent.inference.inspect import Inspection, inspect_onnx
-from edge_agent.inference.onnx.file import parse_onnx
 from edge_agent.inference.ort import try_out
-from edge_agent.inference.uff.to_onnx import convert_uff
+from edge_agent.models.etlt import open_etlt
+from edge_agent.models.inspect import Inspection, inspect_onnx
+from edge_agent.models.onnx.file import parse_onnx
+from edge_agent.models.uff.to_onnx import convert_uff
 
 
 def convert_file(

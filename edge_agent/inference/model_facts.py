@@ -6,10 +6,10 @@ from typing import Mapping, Optional
 
 from edge_agent.core.detection.model_contract import FACEDETECTIR, ModelContract
 from edge_agent.errors import MissingPackage, ModelError
-from edge_agent.inference.models import FACEDETECTIR_CARD
-from edge_agent.inference.onnx.contract import bind, structure
-from edge_agent.inference.onnx.file import parse_onnx
 from edge_agent.inference.trt.network import read_payload
+from edge_agent.models.onnx.binding import bind, structure
+from edge_agent.models.onnx.file import parse_onnx
+from edge_agent.models.registry import FACEDETECTIR_CARD
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from edge_agent.core.frame import Picture
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, MissingPackage, ModelError
-from edge_agent.inference.onnx.contract import bind, require
-from edge_agent.inference.onnx.file import parse_onnx, read_model
 from edge_agent.inference.preprocess import Preprocessor, golden_picture
+from edge_agent.models.onnx.binding import bind, require
+from edge_agent.models.onnx.file import parse_onnx, read_model
 
 _FATAL = 4  # ONNX Runtime's own log lines would only repeat what our errors say
 

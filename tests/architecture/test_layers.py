@@ -33,7 +33,7 @@ THIRD_PARTY = {
     "cv2": ("capture/", "inference/preprocess.py", "host/jpeg.py", "commands/"),
     "simplejpeg": ("capture/", "host/jpeg.py"),
     "av": ("capture/media",),
-    "onnxruntime": ("inference/ort.py", "inference/inspect.py", "commands/check.py"),
+    "onnxruntime": ("inference/ort.py", "models/inspect.py", "commands/check.py"),
     "paho": ("mqtt/", "commands/demo.py", "commands/watch.py", "commands/check.py"),
     "pydantic": ("config/settings.py",),
     "pydantic_settings": ("config/settings.py",),

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from edge_agent.inference.uff.to_onnx import convert_uff
+from edge_agent.models.uff.to_onnx import convert_uff
 from tests.fakes.pycuda import FakeCuda, Misuse
 
 VERSIONS = {"8.2": "8.2.1.8", "8.4": "8.4.1.5", "8.6": "8.6.1", "10.3": "10.3.0", "11.4": "11.4.0.106"}

@@ -7,8 +7,8 @@ from typing import List
 import pytest
 
 from edge_agent.errors import ModelError
-from edge_agent.inference.fetch import fetch
-from edge_agent.inference.models import CENTERFACE_CARD
+from edge_agent.models.fetch import fetch
+from edge_agent.models.registry import CENTERFACE_CARD
 
 _failures: List[str] = []
 

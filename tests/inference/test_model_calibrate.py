@@ -23,9 +23,9 @@ from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.calibration import cpu_int8
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import golden_picture
-from edge_agent.inference.trt.calibration import read_calibration
 from edge_agent.inference.trt.engine_loader import errors
 from edge_agent.inference.trt.network import own_calibration, read_network
+from edge_agent.models.calibration_cache import read_calibration
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.pictures import write_video
 from tests.fakes.views import wandering

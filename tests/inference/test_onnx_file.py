@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.errors import ModelError
-from edge_agent.inference.onnx import protowire
-from edge_agent.inference.onnx.file import parse_onnx, read_onnx, with_shapes
+from edge_agent.models.onnx import protowire
+from edge_agent.models.onnx.file import parse_onnx, read_onnx, with_shapes
 from tests.inference import graphs
 
 

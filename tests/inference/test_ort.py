@@ -17,7 +17,7 @@ from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, M
 from edge_agent.core.frame import Picture
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
-from edge_agent.inference.onnx.file import with_shapes
+from edge_agent.models.onnx.file import with_shapes
 from tests.fakes.weights import centerface_models_dir
 from tests.inference import graphs
 

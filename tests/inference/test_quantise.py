@@ -13,15 +13,15 @@ from edge_agent.core.frame import Picture
 from edge_agent.errors import ModelError
 from edge_agent.inference.calibration.cpu_quantise import make_int8
 from edge_agent.inference.calibration.frames import measure, reached
-from edge_agent.inference.onnx.fold import prepare
-from edge_agent.inference.onnx.graph import read_graph, write_graph
-from edge_agent.inference.onnx.half import halve
-from edge_agent.inference.onnx.quantise import int8_weights
 from edge_agent.inference.ort import answer_once
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
 from edge_agent.inference.trt.network import Network, read_network
 from edge_agent.inference.trt.precision import half, quantised
+from edge_agent.models.calibration_cache import encode_calibration, read_calibration
+from edge_agent.models.onnx.fold import prepare
+from edge_agent.models.onnx.graph import read_graph, write_graph
+from edge_agent.models.onnx.half import halve
+from edge_agent.models.onnx.quantise import int8_weights
 from tests.fakes.views import wandering
 from tests.inference import graphs
 

@@ -16,12 +16,12 @@ from edge_agent.core.detection.detector import DetectionParams, FaceDetector
 from edge_agent.core.detection.geometry import iou
 from edge_agent.core.frame import Picture
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
-from edge_agent.inference.onnx.graph import read_graph
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import Preprocessor, golden_picture
 from edge_agent.inference.trt.engine_loader import TOLERANCES, heartbeat
 from edge_agent.inference.trt.network import Network, read_network
 from edge_agent.inference.trt.precision import Abilities, choose, has_fast_int8, layers_in, used
+from edge_agent.models.onnx.graph import read_graph
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.uff_writer import detectnet
 from tests.fakes.weights import centerface_models_dir

@@ -16,11 +16,11 @@ from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.core.frame import Picture
 from edge_agent.errors import InputError, ModelError
 from edge_agent.inference.convert import convert_file
-from edge_agent.inference.onnx.contract import derive
-from edge_agent.inference.onnx.file import read_onnx
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.inference.uff.to_onnx import Conversion, convert_uff
+from edge_agent.models.onnx.binding import derive
+from edge_agent.models.onnx.file import read_onnx
+from edge_agent.models.uff.to_onnx import Conversion, convert_uff
 from tests.fakes.uff_writer import Network, Orders, UffWriter, chunk, detectnet, named
 
 TOLERANCE = 1e-5

@@ -57,10 +57,10 @@ def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
 
 def engine(model: str, folder: Path) -> Iterator[Row]:
     """Engines in every precision, built anew, proven and measured; a note where there is no TensorRT or no model."""
-    from edge_agent.inference.models import models_dir
     from edge_agent.inference.trt.api import load_tensorrt
     from edge_agent.inference.trt.find import find_place
     from edge_agent.inference.trt.network import read_network
+    from edge_agent.models.registry import models_dir
 
     try:
         load_tensorrt()
@@ -89,8 +89,8 @@ def engine(model: str, folder: Path) -> Iterator[Row]:
 def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, Tuple[Path, "Precision"]]]:
     """With a calibration by made pictures; and the files that `model calibrate` also writes, by kind."""
     from edge_agent.inference.calibration.frames import measure, reached
-    from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
     from edge_agent.inference.trt.precision import half, quantised
+    from edge_agent.models.calibration_cache import encode_calibration, read_calibration
 
     cache = folder / "calibration.txt"
     cache.write_bytes(encode_calibration(reached(network, measure(network, wandering(PICTURES)))))

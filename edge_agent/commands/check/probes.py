@@ -95,8 +95,8 @@ def engine(settings: "Settings") -> Iterator[Finding]:
     from edge_agent.core.detection.detector import FaceDetector
     from edge_agent.core.frame import Picture
     from edge_agent.inference import open_engine
-    from edge_agent.inference.models import models_dir
     from edge_agent.inference.preprocess import golden_picture
+    from edge_agent.models.registry import models_dir
 
     directory = models_dir(settings.model.models_dir, os.environ)
     opened = open_engine(settings.model, directory, lambda line: print(f"      {line}", file=sys.stderr, flush=True))

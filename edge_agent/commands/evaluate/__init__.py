@@ -92,7 +92,7 @@ def _evaluate(
     args: argparse.Namespace, pictures: List[Tuple[Path, Truth]]
 ) -> Tuple[Dict[str, Any], Tuple[Array, Array, Array], List[Miss]]:
     from edge_agent.inference import EngineParams, open_engine
-    from edge_agent.inference.models import models_dir
+    from edge_agent.models.registry import models_dir
 
     params = EngineParams(
         model=args.model,

@@ -9,8 +9,8 @@ from typing import Any, Dict, List
 
 from edge_agent.commands.arguments import add_command
 from edge_agent.commands.model import calibrate, deepstream
-from edge_agent.inference import models
-from edge_agent.inference.onnx.contract import describe
+from edge_agent.models import registry
+from edge_agent.models.onnx.binding import describe
 
 
 def add_parser(subparsers: Any) -> None:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         return _inspect(args)
     if args.action == "convert":
         return _convert(args)
-    directory = models.models_dir(args.models_dir or os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"), os.environ)
+    directory = registry.models_dir(args.models_dir or os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"), os.environ)
     if args.action == "list":
         return _list(args, directory)
     if args.action == "calibrate":
@@ -90,14 +90,14 @@ def run(args: argparse.Namespace) -> int:
         return _build(args, directory)
     if args.action in deepstream.ACTIONS:
         return deepstream.run(args, directory)
-    card = models.card_of(args.name)
+    card = registry.card_of(args.name)
     if args.action == "verify":
         return _verify(args, card, directory)
     return _fetch(args, card, directory)
 
 
-def _fetch(args: argparse.Namespace, card: models.ModelCard, directory: Path) -> int:
-    from edge_agent.inference.fetch import FACEDETECTIR_URL, fetch
+def _fetch(args: argparse.Namespace, card: registry.ModelCard, directory: Path) -> int:
+    from edge_agent.models.fetch import FACEDETECTIR_URL, fetch
 
     url = (args.base_url or FACEDETECTIR_URL).rstrip("/")
     fetch(card, directory, print, _progress, args.source, args.accept_license, url)
@@ -110,7 +110,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace, directory: Path) -> int:
-    entries = [_entry(card, directory) for card in models.REGISTRY.values()]
+    entries = [_entry(card, directory) for card in registry.REGISTRY.values()]
     if args.json:
         print(json.dumps({"models_dir": str(directory), "models": entries}, indent=2))
         return 0
@@ -123,8 +123,8 @@ def _list(args: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _entry(card: models.ModelCard, directory: Path) -> Dict[str, Any]:
-    states = {file.state for file in models.verify(card, directory)}
+def _entry(card: registry.ModelCard, directory: Path) -> Dict[str, Any]:
+    states = {file.state for file in registry.verify(card, directory)}
     worst = next(state for state in ("damaged", "missing", "unrecorded", "ok") if state in states)
     return {
         "name": card.name,
@@ -136,12 +136,12 @@ def _entry(card: models.ModelCard, directory: Path) -> Dict[str, Any]:
         "contract": describe(card.contract, len(card.contract.labels)),
         "backends": list(card.backends),
         "files": [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in card.files],
-        "fetch": models.fetch_command(card, directory),
+        "fetch": registry.fetch_command(card, directory),
     }
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from edge_agent.inference.inspect import inspect_file
+    from edge_agent.models.inspect import inspect_file
 
     found = inspect_file(args.file)
     if args.json:
@@ -235,8 +235,8 @@ def _plain(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _verify(args: argparse.Namespace, card: models.ModelCard, directory: Path) -> int:
-    states = models.verify(card, directory)
+def _verify(args: argparse.Namespace, card: registry.ModelCard, directory: Path) -> int:
+    states = registry.verify(card, directory)
     rows: List[Dict[str, Any]] = [
         {
             "file": str(file.path),
@@ -253,7 +253,7 @@ def _verify(args: argparse.Namespace, card: models.ModelCard, directory: Path) -
         for row in rows:
             print(f"{row['state']:10} {row['file']}")
         if not whole:
-            print(f"to repair: {models.fetch_command(card, directory)}")
+            print(f"to repair: {registry.fetch_command(card, directory)}")
     return 0 if whole else 1
 
 

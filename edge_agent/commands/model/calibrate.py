@@ -108,9 +108,9 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
     """The calibration cache for TensorRT up to 10; files in INT8 and FP16 for TensorRT 11."""
     from edge_agent.inference.calibration.cpu_int8 import write_beside
     from edge_agent.inference.calibration.frames import reached
-    from edge_agent.inference.trt.calibration import encode_calibration, read_calibration
     from edge_agent.inference.trt.network import own_calibration
     from edge_agent.inference.trt.precision import half, quantised
+    from edge_agent.models.calibration_cache import encode_calibration, read_calibration
 
     cache = own_calibration(network.path)
     write_beside(cache, encode_calibration(reached(network, amplitudes)))

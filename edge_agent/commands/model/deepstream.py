@@ -76,7 +76,7 @@ def _lines(report: "Report", output: Optional[Path]) -> Iterator[str]:
 def _export(args: argparse.Namespace, directory: Path) -> int:
     from edge_agent.config.nvinfer.exporter import export_nvinfer
     from edge_agent.config.settings import load_settings
-    from edge_agent.inference.models import models_dir
+    from edge_agent.models.registry import models_dir
 
     settings = load_settings(os.environ, args.env_file)
     if args.models_dir is None and settings.model.models_dir is not None:

@@ -9,9 +9,10 @@ from edge_agent.config.nvinfer.importer import PRECISIONS
 from edge_agent.config.settings import Settings
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.errors import InputError
-from edge_agent.inference import EngineParams, models
+from edge_agent.inference import EngineParams
 from edge_agent.inference.model_facts import Facts, facts_of
-from edge_agent.inference.onnx.contract import class_names, face_class
+from edge_agent.models import registry
+from edge_agent.models.onnx.binding import class_names, face_class
 
 _FILE_KEYS = {".onnx": "onnx-file", ".uff": "uff-file", ".etlt": "tlt-encoded-model"}
 _NO_COUNTERPART = ("backend", "threads", "interpolation")
@@ -89,21 +90,21 @@ def export_nvinfer(settings: Settings, directory: Path, labels: Path) -> Export:
 def _files(params: EngineParams, directory: Path) -> Tuple[Path, Optional[Path]]:
     """(model, calibration cache or None)."""
     given = Path(params.calibration).absolute() if params.calibration is not None else None
-    if params.model.endswith(models.SUFFIXES):
+    if params.model.endswith(registry.SUFFIXES):
         return Path(params.model).absolute(), given
-    card = models.card_of(params.model)
+    card = registry.card_of(params.model)
     if card.contract.kind != "gridbox":
         raise InputError(
             f"model {card.name}: nvinfer cannot decode {card.contract.kind} without a parser of its own",
             "expected a DetectNet_v2: set EDGE_AGENT_MODEL__MODEL to facedetectir, or to an .onnx, .uff or .etlt file",
         )
-    path = models.locate(card, directory).absolute()
-    fetched = path.with_name(models.FACEDETECTIR_CARD.files[1].name)
+    path = registry.locate(card, directory).absolute()
+    fetched = path.with_name(registry.FACEDETECTIR_CARD.files[1].name)
     return path, given or (fetched if fetched.is_file() else None)
 
 
 def _with_classes(params: EngineParams, path: Path, facts: Facts) -> ModelContract:
-    labels = class_names(models.labels_of(path, params.labels_file), facts.classes, str(path))
+    labels = class_names(registry.labels_of(path, params.labels_file), facts.classes, str(path))
     return replace(facts.contract, labels=labels, target=face_class(labels, params.class_name, str(path)))
 
 
@@ -111,7 +112,7 @@ def _model_lines(path: Path, params: EngineParams, facts: Facts) -> List[str]:
     contract, (width, height) = facts.contract, facts.contract.net
     lines = [f"{_FILE_KEYS[path.suffix]}={_escaped(path)}"]
     if path.suffix == ".etlt":
-        lines.append(f"tlt-model-key={_escaped(params.key or models.FACEDETECTIR_KEY)}")
+        lines.append(f"tlt-model-key={_escaped(params.key or registry.FACEDETECTIR_KEY)}")
     lines.append(f"infer-dims={contract.channels};{height};{width}")
     if facts.uff:
         lines += [f"uff-input-blob-name={facts.input}", "uff-input-order=0"]

@@ -13,8 +13,8 @@ from edge_agent.config.nvinfer.file import PROPERTY, Entry, NvinferFile, Report,
 from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.errors import InputError, MissingPackage, ModelError
 from edge_agent.inference.model_facts import FACEDETECTIR_FACTS, Facts, facts_of
-from edge_agent.inference.models import FACEDETECTIR_CARD, FACEDETECTIR_KEY, fetch_command, labels_of
-from edge_agent.inference.onnx.contract import class_names, face_class
+from edge_agent.models.onnx.binding import class_names, face_class
+from edge_agent.models.registry import FACEDETECTIR_CARD, FACEDETECTIR_KEY, fetch_command, labels_of
 
 _COLORS = ("RGB", "BGR", "GRAY")
 _DIMENSIONS = ("infer-dims", "input-dims", "uff-input-dims")

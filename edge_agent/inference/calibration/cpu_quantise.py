@@ -5,10 +5,10 @@ from typing import Dict, Mapping, Optional
 
 from edge_agent.inference.calibration.amplitudes import Amplitudes
 from edge_agent.inference.calibration.cpu_int8 import cpu_facts
-from edge_agent.inference.onnx.fold import prepare
-from edge_agent.inference.onnx.graph import read_graph, write_graph
-from edge_agent.inference.onnx.quantise import Grid, for_cpu, quantise
 from edge_agent.inference.trt.network import Network
+from edge_agent.models.onnx.fold import prepare
+from edge_agent.models.onnx.graph import read_graph, write_graph
+from edge_agent.models.onnx.quantise import Grid, for_cpu, quantise
 
 # Instructions that add four products of 8 bits at once without an intermediate of 16 bits that could overflow.
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})

@@ -5,10 +5,10 @@ from typing import Dict, Iterable
 from edge_agent.core.frame import Picture
 from edge_agent.errors import ModelError
 from edge_agent.inference.calibration.amplitudes import Amplitudes
-from edge_agent.inference.onnx.graph import read_graph, write_graph
 from edge_agent.inference.ort import Probe
 from edge_agent.inference.preprocess import Preprocessor
 from edge_agent.inference.trt.network import Network
+from edge_agent.models.onnx.graph import read_graph, write_graph
 
 
 def measure(network: Network, pictures: Iterable[Picture]) -> Dict[str, Amplitudes]:

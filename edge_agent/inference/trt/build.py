@@ -5,9 +5,9 @@ from typing import Any, List, Optional, Tuple
 
 from edge_agent.errors import EdgeAgentError, EngineError, ModelError
 from edge_agent.inference.trt.api import Logger, TensorRT, reads_uff, started
-from edge_agent.inference.trt.calibration import CALIBRATORS, Calibration, fitted
 from edge_agent.inference.trt.network import Network
 from edge_agent.inference.trt.worker import make_calibrator
+from edge_agent.models.calibration_cache import CALIBRATORS, Calibration, fitted
 
 
 @dataclass(frozen=True)

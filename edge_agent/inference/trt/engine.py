@@ -12,9 +12,9 @@ from edge_agent.errors import EngineError
 from edge_agent.inference.cuda.context import CudaContext, DeviceBuffer, PinnedBuffer
 from edge_agent.inference.cuda.pool import CudaBufferPool
 from edge_agent.inference.cuda.preprocess import CudaPreprocessor, DeviceTensor
-from edge_agent.inference.onnx.contract import Binding
 from edge_agent.inference.trt.api import Logger, Shape, TensorRT, started
 from edge_agent.inference.trt.runners import Runner, load_plan
+from edge_agent.models.onnx.binding import Binding
 
 
 class Loaded:

@@ -19,11 +19,11 @@ from edge_agent.inference.preprocess import Preprocessor, golden_picture
 from edge_agent.inference.trt.backend import Place, ProvableEngine
 from edge_agent.inference.trt.build import Recipe
 from edge_agent.inference.trt.cache import EngineCache, EngineKey, Manifest, describe
-from edge_agent.inference.trt.calibration import read_calibration, restamped
 from edge_agent.inference.trt.find import find_place
 from edge_agent.inference.trt.network import Network
 from edge_agent.inference.trt.precision import Choice, choose, half, quantised, require_met, used
 from edge_agent.inference.trt.tao_converter import PROGRAM, convert
+from edge_agent.models.calibration_cache import read_calibration, restamped
 
 # Of the difference's norm to the reference's: far above rounding, far below a wrong weight, scale or colour order.
 # CenterFace quantised by ONNX Runtime with one scale per tensor, which is coarser than TensorRT's, differs by 0.21.

@@ -8,13 +8,13 @@ from typing import Optional, Tuple
 from edge_agent.core.detection.geometry import fitted_size
 from edge_agent.core.detection.model_contract import CENTERFACE, ModelContract
 from edge_agent.errors import MissingPackage, ModelError
-from edge_agent.inference import models
-from edge_agent.inference.etlt import open_etlt
-from edge_agent.inference.onnx.contract import Binding, bind, derive, require
-from edge_agent.inference.onnx.file import OnnxModel, parse_onnx, read_model
 from edge_agent.inference.trt.api import Shape
 from edge_agent.inference.trt.tao_converter import Sealed, find_converter
-from edge_agent.inference.uff.to_onnx import convert_uff
+from edge_agent.models import registry
+from edge_agent.models.etlt import open_etlt
+from edge_agent.models.onnx.binding import Binding, bind, derive, require
+from edge_agent.models.onnx.file import OnnxModel, parse_onnx, read_model
+from edge_agent.models.uff.to_onnx import convert_uff
 
 _CALIBRATION_SUFFIX = "_int8.txt"
 # The names in NVIDIA's DetectNet_v2 exports in UFF.
@@ -95,23 +95,23 @@ def read_network(
         MissingPackage: It is encrypted, and NVIDIA's package is not installed.
     """
     given = Path(calibration) if calibration is not None else None
-    if model.endswith(models.SUFFIXES):
+    if model.endswith(registry.SUFFIXES):
         path = Path(model)
         onnx, uff = read_payload(path, key)
         outside = parse_onnx(onnx, str(path))
-        contract = derive(outside, str(path), models.labels_of(path, labels_file), class_name, long_side)
+        contract = derive(outside, str(path), registry.labels_of(path, labels_file), class_name, long_side)
         return _network(path.name, path, onnx, uff, outside, contract, given or _own(path))
-    card = models.card_of(model)
+    card = registry.card_of(model)
     if "tensorrt" not in card.backends:
         raise ModelError(f"model {card.name} does not run in TensorRT", f"it needs {' or '.join(card.backends)}")
-    path = models.locate(card, directory)
+    path = registry.locate(card, directory)
     contract = replace(card.contract, long_side=long_side)
     beside = (path.with_name(file.name) for file in card.files if file.name.endswith(_CALIBRATION_SUFFIX))
     fetched = next((file for file in beside if file.is_file()), None)
     converter = find_converter() if sealed_too and path.suffix == ".etlt" else None
     if converter is not None and not any(made.is_file() for made in _made_of(path)):
-        sealed = Sealed(path, models.FACEDETECTIR_KEY, converter)
-        digest = models.sha256_of(path)
+        sealed = Sealed(path, registry.FACEDETECTIR_KEY, converter)
+        digest = registry.sha256_of(path)
         return Network(card.name, digest, b"", None, None, _SEALED, contract, given or fetched, path, sealed)
     onnx, uff = read_payload(path)
     outside = parse_onnx(onnx, str(path))
@@ -160,7 +160,7 @@ def read_payload(path: Path, key: Optional[str] = None) -> Tuple[bytes, Optional
     kind = path.suffix[1:]
     if kind == "etlt":
         try:
-            kind, data = open_etlt(data, str(path), key or models.FACEDETECTIR_KEY)
+            kind, data = open_etlt(data, str(path), key or registry.FACEDETECTIR_KEY)
         except MissingPackage as error:
             raise MissingPackage(error.message, f"{error.hint}; as {path.with_suffix('.onnx')} it is found") from error
     return (convert_uff(data, str(path)).data, data) if kind == "uff" else (data, None)

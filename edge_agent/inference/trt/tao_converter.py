@@ -13,7 +13,7 @@ from typing import List, Optional
 
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.errors import EngineError, ModelError
-from edge_agent.inference.onnx.contract import Binding
+from edge_agent.models.onnx.binding import Binding
 
 PROGRAM = "tao-converter"
 _LIMIT_S = 3600.0

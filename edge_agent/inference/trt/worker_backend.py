@@ -18,10 +18,10 @@ from edge_agent.errors import EdgeAgentError, EngineError, ModelError
 from edge_agent.inference.cuda.driver import hint_for
 from edge_agent.inference.preprocess import Preprocessor
 from edge_agent.inference.trt.build import Recipe, failed
-from edge_agent.inference.trt.calibration import CALIBRATORS, fitted
 from edge_agent.inference.trt.network import Network
 from edge_agent.inference.trt.precision import Abilities, layers_in
 from edge_agent.inference.trt.process import Refusal, WorkerProcess
+from edge_agent.models.calibration_cache import CALIBRATORS, fitted
 
 _log = logging.getLogger(__name__)
 

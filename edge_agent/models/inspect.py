@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from edge_agent.errors import InputError, ModelError
-from edge_agent.inference.onnx.contract import describe, structure
-from edge_agent.inference.onnx.file import parse_onnx
-from edge_agent.inference.trt.calibration import fits_pictures, parse_calibration
-from edge_agent.inference.uff.to_onnx import convert_uff
+from edge_agent.models.calibration_cache import fits_pictures, parse_calibration
+from edge_agent.models.onnx.binding import describe, structure
+from edge_agent.models.onnx.file import parse_onnx
+from edge_agent.models.uff.to_onnx import convert_uff
 
 _NAME_LIMIT_BYTES = 1024
 _PICTURES = {1.0: "as pictures in 0..1 give: a DetectNet_v2", 255.0: "as pictures in 0..255 give: CenterFace"}

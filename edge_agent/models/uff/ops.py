@@ -5,8 +5,8 @@ from typing import Callable, Dict, List, Tuple, TypeVar
 import numpy as np
 
 from edge_agent.core.types import Array
-from edge_agent.inference.uff.assembly import FREE, Assembly, Operand, axis_of, broadcast, count_of
-from edge_agent.inference.uff.file import Node
+from edge_agent.models.uff.assembly import FREE, Assembly, Operand, axis_of, broadcast, count_of
+from edge_agent.models.uff.file import Node
 
 Convert = Callable[[Assembly, Node], Operand]
 Entry = TypeVar("Entry")

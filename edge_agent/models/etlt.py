@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import Any, Callable, Dict, Tuple
 
 from edge_agent.errors import MissingPackage, ModelError
-from edge_agent.inference.inspect import inspect_etlt
-from edge_agent.inference.onnx.file import parse_onnx
-from edge_agent.inference.uff.file import parse_uff
+from edge_agent.models.inspect import inspect_etlt
+from edge_agent.models.onnx.file import parse_onnx
+from edge_agent.models.uff.file import parse_uff
 
 PACKAGE = "nvidia-eff-tao-encryption"
 _MODULE = "eff_tao_encryption.tao_codec"

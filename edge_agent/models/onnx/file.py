@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple, Union
 
 from edge_agent.errors import ModelError
-from edge_agent.inference.onnx.protowire import Value, WireError, copy, encode, fields, integer, message, text
+from edge_agent.models.onnx.protowire import Value, WireError, copy, encode, fields, integer, message, text
 
 Dim = Union[int, str]
 Shape = Tuple[Dim, ...]

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
-from edge_agent.inference.onnx.protowire import Value, WireError, fields, integer, integers, message, text
+from edge_agent.models.onnx.protowire import Value, WireError, fields, integer, integers, message, text
 
 _GRAPH, _REFERENCED = 4, 5
 _GRAPH_NODE = 2

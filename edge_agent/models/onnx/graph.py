@@ -10,8 +10,8 @@ import numpy as np
 
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
-from edge_agent.inference.onnx.file import DTYPES
-from edge_agent.inference.onnx.protowire import (
+from edge_agent.models.onnx.file import DTYPES
+from edge_agent.models.onnx.protowire import (
     BYTES,
     Value,
     WireError,
@@ -23,7 +23,7 @@ from edge_agent.inference.onnx.protowire import (
     message,
     text,
 )
-from edge_agent.inference.onnx.writer import Attribute, encode_attribute, encode_weights
+from edge_agent.models.onnx.writer import Attribute, encode_attribute, encode_weights
 
 _IR_VERSION = 7  # the first that knows opset 13
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _VALUE_INFO = 1, 5, 11, 12, 13

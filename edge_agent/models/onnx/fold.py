@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
-from edge_agent.inference.onnx.graph import Graph, Node
+from edge_agent.models.onnx.graph import Graph, Node
 
 OPSET = 13
 """The first whose quantisation has one scale per channel."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from edge_agent import __version__
 from edge_agent.core.types import Array
-from edge_agent.inference.onnx.file import DTYPES, Dim, Tensor
-from edge_agent.inference.onnx.protowire import FIXED32, copy, encode
+from edge_agent.models.onnx.file import DTYPES, Dim, Tensor
+from edge_agent.models.onnx.protowire import FIXED32, copy, encode
 
 Attribute = Union[int, float, str, Sequence[int]]
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from edge_agent.errors import InputError, ModelError
-from edge_agent.inference.onnx.file import Dim, Tensor
-from edge_agent.inference.uff import layers as uff_layers
-from edge_agent.inference.uff import ops as uff_ops
-from edge_agent.inference.uff.assembly import FREE, Assembly, Operand
-from edge_agent.inference.uff.file import Node, UffGraph, parse_uff
+from edge_agent.models.onnx.file import Dim, Tensor
+from edge_agent.models.uff import layers as uff_layers
+from edge_agent.models.uff import ops as uff_ops
+from edge_agent.models.uff.assembly import FREE, Assembly, Operand
+from edge_agent.models.uff.file import Node, UffGraph, parse_uff
 
 FREE_BATCH = "batch"
 

@@ -5,7 +5,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.errors import ModelError
-from edge_agent.inference.onnx.file import OnnxModel, Tensor
+from edge_agent.models.onnx.file import OnnxModel, Tensor
 
 EXPECTED = (
     "expected DetectNet_v2 (float32 input 1xCxHxW; outputs *cov* 1xKxGHxGW and *bbox* 1x4KxGHxGW) "

@@ -3,9 +3,9 @@
 from typing import Dict, NamedTuple, Sequence, Tuple
 
 from edge_agent.core.types import Array
-from edge_agent.inference.onnx.writer import Attribute
-from edge_agent.inference.uff.assembly import Assembly, Operand, channels_first, inverse
-from edge_agent.inference.uff.file import SPACE, Node
+from edge_agent.models.onnx.writer import Attribute
+from edge_agent.models.uff.assembly import Assembly, Operand, channels_first, inverse
+from edge_agent.models.uff.file import SPACE, Node
 
 _POOLS = {"max": "MaxPool", "avg": "AveragePool"}
 _LARGEST_STEP = 1 << 16

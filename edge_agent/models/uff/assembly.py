@@ -10,8 +10,8 @@ import numpy as np
 
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
-from edge_agent.inference.onnx.writer import Attribute, OnnxWriter
-from edge_agent.inference.uff.file import BATCH, CHANNELS, SPACE, Node, Order
+from edge_agent.models.onnx.writer import Attribute, OnnxWriter
+from edge_agent.models.uff.file import BATCH, CHANNELS, SPACE, Node, Order
 
 FREE = -1  # the size of the batch axis
 Shape = Tuple[int, ...]

@@ -16,8 +16,8 @@ from typing import Dict, List, Mapping, Sequence, Set, Tuple
 import numpy as np
 
 from edge_agent.core.types import Array
-from edge_agent.inference.onnx.fold import CONVOLUTIONS
-from edge_agent.inference.onnx.graph import Graph, Node, make_node, renamed
+from edge_agent.models.onnx.fold import CONVOLUTIONS
+from edge_agent.models.onnx.graph import Graph, Node, make_node, renamed
 
 _WEIGHTED = (*CONVOLUTIONS, "Gemm", "MatMul")
 _POOLS = ("AveragePool", "GlobalAveragePool")

@@ -6,7 +6,7 @@ from typing import Dict, List
 import numpy as np
 
 from edge_agent.errors import ModelError
-from edge_agent.inference.onnx.graph import Graph, Node, make_node, renamed
+from edge_agent.models.onnx.graph import Graph, Node, make_node, renamed
 
 _FLOAT, _HALF = 1, 10  # of TensorProto.DataType
 _LARGEST = 65504.0

@@ -29,10 +29,10 @@ from edge_agent.mqtt.face_image import FaceImages
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.login import with_credential
 from edge_agent.mqtt.notices import Notice, Received
-from edge_agent.mqtt.outbox.memory import MemoryOutbox
-from edge_agent.mqtt.outbox.sqlite import SqliteOutbox
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.mqtt.selftest import SELFTEST
+from edge_agent.outbox.memory import MemoryOutbox
+from edge_agent.outbox.sqlite import SqliteOutbox
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import Inbox
 

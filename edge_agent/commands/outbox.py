@@ -14,7 +14,7 @@ from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
     from edge_agent.core.protocol.messages import Stored
-    from edge_agent.mqtt.outbox.table import Table
+    from edge_agent.outbox.store import Table
 
 PAGE = 200
 SUFFIXES = {"image/jpeg": ".jpg", "application/json": ".json"}
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     from edge_agent.config.settings import load_settings
     from edge_agent.host.identity import state_dir
-    from edge_agent.mqtt.outbox.file import OUTBOX_NAME
+    from edge_agent.outbox.store import OUTBOX_NAME
 
     settings = load_settings(os.environ, args.env_file)
     path = state_dir(settings.state_dir, os.environ) / OUTBOX_NAME
@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def _reading(path: Path) -> "Table":
     from edge_agent.host.clock import SystemClock
     from edge_agent.host.identity import kernel_boot
-    from edge_agent.mqtt.outbox.file import open_for_reading
-    from edge_agent.mqtt.outbox.table import Table
+    from edge_agent.outbox.store import Table, open_for_reading
 
     return Table(open_for_reading(path), SystemClock(), kernel_boot(), ())
 
@@ -102,7 +101,7 @@ def _show_status(path: Path, table: "Table", as_json: bool) -> None:
 
 def _file_bytes(path: Path) -> int:
     """On disk, with what belongs to it: the newest messages lie in the write-ahead log."""
-    from edge_agent.mqtt.outbox.file import SIDE_FILES
+    from edge_agent.outbox.store import SIDE_FILES
 
     total = path.stat().st_size
     for suffix in SIDE_FILES:
@@ -145,7 +144,7 @@ def _export(table: "Table", folder: Path) -> None:
 
 
 def _purge(path: Path, everything: bool, sure: bool) -> None:
-    from edge_agent.mqtt.outbox.file import LOCK_NAME, FileLock
+    from edge_agent.outbox.store import LOCK_NAME, FileLock
 
     with closing(_reading(path)) as table:
         what = f"{table.quarantined} messages in quarantine" + (f" and {table.count} that wait" if everything else "")
@@ -165,10 +164,9 @@ def _purge(path: Path, everything: bool, sure: bool) -> None:
 def _delete(path: Path, everything: bool) -> None:
     from edge_agent.host.clock import SystemClock
     from edge_agent.host.identity import kernel_boot
-    from edge_agent.mqtt.outbox.file import open_for_writing
-    from edge_agent.mqtt.outbox.policy import DROP_ORDER, Policy
-    from edge_agent.mqtt.outbox.table import Table
-    from edge_agent.mqtt.params import OutboxParams
+    from edge_agent.outbox.params import OutboxParams
+    from edge_agent.outbox.retention import DROP_ORDER, Policy
+    from edge_agent.outbox.store import Table, open_for_writing
 
     with closing(Table(open_for_writing(path, "full", check=False), SystemClock(), kernel_boot(), ())) as table:
         policy = Policy(OutboxParams())

@@ -48,7 +48,8 @@ from edge_agent.core.recovery import RecoveryParams
 from edge_agent.errors import ConfigError
 from edge_agent.host.identity import instance_of
 from edge_agent.inference import EngineParams
-from edge_agent.mqtt.params import MqttParams, OutboxParams
+from edge_agent.mqtt.params import MqttParams
+from edge_agent.outbox.params import OutboxParams
 
 ENV_FILE = PREFIX + "ENV_FILE"
 

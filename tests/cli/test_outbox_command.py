@@ -9,8 +9,8 @@ import pytest
 from edge_agent.core.types import Moment
 from edge_agent.host.clock import SystemClock
 from edge_agent.host.identity import kernel_boot
-from edge_agent.mqtt.outbox.sqlite import SqliteOutbox
-from edge_agent.mqtt.params import OutboxParams
+from edge_agent.outbox.params import OutboxParams
+from edge_agent.outbox.sqlite import SqliteOutbox
 from tests.fakes.agent import edge_agent
 from tests.mqtt.outbox_contract import message, told
 

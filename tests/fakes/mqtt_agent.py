@@ -25,9 +25,10 @@ from edge_agent.core.types import (
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.notices import Subscription
-from edge_agent.mqtt.outbox.memory import MemoryOutbox
-from edge_agent.mqtt.params import MqttParams, OutboxParams
+from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
+from edge_agent.outbox.memory import MemoryOutbox
+from edge_agent.outbox.params import OutboxParams
 from tests.fakes.broker import DEADLINE_S
 
 QUICK = {"retry_min_s": 0.05, "retry_max_s": 0.2}

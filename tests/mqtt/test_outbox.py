@@ -1,7 +1,7 @@
 """The outbox in memory."""
 
-from edge_agent.mqtt.outbox.memory import MemoryOutbox
-from edge_agent.mqtt.params import OutboxParams
+from edge_agent.outbox.memory import MemoryOutbox
+from edge_agent.outbox.params import OutboxParams
 from tests.fakes.mqtt_agent import moment
 from tests.mqtt.outbox_contract import OutboxContract, message
 

@@ -19,9 +19,9 @@ import pytest
 from edge_agent.core.protocol.messages import Message, stamp_delivery
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
-from edge_agent.mqtt.outbox.order import HOLD_S
-from edge_agent.mqtt.outbox.sqlite import KEY_BITS, RETRY_S, SqliteOutbox
-from edge_agent.mqtt.params import OutboxParams
+from edge_agent.outbox.delivery import HOLD_S
+from edge_agent.outbox.params import OutboxParams
+from edge_agent.outbox.sqlite import KEY_BITS, RETRY_S, SqliteOutbox
 from tests.fakes.clock import FakeClock
 from tests.fakes.mqtt_agent import event as face_event
 from tests.fakes.mqtt_agent import fake_jpeg
@@ -173,7 +173,7 @@ def test_the_file_is_for_its_owner_alone_and_one_agent_only(make):
 CHILD = """
     import sys, signal
     from pathlib import Path
-    from edge_agent.mqtt.outbox.sqlite import SqliteOutbox
+    from edge_agent.outbox.sqlite import SqliteOutbox
     from edge_agent.mqtt.params import OutboxParams
     from tests.fakes.clock import FakeClock
     from tests.mqtt.outbox_contract import message

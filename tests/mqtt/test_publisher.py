@@ -16,9 +16,9 @@ from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Sight
 from edge_agent.mqtt.letters import Letters
 from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
-from edge_agent.mqtt.outbox.memory import MemoryOutbox
-from edge_agent.mqtt.params import OutboxParams
 from edge_agent.mqtt.publisher import WINDOW, Publisher
+from edge_agent.outbox.memory import MemoryOutbox
+from edge_agent.outbox.params import OutboxParams
 from tests.fakes.broker import VERSIONS, Broker, Gate, Listener, eventually, needs_mosquitto
 from tests.fakes.clock import FakeClock
 from tests.fakes.mqtt_agent import HEALTH, INFO, STARTING, Agent, event, now, report

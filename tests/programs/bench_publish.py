@@ -29,9 +29,10 @@ from edge_agent.host import jpeg
 from edge_agent.host.clock import SystemClock
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.outbox.sqlite import SqliteOutbox
-from edge_agent.mqtt.params import MqttParams, OutboxParams
+from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
+from edge_agent.outbox.params import OutboxParams
+from edge_agent.outbox.sqlite import SqliteOutbox
 from edge_agent.runtime.inbox import Inbox
 from edge_agent.runtime.stages import PublishStage
 from edge_agent.runtime.worker import Worker

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List
 
 from edge_agent.commands.live import is_crop
-from edge_agent.mqtt.outbox.sqlite import RETRY_S
+from edge_agent.outbox.sqlite import RETRY_S
 from tests.fakes.broker import eventually
 from tests.fakes.proxy import Passed, Verdict
 from tests.programs.chaos_world import AGENT, ALL, BASE, World

@@ -8,8 +8,8 @@ from typing import Callable, Container, Deque, Dict, Iterator, List, Optional, S
 
 from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, stream, timestamp
 from edge_agent.core.types import Moment
-from edge_agent.mqtt.outbox.policy import DROP_ORDER, QUARANTINE, Policy, Unwanted, class_of, is_convicted, size_of
-from edge_agent.mqtt.params import OutboxParams
+from edge_agent.outbox.params import OutboxParams
+from edge_agent.outbox.retention import DROP_ORDER, QUARANTINE, Policy, Unwanted, class_of, is_convicted, size_of
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,11 @@ from edge_agent.core.ports import Clock
 from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, close_after_restart, gap_for, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
-from edge_agent.mqtt.outbox.file import LOCK_NAME, OUTBOX_NAME, FileLock, is_damage, move_aside, open_for_writing
-from edge_agent.mqtt.outbox.notes import Notes
-from edge_agent.mqtt.outbox.order import Unread
-from edge_agent.mqtt.outbox.policy import Policy, Unwanted, is_convicted
-from edge_agent.mqtt.outbox.table import Table
-from edge_agent.mqtt.outbox.turns import Turns
-from edge_agent.mqtt.params import OutboxParams
+from edge_agent.outbox.delivery import Turns, Unread
+from edge_agent.outbox.params import OutboxParams
+from edge_agent.outbox.retention import Policy, Unwanted, is_convicted
+from edge_agent.outbox.store import LOCK_NAME, OUTBOX_NAME, FileLock, Table, is_damage, move_aside, open_for_writing
+from edge_agent.outbox.write_buffer import Notes
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 from typing import Container, Dict, List, Optional, Tuple
 
 from edge_agent.core.protocol.messages import Stored
-from edge_agent.mqtt.outbox.memory import MemoryShelf
-from edge_agent.mqtt.outbox.policy import QUARANTINE, Policy, size_of
-from edge_agent.mqtt.outbox.table import Table
+from edge_agent.outbox.memory import MemoryShelf
+from edge_agent.outbox.retention import QUARANTINE, Policy, size_of
+from edge_agent.outbox.store import Table
 
 ACK_GRACE_S, ACK_GRACE = 0.5, 20
 """Acknowledged messages may stay on disk so long, so many: a crash then sends them twice, which is allowed."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Dict, Iterable, Optional, Protocol
 
 from edge_agent.core.protocol.messages import Message, Stored, gap_for, merge_gaps
-from edge_agent.mqtt.params import OutboxParams
+from edge_agent.outbox.params import OutboxParams
 
 log = logging.getLogger(__name__)
 

@@ -20,17 +20,17 @@ from edge_agent.host import jpeg
 from edge_agent.host.identity import kernel_boot
 from edge_agent.host.sensors import Sensors, board_model
 from edge_agent.host.state_file import Memory
-from edge_agent.mqtt import announcer, commands
-from edge_agent.mqtt.announcer import Announcer
+from edge_agent.mqtt import commands, home_assistant
+from edge_agent.mqtt.camera_image import FaceImages
 from edge_agent.mqtt.client import MqttClient, default_client_id
+from edge_agent.mqtt.client_events import Notice, Received
 from edge_agent.mqtt.commands import Commands
-from edge_agent.mqtt.desk import Desk, DetectionsFeed
-from edge_agent.mqtt.face_image import FaceImages
-from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.login import with_credential
-from edge_agent.mqtt.notices import Notice, Received
+from edge_agent.mqtt.encoder import Letters
+from edge_agent.mqtt.home_assistant import Announcer
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.mqtt.selftest import SELFTEST
+from edge_agent.mqtt.service import Desk, DetectionsFeed
+from edge_agent.mqtt.tls import with_credential
 from edge_agent.outbox.memory import MemoryOutbox
 from edge_agent.outbox.sqlite import SqliteOutbox
 from edge_agent.runtime.control import Control
@@ -101,7 +101,7 @@ class Publishing:
             [_unseen(settings, name, started) for name in settings.cameras],
             state.boot,
             decided_by(settings, threshold()),
-            [*commands.filters(topics, rules), *announcer.filters(settings.home_assistant)],
+            [*commands.filters(topics, rules), *home_assistant.filters(settings.home_assistant)],
         )
         self._guard = Guard(rules)
         self._commands = Commands(

@@ -318,8 +318,7 @@ class _Watch:
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-        from edge_agent.mqtt.login import password
-        from edge_agent.mqtt.tls import context, explain
+        from edge_agent.mqtt.tls import context, explain, password
 
         params, where = self._params, f"{self._params.host}:{self._params.port}"
         # Every broker speaks 3.1.1, and nothing of 5 is needed here.

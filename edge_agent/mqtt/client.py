@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence, Set, TypeVar
 
 from edge_agent.core.protocol.messages import Message
-from edge_agent.mqtt.backoff import Backoff, Dialect, Ending, Flaps
-from edge_agent.mqtt.certificates import Signature, signature
+from edge_agent.mqtt.client_events import Disconnected, LinkStatus, Notice, Subscription
 from edge_agent.mqtt.heartbeat import STEP_S, Heartbeat
-from edge_agent.mqtt.notices import Disconnected, LinkStatus, Notice, Subscription
 from edge_agent.mqtt.params import MqttParams
-from edge_agent.mqtt.session import Outgoing, Session, new_outgoing, tls_files
-from edge_agent.mqtt.wake import Wake
+from edge_agent.mqtt.reconnect import Backoff, Dialect, Ending, Flaps
+from edge_agent.mqtt.session import Outgoing, Session, Wake, new_outgoing, tls_files
+from edge_agent.mqtt.tls import Signature, signature
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Crop
 from edge_agent.errors import EdgeAgentError
-from edge_agent.mqtt.notices import Received, Subscription
+from edge_agent.mqtt.client_events import Received, Subscription
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,7 @@ from edge_agent.core.protocol.messages import (
 )
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import CameraReport, Lost, Moment, Outcome, Presence, Sight
-from edge_agent.mqtt.certificates import expiry_faults
-from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.notices import (
+from edge_agent.mqtt.client_events import (
     Acked,
     Connected,
     Disconnected,
@@ -34,9 +32,11 @@ from edge_agent.mqtt.notices import (
     Subscription,
     SubscriptionRefused,
 )
-from edge_agent.mqtt.pace import Pace
+from edge_agent.mqtt.encoder import Letters
+from edge_agent.mqtt.flow_control import Pace
+from edge_agent.mqtt.retained import Rank, RetainedTruth
 from edge_agent.mqtt.selftest import SELFTEST, SelfTest
-from edge_agent.mqtt.truth import Rank, RetainedTruth
+from edge_agent.mqtt.tls import expiry_faults
 
 log = logging.getLogger(__name__)
 

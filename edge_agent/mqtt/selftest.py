@@ -11,7 +11,7 @@ import logging
 from typing import Any, Dict, List, Optional
 
 from edge_agent.core.protocol.messages import RESPONSE_SCHEMA, Message, to_json
-from edge_agent.mqtt.notices import Received, Subscription
+from edge_agent.mqtt.client_events import Received, Subscription
 
 log = logging.getLogger(__name__)
 

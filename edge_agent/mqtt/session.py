@@ -5,40 +5,160 @@ the outbox's back, no stale retained value, no message that kills its loop for e
 the thread that runs `Session.run`, so its callbacks cannot race with `publish`; they only note what happened.
 """
 
+import contextlib
 import logging
+import select
 import socket
 import ssl
 from collections import deque
 from datetime import datetime
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Sequence, Tuple, Union
 
 from paho.mqtt import MQTTException
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.core.protocol.messages import Message
 from edge_agent.errors import BrokerError
-from edge_agent.mqtt.backoff import Ending
-from edge_agent.mqtt.bounded import BoundedClient
-from edge_agent.mqtt.certificates import peer_valid_until, signature, valid_until
+from edge_agent.mqtt.client_events import (
+    Acked,
+    Connected,
+    Notice,
+    Received,
+    Rejected,
+    Subscription,
+    SubscriptionRefused,
+)
 from edge_agent.mqtt.heartbeat import CONNECT_S, Heartbeat
 from edge_agent.mqtt.heartbeat import STEP_S as BEAT_S
-from edge_agent.mqtt.login import password
-from edge_agent.mqtt.notices import Acked, Connected, Notice, Received, Rejected, Subscription, SubscriptionRefused
-from edge_agent.mqtt.packets import (
-    CREDENTIALS,
-    FATAL,
-    TAKEN_OVER,
-    UNSUPPORTED_VERSION,
-    connect_properties,
-    publish_properties,
-    subscribe_options,
-    unfit,
-)
 from edge_agent.mqtt.params import MqttParams
-from edge_agent.mqtt.tls import context, explain, hear_refusal
-from edge_agent.mqtt.wake import Wake
+from edge_agent.mqtt.reconnect import Ending
+from edge_agent.mqtt.tls import context, explain, hear_refusal, password, peer_valid_until, signature, valid_until
+
+
+class HasFileno(Protocol):
+    """Anything that poll can wait for."""
+
+    def fileno(self) -> int:
+        """The file descriptor."""
+
+
+class Wake:
+    """`set` from any thread; `wait` from one."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def set(self) -> None:
+        """End the current wait, or the next."""
+        # Full: enough is unread to end the next wait. Closed: nobody will wait again.
+        with contextlib.suppress(OSError):
+            self._writer.send(b"\0")
+
+    def wait(self, timeout_s: float, sock: Optional[HasFileno] = None, write: bool = False) -> Tuple[bool, bool]:
+        """Up to `timeout_s`, for `set` or for `sock`.
+
+        Returns:
+            Whether `sock` can be read (or is broken), and, with `write`, whether it can be written.
+        """
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        if sock is not None:
+            poll.register(sock, select.POLLIN | (select.POLLOUT if write else 0))
+        events = dict(poll.poll(max(0.0, timeout_s) * 1000.0))
+        if self._reader.fileno() in events:
+            with contextlib.suppress(BlockingIOError):
+                while self._reader.recv(4096):
+                    pass
+        state = events.get(sock.fileno(), 0) if sock is not None else 0
+        return bool(state & ~select.POLLOUT), bool(state & select.POLLOUT)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._reader.close()
+        self._writer.close()
+
+
+CREDENTIALS = frozenset({0x86, 0x87, 0x8A, 0x8C})
+UNSUPPORTED_VERSION = 0x84
+RETAIN_NOT_SUPPORTED = 0x9A
+QOS_NOT_SUPPORTED = 0x9B
+TAKEN_OVER = 0x8E
+FATAL = frozenset({0x90, 0x95, 0x99})
+"""PUBACK: topic name invalid, packet too large, payload format invalid."""
+NO_RETAIN = (
+    "it keeps no retained messages, and without them nobody can see presence; allow them there (mosquitto: "
+    "retain_available true), or use another broker"
+)
+NO_QOS = (
+    "it takes QoS 0 only, and events must be acknowledged; allow QoS 1 there (mosquitto: max_qos 2), or use another"
+)
+
+
+def connect_properties() -> Properties:
+    """How much may come in."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = INBOUND_BYTES
+    return properties
+
+
+def publish_properties(message: Message) -> Properties:
+    """What belongs to `message`."""
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if message.content_type is not None:
+        properties.ContentType = message.content_type
+    if message.expiry_s is not None:
+        properties.MessageExpiryInterval = message.expiry_s
+    if message.properties:
+        properties.UserProperty = list(message.properties)
+    return properties
+
+
+def subscribe_options(wanted: Sequence[Subscription], version: str) -> List[Tuple[str, Union[int, SubscribeOptions]]]:
+    """What paho's `subscribe` takes."""
+    if version != "5":
+        return [(one.topic, 1) for one in wanted]
+    return [(one.topic, SubscribeOptions(qos=1, retainAsPublished=one.as_published)) for one in wanted]
+
+
+def unfit(code: int, properties: Any) -> Optional[str]:
+    """Why the agent cannot work with this broker, by its CONNACK; None when it can.
+
+    Args:
+        code: Reason code.
+        properties: Of the CONNACK, or None. What a broker does not mention, it has.
+    """
+    if code == RETAIN_NOT_SUPPORTED or getattr(properties, "RetainAvailable", 1) == 0:
+        return NO_RETAIN
+    if code == QOS_NOT_SUPPORTED or getattr(properties, "MaximumQoS", 2) == 0:
+        return NO_QOS
+    return None
+
+
+INBOUND_BYTES = 65_536
+
+
+class BoundedClient(Client):
+    """Keeps the beginning of a packet, however long it is: MQTT 3.1.1 has no Maximum Packet Size to say so.
+
+    What was cut is acknowledged, and refused for its length by whoever judges it. Were the connection dropped instead,
+    one retained message could keep the agent away for ever.
+    """
+
+    def heed_keepalive(self, seconds: int) -> None:
+        """What the broker asks for instead of what we have said; paho 2.1 passes it over."""
+        self._keepalive = seconds
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        del self._in_packet["packet"][INBOUND_BYTES:]
+        return super()._sock_recv(min(bufsize, INBOUND_BYTES))
+
 
 log = logging.getLogger(__name__)
 

@@ -3,12 +3,119 @@
 import re
 import socket
 import ssl
-from datetime import datetime, timezone
-from typing import Optional
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Iterable, Iterator, List, Mapping, Optional, Tuple
 
 from edge_agent.errors import BrokerError
-from edge_agent.mqtt.certificates import valid_until
 from edge_agent.mqtt.params import MqttParams, TlsParams
+
+_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+_VERSION, _UTC_TIME = 0xA0, 0x17
+
+WARN_DAYS = 14
+
+Signature = Tuple[Optional[Tuple[int, int, int]], ...]
+
+
+def signature(paths: Iterable[Optional[str]]) -> Signature:
+    """Differs from an earlier one when one of the files was replaced, written, or has come or gone."""
+    return tuple(_stamp(path) for path in paths if path is not None)
+
+
+def valid_until(path: str) -> Optional[datetime]:
+    """`notAfter` of the first certificate of a PEM file; None when it cannot be read.
+
+    The standard library decodes certificates of authorities and peers only, so this walks the DER of RFC 5280, 4.1.
+    """
+    try:
+        pem = Path(path).read_text("ascii")
+        der = ssl.PEM_cert_to_DER_cert(pem[pem.index(_BEGIN) : pem.index(_END) + len(_END)])
+        _, certificate = next(_elements(der))
+        _, to_be_signed = next(_elements(certificate))
+        fields = [field for field in _elements(to_be_signed) if field[0] != _VERSION]
+        _, validity = fields[3]  # after serial number, signature algorithm, issuer
+        tag, text = list(_elements(validity))[1]
+        return _time(tag, text.decode("ascii"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+def peer_valid_until(not_after: object) -> Optional[datetime]:
+    """Of `getpeercert()`'s "notAfter"."""
+    if not isinstance(not_after, str):
+        return None
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(not_after), timezone.utc)
+
+
+def expiry_faults(until: Optional[datetime], now: datetime) -> List[str]:
+    """That our certificate ends soon, in words, for health; days are whole, so that it is news once a day."""
+    if until is None or until - now > timedelta(days=WARN_DAYS):
+        return []
+    if until <= now:
+        return [f"our TLS certificate has expired on {until:%Y-%m-%d}"]
+    days = (until - now).days
+    left = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
+    return [f"our TLS certificate expires {left}, on {until:%Y-%m-%d}"]
+
+
+def _stamp(path: str) -> Optional[Tuple[int, int, int]]:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _elements(data: bytes) -> Iterator[Tuple[int, bytes]]:
+    """Tag and content of each DER element."""
+    at = 0
+    while at < len(data):
+        tag, length, at = data[at], data[at + 1], at + 2
+        if length & 0x80:
+            size = length & 0x7F
+            length, at = int.from_bytes(data[at : at + size], "big"), at + size
+        if at + length > len(data):
+            raise ValueError("cut off")
+        yield tag, data[at : at + length]
+        at += length
+
+
+def _time(tag: int, text: str) -> datetime:
+    if tag == _UTC_TIME:
+        text = ("19" if text >= "50" else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+
+
+CREDENTIAL = "mqtt-password"
+"""Name of the systemd credential: `LoadCredential=mqtt-password:/etc/edge-agent/mqtt-password` in the unit."""
+
+
+def with_credential(params: MqttParams, environ: Mapping[str, str]) -> MqttParams:
+    """`params`, reading systemd's credential where they name a user and no file, and the unit has loaded one."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if not folder or params.username is None or params.password_file is not None:
+        return params
+    path = Path(folder) / CREDENTIAL
+    # An empty line is how the unit says that there is none.
+    return replace(params, password_file=str(path)) if path.is_file() and path.read_bytes().strip() else params
+
+
+def password(path: Optional[str]) -> Optional[str]:
+    """The file's first line.
+
+    Raises:
+        BrokerError: It cannot be read; its content is not in the message.
+    """
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text("utf-8").split("\n", 1)[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise BrokerError(f"password_file {path}: {reason}", "expected a file that this user may read") from None
+
 
 _NOT_YET_VALID, _EXPIRED = 9, 10
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""

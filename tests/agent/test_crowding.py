@@ -10,7 +10,7 @@ from edge_agent.config.settings import load_settings
 from edge_agent.core.protocol.messages import Message
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.host.clock import SystemClock
-from edge_agent.mqtt.notices import Connected, Received
+from edge_agent.mqtt.client_events import Connected, Received
 from edge_agent.runtime.control import Control
 from edge_agent.runtime.inbox import MAX_REQUESTS, Inbox
 from tests.fakes.agent import environment

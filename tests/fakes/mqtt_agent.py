@@ -23,8 +23,8 @@ from edge_agent.core.types import (
     Sight,
 )
 from edge_agent.mqtt.client import MqttClient
-from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.notices import Subscription
+from edge_agent.mqtt.client_events import Subscription
+from edge_agent.mqtt.encoder import Letters
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.memory import MemoryOutbox

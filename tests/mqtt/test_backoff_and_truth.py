@@ -6,8 +6,8 @@ from typing import List
 import pytest
 
 from edge_agent.core.protocol.messages import Message
-from edge_agent.mqtt.backoff import Backoff, Dialect, Ending, Flaps
-from edge_agent.mqtt.truth import Rank, RetainedTruth
+from edge_agent.mqtt.reconnect import Backoff, Dialect, Ending, Flaps
+from edge_agent.mqtt.retained import Rank, RetainedTruth
 
 DOWN = Ending("connection refused")
 SILENT = Ending("silent", answered=False)

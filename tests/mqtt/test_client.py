@@ -16,8 +16,8 @@ import pytest
 
 from edge_agent.core.protocol.messages import Message
 from edge_agent.mqtt.client import default_client_id
+from edge_agent.mqtt.client_events import Acked, Connected, Disconnected, Received, Subscription
 from edge_agent.mqtt.heartbeat import STEP_S
-from edge_agent.mqtt.notices import Acked, Connected, Disconnected, Received, Subscription
 from edge_agent.mqtt.params import TlsParams
 from tests.fakes.broker import PATH, VERSIONS, Broker, Front, Gate, Listener, eventually, free_port, needs_mosquitto
 from tests.fakes.mqtt_agent import Agent, event, now

@@ -9,8 +9,8 @@ from edge_agent.core.protocol.messages import Message
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.errors import ConfigError
+from edge_agent.mqtt.client_events import Received
 from edge_agent.mqtt.commands import Commands
-from edge_agent.mqtt.notices import Received
 from tests.core.test_requests import RULES, mutated
 from tests.fakes.clock import FakeClock
 from tests.fakes.schemas import validate_message

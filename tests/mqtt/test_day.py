@@ -14,7 +14,7 @@ import pytest
 from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.mqtt.client import MqttClient
-from edge_agent.mqtt.letters import Letters
+from edge_agent.mqtt.encoder import Letters
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.params import OutboxParams

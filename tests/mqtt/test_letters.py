@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.protocol.topics import Topics
-from edge_agent.mqtt.letters import Letters
+from edge_agent.mqtt.encoder import Letters
 from tests.fakes.mqtt_agent import event, fake_jpeg, moment
 from tests.fakes.schemas import validate
 
@@ -75,7 +75,7 @@ def test_packet_size_is_an_upper_bound() -> None:
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
     from edge_agent.core.protocol.messages import stamp_delivery
-    from edge_agent.mqtt.packets import publish_properties
+    from edge_agent.mqtt.session import publish_properties
 
     class Packing(Client):
         def _packet_queue(self, command: int, packet: bytes, *_: Any) -> Any:

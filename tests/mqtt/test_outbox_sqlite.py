@@ -78,7 +78,7 @@ def appearance(seq: int, kind: str, number: int = 1, boot: int = 1, camera: str 
     """A real event's message."""
     from edge_agent.core.presence.crops import CropParams
     from edge_agent.core.protocol.topics import Topics
-    from edge_agent.mqtt.letters import Letters
+    from edge_agent.mqtt.encoder import Letters
 
     letters = Letters(Topics("edge-agent", "lobby"), boot, CropParams(), fake_jpeg)
     event = face_event(seq, kind, appearance=number, camera=camera)

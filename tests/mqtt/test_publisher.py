@@ -14,8 +14,8 @@ from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.protocol.messages import Message
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Sight
-from edge_agent.mqtt.letters import Letters
-from edge_agent.mqtt.notices import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
+from edge_agent.mqtt.client_events import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
+from edge_agent.mqtt.encoder import Letters
 from edge_agent.mqtt.publisher import WINDOW, Publisher
 from edge_agent.outbox.memory import MemoryOutbox
 from edge_agent.outbox.params import OutboxParams
@@ -570,7 +570,7 @@ def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
     from types import SimpleNamespace
 
     from edge_agent.core.protocol.commands import Command, Done
-    from edge_agent.mqtt.desk import Desk
+    from edge_agent.mqtt.service import Desk
 
     publisher, tape, outbox, clock = taped()
     crop = Message(f"{DOOR}/crops/1", b"jpeg", kind="crop", camera="door", seq=1, boot=41, gap_topic=EVENTS)

@@ -7,7 +7,7 @@ from typing import Any, List
 
 import pytest
 
-from edge_agent.mqtt.notices import Received, Subscription
+from edge_agent.mqtt.client_events import Received, Subscription
 from edge_agent.mqtt.selftest import ECHO_S, INTERVAL_S, SelfTest
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import HEALTH, Agent, event

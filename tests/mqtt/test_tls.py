@@ -12,10 +12,8 @@ from typing import List, Optional
 import pytest
 
 from edge_agent.errors import BrokerError
-from edge_agent.mqtt.certificates import expiry_faults, signature, valid_until
-from edge_agent.mqtt.login import password, with_credential
 from edge_agent.mqtt.params import MqttParams, TlsParams
-from edge_agent.mqtt.tls import context, explain
+from edge_agent.mqtt.tls import context, expiry_faults, explain, password, signature, valid_until, with_credential
 from tests.fakes import certificates
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import Agent, event

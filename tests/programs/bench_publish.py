@@ -28,7 +28,7 @@ from edge_agent.core.types import Outcome
 from edge_agent.host import jpeg
 from edge_agent.host.clock import SystemClock
 from edge_agent.mqtt.client import MqttClient
-from edge_agent.mqtt.letters import Letters
+from edge_agent.mqtt.encoder import Letters
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.params import OutboxParams

@@ -55,7 +55,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     from edge_agent.commands.check import host_probes, probes
     from edge_agent.host.service_user import stand_in
     from edge_agent.host.systemd import unit_of, unit_properties, unit_state
-    from edge_agent.mqtt.login import CREDENTIAL
+    from edge_agent.mqtt.tls import CREDENTIAL
 
     yield from probes.software()
     try:

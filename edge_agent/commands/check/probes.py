@@ -183,7 +183,7 @@ def broker(settings: "Settings") -> Iterator[Finding]:
     from edge_agent.core.protocol.messages import OFFLINE, Message
     from edge_agent.core.protocol.topics import Topics
     from edge_agent.mqtt.client import MqttClient
-    from edge_agent.mqtt.login import with_credential
+    from edge_agent.mqtt.tls import with_credential
 
     where = f"{settings.mqtt.host}:{settings.mqtt.port}"
     # Not retained, and never sent after an orderly goodbye; but the ACL is asked for the topic that the agent needs.

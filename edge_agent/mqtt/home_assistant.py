@@ -5,7 +5,7 @@ from typing import Callable, Iterable, List, Mapping, Optional, Protocol, Sequen
 
 from edge_agent.core.protocol.home_assistant import Device, HomeAssistantParams, Published, messages, removals
 from edge_agent.core.protocol.messages import ONLINE, Message
-from edge_agent.mqtt.notices import Received, Subscription
+from edge_agent.mqtt.client_events import Received, Subscription
 
 BIRTH_DELAY_S = (1.0, 10.0)
 """So that a fleet does not answer a restart of Home Assistant all at once."""

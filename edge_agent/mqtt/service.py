@@ -7,10 +7,10 @@ from edge_agent.core.protocol.commands import Done
 from edge_agent.core.protocol.messages import DetectionsProfile, Message, encode_detections, to_json
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Outcome
-from edge_agent.mqtt.announcer import Announcer
+from edge_agent.mqtt.camera_image import FaceImages
+from edge_agent.mqtt.client_events import Received
 from edge_agent.mqtt.commands import Commands
-from edge_agent.mqtt.face_image import FaceImages
-from edge_agent.mqtt.notices import Received
+from edge_agent.mqtt.home_assistant import Announcer
 from edge_agent.mqtt.publisher import Publisher
 
 

@@ -31,15 +31,13 @@ from edge_agent.host.process import Signals, rss_bytes
 from edge_agent.host.sensors import Sensors, board_model, jetpack
 from edge_agent.host.systemd import Requests, ServiceManager
 from edge_agent.models.registry import models_dir
-from edge_agent.runtime.control import Control
-from edge_agent.runtime.inbox import Inbox
-from edge_agent.runtime.shared_pool import SharedPool
-from edge_agent.runtime.slot import SlotBoard
+from edge_agent.runtime.command_queue import Control
+from edge_agent.runtime.frame_mailbox import SlotBoard
+from edge_agent.runtime.health import Telemetry
+from edge_agent.runtime.pool_proxy import SharedPool
+from edge_agent.runtime.publish_queue import Inbox
 from edge_agent.runtime.stages import CaptureStage, InferStage, PublishStage
-from edge_agent.runtime.status import StatusLine
-from edge_agent.runtime.supervisor import Supervisor, exit_code
-from edge_agent.runtime.telemetry import Telemetry
-from edge_agent.runtime.upkeep import Upkeep
+from edge_agent.runtime.supervisor import StatusLine, Supervisor, Upkeep, exit_code
 from edge_agent.runtime.worker import Worker
 
 STEPS_NAME = "recovery.json"

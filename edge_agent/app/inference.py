@@ -18,7 +18,7 @@ from edge_agent.core.types import EngineInfo
 from edge_agent.host.identity import uuid7
 from edge_agent.host.process import trim
 from edge_agent.inference import open_engine
-from edge_agent.runtime.shared_pool import SharedPool
+from edge_agent.runtime.pool_proxy import SharedPool
 
 log = logging.getLogger(__name__)
 

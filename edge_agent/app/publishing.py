@@ -33,8 +33,8 @@ from edge_agent.mqtt.service import Desk, DetectionsFeed
 from edge_agent.mqtt.tls import with_credential
 from edge_agent.outbox.memory import MemoryOutbox
 from edge_agent.outbox.sqlite import SqliteOutbox
-from edge_agent.runtime.control import Control
-from edge_agent.runtime.inbox import Inbox
+from edge_agent.runtime.command_queue import Control
+from edge_agent.runtime.publish_queue import Inbox
 
 CLOSE_S, GOODBYE_S = 1.5, 0.3
 """For what must still be acknowledged, and for the client's own farewell."""

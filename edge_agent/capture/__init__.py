@@ -53,7 +53,7 @@ _SCHEMES: Dict[str, _Choice] = {
     "rtsps": _STREAM,
     "http": _STREAM,
     "https": _STREAM,
-    "test": _Choice("edge_agent.capture.synthetic", "SyntheticSource"),
+    "test": _Choice("edge_agent.capture.synthetic.source", "SyntheticSource"),
 }
 # By their own names: a stranger's project is called edge-agent on the package index.
 _PACKAGES = {"av": "av", "cv2": "opencv-python-headless"}

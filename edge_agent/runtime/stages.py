@@ -12,9 +12,9 @@ from edge_agent.core.meters import LatencyMeter
 from edge_agent.core.ports import Clock, Source
 from edge_agent.core.types import Array, Counters, FrameInfo, Moment, Outcome, Sight
 from edge_agent.errors import EndOfStream, SourceError
-from edge_agent.runtime.control import Control, Controllable
-from edge_agent.runtime.inbox import Inbox
-from edge_agent.runtime.slot import SlotBoard
+from edge_agent.runtime.command_queue import Control, Controllable
+from edge_agent.runtime.frame_mailbox import SlotBoard
+from edge_agent.runtime.publish_queue import Inbox
 
 log = logging.getLogger(__name__)
 

@@ -1,18 +1,172 @@
 """Watches the workers until there is a reason to stop. Starting and stopping them is their own (see `worker`)."""
 
 import logging
+import random
 import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Callable, List, Mapping, Optional, Protocol, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence
 
+from edge_agent.core.recovery import CAMERAS, LOOK_S, MEMORY, NVARGUS, CameraWatch, MemoryWatch, RecoveryParams, Steps
+from edge_agent.core.types import Outcome, Presence, Sight
 from edge_agent.errors import EdgeAgentError
+from edge_agent.runtime.frame_mailbox import SlotBoard
 from edge_agent.runtime.stages import CaptureStage
 from edge_agent.runtime.worker import Worker
 
+
+class Link(Protocol):
+    """What the broker client says of itself."""
+
+    @property
+    def connected(self) -> bool:
+        """True only after an accepting CONNACK."""
+
+    @property
+    def fault(self) -> str:
+        """What is wrong now, in words; empty when nothing is known to be."""
+
+
+class StatusLine:
+    """Callable: the line as of now, from any thread.
+
+    Args:
+        captures: One stage per camera.
+        board: Their sights.
+        link: To the broker.
+    """
+
+    def __init__(self, captures: Mapping[str, CaptureStage], board: SlotBoard, link: Callable[[], Link]) -> None:
+        self._captures, self._board, self._link = captures, board, link
+        self._presence: Dict[str, Presence] = {}
+
+    def note(self, outcome: Outcome) -> None:
+        """What the infer thread has found."""
+        if outcome.report is not None:
+            self._presence[outcome.camera] = outcome.report.presence
+
+    def __call__(self) -> str:
+        blind: List[str] = []
+        count = {Presence.YES: 0, Presence.NO: 0, Presence.UNKNOWN: 0}
+        for camera, sight in self._board.sights().items():
+            if sight.can_see:
+                count[self._presence.get(camera, Presence.UNKNOWN)] += 1
+            else:
+                fault = self._captures[camera].counters.last_fault if sight is Sight.LOST else ""
+                blind.append(f"{camera} ({fault or sight.value})")
+        total = len(self._captures)
+        parts = [f"{total} camera{'' if total == 1 else 's'}"]
+        parts += [f"{count[Presence.YES]} with a face"] if count[Presence.YES] else []
+        parts += [f"{count[Presence.NO]} without a face"] if count[Presence.NO] else []
+        parts += [f"{count[Presence.UNKNOWN]} not known yet"] if count[Presence.UNKNOWN] else []
+        parts += [f"{len(blind)} cannot see: {', '.join(blind)}"] if blind else []
+        link = self._link()
+        fault = f" ({link.fault})" if link.fault else ""
+        return f"{', '.join(parts)}; broker {'connected' if link.connected else 'not connected' + fault}"
+
+
+SPREAD = 0.25
+"""Up to so much later, as a share: a house full of agents does not restart all at once."""
+
+
+class Upkeep:
+    """Callable: a reason to stop in order, so that the service manager starts the agent anew; or None.
+
+    Args:
+        params: The bounds.
+        steps: Which were taken when.
+        captures: One stage per camera.
+        rss: Resident bytes, or None.
+        restart_nvargus: Asks for it; False when nobody can be asked. None where no camera is NVIDIA's.
+        supervised: Whether somebody would start the agent anew.
+        t: Now.
+        jitter: Spreads the restarts of many agents.
+    """
+
+    def __init__(
+        self,
+        params: RecoveryParams,
+        steps: Steps,
+        captures: Mapping[str, CaptureStage],
+        rss: Callable[[], Optional[int]],
+        restart_nvargus: Optional[Callable[[], bool]],
+        supervised: bool,
+        t: float,
+        jitter: Optional[random.Random] = None,
+    ) -> None:
+        self._steps, self._captures, self._rss = steps, captures, rss
+        self._restart_nvargus, self._supervised = restart_nvargus, supervised
+        self._camera_watch, self._memory_watch = CameraWatch(t), MemoryWatch(params)
+        late = (jitter or random.Random()).uniform(1.0, 1.0 + SPREAD)
+        self._nvargus_s, self._restart_s = params.nvargus_after_s * late, params.camera_restart_after_s * late
+        self._next_memory_t = self._next_try_t = t
+        self._stopping = ""
+
+    @property
+    def faults(self) -> List[str]:
+        """For health; from any thread."""
+        return [fault for fault in (self._memory_watch.fault, self._stopping) if fault]
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Steps taken, over all runs of the process; from any thread."""
+        return self._steps.counts
+
+    def __call__(self, t: float) -> Optional[str]:
+        reason = self._memory(t) or self._all_cameras(t)
+        if reason is not None:
+            self._stopping = f"restarting: {reason}"
+        return reason
+
+    def _memory(self, t: float) -> Optional[str]:
+        if t < self._next_memory_t:
+            return None
+        self._next_memory_t = t + LOOK_S
+        before = self._memory_watch.fault
+        restart = self._memory_watch.look(t, self._rss())
+        fault = self._memory_watch.fault
+        if bool(fault) != bool(before):
+            log.log(
+                logging.WARNING if fault else logging.INFO,
+                "%s",
+                fault or "memory: within its bounds again",
+                extra={"EVENT": "memory"},
+            )
+        return fault if restart and self._take_restart(MEMORY, t) else None
+
+    def _all_cameras(self, t: float) -> Optional[str]:
+        ended = [name for name, stage in self._captures.items() if stage.ended]
+        frames = {name: stage.counters.frames for name, stage in self._captures.items()}
+        idle_s = self._camera_watch.idle_s(t, frames, ended)
+        if t < self._next_try_t:
+            return None
+        if self._restart_nvargus is not None and 0 < self._nvargus_s <= idle_s:
+            self._ask_nvargus(t, idle_s, self._restart_nvargus)
+        if 0 < self._restart_s <= idle_s and self._take_restart(CAMERAS, t):
+            return f"no camera has delivered for {idle_s:.0f} s"
+        return None
+
+    def _ask_nvargus(self, t: float, idle_s: float, ask: Callable[[], bool]) -> None:
+        # It takes the agent with it, so what holds for a restart holds for this.
+        if not self._take(NVARGUS, t):
+            return
+        if ask():
+            log.warning("no camera has delivered for %.0f s; asked for NVIDIA's camera daemon to restart", idle_s)
+        else:
+            self._next_try_t = t + LOOK_S
+            self._steps.take_back(NVARGUS)
+
+    def _take_restart(self, step: str, t: float) -> bool:
+        return self._supervised and self._take(step, t)
+
+    def _take(self, step: str, t: float) -> bool:
+        # One that nobody remembers could follow the other for ever.
+        return self._steps.may(step, t) and self._steps.note(step, t)
+
+
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.5
+SUPERVISE_S = 0.5
 EXTEND_S = 60.0
 LONGEST_SETUP_S = 3600.0
 """An engine that is still being built after this long is not being built."""
@@ -129,7 +283,7 @@ class Supervisor:
         started_t = time.monotonic()
         while not self._stop:
             with suppress(Empty):
-                self._wake.get(timeout=LOOK_S)
+                self._wake.get(timeout=SUPERVISE_S)
             if failed(workers) is not None:
                 break
             if self._captures and all(stage.ended for stage in self._captures.values()):

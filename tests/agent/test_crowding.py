@@ -11,8 +11,8 @@ from edge_agent.core.protocol.messages import Message
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.host.clock import SystemClock
 from edge_agent.mqtt.client_events import Connected, Received
-from edge_agent.runtime.control import Control
-from edge_agent.runtime.inbox import MAX_REQUESTS, Inbox
+from edge_agent.runtime.command_queue import Control
+from edge_agent.runtime.publish_queue import MAX_REQUESTS, Inbox
 from tests.fakes.agent import environment
 from tests.fakes.broker import Broker, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import Agent

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions, open_source
-from edge_agent.capture.scene import SCENES, parse_scene
-from edge_agent.capture.synthetic import ASTRONAUT, SyntheticSource
+from edge_agent.capture.synthetic.scene import SCENES, parse_scene
+from edge_agent.capture.synthetic.source import ASTRONAUT, SyntheticSource
 from edge_agent.errors import EndOfStream, InputError, SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
 

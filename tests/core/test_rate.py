@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.capture.render import Renderer, Sprite
-from edge_agent.capture.scene import Appearance, Disturbances, Scene
+from edge_agent.capture.synthetic.render import Renderer, Sprite
+from edge_agent.capture.synthetic.scene import Appearance, Disturbances, Scene
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
 from edge_agent.core.frame import Frame, Levels, Picture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions
-from edge_agent.capture.synthetic import SyntheticSource
+from edge_agent.capture.synthetic.source import SyntheticSource
 from edge_agent.core.detection.geometry import iou
 from edge_agent.core.detection.gridbox import decode
 from edge_agent.core.detection.model_contract import ModelContract

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, List
 
 from edge_agent.core.types import Outcome
-from edge_agent.runtime.inbox import Inbox
+from edge_agent.runtime.publish_queue import Inbox
 from edge_agent.runtime.stages import PublishStage
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import HEALTH, INFO, Agent, event, report

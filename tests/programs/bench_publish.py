@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Deque, Dict, List, NamedTuple, Sequence, Tuple
 
-from edge_agent.capture.scene import Appearance, Scene
+from edge_agent.capture.synthetic.scene import Appearance, Scene
 from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Outcome
@@ -33,7 +33,7 @@ from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.params import OutboxParams
 from edge_agent.outbox.sqlite import SqliteOutbox
-from edge_agent.runtime.inbox import Inbox
+from edge_agent.runtime.publish_queue import Inbox
 from edge_agent.runtime.stages import PublishStage
 from edge_agent.runtime.worker import Worker
 from tests.fakes.agent import AgentProcess

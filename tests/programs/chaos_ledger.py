@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Callable, DefaultDict, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from edge_agent.capture.scene import Appearance, Scene
+from edge_agent.capture.synthetic.scene import Appearance, Scene
 from edge_agent.commands.live import is_crop
 from edge_agent.mqtt.publisher import COUNT_INTERVAL_S
 from tests.fakes.broker import Heard

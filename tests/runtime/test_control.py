@@ -5,7 +5,7 @@ import numpy as np
 from edge_agent.core.frame import Frame
 from edge_agent.core.protocol.commands import Command, Done
 from edge_agent.core.types import FrameInfo, Outcome
-from edge_agent.runtime.control import SNAPSHOT_WITHIN_S, Control
+from edge_agent.runtime.command_queue import SNAPSHOT_WITHIN_S, Control
 from tests.fakes.clock import FakeClock
 
 

@@ -20,7 +20,7 @@ from edge_agent.core.types import (
     Quality,
     Sight,
 )
-from edge_agent.runtime.inbox import MAX_REQUESTS, Inbox
+from edge_agent.runtime.publish_queue import MAX_REQUESTS, Inbox
 
 NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
 

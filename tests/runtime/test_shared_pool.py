@@ -10,8 +10,8 @@ import pytest
 
 from edge_agent.core.types import Moment
 from edge_agent.errors import EngineError, SourceError
-from edge_agent.runtime.control import Control
-from edge_agent.runtime.shared_pool import SharedPool
+from edge_agent.runtime.command_queue import Control
+from edge_agent.runtime.pool_proxy import SharedPool
 from tests.fakes.broker import eventually
 from tests.fakes.clock import FakeClock
 

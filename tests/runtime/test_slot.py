@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_agent.core.frame import Frame
 from edge_agent.core.types import Moment, Sight
-from edge_agent.runtime.slot import MAX_PENDING_SIGHTS, SlotBoard
+from edge_agent.runtime.frame_mailbox import MAX_PENDING_SIGHTS, SlotBoard
 
 NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
 

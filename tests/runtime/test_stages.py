@@ -9,9 +9,9 @@ from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationP
 from edge_agent.core.frame import Frame
 from edge_agent.core.protocol.commands import Command, Done
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
-from edge_agent.runtime.control import Control
-from edge_agent.runtime.inbox import Inbox
-from edge_agent.runtime.slot import SlotBoard
+from edge_agent.runtime.command_queue import Control
+from edge_agent.runtime.frame_mailbox import SlotBoard
+from edge_agent.runtime.publish_queue import Inbox
 from edge_agent.runtime.stages import (
     HEALTH_LOOK_S,
     REOPEN_FIRST_S,

@@ -4,7 +4,7 @@ import random
 from types import SimpleNamespace
 
 from edge_agent.core.recovery import CAMERAS, MB, MEMORY, NVARGUS, RecoveryParams, Steps
-from edge_agent.runtime.upkeep import SPREAD, Upkeep
+from edge_agent.runtime.supervisor import SPREAD, Upkeep
 
 HOUR_S = 3600.0
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.address import Query
-from edge_agent.capture.render import Artist, PictureArtist, Renderer, marker
-from edge_agent.capture.scene import SCENES, Disturbances, Scene, parse_scene, within
+from edge_agent.capture.synthetic.render import Artist, PictureArtist, Renderer, marker
+from edge_agent.capture.synthetic.scene import SCENES, Disturbances, Scene, parse_scene, within
 from edge_agent.core.frame import Frame, Levels
 from edge_agent.core.types import Array, Counters
 from edge_agent.errors import EndOfStream, InputError, SourceError

@@ -10,7 +10,7 @@ from typing import Callable, Deque, Optional, Sequence
 from edge_agent.core.ports import BufferPool, MappedBuffer
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError, SourceError
-from edge_agent.runtime.control import Control
+from edge_agent.runtime.command_queue import Control
 
 ANSWER_WITHIN_S = 3.0
 """The owner looks at least every tenth of a second, and locking memory takes some milliseconds per megabyte."""

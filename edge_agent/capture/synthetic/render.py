@@ -6,7 +6,7 @@ from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.capture.scene import FACE_ASPECT, Placed, Scene, within
+from edge_agent.capture.synthetic.scene import FACE_ASPECT, Placed, Scene, within
 from edge_agent.core.types import Array
 
 _SHIFTS = 32  # the noise is one larger plane, seen through a window that jumps about

@@ -7,8 +7,8 @@ from edge_agent.core.ports import Clock
 from edge_agent.core.protocol.health import AgentHealth, CameraHealth, MachineHealth
 from edge_agent.core.protocol.messages import OutboxStatus
 from edge_agent.core.types import Counters, Sight
-from edge_agent.runtime.inbox import Inbox
-from edge_agent.runtime.slot import SlotBoard
+from edge_agent.runtime.frame_mailbox import SlotBoard
+from edge_agent.runtime.publish_queue import Inbox
 from edge_agent.runtime.stages import CaptureStage
 
 

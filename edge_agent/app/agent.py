@@ -20,7 +20,7 @@ from edge_agent.core.camera.visibility import IlluminationMonitor
 from edge_agent.core.ports import BufferPool, Source
 from edge_agent.core.protocol.messages import timestamp
 from edge_agent.core.protocol.overrides import Overrides
-from edge_agent.core.recovery import Steps
+from edge_agent.core.recovery import RestartBudget
 from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
 from edge_agent.host import journal
@@ -29,15 +29,15 @@ from edge_agent.host.identity import kernel_boot, state_dir
 from edge_agent.host.metrics import MetricsServer
 from edge_agent.host.process import Signals, rss_bytes
 from edge_agent.host.sensors import Sensors, board_model, jetpack
-from edge_agent.host.systemd import Requests, ServiceManager
+from edge_agent.host.systemd import NvargusRestart, ServiceManager
 from edge_agent.models.registry import models_dir
-from edge_agent.runtime.command_queue import Control
-from edge_agent.runtime.frame_mailbox import SlotBoard
-from edge_agent.runtime.health import Telemetry
-from edge_agent.runtime.pool_proxy import SharedPool
-from edge_agent.runtime.publish_queue import Inbox
+from edge_agent.runtime.command_queue import CommandQueue
+from edge_agent.runtime.frame_mailbox import FrameMailbox
+from edge_agent.runtime.health import HealthCollector
+from edge_agent.runtime.pool_proxy import PoolProxy
+from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import CaptureStage, InferStage, PublishStage
-from edge_agent.runtime.supervisor import StatusLine, Supervisor, Upkeep, exit_code
+from edge_agent.runtime.supervisor import RecoveryPolicy, StatusLine, Supervisor, exit_code
 from edge_agent.runtime.worker import Worker
 
 STEPS_NAME = "recovery.json"
@@ -47,16 +47,16 @@ STOP_METRICS_S = 0.2
 
 def upkeep_of(
     settings: Settings, state: State, captures: Mapping[str, CaptureStage], supervised: bool, t: float
-) -> Upkeep:
+) -> RecoveryPolicy:
     """The guard over memory and cameras; `supervised` tells whether somebody would start the agent anew."""
     kept = state.memory(STEPS_NAME)
     csi = any(params.uri.lower().startswith(("csi:", "jetson:csi:")) for params in settings.cameras.values())
-    return Upkeep(
+    return RecoveryPolicy(
         settings.recovery,
-        Steps(kernel_boot(), t, kept.load(lambda value: value, None), kept.save),
+        RestartBudget(kernel_boot(), t, kept.load(lambda value: value, None), kept.save),
         captures,
         rss_bytes,
-        Requests().restart_nvargus if csi else None,
+        NvargusRestart().restart_nvargus if csi else None,
         supervised,
         t,
     )
@@ -147,9 +147,9 @@ class Agent:
         make_sources: Callable[[Settings, Optional[BufferPool]], Mapping[str, Source]] = sources_of,
     ) -> None:
         require_known_model(settings)
-        self._inbox = Inbox()
-        self._control = Control(self._inbox.put_notice)
-        self._pool = SharedPool(self._control)
+        self._inbox = PublishQueue()
+        self._control = CommandQueue(self._inbox.put_notice)
+        self._pool = PoolProxy(self._control)
         # Only TensorRT reads pictures in place; for others no camera needs to wait until the engine is open.
         self._sources = make_sources(settings, self._pool if settings.model.backend in ("auto", "tensorrt") else None)
         self._settings = settings
@@ -161,7 +161,7 @@ class Agent:
         rules = rules_of(settings)
         overrides = kept.load(Overrides.from_json, Overrides()).bounded(rules)
 
-        board = SlotBoard(settings.cameras)
+        board = FrameMailbox(settings.cameras)
         self._capture_workers: List[Worker] = []
         captures = {name: self._capture(name, source, board) for name, source in self._sources.items()}
         self._inference = Inference(
@@ -231,7 +231,7 @@ class Agent:
         """Read the settings again. Safe in a signal handler."""
         self._supervisor.request_reload()
 
-    def _capture(self, name: str, source: Source, board: SlotBoard) -> CaptureStage:
+    def _capture(self, name: str, source: Source, board: FrameMailbox) -> CaptureStage:
         stage = CaptureStage(
             name,
             source,
@@ -247,9 +247,9 @@ class Agent:
         self._capture_workers.append(worker)
         return stage
 
-    def _publish(self, captures: Mapping[str, CaptureStage], board: SlotBoard, infer: InferStage) -> Worker:
+    def _publish(self, captures: Mapping[str, CaptureStage], board: FrameMailbox, infer: InferStage) -> Worker:
         publishing = self._publishing
-        telemetry = Telemetry(
+        telemetry = HealthCollector(
             captures,
             board,
             self._inbox,

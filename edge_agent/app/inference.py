@@ -18,7 +18,7 @@ from edge_agent.core.types import EngineInfo
 from edge_agent.host.identity import uuid7
 from edge_agent.host.process import trim
 from edge_agent.inference import open_engine
-from edge_agent.runtime.pool_proxy import SharedPool
+from edge_agent.runtime.pool_proxy import PoolProxy
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Inference:
     """
 
     def __init__(
-        self, settings: Settings, directory: Path, clock: Clock, pool: SharedPool, tell: Callable[[str], None]
+        self, settings: Settings, directory: Path, clock: Clock, pool: PoolProxy, tell: Callable[[str], None]
     ) -> None:
         self.info: Optional[EngineInfo] = None
         self._settings, self._directory, self._clock = settings, directory, clock

@@ -19,22 +19,22 @@ from edge_agent.core.types import CameraReport, Moment, Presence, Sight
 from edge_agent.host import jpeg
 from edge_agent.host.identity import kernel_boot
 from edge_agent.host.sensors import Sensors, board_model
-from edge_agent.host.state_file import Memory
+from edge_agent.host.state_file import StateFile
 from edge_agent.mqtt import commands, home_assistant
 from edge_agent.mqtt.camera_image import FaceImages
 from edge_agent.mqtt.client import MqttClient, default_client_id
-from edge_agent.mqtt.client_events import Notice, Received
+from edge_agent.mqtt.client_events import ClientEvent, Received
 from edge_agent.mqtt.commands import Commands
-from edge_agent.mqtt.encoder import Letters
+from edge_agent.mqtt.encoder import EventEncoder
 from edge_agent.mqtt.home_assistant import Announcer
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.mqtt.selftest import SELFTEST
-from edge_agent.mqtt.service import Desk, DetectionsFeed
+from edge_agent.mqtt.service import DetectionsFeed, MqttService
 from edge_agent.mqtt.tls import with_credential
 from edge_agent.outbox.memory import MemoryOutbox
 from edge_agent.outbox.sqlite import SqliteOutbox
-from edge_agent.runtime.command_queue import Control
-from edge_agent.runtime.publish_queue import Inbox
+from edge_agent.runtime.command_queue import CommandQueue
+from edge_agent.runtime.publish_queue import PublishQueue
 
 CLOSE_S, GOODBYE_S = 1.5, 0.3
 """For what must still be acknowledged, and for the client's own farewell."""
@@ -67,10 +67,10 @@ class Publishing:
         state: State,
         started: Moment,
         clock: Clock,
-        inbox: Inbox,
-        control: Control,
+        inbox: PublishQueue,
+        control: CommandQueue,
         overrides: Overrides,
-        kept: Memory,
+        kept: StateFile,
         hooks: Mapping[str, Callable[[], Dict[str, Any]]],
         threshold: Callable[[], Any],
     ) -> None:
@@ -85,7 +85,7 @@ class Publishing:
             last_will(topics),
             self._notify,
         )
-        self._letters = Letters(
+        self._letters = EventEncoder(
             topics,
             state.boot,
             settings.crops,
@@ -189,7 +189,7 @@ class Publishing:
         temperature = Sensors()().temperature_c is not None
         return devices(self._topics, site_of(settings, __version__, board, temperature))
 
-    def _desk(self, settings: Settings, topics: Topics) -> Desk:
+    def _desk(self, settings: Settings, topics: Topics) -> MqttService:
         """Commands, discovery, images and detections, around the publisher."""
         images = None
         if settings.crops.enabled and settings.crops.image:
@@ -197,7 +197,7 @@ class Publishing:
                 topics, settings.cameras, self.publisher, self._letters.jpeg, settings.crops.image_ttl_s, self._clock
             )
         profile = settings.mqtt.detections
-        return Desk(
+        return MqttService(
             self.publisher,
             self._commands,
             self._announcer,
@@ -206,7 +206,7 @@ class Publishing:
             self._clock,
         )
 
-    def _notify(self, notice: Notice) -> None:
+    def _notify(self, notice: ClientEvent) -> None:
         # What strangers send is cut to what can be judged, so that no number of messages fills the memory. No flood of
         # commands may crowd out the echo of the self-test or Home Assistant's birth.
         if isinstance(notice, Received):

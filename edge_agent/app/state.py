@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.host.identity import NUMBERS_PER_START, new_epoch, next_boot
-from edge_agent.host.state_file import Memory
+from edge_agent.host.state_file import StateFile
 from edge_agent.outbox.store import LOCK_NAME, OUTBOX_NAME, FileLock, recorded_boot
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ class State:
     boot: int
     fault: str
 
-    def memory(self, name: str) -> Memory:
+    def memory(self, name: str) -> StateFile:
         """A small file in it."""
-        return Memory(self.folder / name, failing=bool(self.fault))
+        return StateFile(self.folder / name, failing=bool(self.fault))
 
 
 def claim(folder: Path) -> State:

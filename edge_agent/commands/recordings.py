@@ -13,7 +13,7 @@ import numpy as np
 from edge_agent.capture import PICTURE_SUFFIXES, SourceOptions, open_source
 from edge_agent.capture.address import split_file
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.camera.transform import View
+from edge_agent.core.camera.transform import CameraTransform
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Source
 from edge_agent.core.presence.recording import MAX_LINE_BYTES, Seen, SightChange, moment_at, read_line, read_timestamp
@@ -128,7 +128,7 @@ def _look_of(camera: Optional[CameraParams]) -> Callable[[Frame], Picture]:
     """From a frame to what the engine gets, valid until the frame's release."""
     if camera is None:
         return lambda frame: Picture(frame.pixels, frame.levels)
-    view = View(camera)
+    view = CameraTransform(camera)
     return lambda frame: view.region(view.upright(frame))[0]
 
 

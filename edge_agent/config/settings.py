@@ -23,8 +23,8 @@ from edge_agent.config.variables import (
     Keys,
     Variable,
     check_key,
+    cross_field_fault,
     declared_variables,
-    misfit_fault,
     name_of,
     shown,
     validation_faults,
@@ -197,7 +197,7 @@ def load(
     except ValidationError as error:
         faults += validation_faults(error.errors(), given, CATALOGUE)
     if settings is not None:
-        faults += _misfits(settings, given)
+        faults += _cross_field_faults(settings, given)
     if faults or settings is None:
         raise ConfigError([" ".join(fault.splitlines()) for fault in faults])
     return Loaded(settings, {path: entry.origin for path, entry in given.items()})
@@ -345,7 +345,7 @@ def _expand(owner: Any, path: Keys, above: Keys = ()) -> Iterator[Tuple[Keys, An
         yield from _expand(getattr(owner, path[0]), path[1:], (*above, path[0]))
 
 
-def _misfits(settings: Settings, given: Mapping[Keys, Given]) -> Iterator[str]:
+def _cross_field_faults(settings: Settings, given: Mapping[Keys, Given]) -> Iterator[str]:
     """Faults of settings that are right one by one but do not fit together, are no geometry, or no topic."""
     for camera_id, camera in settings.cameras.items():
         # One shape at a time, so that each fault names its own variable.
@@ -357,31 +357,31 @@ def _misfits(settings: Settings, given: Mapping[Keys, Given]) -> Iterator[str]:
             label, _, problem = _geometry_problem(CameraParams(camera.uri, **shape)).partition(": ")
             if problem:
                 item = label[label.index("[") :] if "[" in label else ""
-                yield misfit_fault(("cameras", camera_id, *field), problem, given, item)
+                yield cross_field_fault(("cameras", camera_id, *field), problem, given, item)
 
     mqtt = settings.mqtt
     try:
         Topics(mqtt.base, settings.node)
     except ConfigError as error:
-        yield misfit_fault(("mqtt", "base"), f"{error.faults[0]}; expected {error.hint}", given)
+        yield cross_field_fault(("mqtt", "base"), f"{error.faults[0]}; expected {error.hint}", given)
     if set(mqtt.host) & set("/@ "):
         problem = f"is no host name; expected a name or address alone, the port in {PREFIX}MQTT__PORT"
-        yield misfit_fault(("mqtt", "host"), problem, given)
+        yield cross_field_fault(("mqtt", "host"), problem, given)
     if mqtt.retry_min_s > mqtt.retry_max_s:
         problem = f"{mqtt.retry_min_s} is above {PREFIX}MQTT__RETRY_MAX_S; expected at most {mqtt.retry_max_s}"
-        yield misfit_fault(("mqtt", "retry_min_s"), problem, given)
+        yield cross_field_fault(("mqtt", "retry_min_s"), problem, given)
     commands = settings.commands
     if commands.min_threshold > commands.max_threshold:
         problem = f"{commands.min_threshold} is above {PREFIX}COMMANDS__MAX_THRESHOLD; expected at most that"
-        yield misfit_fault(("commands", "min_threshold"), problem, given)
+        yield cross_field_fault(("commands", "min_threshold"), problem, given)
     if mqtt.tls.key_file and not mqtt.tls.cert_file:
         problem = f"is set without {PREFIX}MQTT__TLS__CERT_FILE; expected both or none"
-        yield misfit_fault(("mqtt", "tls", "key_file"), problem, given)
+        yield cross_field_fault(("mqtt", "tls", "key_file"), problem, given)
     for name in ("ca_file", "cert_file"):
         # Who names an authority believes the connection to be encrypted.
         if getattr(mqtt.tls, name) and not mqtt.tls.enabled:
             problem = f"is set while TLS is off; expected {PREFIX}MQTT__TLS__ENABLED=true"
-            yield misfit_fault(("mqtt", "tls", name), problem, given)
+            yield cross_field_fault(("mqtt", "tls", name), problem, given)
 
 
 def _geometry_problem(camera: CameraParams) -> str:

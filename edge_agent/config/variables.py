@@ -407,10 +407,10 @@ def _validation_fault(error: Mapping[str, Any], given: Mapping[Keys, Given], cat
     because = "; ".join(f"{name}, {origin}" for origin, name in near.items()) or "default"
     if variable is not None:
         return f"{name_of(path)}: is missing; expected {variable.expected} [needed by {because}]"
-    return misfit_fault(path, str(error.get("ctx", {}).get("error", error["msg"])), given)
+    return cross_field_fault(path, str(error.get("ctx", {}).get("error", error["msg"])), given)
 
 
-def misfit_fault(path: Keys, problem: str, given: Mapping[Keys, Given], item: str = "") -> str:
+def cross_field_fault(path: Keys, problem: str, given: Mapping[Keys, Given], item: str = "") -> str:
     """The line for settings that do not fit together, with all that was set at, above or under `path`."""
     involved = [entry for entry in given.values() if path[: len(entry.path)] == entry.path]
     name = name_of(path) + item

@@ -49,7 +49,7 @@ class RecoveryParams:
     )
 
 
-class Steps:
+class RestartBudget:
     """How often each step was taken, and when last. What it knows survives the process, and the rations with it.
 
     Times are the monotonic clock's, which goes on over restarts of the process but not of the machine; so no step of

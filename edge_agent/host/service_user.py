@@ -16,7 +16,7 @@ FOLDERS = {"STATE_DIRECTORY": ("StateDirectory", "/var/lib"), "CACHE_DIRECTORY":
 
 
 @contextlib.contextmanager
-def stand_in(env_file: Optional[Path], credential: str, environ: MutableMapping[str, str]) -> Iterator[str]:
+def run_as_service_user(env_file: Optional[Path], credential: str, environ: MutableMapping[str, str]) -> Iterator[str]:
     """Root gives up its rights, for good, for those of the unit that reads `env_file`. What `environ` has stays.
 
     Its sandbox and its list of devices are not put on.

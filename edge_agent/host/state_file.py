@@ -39,7 +39,7 @@ def write_whole(path: Path, text: str, durable: bool) -> None:
         raise
 
 
-class Memory:
+class StateFile:
     """One file. What cannot be read is as good as empty, and what cannot be written is lost at the next start: both
     are said in the log, and the agent goes on.
 

@@ -17,7 +17,7 @@ from edge_agent.host.identity import instance_of
 FOLDER = Path("/run/edge-agent-requests")
 
 
-class Requests:
+class NvargusRestart:
     """Leaves requests.
 
     Args:

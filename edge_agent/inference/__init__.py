@@ -132,10 +132,10 @@ def open_engine(params: EngineParams, directory: Path, tell: Tell = _log.info) -
 
 def _choose(params: EngineParams) -> Tuple[str, str]:
     """TensorRT where it is installed and a GPU answers; and why."""
-    from edge_agent.inference.trt.find import find_place
+    from edge_agent.inference.trt.find import find_backend
 
     try:
-        place = find_place(params.tensorrt_python, os.environ)
+        place = find_backend(params.tensorrt_python, os.environ)
         gpu = place.gpu
         place.close()
     except (MissingPackage, EngineError) as error:
@@ -191,12 +191,12 @@ def _open_scripted(params: EngineParams, directory: Path, tell: Tell) -> Engine:
 
 def _open_tensorrt(params: EngineParams, directory: Path, tell: Tell) -> Engine:
     from edge_agent.inference.cuda.compiler import cache_dir
-    from edge_agent.inference.trt.engine_loader import BuildOptions, Opener
-    from edge_agent.inference.trt.find import find_place
+    from edge_agent.inference.trt.engine_loader import BuildOptions, EngineLoader
+    from edge_agent.inference.trt.find import find_backend
     from edge_agent.inference.trt.network import read_network
 
     with ExitStack() as failing:
-        place = find_place(params.tensorrt_python, os.environ)  # before whatever is wrong with the model
+        place = find_backend(params.tensorrt_python, os.environ)  # before whatever is wrong with the model
         failing.callback(place.close)
         network = read_network(
             params.model,
@@ -208,7 +208,7 @@ def _open_tensorrt(params: EngineParams, directory: Path, tell: Tell) -> Engine:
             key=params.key,
         )
         options = BuildOptions(params.precision, params.workspace_mb, params.dla_core, params.interpolation)
-        engine = Opener(place, cache_dir(os.environ), tell).open(network, options).engine
+        engine = EngineLoader(place, cache_dir(os.environ), tell).open(network, options).engine
         failing.pop_all()
     return engine
 

@@ -10,7 +10,7 @@ from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Crop, Outcome
 
 
-class Speaker(Protocol):
+class MessageSink(Protocol):
     """What the images need of `mqtt.publisher`."""
 
     def retain(self, message: Message) -> None:
@@ -40,7 +40,7 @@ class FaceImages:
         self,
         topics: Topics,
         cameras: Iterable[str],
-        speaker: Speaker,
+        speaker: MessageSink,
         encode: Callable[[Crop], Optional[bytes]],
         ttl_s: float,
         clock: Clock,

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence, Set, TypeVar
 
 from edge_agent.core.protocol.messages import Message
-from edge_agent.mqtt.client_events import Disconnected, LinkStatus, Notice, Subscription
+from edge_agent.mqtt.client_events import ClientEvent, Disconnected, LinkStatus, Subscription
 from edge_agent.mqtt.heartbeat import STEP_S, Heartbeat
 from edge_agent.mqtt.params import MqttParams
-from edge_agent.mqtt.reconnect import Backoff, Dialect, Ending, Flaps
-from edge_agent.mqtt.session import Outgoing, Session, Wake, new_outgoing, tls_files
+from edge_agent.mqtt.reconnect import Backoff, FlapDetector, ProtocolFallback, SessionResult
+from edge_agent.mqtt.session import Outgoing, Session, Waker, new_outgoing, tls_files
 from edge_agent.mqtt.tls import Signature, signature
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WARNINGS = 10
-FAULTY = Ending("a fault inside the client; the log has its traceback")
+FAULTY = SessionResult("a fault inside the client; the log has its traceback")
 
 
 def default_client_id(node: str, machine_id: Path = Path("/etc/machine-id")) -> str:
@@ -56,17 +56,17 @@ class MqttClient:
         params: MqttParams,
         client_id: str,
         will: Message,
-        notify: Callable[[Notice], None],
+        notify: Callable[[ClientEvent], None],
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Optional[random.Random] = None,
     ) -> None:
         self._params, self._client_id, self._will = params, client_id, will
         self._notify, self._monotonic = notify, monotonic
         self._backoff = Backoff(jitter or random.Random(), params.retry_min_s, params.retry_max_s)
-        self._dialect = Dialect(params.protocol)
-        self._flaps = Flaps()
+        self._dialect = ProtocolFallback(params.protocol)
+        self._flaps = FlapDetector()
         self._outgoing = new_outgoing()
-        self._wake = Wake()
+        self._wake = Waker()
         self._tokens = itertools.count(1)
         self._session: Optional[Session] = None
         self._closing = threading.Event()
@@ -157,14 +157,16 @@ class MqttClient:
             self._heart.within(STEP_S)
             self._after(session, ending, files)
 
-    def _after(self, session: Session, ending: Ending, files: Signature) -> None:
+    def _after(self, session: Session, ending: SessionResult, files: Signature) -> None:
         """`files` is what they were when the attempt began: whoever mended one meanwhile need not wait either."""
         now = self._monotonic()
         if session.connected_t is not None:
-            ending = Ending(ending.reason, connected=True, lasted_s=now - session.connected_t, closed=ending.closed)
+            ending = SessionResult(
+                ending.reason, connected=True, lasted_s=now - session.connected_t, closed=ending.closed
+            )
             if not ending.closed and self._flaps.lost(now):
                 reason = f"{ending.reason}; lost four times in a minute: has another client the id {self._client_id}?"
-                ending = Ending(reason, connected=True, lasted_s=ending.lasted_s)
+                ending = SessionResult(reason, connected=True, lasted_s=ending.lasted_s)
             self._survive(lambda: self._notify(Disconnected(self._sessions, ending.reason)), None)
         if ending.closed or self._closing.is_set():
             return
@@ -193,7 +195,7 @@ class MqttClient:
     def _files(self) -> Signature:
         return signature((*tls_files(self._params), self._params.password_file))
 
-    def _tell(self, notice: Notice) -> None:
+    def _tell(self, notice: ClientEvent) -> None:
         session = self._session
         if session is not None and session.connected_t is not None and not self._status.connected:
             self._connections += 1

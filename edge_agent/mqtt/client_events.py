@@ -85,7 +85,7 @@ class SubscriptionRefused:
     reason: str
 
 
-Notice = Union[Connected, Disconnected, Acked, Rejected, Received, SubscriptionRefused]
+ClientEvent = Union[Connected, Disconnected, Acked, Rejected, Received, SubscriptionRefused]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def filters(topics: Topics, rules: Rules) -> List[Subscription]:
     return [Subscription(topic, as_published=True) for topic in wanted]
 
 
-class Speaker(Protocol):
+class MessageSink(Protocol):
     """What commands need of `mqtt.publisher`."""
 
     def retain(self, message: Message) -> None:
@@ -63,7 +63,7 @@ class Commands:
         topics: Topics,
         guard: Guard,
         overrides: Overrides,
-        speaker: Speaker,
+        speaker: MessageSink,
         submit: Callable[[Command], bool],
         save: Callable[[Overrides], object],
         encode: Callable[[Crop], Optional[bytes]],

@@ -16,7 +16,7 @@ QUALITY_STEPS = (1.0, 0.7, 0.45)
 MIN_SIDE_PX = 32
 
 
-class Letters:
+class EventEncoder:
     """Encodes one agent's events.
 
     Args:

@@ -7,7 +7,7 @@ from edge_agent.core.protocol.messages import Stored
 CROP = "crop"
 
 
-class Pace:
+class FlowControl:
     """What refusals and lost connections have taught. Used by the publish thread only.
 
     A refused crop holds back crops alone: whoever may not have pictures shall have events. A refused event, or gap,

@@ -19,7 +19,7 @@ def filters(params: HomeAssistantParams) -> List[Subscription]:
     return [Subscription(params.status_topic)] if params.enabled else []
 
 
-class Speaker(Protocol):
+class MessageSink(Protocol):
     """What the announcer needs of `mqtt.publisher`."""
 
     def is_told(self, topics: Iterable[str]) -> bool:
@@ -57,7 +57,7 @@ class Announcer:
         params: HomeAssistantParams,
         devices: Sequence[Device],
         version: str,
-        speaker: Speaker,
+        speaker: MessageSink,
         before: Mapping[str, Mapping[str, str]],
         save: Callable[[Published], object],
         jitter: Optional[random.Random] = None,

@@ -32,9 +32,9 @@ from edge_agent.mqtt.client_events import (
     Subscription,
     SubscriptionRefused,
 )
-from edge_agent.mqtt.encoder import Letters
-from edge_agent.mqtt.flow_control import Pace
-from edge_agent.mqtt.retained import Rank, RetainedTruth
+from edge_agent.mqtt.encoder import EventEncoder
+from edge_agent.mqtt.flow_control import FlowControl
+from edge_agent.mqtt.retained import Rank, RetainedState
 from edge_agent.mqtt.selftest import SELFTEST, SelfTest
 from edge_agent.mqtt.tls import expiry_faults
 
@@ -98,7 +98,7 @@ class Publisher:
         outbox: Outbox,
         client: Client,
         clock: Clock,
-        letters: Letters,
+        letters: EventEncoder,
         reports: Sequence[CameraReport],
         boot: int,
         parameters: Optional[Mapping[str, Mapping[str, Any]]] = None,
@@ -108,7 +108,7 @@ class Publisher:
         self._topics, self._outbox, self._client, self._clock = topics, outbox, client, clock
         self._letters, self._boot, self._parameters = letters, boot, parameters or {}
         self._subscriptions, self._received = tuple(subscriptions), received
-        self._truth = RetainedTruth()
+        self._truth = RetainedState()
         self._health: Optional[Mapping[str, Any]] = None
         self._selftest = SelfTest(topics.response(SELFTEST), boot)
         self._reports: Dict[str, CameraReport] = {}
@@ -116,7 +116,7 @@ class Publisher:
         self._protocol = ""
         self._window = WINDOW
         self._in_flight: Dict[int, Union[Stored, str]] = {}
-        self._pace = Pace()
+        self._pace = FlowControl()
         self._refused: Dict[str, str] = {}
         self._closing = False
         self._answers: Deque[Message] = deque(maxlen=ANSWERS)
@@ -374,7 +374,7 @@ class Publisher:
             self._pace.refused(sent, flying, retry_t)
 
     def _drain(self, now: Moment, session: int) -> None:
-        """Send from the outbox, as much and as fast as `Pace` allows."""
+        """Send from the outbox, as much and as fast as `FlowControl` allows."""
         held_back = self._pace.held_back(now.t)
         room = self._pace.room(self._window - len(self._in_flight), len(self._in_flight), held_back)
         for stored in self._outbox.batch(room, held_back) if room > 0 else ():

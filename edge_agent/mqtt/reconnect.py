@@ -13,7 +13,7 @@ FLAP_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True)
-class Ending:
+class SessionResult:
     """How one attempt, or the session that came of it, ended.
 
     Attributes:
@@ -48,7 +48,7 @@ class Backoff:
         self._jitter, self._first_s, self._max_s = jitter, first_s, max_s
         self._failures = 0
 
-    def after(self, ending: Ending) -> float:
+    def after(self, ending: SessionResult) -> float:
         """Seconds to wait before the next attempt; 60 to 300 when it is for people to mend."""
         if ending.connected and ending.lasted_s >= STABLE_S:
             self._failures = 0
@@ -59,7 +59,7 @@ class Backoff:
         return self._jitter.uniform(0.0, bound)
 
 
-class Dialect:
+class ProtocolFallback:
     """Which version of MQTT to speak: as set; 3.1.1 when the broker says so or twice does not answer version 5.
 
     A broker that answers neither is not a matter of versions, so silence turns back to 5 too; and since 3.1.1 cannot
@@ -71,7 +71,7 @@ class Dialect:
         self._fixed = setting != "5"
         self._silences = 0
 
-    def ended(self, ending: Ending) -> None:
+    def ended(self, ending: SessionResult) -> None:
         """Learn from an attempt."""
         if self._fixed:
             return
@@ -87,7 +87,7 @@ class Dialect:
             self._silences = 0
 
 
-class Flaps:
+class FlapDetector:
     """Notices a connection that comes and goes: more than three losses within a minute."""
 
     def __init__(self) -> None:

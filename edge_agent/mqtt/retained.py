@@ -33,7 +33,7 @@ class _Topic:
     sent_t: float = float("-inf")
 
 
-class RetainedTruth:
+class RetainedState:
     """What is true, topic by topic."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ class DetectionsFeed:
         self._stream(Message(topic, to_json(payload), qos=0, kind="detections", content_type="application/json"))
 
 
-class Desk:
+class MqttService:
     """What the publish stage calls; passes everything on to those whom it concerns.
 
     Args:

@@ -26,8 +26,8 @@ from edge_agent.core.protocol.messages import Message
 from edge_agent.errors import BrokerError
 from edge_agent.mqtt.client_events import (
     Acked,
+    ClientEvent,
     Connected,
-    Notice,
     Received,
     Rejected,
     Subscription,
@@ -36,7 +36,7 @@ from edge_agent.mqtt.client_events import (
 from edge_agent.mqtt.heartbeat import CONNECT_S, Heartbeat
 from edge_agent.mqtt.heartbeat import STEP_S as BEAT_S
 from edge_agent.mqtt.params import MqttParams
-from edge_agent.mqtt.reconnect import Ending
+from edge_agent.mqtt.reconnect import SessionResult
 from edge_agent.mqtt.tls import context, explain, hear_refusal, password, peer_valid_until, signature, valid_until
 
 
@@ -47,7 +47,7 @@ class HasFileno(Protocol):
         """The file descriptor."""
 
 
-class Wake:
+class Waker:
     """`set` from any thread; `wait` from one."""
 
     def __init__(self) -> None:
@@ -205,8 +205,8 @@ class Session:
         client_id: str,
         will: Message,
         outgoing: Deque[Outgoing],
-        wake: Wake,
-        tell: Callable[[Notice], None],
+        wake: Waker,
+        tell: Callable[[ClientEvent], None],
         monotonic: Callable[[], float],
         heart: Heartbeat,
     ) -> None:
@@ -220,7 +220,7 @@ class Session:
         self._verdict: Optional[ReasonCode] = None
         self._unfit: Optional[str] = None
         self._parting: Optional[ReasonCode] = None
-        self._noted: List[Notice] = []
+        self._noted: List[ClientEvent] = []
         self._acks: List[Tuple[int, ReasonCode]] = []
         self._tokens: Dict[int, Tuple[int, float]] = {}
         self._asked: Dict[int, Sequence[Subscription]] = {}
@@ -240,7 +240,7 @@ class Session:
         self._close_by_t = by_t
         self._wake.set()
 
-    def run(self) -> Ending:
+    def run(self) -> SessionResult:
         """Connect and work until the connection ends. Whatever paho or `tell` raises comes out; then `dispose`."""
         params = self._params
         self._heart.within(CONNECT_S + params.connect_timeout_s)
@@ -253,9 +253,9 @@ class Session:
             else:
                 client.connect(params.host, params.port, params.keepalive_s)
         except BrokerError as error:
-            return Ending(str(error))
+            return SessionResult(str(error))
         except (OSError, ValueError) as error:
-            return Ending(explain(error, params.host, params.port))
+            return SessionResult(explain(error, params.host, params.port))
         # Without this, Nagle's algorithm and the broker's delayed acknowledgement cost an event 40 ms.
         sock = client.socket()
         if sock is not None:
@@ -399,7 +399,7 @@ class Session:
             client.disconnect()
         return True
 
-    def _ended(self, reason: Optional[str], closed: bool = False) -> Ending:
+    def _ended(self, reason: Optional[str], closed: bool = False) -> SessionResult:
         self._report()
         where = f"{self._params.host}:{self._params.port}"
         if self._connected_t is not None:
@@ -409,22 +409,22 @@ class Session:
                     reason += f" ({self._parting.getName()})"
                 if self._parting is not None and self._parting.value == TAKEN_OVER:
                     reason = f"{where}: another client took over the client id {self._client_id}"
-            return Ending(reason, connected=True, lasted_s=self._monotonic() - self._connected_t, closed=closed)
+            return SessionResult(reason, connected=True, lasted_s=self._monotonic() - self._connected_t, closed=closed)
         if self._close_by_t is not None:
-            return Ending("closed", closed=True)
+            return SessionResult("closed", closed=True)
         if self._verdict is None:
             self._heart.within(CONNECT_S)
             refused = hear_refusal(self._params) if self._params.tls.enabled else None
             if refused is not None:
-                return Ending(f"{where}: {refused}", hopeless=True)
+                return SessionResult(f"{where}: {refused}", hopeless=True)
             silent = "takes connections, but does not answer as a broker"
             hint = "; does it want a client certificate?" if self._params.tls.enabled else ""
-            return Ending(f"{where}: {silent} of MQTT {self._version} would{hint}", answered=False)
+            return SessionResult(f"{where}: {silent} of MQTT {self._version} would{hint}", answered=False)
         code = self._verdict.value
         if self._unfit is not None:
-            return Ending(f"{where}: {self._unfit}", hopeless=True)
+            return SessionResult(f"{where}: {self._unfit}", hopeless=True)
         hint = "; check username and password_file" if code in CREDENTIALS else ""
-        return Ending(
+        return SessionResult(
             f"{where}: refused: {self._verdict.getName()}{hint}",
             unsupported=code == UNSUPPORTED_VERSION,
             hopeless=code in CREDENTIALS,

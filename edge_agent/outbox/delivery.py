@@ -6,9 +6,9 @@ from typing import Container, Dict, Iterable, Optional, Sequence, Tuple
 
 from edge_agent.core.protocol.messages import Message, Stored, gap_for, gap_of_events, span_of, timestamp
 from edge_agent.core.types import Moment
-from edge_agent.outbox.retention import Unwanted
+from edge_agent.outbox.retention import DiscardedCrops
 from edge_agent.outbox.store import Table
-from edge_agent.outbox.write_buffer import Notes
+from edge_agent.outbox.write_buffer import WriteBuffer
 
 HOLD_S = 60.0
 """More than a controller's reset or a file system's check takes; less than an operator waits for an event. Then the
@@ -43,7 +43,7 @@ class _Stream:
     taken: int = 0
 
 
-class Unread:
+class UnreadableRows:
     """Knows, without the disk, which events of this start lie there unsent. They are handed out in order of `seq`.
 
     Args:
@@ -122,7 +122,7 @@ class Unread:
 log = logging.getLogger(__name__)
 
 
-class Turns:
+class DeliveryQueue:
     """First what is to be sent again, then what lies on disk, then what is new.
 
     Args:
@@ -132,7 +132,9 @@ class Turns:
         unwanted: Crops that are handed out no more.
     """
 
-    def __init__(self, in_flight: Dict[int, Stored], notes: Notes, unread: Unread, unwanted: Unwanted) -> None:
+    def __init__(
+        self, in_flight: Dict[int, Stored], notes: WriteBuffer, unread: UnreadableRows, unwanted: DiscardedCrops
+    ) -> None:
         self._in_flight, self._notes, self._unread, self._unwanted = in_flight, notes, unread, unwanted
         self._again: Dict[int, Message] = {}
         self._cursor = 0

@@ -9,13 +9,21 @@ from typing import Callable, Container, Deque, Dict, Iterator, List, Optional, S
 from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, stream, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.outbox.params import OutboxParams
-from edge_agent.outbox.retention import DROP_ORDER, QUARANTINE, Policy, Unwanted, class_of, is_convicted, size_of
+from edge_agent.outbox.retention import (
+    DROP_ORDER,
+    QUARANTINE,
+    DiscardedCrops,
+    Policy,
+    class_of,
+    must_quarantine,
+    size_of,
+)
 
 log = logging.getLogger(__name__)
 
 
-class MemoryShelf:
-    """See `outbox.policy.Shelf`. Keeps the order in which keys first came.
+class MemoryStore:
+    """See `outbox.policy.MessageStore`. Keeps the order in which keys first came.
 
     Args:
         in_flight: Keys that must stay as they are.
@@ -116,9 +124,9 @@ class MemoryOutbox:
     def __init__(self, params: OutboxParams, monotonic: Callable[[], float]) -> None:
         self._params, self._monotonic = params, monotonic
         self._in_flight: Set[int] = set()
-        self._shelf = MemoryShelf(self._in_flight)
+        self._shelf = MemoryStore(self._in_flight)
         self._policy = Policy(params)
-        self._unwanted = Unwanted()
+        self._unwanted = DiscardedCrops()
         self._quarantine: Deque[Stored] = deque(maxlen=QUARANTINE)
         self._next_key = 1
         self._quarantined = 0
@@ -161,7 +169,7 @@ class MemoryOutbox:
             self._policy.lose(self._shelf, stored, "disabled")
             return
         stored = replace(stored, tries=stored.tries + 1)
-        if not is_convicted(stored, fatal):
+        if not must_quarantine(stored, fatal):
             self._shelf.set(stored)
             return
         self._quarantine.append(stored)

@@ -32,7 +32,7 @@ def class_of(message: Message) -> Optional[str]:
     return "crop" if message.kind == "crop" else None
 
 
-def is_convicted(stored: Stored, fatal: bool) -> bool:
+def must_quarantine(stored: Stored, fatal: bool) -> bool:
     """Whether a message that was rejected once more goes to quarantine.
 
     A gap is small and plain: it is nobody's fault, and without it a loss would go unannounced.
@@ -40,7 +40,7 @@ def is_convicted(stored: Stored, fatal: bool) -> bool:
     return fatal or (stored.tries >= MAX_TRIES and stored.message.kind != "gap")
 
 
-class Unwanted:
+class DiscardedCrops:
     """Crops that shall not be sent any more, since somebody has turned them off after they were put."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Unwanted:
         return any(stored.key < self._before.get(camera, 0) for camera in (stored.message.camera, None))
 
 
-class Shelf(Protocol):
+class MessageStore(Protocol):
     """Where messages lie, by key.
 
     Attributes:
@@ -98,7 +98,7 @@ class Policy:
         self._full = False
         self.dropped = 0
 
-    def make_room(self, shelf: Shelf, now_t: float, max_bytes: int, at_most: int = sys.maxsize) -> bool:
+    def make_room(self, shelf: MessageStore, now_t: float, max_bytes: int, at_most: int = sys.maxsize) -> bool:
         """Give up what is too old and what is too much, but `at_most` so many messages.
 
         Returns:
@@ -119,7 +119,7 @@ class Policy:
                 self.lose(shelf, stored, reason)
         return left > 0
 
-    def lose(self, shelf: Shelf, stored: Stored, reason: str) -> None:
+    def lose(self, shelf: MessageStore, stored: Stored, reason: str) -> None:
         """Put a gap in a message's place, joined with its neighbours where that is one loss."""
         message = gap_for(stored.message, reason)
         if message is None:
@@ -134,7 +134,7 @@ class Policy:
         if before is not None:
             _join(shelf, before, gap)
 
-    def discard(self, shelf: Shelf, crops: Iterable[Stored], unwanted: Unwanted) -> None:
+    def discard(self, shelf: MessageStore, crops: Iterable[Stored], unwanted: DiscardedCrops) -> None:
         """Give up what is unwanted of `crops`, none of which may be in flight."""
         for stored in crops:
             if stored in unwanted:
@@ -146,7 +146,7 @@ class Policy:
             self._full = False
             log.info("outbox: empty again; %d messages were dropped since start", self.dropped)
 
-    def _reason(self, shelf: Shelf, stored: Stored, kind: str, now_t: float, max_bytes: int) -> Optional[str]:
+    def _reason(self, shelf: MessageStore, stored: Stored, kind: str, now_t: float, max_bytes: int) -> Optional[str]:
         params = self._params
         if now_t - stored.queued_t > (params.max_crop_age_s if kind == "crop" else params.max_age_s):
             return "expired"
@@ -155,7 +155,7 @@ class Policy:
         return None
 
 
-def _join(shelf: Shelf, first: Stored, second: Stored) -> Stored:
+def _join(shelf: MessageStore, first: Stored, second: Stored) -> Stored:
     """Two gaps as one, in the place of the first, where they may be one; returns what stands in the first's place."""
     merged = merge_gaps(first.message, second.message)
     if merged is None:

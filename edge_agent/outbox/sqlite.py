@@ -19,11 +19,11 @@ from edge_agent.core.ports import Clock
 from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, close_after_restart, gap_for, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
-from edge_agent.outbox.delivery import Turns, Unread
+from edge_agent.outbox.delivery import DeliveryQueue, UnreadableRows
 from edge_agent.outbox.params import OutboxParams
-from edge_agent.outbox.retention import Policy, Unwanted, is_convicted
+from edge_agent.outbox.retention import DiscardedCrops, Policy, must_quarantine
 from edge_agent.outbox.store import LOCK_NAME, OUTBOX_NAME, FileLock, Table, is_damage, move_aside, open_for_writing
-from edge_agent.outbox.write_buffer import Notes
+from edge_agent.outbox.write_buffer import WriteBuffer
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class SqliteOutbox:
         self._path = folder / OUTBOX_NAME
         self._lock = lock or FileLock(folder / LOCK_NAME)
         self._policy = Policy(params)
-        self._unwanted, self._discard = Unwanted(), False
+        self._unwanted, self._discard = DiscardedCrops(), False
         self._table: Optional[Table] = None
         self._check = True
         self._started = False
@@ -79,12 +79,12 @@ class SqliteOutbox:
         self._next_key = boot << KEY_BITS
 
         self._in_flight: Dict[int, Stored] = {}
-        self._unread = Unread(self._next_key)
+        self._unread = UnreadableRows(self._next_key)
         self._look_back = True
         self._left_open: List[Stored] = []
         self._closed: Dict[Optional[str], int] = {}
-        self._notes = Notes(self._in_flight)
-        self._turns = Turns(self._in_flight, self._notes, self._unread, self._unwanted)
+        self._notes = WriteBuffer(self._in_flight)
+        self._turns = DeliveryQueue(self._in_flight, self._notes, self._unread, self._unwanted)
 
     def open(self) -> None:
         """Take the file, or go on without while it cannot be used; close the appearances that a crash left open.
@@ -141,10 +141,10 @@ class SqliteOutbox:
         self._notes.change(stored, self._clock().t)
         self._turns.again(stored)
         self._discard |= stored in self._unwanted
-        if is_convicted(stored, fatal):
+        if must_quarantine(stored, fatal):
             self._turns.again(stored, gap_for(stored.message, "quarantined"))
             log.warning("outbox: %s of %s set aside: %s", stored.message.kind, stored.message.topic, reason)
-            self._notes.convict(key, reason)
+            self._notes.quarantine(key, reason)
 
     def release(self, keys: Sequence[int]) -> None:
         """They are no longer in flight, through no fault of theirs: send again, in order."""

@@ -225,7 +225,7 @@ _COLUMNS = f"key, tries, {_TIMES}, topic, meta, payload"
 
 
 class Table:
-    """See `outbox.policy.Shelf`: the messages on disk; beside them quarantine, open appearances and counters.
+    """See `outbox.policy.MessageStore`: the messages on disk; beside them quarantine, open appearances and counters.
 
     Args:
         db: Open, in autocommit mode.
@@ -361,12 +361,12 @@ class Table:
         self._db.execute("DELETE FROM messages WHERE key BETWEEN ? AND ?", (first, last))
         self.recount()
 
-    def keep_open(self, appearances: Iterable[Stored]) -> None:
+    def keep_open(self, visits: Iterable[Stored]) -> None:
         """What would have to be closed if the agent died now; replaces what was there."""
         self._db.execute("DELETE FROM open_appearances")
         self._db.executemany(
             f"INSERT INTO open_appearances (event_id, {_TIMES}, topic, meta, payload) VALUES (?,?,?,?,?,?,?,?)",
-            [(s.message.event_id, *self._times(s), *_packed(s.message)) for s in appearances],
+            [(s.message.event_id, *self._times(s), *_packed(s.message)) for s in visits],
         )
 
     def left_open(self) -> List[Stored]:

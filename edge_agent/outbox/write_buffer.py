@@ -3,7 +3,7 @@
 from typing import Container, Dict, List, Optional, Tuple
 
 from edge_agent.core.protocol.messages import Stored
-from edge_agent.outbox.memory import MemoryShelf
+from edge_agent.outbox.memory import MemoryStore
 from edge_agent.outbox.retention import QUARANTINE, Policy, size_of
 from edge_agent.outbox.store import Table
 
@@ -11,7 +11,7 @@ ACK_GRACE_S, ACK_GRACE = 0.5, 20
 """Acknowledged messages may stay on disk so long, so many: a crash then sends them twice, which is allowed."""
 
 
-class Notes:
+class WriteBuffer:
     """Changes since the last transaction.
 
     Args:
@@ -25,7 +25,7 @@ class Notes:
     """
 
     def __init__(self, in_flight: Container[int]) -> None:
-        self.fresh = MemoryShelf(in_flight)
+        self.fresh = MemoryStore(in_flight)
         self.hidden: Dict[int, int] = {}
         self.given_up: Optional[Tuple[int, int]] = None
         self.facts_changed = True
@@ -71,7 +71,7 @@ class Notes:
         self._hide(stored, t)
         self.fresh.set(stored)
 
-    def convict(self, key: int, reason: str) -> None:
+    def quarantine(self, key: int, reason: str) -> None:
         """A changed message goes to quarantine; a gap will stand in its place."""
         self._convicted[key] = reason
 

@@ -13,7 +13,7 @@ SNAPSHOT_WITHIN_S = 5.0
 """A camera that delivers no frame for so long has none to show."""
 
 
-class Controllable(Protocol):
+class CommandTarget(Protocol):
     """What commands need of `core.pipeline.FacePipeline`."""
 
     enabled: bool
@@ -35,7 +35,7 @@ class Controllable(Protocol):
         """The whole frame as a crop."""
 
 
-class Control:
+class CommandQueue:
     """Takes commands from any thread and does them in the infer thread.
 
     Args:
@@ -57,7 +57,7 @@ class Control:
             self._waiting.append(command)
         return True
 
-    def work(self, pipelines: Mapping[str, Controllable], now: Moment) -> Iterator[Optional[Outcome]]:
+    def work(self, pipelines: Mapping[str, CommandTarget], now: Moment) -> Iterator[Optional[Outcome]]:
         """Do what waits; yields what that says to the world."""
         with self._lock:
             commands = list(self._waiting)
@@ -71,13 +71,13 @@ class Control:
             while waiting and now.t >= waiting[0][1]:
                 self._answer(Done(waiting.pop(0)[0], error="the camera delivers no frame"))
 
-    def show(self, pipeline: Controllable, frame: Frame, info: FrameInfo) -> None:
+    def show(self, pipeline: CommandTarget, frame: Frame, info: FrameInfo) -> None:
         """A frame is here: take the snapshots that were asked for."""
         for command, _ in self._snapshots.pop(info.camera, ()):
             why_not = _why_not(pipeline)
             self._answer(Done(command, why_not, crop=None if why_not else pipeline.snapshot(frame, info)))
 
-    def _do(self, command: Command, pipelines: Mapping[str, Controllable], now: Moment) -> Optional[Outcome]:
+    def _do(self, command: Command, pipelines: Mapping[str, CommandTarget], now: Moment) -> Optional[Outcome]:
         name, camera = command.name, command.camera
         if name == "set_threshold":
             for pipeline in pipelines.values():
@@ -100,7 +100,7 @@ class Control:
         return outcome
 
 
-def _why_not(pipeline: Controllable) -> Optional[str]:
+def _why_not(pipeline: CommandTarget) -> Optional[str]:
     """Who has switched detection or crops off wants no picture taken."""
     if not pipeline.enabled:
         return "detection is switched off"

@@ -33,7 +33,7 @@ class _Slot:
         self.idle = 0
 
 
-class SlotBoard:
+class FrameMailbox:
     """One slot per camera under one condition; the least recently served camera goes first.
 
     Args:

@@ -7,8 +7,8 @@ from edge_agent.core.ports import Clock
 from edge_agent.core.protocol.health import AgentHealth, CameraHealth, MachineHealth
 from edge_agent.core.protocol.messages import OutboxStatus
 from edge_agent.core.types import Counters, Sight
-from edge_agent.runtime.frame_mailbox import SlotBoard
-from edge_agent.runtime.publish_queue import Inbox
+from edge_agent.runtime.frame_mailbox import FrameMailbox
+from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import CaptureStage
 
 
@@ -28,7 +28,7 @@ class Link(Protocol):
         """In words; empty when there was none."""
 
 
-class Telemetry:
+class HealthCollector:
     """Callable: the agent's health now.
 
     Args:
@@ -47,8 +47,8 @@ class Telemetry:
     def __init__(
         self,
         captures: Mapping[str, CaptureStage],
-        board: SlotBoard,
-        inbox: Inbox,
+        board: FrameMailbox,
+        inbox: PublishQueue,
         latencies: Mapping[str, LatencyMeter],
         outbox: Callable[[], OutboxStatus],
         link: Callable[[], Link],

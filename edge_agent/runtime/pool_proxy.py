@@ -10,7 +10,7 @@ from typing import Callable, Deque, Optional, Sequence
 from edge_agent.core.ports import BufferPool, MappedBuffer
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError, SourceError
-from edge_agent.runtime.command_queue import Control
+from edge_agent.runtime.command_queue import CommandQueue
 
 ANSWER_WITHIN_S = 3.0
 """The owner looks at least every tenth of a second, and locking memory takes some milliseconds per megabyte."""
@@ -20,7 +20,7 @@ KNOWN_WITHIN_S = 3600.0
 Buffers = Sequence[MappedBuffer]
 
 
-class SharedPool:
+class PoolProxy:
     """A `core.ports.BufferPool` in front of one that belongs to a single thread, the owner.
 
     `open`, `serve` and `close` are the owner's; all else is for any thread, the owner included.
@@ -30,7 +30,7 @@ class SharedPool:
         answer_within_s: How long one may take; what comes later is undone.
     """
 
-    def __init__(self, control: Control, answer_within_s: float = ANSWER_WITHIN_S) -> None:
+    def __init__(self, control: CommandQueue, answer_within_s: float = ANSWER_WITHIN_S) -> None:
         self._control, self._answer_within_s = control, answer_within_s
         self._pool: Optional[BufferPool] = None
         self._owner: Optional[int] = None

@@ -12,7 +12,7 @@ from edge_agent.core.types import Lost, Outcome
 MAX_REQUESTS = 64
 
 
-class Inbox:
+class PublishQueue:
     """Never blocks the sender. When full the oldest outcome goes, counted, and a `Lost` stands in its events' place.
 
     Two things are never lost: a report without a newer one of the same camera, for it is truth that must end up

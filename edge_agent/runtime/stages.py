@@ -12,9 +12,9 @@ from edge_agent.core.meters import LatencyMeter
 from edge_agent.core.ports import Clock, Source
 from edge_agent.core.types import Array, Counters, FrameInfo, Moment, Outcome, Sight
 from edge_agent.errors import EndOfStream, SourceError
-from edge_agent.runtime.command_queue import Control, Controllable
-from edge_agent.runtime.frame_mailbox import SlotBoard
-from edge_agent.runtime.publish_queue import Inbox
+from edge_agent.runtime.command_queue import CommandQueue, CommandTarget
+from edge_agent.runtime.frame_mailbox import FrameMailbox
+from edge_agent.runtime.publish_queue import PublishQueue
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class VerdictLike(Protocol):
         """True while the camera may have gone blind, which is not proven yet."""
 
 
-class Pipeline(Controllable, Protocol):
+class Pipeline(CommandTarget, Protocol):
     """What the infer stage needs of `core.pipeline.FacePipeline`."""
 
     def info(self, frame: Frame, moment: Moment) -> FrameInfo:
@@ -111,7 +111,7 @@ class CaptureStage:
         camera: str,
         source: Source,
         monitor: Callable[[], Monitor],
-        board: SlotBoard,
+        board: FrameMailbox,
         clock: Clock,
         wait: Callable[[float], None],
         stall_after_s: float = 5.0,
@@ -242,13 +242,13 @@ class InferStage:
 
     def __init__(
         self,
-        board: SlotBoard,
+        board: FrameMailbox,
         cameras: Iterable[str],
         open_pipelines: Callable[[], Mapping[str, Pipeline]],
         clock: Clock,
         sink: Callable[[Outcome], None],
         every_frame: bool = False,
-        control: Optional[Control] = None,
+        control: Optional[CommandQueue] = None,
     ) -> None:
         self._control = control
         self._board, self._open_pipelines, self._clock, self._sink = board, open_pipelines, clock, sink
@@ -336,7 +336,7 @@ class PublishStage:
 
     def __init__(
         self,
-        inbox: Inbox,
+        inbox: PublishQueue,
         publisher: Publisher,
         health: Callable[[], Mapping[str, object]],
         info: Callable[[], Mapping[str, object]],

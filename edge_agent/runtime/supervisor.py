@@ -7,10 +7,19 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence
 
-from edge_agent.core.recovery import CAMERAS, LOOK_S, MEMORY, NVARGUS, CameraWatch, MemoryWatch, RecoveryParams, Steps
+from edge_agent.core.recovery import (
+    CAMERAS,
+    LOOK_S,
+    MEMORY,
+    NVARGUS,
+    CameraWatch,
+    MemoryWatch,
+    RecoveryParams,
+    RestartBudget,
+)
 from edge_agent.core.types import Outcome, Presence, Sight
 from edge_agent.errors import EdgeAgentError
-from edge_agent.runtime.frame_mailbox import SlotBoard
+from edge_agent.runtime.frame_mailbox import FrameMailbox
 from edge_agent.runtime.stages import CaptureStage
 from edge_agent.runtime.worker import Worker
 
@@ -36,7 +45,7 @@ class StatusLine:
         link: To the broker.
     """
 
-    def __init__(self, captures: Mapping[str, CaptureStage], board: SlotBoard, link: Callable[[], Link]) -> None:
+    def __init__(self, captures: Mapping[str, CaptureStage], board: FrameMailbox, link: Callable[[], Link]) -> None:
         self._captures, self._board, self._link = captures, board, link
         self._presence: Dict[str, Presence] = {}
 
@@ -69,7 +78,7 @@ SPREAD = 0.25
 """Up to so much later, as a share: a house full of agents does not restart all at once."""
 
 
-class Upkeep:
+class RecoveryPolicy:
     """Callable: a reason to stop in order, so that the service manager starts the agent anew; or None.
 
     Args:
@@ -86,7 +95,7 @@ class Upkeep:
     def __init__(
         self,
         params: RecoveryParams,
-        steps: Steps,
+        steps: RestartBudget,
         captures: Mapping[str, CaptureStage],
         rss: Callable[[], Optional[int]],
         restart_nvargus: Optional[Callable[[], bool]],

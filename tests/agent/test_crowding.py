@@ -11,8 +11,8 @@ from edge_agent.core.protocol.messages import Message
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.host.clock import SystemClock
 from edge_agent.mqtt.client_events import Connected, Received
-from edge_agent.runtime.command_queue import Control
-from edge_agent.runtime.publish_queue import MAX_REQUESTS, Inbox
+from edge_agent.runtime.command_queue import CommandQueue
+from edge_agent.runtime.publish_queue import MAX_REQUESTS, PublishQueue
 from tests.fakes.agent import environment
 from tests.fakes.broker import Broker, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import Agent
@@ -29,9 +29,9 @@ def publishing(tmp_path):
             "NODE": "n", "CAMERAS__A__URI": "test://still", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": broker.port,
             "MQTT__PROTOCOL": "3.1.1", "CROPS__ENABLED": "false",
         }  # fmt: skip
-        clock, inbox, state = SystemClock(), Inbox(), claim(tmp_path / "state")
+        clock, inbox, state = SystemClock(), PublishQueue(), claim(tmp_path / "state")
         made = Publishing(
-            load_settings(environment(settings)), {}, state, clock(), clock, inbox, Control(inbox.put_notice),
+            load_settings(environment(settings)), {}, state, clock(), clock, inbox, CommandQueue(inbox.put_notice),
             Overrides(), state.memory("overrides.json"), {}, lambda: 0.5,
         )  # fmt: skip
         made.open()

@@ -15,7 +15,7 @@ from edge_agent.core.camera.auto_exposure import SETTLE, WINDOW, ExposureParams
 from edge_agent.errors import SourceError
 from tests.capture.contract import SourceContract, next_frame
 from tests.fakes.kernel import FakeKernel
-from tests.fakes.v4l2_camera import Control, FakeCamera
+from tests.fakes.v4l2_camera import CommandQueue, FakeCamera
 
 STEP = SETTLE + WINDOW
 TARGET = 100.0
@@ -29,8 +29,8 @@ def ov9281(light: float = 0.5, strobe: int = 1, **traits) -> FakeCamera:
         strobe: Frames per lit one.
         traits: Of the `FakeCamera`.
     """
-    exposure = Control(10, "Exposure", 20, 1, 1000, abi.CTRL_TYPE_INTEGER64)
-    gain = Control(20, "Analogue Gain", 16, 16, 248)
+    exposure = CommandQueue(10, "Exposure", 20, 1, 1000, abi.CTRL_TYPE_INTEGER64)
+    gain = CommandQueue(20, "Analogue Gain", 16, 16, 248)
     noise = np.random.default_rng(1)
 
     def scene(sequence: int, width: int, height: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_nothing_is_set_unless_it_is_asked_for(kernel: FakeKernel) -> None:
 
 
 def test_a_camera_without_the_control_works_all_the_same(kernel, caplog) -> None:
-    camera = FakeCamera(controls=[Control(3, "Brightness", 1)])
+    camera = FakeCamera(controls=[CommandQueue(3, "Brightness", 1)])
     with closing(opened(kernel, camera)) as source:
         next_frame(source).release()
         assert "auto_exposure: none of" in caplog.text and "the camera has: brightness" in caplog.text
@@ -103,7 +103,7 @@ def test_a_camera_without_the_control_works_all_the_same(kernel, caplog) -> None
 
 def test_the_cameras_own_automatic_is_switched_off(kernel: FakeKernel) -> None:
     camera = ov9281()
-    own = Control(5, "Auto Exposure", 3, 0, 3, abi.CTRL_TYPE_MENU)
+    own = CommandQueue(5, "Auto Exposure", 3, 0, 3, abi.CTRL_TYPE_MENU)
     camera.controls.append(own)
     camera.controls[0].inactive_while = lambda _: own.value == 3
     with closing(opened(kernel, camera)):

@@ -13,7 +13,7 @@ from edge_agent.capture import SourceOptions
 from edge_agent.capture.v4l2 import abi
 from edge_agent.capture.v4l2.source import BUFFERS, V4l2Source
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.camera.transform import View
+from edge_agent.core.camera.transform import CameraTransform
 from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.errors import SourceError
@@ -125,7 +125,7 @@ def test_the_pointer_of_the_camera_s_driver_is_the_pointer_of_the_launch(
     """No full-frame copy between camera and kernel: what the driver was given, or handed out, is what is launched."""
     camera = FakeCamera(formats={name: SIZE}, pitch_align=128, **CAMERAS[mode])
     rig.kernel.plug(camera)
-    view, preprocess = View(CameraParams("v4l2:x", roi=roi)), rig.preprocessor()
+    view, preprocess = CameraTransform(CameraParams("v4l2:x", roi=roi)), rig.preprocessor()
     bytes_per_px = {"GREY": 1, "NV12": 1}.get(name, 2)
     offset = 0 if roi is None else 12 * camera_pitch(name) + 16 * bytes_per_px
     offset += 1 if name == "UYVY" else 0  # the first Y

@@ -15,7 +15,7 @@ from edge_agent.capture.v4l2.source import V4l2Source
 from edge_agent.errors import MissingPackage, SourceError
 from tests.capture.contract import next_frame
 from tests.fakes.kernel import FakeKernel
-from tests.fakes.v4l2_camera import Control, FakeCamera
+from tests.fakes.v4l2_camera import CommandQueue, FakeCamera
 
 VGA, HD = (640, 480), (1280, 720)
 
@@ -112,15 +112,15 @@ def test_a_driver_without_frame_rates_still_streams(kernel, caplog) -> None:
 
 
 def controls() -> list:
-    automatic = Control(0x009A0901, "Auto Exposure", 3, 0, 3, type=abi.CTRL_TYPE_MENU)
+    automatic = CommandQueue(0x009A0901, "Auto Exposure", 3, 0, 3, type=abi.CTRL_TYPE_MENU)
     return [
-        Control(0x00980001, "User Controls", 0, type=abi.CTRL_TYPE_CTRL_CLASS, flags=abi.CTRL_FLAG_READ_ONLY),
-        Control(0x00980900, "Brightness", 0, -64, 64),
-        Control(0x00980913, "Gain", 16, 0, 255, step=4),
+        CommandQueue(0x00980001, "User Controls", 0, type=abi.CTRL_TYPE_CTRL_CLASS, flags=abi.CTRL_FLAG_READ_ONLY),
+        CommandQueue(0x00980900, "Brightness", 0, -64, 64),
+        CommandQueue(0x00980913, "Gain", 16, 0, 255, step=4),
         automatic,
-        Control(0x009A0902, "Exposure (Absolute)", 100, 1, 5000, inactive_while=lambda _: automatic.value == 3),
-        Control(0x009A200A, "Sensor: Exposure", 1000, 1, 2**40, type=abi.CTRL_TYPE_INTEGER64),
-        Control(0x009A200B, "Temperature", 0, flags=abi.CTRL_FLAG_READ_ONLY),
+        CommandQueue(0x009A0902, "Exposure (Absolute)", 100, 1, 5000, inactive_while=lambda _: automatic.value == 3),
+        CommandQueue(0x009A200A, "Sensor: Exposure", 1000, 1, 2**40, type=abi.CTRL_TYPE_INTEGER64),
+        CommandQueue(0x009A200B, "Temperature", 0, flags=abi.CTRL_FLAG_READ_ONLY),
     ]
 
 
@@ -169,7 +169,7 @@ def test_an_order_that_the_driver_refuses_is_tried_the_other_way(kernel, caplog)
 def test_tegras_pictures_come_through_v4l2_though_argus_had_the_sensor(
     kernel: FakeKernel, asked: Dict[str, int], value: int
 ) -> None:
-    bypass = Control(0x009A2064, "Bypass Mode", 0, 0, 1, abi.CTRL_TYPE_INTEGER_MENU)
+    bypass = CommandQueue(0x009A2064, "Bypass Mode", 0, 0, 1, abi.CTRL_TYPE_INTEGER_MENU)
     camera = FakeCamera(driver="tegra-video", controls=[bypass])
     kernel.plug(camera)
     bypass.value = 1

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.camera.visibility import (
+    FreezeDetector,
     IlluminationMonitor,
     IlluminationParams,
-    Repetition,
     Verdict,
     brightness,
     strobe_split,
@@ -437,7 +437,7 @@ def test_nothing_is_written_into_the_frame() -> None:
 
 def test_a_slow_source_is_not_frozen_by_its_silence() -> None:
     """Four repeats have to be seen, however long they take; the first checksum of a picture is made at its repeat."""
-    repetition, picture = Repetition(), room().astype(np.uint8)
+    repetition, picture = FreezeDetector(), room().astype(np.uint8)
     assert [repetition.observe(picture[::8, ::8], picture, 10.0 * n) for n in range(6)] == [0.0] * 5 + [40.0]
     changed = picture.copy()
     changed[1, 1] += 1

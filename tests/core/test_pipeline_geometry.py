@@ -5,7 +5,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.camera.transform import View, contains
+from edge_agent.core.camera.transform import CameraTransform, contains
 from edge_agent.core.frame import Frame
 from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.presence.pipeline import FacePipeline
@@ -96,7 +96,7 @@ PART = st.floats(0, 1)
 )  # fmt: skip
 def test_boxes_zones_and_crops_lie_where_the_pixels_do(width, height, rotate, flip, roi, masks, zone, at, margin):
     camera = CameraParams("test://", rotate=rotate, flip=flip, roi=roi, masks=masks, zones={"desk": zone})
-    view = View(camera)
+    view = CameraTransform(camera)
     assume((view.region(view.upright(Frame(raw(upright(width, height), rotate, flip), 0, 0.0)))[0].pixels > 0).any())
     face = (at[0] * (width - 12), at[1] * (height - 12), at[0] * (width - 12) + 12, at[1] * (height - 12) + 12)
     clock, crops = FakeClock(), CropParams(margin=margin, min_quality=0.0, min_face_px=1)

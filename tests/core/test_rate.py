@@ -13,7 +13,7 @@ from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
 from edge_agent.core.frame import Frame, Levels, Picture
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.presence.idle import AdaptiveRate, IdleParams, changed, sample
+from edge_agent.core.presence.idle import IdleGate, IdleParams, changed, sample
 from edge_agent.core.presence.pipeline import FacePipeline
 from edge_agent.core.presence.state_machine import PresenceParams
 from edge_agent.core.presence.tracker import TrackerParams
@@ -122,7 +122,7 @@ class Looks:
     """An adaptive rate that is asked frame by frame at `FPS`; keeps which frames were looked at."""
 
     def __init__(self, params=IDLE):
-        self.rate = AdaptiveRate(params)
+        self.rate = IdleGate(params)
         self.looks = []
         self.t = 50.0
 

@@ -16,7 +16,7 @@ from edge_agent.core.recovery import (
     CameraWatch,
     MemoryWatch,
     RecoveryParams,
-    Steps,
+    RestartBudget,
 )
 
 
@@ -32,7 +32,7 @@ class Disk:
         return self.works
 
     def steps(self, t, kernel="k"):
-        return Steps(kernel, t, json.loads(self.text), self.save)
+        return RestartBudget(kernel, t, json.loads(self.text), self.save)
 
 
 def test_rations_hold_over_restarts_of_the_process_and_end_with_the_machines():
@@ -60,7 +60,7 @@ def test_a_step_that_cannot_be_kept_says_so():
      {"kernel": "k", "last_t": {CAMERAS: 1e300, "other": 1}, "counts": {CAMERAS: -1, MEMORY: True, NVARGUS: "1"}}],
 )  # fmt: skip
 def test_a_damaged_record_neither_fails_nor_forbids_a_step_for_ever(kept):
-    steps = Steps("k", 100.0, kept, lambda value: True)
+    steps = RestartBudget("k", 100.0, kept, lambda value: True)
     assert steps.counts == {NVARGUS: 0, CAMERAS: 0, MEMORY: 0}
     assert all(steps.may(step, 100.0 + EVERY_S[step]) for step in EVERY_S)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.camera.transform import View, check_geometry, contains, needs_cpu, rasterise
+from edge_agent.core.camera.transform import CameraTransform, check_geometry, contains, needs_cpu, rasterise
 from edge_agent.core.frame import LIMITED_RANGE, DeviceView, Frame, Levels
 from edge_agent.core.types import Box
 
@@ -43,7 +43,7 @@ def test_upright_turns_clockwise_and_then_mirrors_as_opencv_does(rotate: int, fl
     pixels = numbered()
     if color:
         pixels = np.stack([pixels, pixels + 50, pixels + 100], axis=2)
-    view = View(camera(rotate=rotate, flip=flip))
+    view = CameraTransform(camera(rotate=rotate, flip=flip))
     expected = pixels if TURNS[rotate] is None else cv2.rotate(pixels, TURNS[rotate])
     expected = expected if FLIPS[flip] is None else cv2.flip(expected, FLIPS[flip])
 
@@ -56,7 +56,7 @@ def test_upright_turns_clockwise_and_then_mirrors_as_opencv_does(rotate: int, fl
 
 def test_the_device_view_survives_only_where_the_device_sees_the_same() -> None:
     def device(**settings: Any) -> Any:
-        return View(camera(**settings)).upright(Frame(numbered(), 1, 0.0, device=DEVICE)).device
+        return CameraTransform(camera(**settings)).upright(Frame(numbered(), 1, 0.0, device=DEVICE)).device
 
     assert device() is DEVICE
     assert device(rotate=180) is None
@@ -76,7 +76,7 @@ def test_the_device_view_survives_only_where_the_device_sees_the_same() -> None:
 )
 def test_masks_black_a_copy(dtype: Any, levels: Levels) -> None:
     pixels = np.full((40, 60), 200, dtype)
-    picture = View(camera(masks=(CORNER,))).upright(Frame(pixels, 1, 0.0, levels))
+    picture = CameraTransform(camera(masks=(CORNER,))).upright(Frame(pixels, 1, 0.0, levels))
     gray = picture.levels.to_gray8(picture.pixels)
 
     assert (pixels == 200).all()
@@ -87,7 +87,7 @@ def test_masks_black_a_copy(dtype: Any, levels: Levels) -> None:
 
 
 def test_masks_lie_in_the_upright_frame_and_follow_its_size() -> None:
-    view = View(camera(rotate=90, masks=(CORNER,)))
+    view = CameraTransform(camera(rotate=90, masks=(CORNER,)))
     for height, width in ((40, 60), (20, 20), (40, 60)):
         pixels = np.full((height, width, 3), 9, np.uint8)
         upright = view.upright(Frame(pixels, 1, 0.0)).pixels
@@ -131,7 +131,7 @@ def test_several_polygons_are_united_even_where_they_overlap() -> None:
 
 def test_the_region_is_a_view_with_its_corner() -> None:
     pixels = numbered(10, 20)
-    view = View(camera(roi=(0.25, 0.1, 0.75, 0.6)))
+    view = CameraTransform(camera(roi=(0.25, 0.1, 0.75, 0.6)))
     picture, corner = view.region(view.upright(Frame(pixels, 1, 0.0, device=DEVICE)))
 
     assert corner == (5, 1)
@@ -142,14 +142,14 @@ def test_the_region_is_a_view_with_its_corner() -> None:
 
 @pytest.mark.parametrize(("name", "bytes_per_px"), [("gray16", 2), ("rgb8", 3), ("nv12", 1), ("yuyv", 2), ("uyvy", 2)])
 def test_the_corner_on_the_device_is_counted_in_bytes(name: str, bytes_per_px: int) -> None:
-    view = View(camera(roi=(0.25, 0.1, 0.75, 0.6)))
+    view = CameraTransform(camera(roi=(0.25, 0.1, 0.75, 0.6)))
     frame = Frame(numbered(10, 20), 1, 0.0, device=replace(DEVICE, pixel_format=name))
     device = view.region(view.upright(frame))[0].device
     assert device is not None and device.pointer == 1000 + 64 + 5 * bytes_per_px
 
 
 def test_the_region_of_an_unknown_device_format_stays_on_the_host() -> None:
-    view = View(camera(roi=(0.25, 0.1, 0.75, 0.6)))
+    view = CameraTransform(camera(roi=(0.25, 0.1, 0.75, 0.6)))
     frame = Frame(numbered(10, 20), 1, 0.0, device=replace(DEVICE, pixel_format="bayer"))
     assert view.region(view.upright(frame))[0].device is None
 
@@ -166,7 +166,7 @@ def test_the_region_of_an_unknown_device_format_stays_on_the_host() -> None:
 )
 def test_only_pictures_that_need_no_cpu_reach_the_device_as_they_are(options: Dict[str, Any], expected: bool) -> None:
     assert needs_cpu(camera(**options)) == expected
-    upright = View(camera(**options)).upright(Frame(numbered(10, 20), 1, 0.0, device=DEVICE))
+    upright = CameraTransform(camera(**options)).upright(Frame(numbered(10, 20), 1, 0.0, device=DEVICE))
     assert (upright.device is None) == expected
 
 
@@ -178,12 +178,12 @@ def test_masks_may_leave_any_corner_alone(x: float, y: float) -> None:
     left = ((0.0, 0.0), (x, 0.0), (x, 1.0), (0.0, 1.0))
     right = ((x + 0.25, 0.0), (1.0, 0.0), (1.0, 1.0), (x + 0.25, 1.0))
     masks = tuple(mask for mask in (above, below, left, right) if np.ptp(mask, axis=0).all())
-    seen = View(camera(masks=masks)).upright(Frame(np.full((8, 8), 9, np.uint8), 1, 0.0)).pixels > 0
+    seen = CameraTransform(camera(masks=masks)).upright(Frame(np.full((8, 8), 9, np.uint8), 1, 0.0)).pixels > 0
     assert seen.sum() == 4 and seen[int(8 * y), int(8 * x)]
 
 
 def test_without_a_region_the_picture_itself_comes_back() -> None:
-    view = View(camera())
+    view = CameraTransform(camera())
     picture = view.upright(Frame(numbered(), 1, 0.0))
     assert view.region(picture) == (picture, (0, 0))
 
@@ -197,7 +197,7 @@ def test_without_a_region_the_picture_itself_comes_back() -> None:
 def test_a_region_is_never_empty_and_never_beyond_the_frame(
     x: List[float], y: List[float], width: int, height: int
 ) -> None:
-    view = View(camera(roi=(x[0], y[0], x[1], y[1])))
+    view = CameraTransform(camera(roi=(x[0], y[0], x[1], y[1])))
     pixels = np.zeros((height, width), np.uint8)
     picture, (left, top) = view.region(view.upright(Frame(pixels, 1, 0.0)))
     rows, columns = picture.pixels.shape
@@ -209,12 +209,12 @@ def test_a_region_is_never_empty_and_never_beyond_the_frame(
 
 def test_zones_contain_the_box_centre_by_the_even_odd_rule() -> None:
     star = ((0.5, 0.0), (0.8, 1.0), (0.0, 0.35), (1.0, 0.35), (0.2, 1.0))
-    view = View(camera(zones={"star": star, "corner": CORNER, "all": ((0, 0), (1, 0), (1, 1), (0, 1))}))
+    view = CameraTransform(camera(zones={"star": star, "corner": CORNER, "all": ((0, 0), (1, 0), (1, 1), (0, 1))}))
 
     assert view.zones_of(Box(0.1, 0.1, 0.3, 0.3)) == ("all", "corner")
     assert view.zones_of(Box(0.4, 0.4, 0.6, 0.6)) == ("all",), "the middle of a pentagram is outside"
     assert view.zones_of(Box(0.45, 0.1, 0.55, 0.3)) == ("all", "star")
-    assert View(camera()).zones_of(Box(0, 0, 1, 1)) == ()
+    assert CameraTransform(camera()).zones_of(Box(0, 0, 1, 1)) == ()
 
 
 @pytest.mark.parametrize(
@@ -239,4 +239,4 @@ def test_geometry_that_cannot_be_meant_is_refused(settings: Any, complaint: str)
     with pytest.raises(ValueError, match=complaint):
         check_geometry(camera(**settings))
     with pytest.raises(ValueError, match=complaint):
-        View(camera(**settings))
+        CameraTransform(camera(**settings))

@@ -12,7 +12,7 @@ import pytest
 
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.trt.backend import LocalTensorRt
-from edge_agent.inference.trt.engine_loader import BuildOptions, Opened, Opener
+from edge_agent.inference.trt.engine_loader import BuildOptions, EngineLoader, Opened
 from edge_agent.inference.trt.network import Network
 from tests.fakes.kernel_twin import spans, twin_image
 from tests.fakes.pycuda import FakeCuda
@@ -67,7 +67,7 @@ class FakeBoard:
         context = CudaContext(self.cuda)
         try:
             place = LocalTensorRt(self.trt, context, self.environ)
-            return Opener(place, self.cache, self.told.append).open(network, BuildOptions(**options))
+            return EngineLoader(place, self.cache, self.told.append).open(network, BuildOptions(**options))
         except BaseException:
             context.close()
             raise

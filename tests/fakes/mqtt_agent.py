@@ -24,7 +24,7 @@ from edge_agent.core.types import (
 )
 from edge_agent.mqtt.client import MqttClient
 from edge_agent.mqtt.client_events import Subscription
-from edge_agent.mqtt.encoder import Letters
+from edge_agent.mqtt.encoder import EventEncoder
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.memory import MemoryOutbox
@@ -57,7 +57,7 @@ def event(
     at: Optional[Moment] = None,
     crop: bool = False,
     camera: str = "door",
-    appearance: int = 1,
+    visit: int = 1,
     zones: Tuple[str, ...] = (),
     side: int = 64,
 ) -> FaceEvent:
@@ -67,7 +67,7 @@ def event(
     end = event_type == "end"
     picture = Crop(np.full((side, side), 90, np.uint8), Box(0.3, 0.1, 0.6, 0.5), quality, info)
     return FaceEvent(
-        event_type, EVENT_ID.format(appearance), seq, 17, info, Moment(at.t - 2.0, at.at - timedelta(seconds=2)),
+        event_type, EVENT_ID.format(visit), seq, 17, info, Moment(at.t - 2.0, at.at - timedelta(seconds=2)),
         at if end else None, Box(0.4121, 0.221, 0.5233, 0.4172), 0.91, 0.96, "max", zones, quality,
         picture if crop and end else None, "left" if end else None, at.t + 0.01, 0.002,
     )  # fmt: skip
@@ -104,7 +104,7 @@ class Agent:
             settings, client_id or node, last_will(self.topics), on_notice or self.inbox.put, jitter=random.Random(1)
         )
         self.outbox = MemoryOutbox(outbox, time.monotonic)
-        letters = Letters(self.topics, 41, CropParams(), fake_jpeg, settings.max_packet_bytes)
+        letters = EventEncoder(self.topics, 41, CropParams(), fake_jpeg, settings.max_packet_bytes)
         self.publisher = Publisher(
             self.topics, self.outbox, self.client, self.clock, letters, reports, 41, {"door": {"delay_off_s": 2.0}},
             subscriptions, self.notices.append,

@@ -75,7 +75,7 @@ def moving_gradient(sequence: int, width: int, height: int) -> np.ndarray:
 
 
 @dataclass
-class Control:
+class CommandQueue:
     """One control of a camera."""
 
     id: int
@@ -140,7 +140,7 @@ class FakeCamera:
     fps: float = 30.0
     rates: Dict[Tuple[str, int, int], float] = field(default_factory=dict)
     has_rate: bool = True
-    controls: List[Control] = field(default_factory=list)
+    controls: List[CommandQueue] = field(default_factory=list)
     capabilities: int = abi.CAP_VIDEO_CAPTURE | abi.CAP_META_CAPTURE | abi.CAP_STREAMING | abi.CAP_DEVICE_CAPS
     device_caps: int = abi.CAP_VIDEO_CAPTURE | abi.CAP_STREAMING
     pitch_align: int = 1

@@ -2,26 +2,26 @@
 
 import pytest
 
-from edge_agent.host.state_file import Memory
+from edge_agent.host.state_file import StateFile
 
 
 def test_what_was_saved_comes_back(tmp_path):
     path = tmp_path / "new" / "x.json"
-    Memory(path).save({"a": [1, 2]})
-    assert Memory(path).load(lambda value: value["a"], []) == [1, 2]
+    StateFile(path).save({"a": [1, 2]})
+    assert StateFile(path).load(lambda value: value["a"], []) == [1, 2]
     assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_nothing_there_is_empty_and_no_fault(tmp_path, caplog):
-    assert Memory(tmp_path / "x.json").load(dict, {}) == {} and not caplog.records
+    assert StateFile(tmp_path / "x.json").load(dict, {}) == {} and not caplog.records
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b"[" * 100_000])
 def test_damage_is_told_and_the_agent_goes_on(tmp_path, caplog, damage):
     path = tmp_path / "x.json"
     path.write_bytes(damage)
-    memory = Memory(path)
+    memory = StateFile(path)
     assert memory.load(dict, {"a": 1}) == {"a": 1}
     assert "damaged" in caplog.text
     memory.save({"b": 2})
@@ -32,7 +32,7 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_so_is_recovery(tmp_pat
     caplog.set_level("INFO")
     blocker = tmp_path / "folder"
     blocker.write_text("a file where a folder should be")
-    memory = Memory(blocker / "x.json")
+    memory = StateFile(blocker / "x.json")
     memory.save({})
     memory.save({})
     assert caplog.text.count("cannot be written") == 1
@@ -43,5 +43,5 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_so_is_recovery(tmp_pat
 
 def test_what_cannot_be_written_leaves_nothing_beside_it(tmp_path):
     (tmp_path / "x.json" / "in the way").mkdir(parents=True)
-    assert not Memory(tmp_path / "x.json").save({})
+    assert not StateFile(tmp_path / "x.json").save({})
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]

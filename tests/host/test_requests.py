@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from edge_agent.host.systemd import FOLDER, Requests
+from edge_agent.host.systemd import FOLDER, NvargusRestart
 
 UNITS = Path(__file__).parents[2] / "systemd"
 
 
 def test_the_file_is_the_one_that_the_helper_waits_for(tmp_path):
-    assert Requests(tmp_path).restart_nvargus() and Requests(tmp_path).restart_nvargus()
+    assert NvargusRestart(tmp_path).restart_nvargus() and NvargusRestart(tmp_path).restart_nvargus()
     (made,) = tmp_path.iterdir()
     assert f"PathExists={FOLDER / made.name}" in (UNITS / "edge-agent-nvargus.path").read_text("utf-8").splitlines()
     assert made.read_bytes() == b""
@@ -16,7 +16,7 @@ def test_the_file_is_the_one_that_the_helper_waits_for(tmp_path):
 
 
 def test_where_nobody_listens_it_is_told_once(tmp_path, caplog):
-    requests = Requests(tmp_path / "nothing")
+    requests = NvargusRestart(tmp_path / "nothing")
     assert not requests.restart_nvargus() and not requests.restart_nvargus()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "edge-agent-nvargus.path" in caplog.text
@@ -27,4 +27,4 @@ def test_a_link_in_its_place_is_not_followed(tmp_path):
     folder = tmp_path / "requests"
     folder.mkdir()
     (folder / "restart-nvargus").symlink_to(target)
-    assert not Requests(folder).restart_nvargus() and not target.exists()
+    assert not NvargusRestart(folder).restart_nvargus() and not target.exists()

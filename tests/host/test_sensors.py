@@ -28,7 +28,7 @@ def read(tree) -> MachineHealth:
     return Sensors(tree.root)()
 
 
-def misfits(figures: MachineHealth) -> list:
+def mismatch(figures: MachineHealth) -> list:
     """What the health message's schema has against them."""
     schema = VALIDATORS["edge-agent.health/1"]
     payload = json.loads(json.dumps(figures.payload(), allow_nan=False))
@@ -59,7 +59,7 @@ def test_every_figure_that_a_board_tells(tree):
     assert set(figures.temperatures_c) == {name for name, value in ZONES[tree.jetpack].items() if value > -100_000}
     assert board_model(tree.root) == MODELS[tree.jetpack]
     assert jetpack(tree.root).startswith(f"{tree.jetpack} (L4T 3")
-    assert misfits(figures) == []
+    assert mismatch(figures) == []
 
 
 @pytest.mark.parametrize("tree", [6], indirect=True)
@@ -127,7 +127,7 @@ def test_whatever_is_missing_or_spoilt_each_answer_fits_the_schema(tree):
         else:
             path.write_bytes(dice.choice(NONSENSE))
         figures = read(tree)
-        assert misfits(figures) == []
+        assert mismatch(figures) == []
         board_model(tree.root), jetpack(tree.root)
         if not tree.files():
             break

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.camera.transform import View
+from edge_agent.core.camera.transform import CameraTransform
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, DeviceView, Levels, Picture
 from edge_agent.errors import EngineError
@@ -239,7 +239,7 @@ def test_the_kernel_is_given_the_frames_own_pointer(rig: Rig) -> None:
     rig.run(preprocess, whole)
     assert rig.last()["source"] == buffer.pointer
 
-    part, (left, top) = View(CameraParams(roi=(0.25, 0.5, 0.75, 1.0))).region(whole)
+    part, (left, top) = CameraTransform(CameraParams(roi=(0.25, 0.5, 0.75, 1.0))).region(whole)
     found = rig.run(preprocess, part)
     assert rig.last()["source"] == buffer.pointer + top * 1280 + left
     assert preprocess.copied == 0 and rig.cuda.copied_bytes == 0

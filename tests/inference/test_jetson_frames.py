@@ -9,7 +9,7 @@ import pytest
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.jetson.source import JetsonSource
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.camera.transform import View
+from edge_agent.core.camera.transform import CameraTransform
 from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext
@@ -27,7 +27,7 @@ def test_the_launch_receives_the_pointer_that_the_source_has_lent(tmp_path: Path
     context = CudaContext(cuda)
     preprocess = CudaPreprocessor(context, KernelCache(tmp_path, TwinCompiler), FACEDETECTIR)
     module = FakeJetsonUtils(Board({"csi://0": Input(size_at=lambda sequence: (1280, 720))}))
-    view = View(CameraParams("csi://0"))
+    view = CameraTransform(CameraParams("csi://0"))
     with closing(JetsonSource("csi://0", SourceOptions(color=color), module)) as source:
         source.open()
         for _ in range(6):

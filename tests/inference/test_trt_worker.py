@@ -18,7 +18,7 @@ from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import golden_picture
-from edge_agent.inference.trt.find import find_place
+from edge_agent.inference.trt.find import find_backend
 from edge_agent.inference.trt.network import read_network
 from edge_agent.inference.trt.process import PROGRAM, Refusal, WorkerProcess
 from tests.fakes.gpu import calibration
@@ -137,12 +137,12 @@ def test_without_tensorrt_here_jetpacks_python_is_found(jetpack: JetPack4, tmp_p
         pass
     else:
         pytest.skip("needs a machine without TensorRT: it is installed here")
-    place = find_place(None, {}, Path(jetpack.python))
+    place = find_backend(None, {}, Path(jetpack.python))
     assert (place.gpu, place.version, place.worker) == ("NVIDIA Tegra X1", "8.2.1.8", jetpack.python)
     place.close()
     for other in ("nowhere", "/bin/false"):
         with pytest.raises(MissingPackage, match="tensorrt cannot be imported: No module named"):
-            find_place(None, {}, Path(other))
+            find_backend(None, {}, Path(other))
 
 
 def test_auto_takes_the_worker_that_the_settings_name(

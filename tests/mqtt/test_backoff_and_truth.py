@@ -6,11 +6,11 @@ from typing import List
 import pytest
 
 from edge_agent.core.protocol.messages import Message
-from edge_agent.mqtt.reconnect import Backoff, Dialect, Ending, Flaps
-from edge_agent.mqtt.retained import Rank, RetainedTruth
+from edge_agent.mqtt.reconnect import Backoff, FlapDetector, ProtocolFallback, SessionResult
+from edge_agent.mqtt.retained import Rank, RetainedState
 
-DOWN = Ending("connection refused")
-SILENT = Ending("silent", answered=False)
+DOWN = SessionResult("connection refused")
+SILENT = SessionResult("silent", answered=False)
 
 
 @pytest.mark.parametrize(("failures", "bound"), [(0, 1.0), (1, 2.0), (3, 8.0), (5, 32.0), (6, 60.0), (500, 60.0)])
@@ -35,18 +35,18 @@ def test_bounds_double_and_a_stable_session_resets_them() -> None:
 
     backoff = Backoff(Most())
     assert [backoff.after(DOWN) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert backoff.after(Ending("lost", connected=True, lasted_s=59.0)) == 60
-    assert backoff.after(Ending("lost", connected=True, lasted_s=61.0)) == 1
+    assert backoff.after(SessionResult("lost", connected=True, lasted_s=59.0)) == 60
+    assert backoff.after(SessionResult("lost", connected=True, lasted_s=61.0)) == 1
 
 
 def test_refused_credentials_wait_one_to_five_minutes() -> None:
     backoff = Backoff(random.Random(3))
-    delays = [backoff.after(Ending("refused", hopeless=True)) for _ in range(500)]
+    delays = [backoff.after(SessionResult("refused", hopeless=True)) for _ in range(500)]
     assert 60.0 <= min(delays) < 75.0 and 285.0 < max(delays) <= 300.0
 
 
-def versions(setting: str, endings: List[Ending]) -> List[str]:
-    dialect = Dialect(setting)
+def versions(setting: str, endings: List[SessionResult]) -> List[str]:
+    dialect = ProtocolFallback(setting)
     spoken = []
     for ending in endings:
         dialect.ended(ending)
@@ -55,8 +55,8 @@ def versions(setting: str, endings: List[Ending]) -> List[str]:
 
 
 def test_version_is_given_up_when_the_broker_says_so_or_twice_says_nothing() -> None:
-    unsupported = Ending("unsupported", unsupported=True)
-    lost = Ending("lost", connected=True)
+    unsupported = SessionResult("unsupported", unsupported=True)
+    lost = SessionResult("lost", connected=True)
     assert versions("5", [DOWN, unsupported, lost, SILENT, SILENT]) == ["5"] + ["3.1.1"] * 4
     assert versions("5", [SILENT, SILENT, SILENT, SILENT]) == ["5", "3.1.1", "3.1.1", "5"]
     assert versions("5", [SILENT, DOWN, SILENT, lost, SILENT]) == ["5"] * 5
@@ -65,7 +65,7 @@ def test_version_is_given_up_when_the_broker_says_so_or_twice_says_nothing() -> 
 
 
 def test_more_than_three_losses_in_a_minute_are_flapping() -> None:
-    flaps = Flaps()
+    flaps = FlapDetector()
     assert [flaps.lost(t) for t in (0, 10, 20, 30, 95, 96, 97, 98)] == [False] * 3 + [True] + [False] * 3 + [True]
 
 
@@ -73,7 +73,7 @@ def state(topic: str, payload: bytes) -> Message:
     return Message(topic, payload, retain=True)
 
 
-def due(truth: RetainedTruth, t: float = 0.0) -> List[bytes]:
+def due(truth: RetainedState, t: float = 0.0) -> List[bytes]:
     sent = []
     for message in truth.due(t):
         truth.sent(message.topic, t)
@@ -82,7 +82,7 @@ def due(truth: RetainedTruth, t: float = 0.0) -> List[bytes]:
 
 
 def test_truth_is_told_in_rank_order_and_again_at_every_connect() -> None:
-    truth = RetainedTruth()
+    truth = RetainedState()
     truth.set(state("online", b"5"), Rank.ONLINE)
     truth.set(state("presence", b"3"), Rank.PRESENCE)
     truth.set(state("camera", b"2"), Rank.AVAILABILITY)
@@ -95,7 +95,7 @@ def test_truth_is_told_in_rank_order_and_again_at_every_connect() -> None:
 
 
 def test_only_the_newest_value_is_ever_sent() -> None:
-    truth = RetainedTruth()
+    truth = RetainedState()
     for payload in (b"ON", b"OFF", b"ON", b"None"):
         truth.set(state("p", payload), Rank.PRESENCE)
     assert due(truth) == [b"None"]
@@ -110,7 +110,7 @@ def test_only_the_newest_value_is_ever_sent() -> None:
 
 
 def test_a_slowed_topic_waits_and_then_tells_the_newest() -> None:
-    truth = RetainedTruth()
+    truth = RetainedState()
     truth.set(state("n", b"0"), Rank.PRESENCE)
     assert due(truth, 10.0) == [b"0"]
     truth.accepted("n")
@@ -125,7 +125,7 @@ def test_a_slowed_topic_waits_and_then_tells_the_newest() -> None:
 
 
 def test_a_refused_topic_is_tried_again_later_even_when_it_changes() -> None:
-    truth = RetainedTruth()
+    truth = RetainedState()
     truth.set(state("p", b"ON"), Rank.PRESENCE)
     due(truth)
     truth.refused("p", 60.0)

@@ -22,7 +22,7 @@ SWITCHES = tuple(
 )
 
 
-class Speaker:
+class MessageSink:
     """Keeps the answers."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ def refuse() -> Dict[str, Any]:
 
 
 def test_nothing_that_is_sent_raises_in_the_handler_or_makes_it_talk_without_bound() -> None:
-    random, clock, guard, speaker = Random(1), FakeClock(), Guard(RULES), Speaker()
+    random, clock, guard, speaker = Random(1), FakeClock(), Guard(RULES), MessageSink()
     waiting: List[Command] = []
 
     def submit(command: Command) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.mqtt.client import MqttClient
-from edge_agent.mqtt.encoder import Letters
+from edge_agent.mqtt.encoder import EventEncoder
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.params import OutboxParams
@@ -56,7 +56,7 @@ class Day:
         bounds = OutboxParams(max_bytes=4_000_000, max_crop_bytes=2_000_000, synchronous="normal", min_free_bytes=0)
         self.outbox = SqliteOutbox(bounds, folder, self.stage.clock, "kernel", BOOT)
         self.outbox.open()
-        letters = Letters(topics, BOOT, CropParams(), fake_jpeg)
+        letters = EventEncoder(topics, BOOT, CropParams(), fake_jpeg)
         reports = [self.stage.pipeline.report()]
         self.publisher = Publisher(topics, self.outbox, self.client, self.stage.clock, letters, reports, BOOT)
         self.pixels = textured((*FACE, 200), side=SIDE)

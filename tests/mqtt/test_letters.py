@@ -9,15 +9,15 @@ import pytest
 
 from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.protocol.topics import Topics
-from edge_agent.mqtt.encoder import Letters
+from edge_agent.mqtt.encoder import EventEncoder
 from tests.fakes.mqtt_agent import event, fake_jpeg, moment
 from tests.fakes.schemas import validate
 
 TOPICS = Topics("edge-agent", "lobby")
 
 
-def letters(encode: Any = fake_jpeg, max_packet_bytes: int = 1_000_000, **crops: Any) -> Letters:
-    return Letters(TOPICS, 41, CropParams(**crops), encode, max_packet_bytes)
+def letters(encode: Any = fake_jpeg, max_packet_bytes: int = 1_000_000, **crops: Any) -> EventEncoder:
+    return EventEncoder(TOPICS, 41, CropParams(**crops), encode, max_packet_bytes)
 
 
 def test_the_crop_comes_just_before_its_end_and_is_bound_to_it() -> None:
@@ -31,7 +31,7 @@ def test_the_crop_comes_just_before_its_end_and_is_bound_to_it() -> None:
 
 
 @pytest.mark.parametrize("off", [letters(None), letters(enabled=False)], ids=["no encoder", "setting"])
-def test_crops_can_be_off(off: Letters) -> None:
+def test_crops_can_be_off(off: EventEncoder) -> None:
     (end,) = off.of_event(event(7, "end", crop=True), moment(7))
     assert json.loads(end.payload)["crop"] is None
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"synchronous": "normal"}
 
 
-class Opener:
+class EngineLoader:
     """Makes outboxes on one folder, one after the other, as restarts do: boots 1, 3, 5 ..."""
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ class Opener:
 
 @pytest.fixture
 def make(tmp_path: Path):
-    opener = Opener(tmp_path / "state")
+    opener = EngineLoader(tmp_path / "state")
     yield opener
     for outbox in opener.all:
         outbox.close()
@@ -67,21 +67,21 @@ def make(tmp_path: Path):
 
 class TestSqliteOutbox(OutboxContract):
     @pytest.fixture(autouse=True)
-    def opener(self, make: Opener) -> None:
+    def opener(self, make: EngineLoader) -> None:
         self.opener = make
 
     def make(self, max_bytes: int = 1_000_000, max_crop_bytes: int = 1_000_000) -> SqliteOutbox:
         return self.opener(max_bytes=max_bytes, max_crop_bytes=max_crop_bytes)
 
 
-def appearance(seq: int, kind: str, number: int = 1, boot: int = 1, camera: str = "door") -> Message:
+def visit(seq: int, kind: str, number: int = 1, boot: int = 1, camera: str = "door") -> Message:
     """A real event's message."""
     from edge_agent.core.presence.crops import CropParams
     from edge_agent.core.protocol.topics import Topics
-    from edge_agent.mqtt.encoder import Letters
+    from edge_agent.mqtt.encoder import EventEncoder
 
-    letters = Letters(Topics("edge-agent", "lobby"), boot, CropParams(), fake_jpeg)
-    event = face_event(seq, kind, appearance=number, camera=camera)
+    letters = EventEncoder(Topics("edge-agent", "lobby"), boot, CropParams(), fake_jpeg)
+    event = face_event(seq, kind, visit=number, camera=camera)
     return letters.of_event(event, event.info.moment)[-1]
 
 
@@ -244,7 +244,7 @@ def test_unwanted_crops_of_earlier_runs_go_too_and_none_is_sent_while_the_disk_d
 # Clocks
 
 
-def ages(make: Opener, outbox: SqliteOutbox) -> List[float]:
+def ages(make: EngineLoader, outbox: SqliteOutbox) -> List[float]:
     batch = outbox.batch(10)
     outbox.release([s.key for s in batch])
     return [make.clock.t - s.queued_t for s in batch]
@@ -322,10 +322,8 @@ def crash(outbox: SqliteOutbox) -> None:
 
 def test_appearances_left_open_are_closed_at_the_next_start(make):
     outbox = make()
-    outbox.put(
-        [appearance(1, "start", 1), appearance(2, "start", 2), appearance(1, "start", 3, camera="yard")], make.clock()
-    )
-    outbox.put([appearance(3, "update", 1), appearance(4, "end", 2)], make.clock())
+    outbox.put([visit(1, "start", 1), visit(2, "start", 2), visit(1, "start", 3, camera="yard")], make.clock())
+    outbox.put([visit(3, "update", 1), visit(4, "end", 2)], make.clock())
     for stored in outbox.batch(10):
         outbox.accept(stored.key)
     make.clock.advance(1.0)
@@ -350,10 +348,10 @@ def test_appearances_left_open_are_closed_at_the_next_start(make):
 
 def test_a_backlog_comes_before_the_ends_that_close_it(make):
     outbox = make()
-    outbox.put([appearance(1, "start"), appearance(2, "update")], make.clock())
+    outbox.put([visit(1, "start"), visit(2, "update")], make.clock())
     crash(outbox)
     outbox = make()
-    outbox.put([appearance(1, "start", 2, boot=3)], make.clock())
+    outbox.put([visit(1, "start", 2, boot=3)], make.clock())
     shown = [json.loads(s.message.payload) for s in outbox.batch(10)]
     assert [(e["boot"], e["seq"], e["event_type"]) for e in shown] == [
         (1, 1, "start"),
@@ -402,7 +400,7 @@ def test_no_number_is_given_twice_though_the_disk_failed_before_kill_9(tmp_path)
 
 def test_what_a_start_has_closed_it_closes_once_however_often_the_disk_fails(make):
     outbox = make()
-    outbox.put([appearance(1, "start")], make.clock())
+    outbox.put([visit(1, "start")], make.clock())
     crash(outbox)
     with contextlib.closing(sqlite3.connect(str(make.file), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -417,7 +415,7 @@ def test_what_a_start_has_closed_it_closes_once_however_often_the_disk_fails(mak
 
 def test_a_file_of_the_first_version_is_brought_up_to_date(make):
     outbox = make()
-    outbox.put([appearance(1, "start")], make.clock())
+    outbox.put([visit(1, "start")], make.clock())
     crash(outbox)
     with contextlib.closing(sqlite3.connect(str(make.file))) as db:
         db.execute("CREATE TABLE last_seq (camera TEXT PRIMARY KEY, boot INTEGER NOT NULL, seq INTEGER NOT NULL)")
@@ -429,7 +427,7 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(make):
 
 def test_a_clean_stop_leaves_nothing_open(make):
     outbox = make()
-    outbox.put([appearance(1, "start"), appearance(2, "end")], make.clock())
+    outbox.put([visit(1, "start"), visit(2, "end")], make.clock())
     outbox.close()
     assert [s.message.seq for s in make().batch(10)] == [1, 2]
 
@@ -610,7 +608,7 @@ class Unplugged:
         (self.folder / "unplugged").rename(self.folder / "outbox.db")
 
 
-def backlog(make: Opener, *seqs: int) -> SqliteOutbox:
+def backlog(make: EngineLoader, *seqs: int) -> SqliteOutbox:
     """Too much for SQLite to keep in memory, and all of it on disk."""
     outbox = make()
     for seq in seqs:
@@ -847,7 +845,7 @@ def test_a_day_of_appearances_stays_bounded(make):
         for kind in ("start", "end"):
             seq += 1
             crop = [message(seq, "crop", size=5_000)] if kind == "end" else []
-            event = appearance(1, kind, number % 1000)
+            event = visit(1, kind, number % 1000)
             outbox.put([*crop, Message(**{**vars(event), "seq": seq})], make.clock())
             make.clock.advance(5.0)
             outbox.flush()

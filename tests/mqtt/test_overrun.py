@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, List
 
 from edge_agent.core.types import Outcome
-from edge_agent.runtime.publish_queue import Inbox
+from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import PublishStage
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import HEALTH, INFO, Agent, event, report
@@ -16,7 +16,7 @@ DOOR = "edge-agent/lobby/door"
 
 @needs_mosquitto
 def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path: Path) -> None:
-    inbox = Inbox(capacity=3)
+    inbox = PublishQueue(capacity=3)
     with Broker(tmp_path) as broker, Agent(broker.port, on_notice=inbox.put_notice) as agent:
         stage = PublishStage(inbox, agent.publisher, lambda: HEALTH, lambda: INFO, agent.clock)
 
@@ -37,16 +37,16 @@ def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path
             eventually(done)
 
         with Listener(broker, f"{DOOR}/#") as listener:
-            inbox.put_outcome(Outcome("door", (event(1, appearance=1),), report("ON", faces=1)))
+            inbox.put_outcome(Outcome("door", (event(1, visit=1),), report("ON", faces=1)))
             step_until(lambda: told() == [(1, "start", "1")])
             # From here on nobody takes anything.
-            inbox.put_outcome(Outcome("door", (event(2, appearance=2),), report("ON", faces=2)))
-            inbox.put_outcome(Outcome("door", (event(3, "update", appearance=1),)))
-            inbox.put_outcome(Outcome("door", (event(4, "end", appearance=1, crop=True),), report("ON", faces=1)))
-            inbox.put_outcome(Outcome("door", (event(5, "end", appearance=2, crop=True),), report("OFF", faces=0)))
+            inbox.put_outcome(Outcome("door", (event(2, visit=2),), report("ON", faces=2)))
+            inbox.put_outcome(Outcome("door", (event(3, "update", visit=1),)))
+            inbox.put_outcome(Outcome("door", (event(4, "end", visit=1, crop=True),), report("ON", faces=1)))
+            inbox.put_outcome(Outcome("door", (event(5, "end", visit=2, crop=True),), report("OFF", faces=0)))
             for seq in range(6, 12, 2):
-                inbox.put_outcome(Outcome("door", (event(seq, appearance=3),)))
-                inbox.put_outcome(Outcome("door", (event(seq + 1, "end", appearance=3),)))
+                inbox.put_outcome(Outcome("door", (event(seq, visit=3),)))
+                inbox.put_outcome(Outcome("door", (event(seq + 1, "end", visit=3),)))
             step_until(lambda: any(one[0] == 11 for one in told()) and agent.settled())
             shown = told()
             numbers = [one[0] for one in shown if len(one) == 3]

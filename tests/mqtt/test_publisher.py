@@ -15,7 +15,7 @@ from edge_agent.core.protocol.messages import Message
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Sight
 from edge_agent.mqtt.client_events import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
-from edge_agent.mqtt.encoder import Letters
+from edge_agent.mqtt.encoder import EventEncoder
 from edge_agent.mqtt.publisher import WINDOW, Publisher
 from edge_agent.outbox.memory import MemoryOutbox
 from edge_agent.outbox.params import OutboxParams
@@ -193,7 +193,7 @@ def test_no_event_is_lost_or_out_of_order_when_the_broker_is_killed(tmp_path: Pa
             for _ in range(3):
                 for _ in range(60):
                     seq += 1
-                    agent.put(event(seq, "end" if seq % 2 == 0 else "start", appearance=(seq + 1) // 2))
+                    agent.put(event(seq, "end" if seq % 2 == 0 else "start", visit=(seq + 1) // 2))
                 agent.until(lambda: agent.outbox.status().in_flight)
                 broker.kill()
                 gate.shut()
@@ -309,7 +309,7 @@ def test_whoever_may_not_have_crops_gets_the_events(tmp_path: Path) -> None:
     acl.write_text(f"topic deny {NODE}/+/crops/#\ntopic readwrite #\n")
     with Broker(tmp_path, f"acl_file {acl}") as broker, Listener(broker) as listener, Agent(broker.port) as agent:
         for seq in range(1, 101, 2):
-            agent.put(event(seq, appearance=seq), event(seq + 1, "end", crop=True, appearance=seq))
+            agent.put(event(seq, visit=seq), event(seq + 1, "end", crop=True, visit=seq))
         agent.until(lambda: agent.client.status().connected and agent.outbox.status().pending == 50)
         agent.put(event(101))
         agent.until(lambda: agent.outbox.status().pending == 50 and not agent.outbox.status().in_flight)
@@ -418,7 +418,7 @@ def taped(clock: Optional[FakeClock] = None) -> Any:
     tape, clock = Tape(), clock or FakeClock()
     topics = Topics("edge-agent", "lobby")
     outbox = MemoryOutbox(OutboxParams(), lambda: clock.t)
-    publisher = Publisher(topics, outbox, tape, clock, Letters(topics, 41, CropParams(), None), [STARTING], 41)
+    publisher = Publisher(topics, outbox, tape, clock, EventEncoder(topics, 41, CropParams(), None), [STARTING], 41)
     publisher.info(INFO)
     return publisher, tape, outbox, clock
 
@@ -570,14 +570,14 @@ def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
     from types import SimpleNamespace
 
     from edge_agent.core.protocol.commands import Command, Done
-    from edge_agent.mqtt.service import Desk
+    from edge_agent.mqtt.service import MqttService
 
     publisher, tape, outbox, clock = taped()
     crop = Message(f"{DOOR}/crops/1", b"jpeg", kind="crop", camera="door", seq=1, boot=41, gap_topic=EVENTS)
     outbox.put([crop], clock())
     commands: Any = SimpleNamespace(done=lambda done: None)
     nobody: Any = None
-    desk = Desk(publisher, commands, nobody, None, None, clock)
+    desk = MqttService(publisher, commands, nobody, None, None, clock)
     desk.notice(Done(Command("crops", camera="door", arguments={"on": False})))
     publisher.notice(Connected(1, "5"))
     publisher.pump()

@@ -28,12 +28,12 @@ from edge_agent.core.types import Outcome
 from edge_agent.host import jpeg
 from edge_agent.host.clock import SystemClock
 from edge_agent.mqtt.client import MqttClient
-from edge_agent.mqtt.encoder import Letters
+from edge_agent.mqtt.encoder import EventEncoder
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.params import OutboxParams
 from edge_agent.outbox.sqlite import SqliteOutbox
-from edge_agent.runtime.publish_queue import Inbox
+from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import PublishStage
 from edge_agent.runtime.worker import Worker
 from tests.fakes.agent import AgentProcess
@@ -107,7 +107,7 @@ def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
     The publish thread works meanwhile; the difference between the two is waiting, be it for a lock or for a processor
     that others use.
     """
-    inbox, clock = Inbox(), SystemClock()
+    inbox, clock = PublishQueue(), SystemClock()
     costs: List[float] = []
     processor: List[float] = []
     before = sys.getswitchinterval()
@@ -118,7 +118,7 @@ def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
             outbox = SqliteOutbox(OutboxParams(), Path(name), clock, "kernel", 1)
             params = MqttParams(host="127.0.0.1", port=broker.port)
             client = MqttClient(params, "bench", last_will(topics), inbox.put_notice)
-            letters = Letters(topics, 41, CropParams(), jpeg.encoder())
+            letters = EventEncoder(topics, 41, CropParams(), jpeg.encoder())
             publisher = Publisher(topics, outbox, client, clock, letters, [report()], 41)
             stage = PublishStage(inbox, publisher, lambda: HEALTH, lambda: INFO, clock)
 

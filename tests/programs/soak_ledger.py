@@ -18,7 +18,7 @@ class Account(NamedTuple):
     """How one camera's events add up."""
 
     events: int
-    appearances: int
+    visits: int
     duplicates: int
     gaps: int
     covered: int

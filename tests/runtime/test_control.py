@@ -5,7 +5,7 @@ import numpy as np
 from edge_agent.core.frame import Frame
 from edge_agent.core.protocol.commands import Command, Done
 from edge_agent.core.types import FrameInfo, Outcome
-from edge_agent.runtime.command_queue import SNAPSHOT_WITHIN_S, Control
+from edge_agent.runtime.command_queue import SNAPSHOT_WITHIN_S, CommandQueue
 from tests.fakes.clock import FakeClock
 
 
@@ -31,7 +31,7 @@ class Switchboard:
 
 def setup(capacity=32):
     answers = []
-    return Control(answers.append, capacity), {name: Switchboard(name) for name in "ab"}, answers, FakeClock()
+    return CommandQueue(answers.append, capacity), {name: Switchboard(name) for name in "ab"}, answers, FakeClock()
 
 
 def frame(camera, clock):

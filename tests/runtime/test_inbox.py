@@ -20,7 +20,7 @@ from edge_agent.core.types import (
     Quality,
     Sight,
 )
-from edge_agent.runtime.publish_queue import MAX_REQUESTS, Inbox
+from edge_agent.runtime.publish_queue import MAX_REQUESTS, PublishQueue
 
 NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
 
@@ -34,7 +34,7 @@ def event(seq: int, kind: str = "start", face: Optional[int] = None, camera: str
     )  # fmt: skip
 
 
-def shown(inbox: Inbox) -> List[Any]:
+def shown(inbox: PublishQueue) -> List[Any]:
     """In short: seq of events, (from, to) of what was lost, the presence of a report alone."""
     found: List[Any] = []
     for item in inbox.take(0):
@@ -52,7 +52,7 @@ def report(presence: Presence, camera: str = "a") -> CameraReport:
 
 
 def test_outcomes_and_notices_come_out_in_order():
-    inbox = Inbox()
+    inbox = PublishQueue()
     first, notice, second = Outcome("a", (event(1),)), object(), Outcome("a", (event(2),))
     inbox.put_outcome(first)
     inbox.put_notice(notice)
@@ -62,7 +62,7 @@ def test_outcomes_and_notices_come_out_in_order():
 
 
 def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
-    inbox = Inbox(capacity=3)
+    inbox = PublishQueue(capacity=3)
     for seq in range(1, 8):
         inbox.put_outcome(Outcome("a", (event(seq),)))
     assert shown(inbox) == [(1, 4), 5, 6, 7], "and says which"
@@ -70,7 +70,7 @@ def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
 
 
 def test_a_flood_of_one_kind_of_requests_crowds_out_no_other():
-    inbox = Inbox()
+    inbox = PublishQueue()
     for number in range(MAX_REQUESTS + 10):
         inbox.put_request(number)
     inbox.put_request("echo", "own")
@@ -81,7 +81,7 @@ def test_a_flood_of_one_kind_of_requests_crowds_out_no_other():
 
 
 def test_a_report_survives_until_a_newer_one_of_the_same_camera():
-    inbox = Inbox(capacity=2)
+    inbox = PublishQueue(capacity=2)
     inbox.put_outcome(Outcome("a", (event(1),), report=report(Presence.YES)))
     inbox.put_outcome(Outcome("b", report=report(Presence.NO, "b")))
     for seq in range(2, 6):
@@ -93,14 +93,14 @@ def test_a_report_survives_until_a_newer_one_of_the_same_camera():
 
 
 def test_an_old_report_goes_when_a_newer_one_waits():
-    inbox = Inbox(capacity=1)
+    inbox = PublishQueue(capacity=1)
     inbox.put_outcome(Outcome("a", report=report(Presence.YES)))
     inbox.put_outcome(Outcome("a", report=report(Presence.NO)))
     assert [item.report.presence for item in inbox.take(0)] == [Presence.NO]
 
 
 def test_the_end_of_what_the_taker_knows_to_be_open_is_never_lost_but_its_picture_is():
-    inbox = Inbox(capacity=2)
+    inbox = PublishQueue(capacity=2)
     inbox.put_outcome(Outcome("a", (event(1, face=1), event(2, face=2)), report(Presence.YES)))
     inbox.take(0)
     inbox.put_outcome(Outcome("a", (event(3, "update", 2), event(4, "end", 2), event(5, face=3))))
@@ -123,7 +123,7 @@ def test_the_end_of_what_the_taker_knows_to_be_open_is_never_lost_but_its_pictur
 def test_any_story_keeps_the_books(seed):
     """Every number comes or is told as lost, once and in order; who was seen to come is seen to go."""
     rng = random.Random(seed)
-    inbox = Inbox(capacity=8)
+    inbox = PublishQueue(capacity=8)
     seqs, there = {"a": 0, "b": 0}, {"a": [], "b": []}
     told: Dict[str, List[int]] = {"a": [], "b": []}
     seen_open, truth, faces, longest = set(), {}, 0, 0

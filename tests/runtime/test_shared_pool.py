@@ -10,8 +10,8 @@ import pytest
 
 from edge_agent.core.types import Moment
 from edge_agent.errors import EngineError, SourceError
-from edge_agent.runtime.command_queue import Control
-from edge_agent.runtime.pool_proxy import SharedPool
+from edge_agent.runtime.command_queue import CommandQueue
+from edge_agent.runtime.pool_proxy import PoolProxy
 from tests.fakes.broker import eventually
 from tests.fakes.clock import FakeClock
 
@@ -56,8 +56,8 @@ class Owner:
     """The infer thread: takes commands until told to stop, then closes the pool."""
 
     def __init__(self, **options: Any) -> None:
-        self.control = Control(lambda done: None, capacity=4)
-        self.shared = SharedPool(self.control, **options)
+        self.control = CommandQueue(lambda done: None, capacity=4)
+        self.shared = PoolProxy(self.control, **options)
         self.go, self.stop = threading.Event(), threading.Event()
         self.pool: Any = None
         self.closed: List[bool] = []
@@ -131,7 +131,7 @@ def test_modes_wait_until_the_gpu_is_known() -> None:
 
 
 def test_an_end_before_the_gpu_is_known_lets_everybody_go() -> None:
-    shared = SharedPool(Control(lambda done: None))
+    shared = PoolProxy(CommandQueue(lambda done: None))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(shared.modes)
         shared.dismiss()

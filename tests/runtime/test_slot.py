@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_agent.core.frame import Frame
 from edge_agent.core.types import Moment, Sight
-from edge_agent.runtime.frame_mailbox import MAX_PENDING_SIGHTS, SlotBoard
+from edge_agent.runtime.frame_mailbox import MAX_PENDING_SIGHTS, FrameMailbox
 
 NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
 
@@ -18,7 +18,7 @@ def frame(sequence: int, released=None) -> Frame:
 
 
 def test_newest_frame_wins_and_the_displaced_one_is_released_and_counted():
-    board, released = SlotBoard(["a"]), []
+    board, released = FrameMailbox(["a"]), []
     for sequence in (1, 2, 3):
         board.put("a", frame(sequence, released))
     delivery = board.take(0)
@@ -29,7 +29,7 @@ def test_newest_frame_wins_and_the_displaced_one_is_released_and_counted():
 
 
 def test_a_loss_is_delivered_even_when_sight_came_back_before_anyone_looked():
-    board, released = SlotBoard(["a"]), []
+    board, released = FrameMailbox(["a"]), []
     board.set_sight("a", Sight.OK, NOW)
     board.put("a", frame(1, released))
     board.set_sight("a", Sight.LOST, NOW)
@@ -42,7 +42,7 @@ def test_a_loss_is_delivered_even_when_sight_came_back_before_anyone_looked():
 
 
 def test_the_same_sight_is_told_once_and_pending_changes_are_bounded():
-    board = SlotBoard(["a"])
+    board = FrameMailbox(["a"])
     assert board.set_sight("a", Sight.DARK, NOW) is True
     assert board.set_sight("a", Sight.DARK, NOW) is False
     for _ in range(100):
@@ -54,7 +54,7 @@ def test_the_same_sight_is_told_once_and_pending_changes_are_bounded():
 
 
 def test_the_least_recently_served_camera_goes_first():
-    board, order = SlotBoard(["a", "b", "c"]), []
+    board, order = FrameMailbox(["a", "b", "c"]), []
     for turn in range(9):
         for camera in "abc":
             board.put(camera, frame(turn))
@@ -63,14 +63,14 @@ def test_the_least_recently_served_camera_goes_first():
 
 
 def test_take_wakes_on_a_put_from_another_thread_and_else_times_out():
-    board = SlotBoard(["a"])
+    board = FrameMailbox(["a"])
     assert board.take(0.01) is None
     threading.Timer(0.02, board.put, ("a", frame(7))).start()
     assert board.take(10).frame.sequence == 7
 
 
 def test_close_releases_what_nobody_will_take():
-    board, released = SlotBoard(["a", "b"]), []
+    board, released = FrameMailbox(["a", "b"]), []
     board.put("a", frame(1, released))
     board.close()
     board.close()
@@ -80,7 +80,7 @@ def test_close_releases_what_nobody_will_take():
 
 def test_every_frame_is_either_inferred_or_dropped_under_contention():
     cameras, each = ["a", "b", "c"], 2000
-    board, released = SlotBoard(cameras), []
+    board, released = FrameMailbox(cameras), []
     done = threading.Event()
 
     def capture(camera: str) -> None:
@@ -107,7 +107,7 @@ def test_every_frame_is_either_inferred_or_dropped_under_contention():
 
 
 def test_a_sight_that_nobody_took_keeps_the_camera_in_doubt():
-    board = SlotBoard(["a"])
+    board = FrameMailbox(["a"])
     board.set_doubt("a", True)
     board.set_sight("a", Sight.DARK, NOW)
     board.set_doubt("a", False)

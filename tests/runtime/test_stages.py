@@ -9,9 +9,9 @@ from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationP
 from edge_agent.core.frame import Frame
 from edge_agent.core.protocol.commands import Command, Done
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
-from edge_agent.runtime.command_queue import Control
-from edge_agent.runtime.frame_mailbox import SlotBoard
-from edge_agent.runtime.publish_queue import Inbox
+from edge_agent.runtime.command_queue import CommandQueue
+from edge_agent.runtime.frame_mailbox import FrameMailbox
+from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import (
     HEALTH_LOOK_S,
     REOPEN_FIRST_S,
@@ -31,7 +31,7 @@ class Rig:
     def __init__(self, scripts, stall_after_s=5.0):
         self.clock = FakeClock()
         self.camera = ScriptedCamera(lambda: self.clock.t, scripts)
-        self.board = SlotBoard(["door"])
+        self.board = FrameMailbox(["door"])
         self.stage = CaptureStage(
             "door",
             self.camera,
@@ -238,7 +238,7 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
 
 def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_the_next_tick():
     rig = Rig([[FRAME] * 5])
-    board = SlotBoard(["door", "hall"])
+    board = FrameMailbox(["door", "hall"])
 
     class Slow(Recorder):
         """Meanwhile the other camera's thread finishes its proof."""
@@ -269,7 +269,7 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
             return "crop"
 
     rig, answers, pipeline = Rig([[FRAME] * 5]), [], Eye("door")
-    control = Control(answers.append)
+    control = CommandQueue(answers.append)
     stage = InferStage(rig.board, ["door"], lambda: {"door": pipeline}, rig.clock, answers.append, control=control)
     stage.setup()
     control.submit(Command("snapshot", "t", "door"))
@@ -281,7 +281,7 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
     assert [done.crop for done in answers if isinstance(done, Done)] == ["crop"]
 
 
-class Desk:
+class MqttService:
     """Writes down what the publish stage brings."""
 
     def __init__(self):
@@ -310,7 +310,7 @@ class Desk:
 
 class PublishRig:
     def __init__(self):
-        self.clock, self.inbox, self.desk = FakeClock(), Inbox(), Desk()
+        self.clock, self.inbox, self.desk = FakeClock(), PublishQueue(), MqttService()
         self.health = {"state": "ok", "reasons": [], "uptime_s": 0}
         self.info = {"engine": None}
         self.stage = PublishStage(self.inbox, self.desk, lambda: self.health, lambda: self.info, self.clock, 30.0)

@@ -3,8 +3,8 @@
 import random
 from types import SimpleNamespace
 
-from edge_agent.core.recovery import CAMERAS, MB, MEMORY, NVARGUS, RecoveryParams, Steps
-from edge_agent.runtime.supervisor import SPREAD, Upkeep
+from edge_agent.core.recovery import CAMERAS, MB, MEMORY, NVARGUS, RecoveryParams, RestartBudget
+from edge_agent.runtime.supervisor import SPREAD, RecoveryPolicy
 
 HOUR_S = 3600.0
 
@@ -20,8 +20,8 @@ class Rig:
 
     def restart(self):
         self.captures = {name: SimpleNamespace(counters=SimpleNamespace(frames=0), ended=False) for name in self.names}
-        self.upkeep = Upkeep(
-            self.params, Steps("k", self.t, self.kept, self._save), self.captures,
+        self.upkeep = RecoveryPolicy(
+            self.params, RestartBudget("k", self.t, self.kept, self._save), self.captures,
             lambda: int(self.rss_mb * MB), self.nvargus, self.supervised, self.t, random.Random(self.seed),
         )  # fmt: skip
 

@@ -56,7 +56,7 @@ def negotiate_format(device: Device, uri: str, options: SourceOptions) -> ImageL
             raise SourceError(f"{uri}: the camera has no {wanted}", f"it offers {', '.join(names + others) or 'none'}")
     elif names:
         order = _COLOR_ORDER if options.color else _GRAY_ORDER
-        wanted = min(names, key=lambda each: (_misfit(device, _FOURCC[each], size, options.fps), order.index(each)))
+        wanted = min(names, key=lambda each: (_mismatch(device, _FOURCC[each], size, options.fps), order.index(each)))
     else:
         raise SourceError(
             f"{uri}: no pixel format that can be read",
@@ -120,7 +120,7 @@ def _offered(device: Device) -> Iterator[int]:
         item = abi.FmtDesc(index=item.index + 1, type=abi.BUF_TYPE_VIDEO_CAPTURE)
 
 
-def _misfit(device: Device, code: int, size: Tuple[int, int], fps: Optional[float]) -> Tuple[bool, bool]:
+def _mismatch(device: Device, code: int, size: Tuple[int, int], fps: Optional[float]) -> Tuple[bool, bool]:
     """(lacks the size, lacks the rate at that size); a driver that does not tell is believed to have both."""
     sizes = list(_sizes(device, code))
     lacks_size = bool(sizes) and not any(_fits(each, size) for each in sizes)

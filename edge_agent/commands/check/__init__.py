@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional
 
 from edge_agent.commands.arguments import add_command, add_env_file
-from edge_agent.commands.check.probes import FAIL, OK, Finding
+from edge_agent.commands.check.probes import FAIL, OK, CheckResult
 from edge_agent.errors import ConfigError, EdgeAgentError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """0 when nothing that the settings need has failed."""
     # What the parts log of a fault is among the findings.
     logging.getLogger("edge_agent").addHandler(logging.NullHandler())
-    findings: List[Finding] = []
+    findings: List[CheckResult] = []
     for finding in _findings(args):
         findings.append(finding)
         if not args.json:
@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: CheckResult) -> str:
     text = f"{MARKS[finding.state]}  {finding.name}: {finding.found}"
     return f"{text}\n      -> {finding.remedy}" if finding.remedy and finding.state != OK else text
 
 
-def _findings(args: argparse.Namespace) -> Iterator[Finding]:
+def _findings(args: argparse.Namespace) -> Iterator[CheckResult]:
     from edge_agent.commands.check import host_probes, probes
-    from edge_agent.host.service_user import stand_in
+    from edge_agent.host.service_user import run_as_service_user
     from edge_agent.host.systemd import unit_of, unit_properties, unit_state
     from edge_agent.mqtt.tls import CREDENTIAL
 
@@ -62,17 +62,17 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
         settings = _settings(args)
     except ConfigError as error:
         for fault in error.faults:
-            yield Finding("settings", FAIL, fault, error.hint or "see config/README.md")
+            yield CheckResult("settings", FAIL, fault, error.hint or "see config/README.md")
         return
-    yield Finding("settings", OK, f"node {settings.node}, cameras {', '.join(settings.cameras) or 'none yet'}")
+    yield CheckResult("settings", OK, f"node {settings.node}, cameras {', '.join(settings.cameras) or 'none yet'}")
     env_file = args.env_file or _named(os.environ)
     env_file = env_file and env_file.absolute()
     # Asked by root where root asks: without D-Bus, systemd answers nobody else.
     state = unit_state(unit_of(env_file))
     service_pid = unit_properties(unit_of(env_file), ["MainPID"]).get("MainPID", "")
-    with stand_in(env_file, CREDENTIAL, os.environ) as unit:
+    with run_as_service_user(env_file, CREDENTIAL, os.environ) as unit:
         yield from host_probes.asker(env_file, unit, state)
-        checks: Mapping[str, Callable[[Settings], Iterator[Finding]]] = {
+        checks: Mapping[str, Callable[[Settings], Iterator[CheckResult]]] = {
             "storage": host_probes.storage,
             "clock": host_probes.clock,
             "permissions": host_probes.permissions,
@@ -85,7 +85,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
             try:
                 yield from check(settings)
             except EdgeAgentError as error:
-                yield Finding(name, FAIL, error.message, error.hint)
+                yield CheckResult(name, FAIL, error.message, error.hint)
         yield from host_probes.service(env_file, state)
 
 

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, List, Optional
 
-from edge_agent.commands.check.probes import FAIL, NOTE, OK, Finding
+from edge_agent.commands.check.probes import FAIL, NOTE, OK, CheckResult
 from edge_agent.errors import EngineError, MissingPackage
-from edge_agent.inference.trt.find import JETPACK_4, find_place
+from edge_agent.inference.trt.find import JETPACK_4, find_backend
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
@@ -21,23 +21,23 @@ GPU_NODES = ("dev/nvidia0", "dev/nvidiactl", "dev/nvhost-gpu", "dev/nvhost-ctrl-
              "dev/dri/renderD*")  # fmt: skip
 
 
-def gpu(settings: "Settings", jetpack_4: Path = JETPACK_4) -> Iterator[Finding]:
+def gpu(settings: "Settings", jetpack_4: Path = JETPACK_4) -> Iterator[CheckResult]:
     """TensorRT has a GPU, here or in JetPack 4's worker; or the CPU is used."""
     params = settings.model
     needed = params.backend == "tensorrt"
     try:
-        place = find_place(params.tensorrt_python, os.environ, jetpack_4)
+        place = find_backend(params.tensorrt_python, os.environ, jetpack_4)
     except (MissingPackage, EngineError) as error:
         words = error.message if needed else f"the CPU is used, because {error.message}"
-        yield Finding("gpu", FAIL if needed else NOTE, words, error.hint)
+        yield CheckResult("gpu", FAIL if needed else NOTE, words, error.hint)
         return
     worker = "" if place.worker is None else f", in a worker of {place.worker}"
     found = f"{place.gpu} (sm_{place.sm}), driver for CUDA {place.cuda_version}, TensorRT {place.version}{worker}"
     place.close()
-    yield Finding("gpu", OK, found)
+    yield CheckResult("gpu", OK, found)
 
 
-def storage(settings: "Settings") -> Iterator[Finding]:
+def storage(settings: "Settings") -> Iterator[CheckResult]:
     """State folder and disk."""
     from edge_agent.host.identity import state_dir
 
@@ -46,28 +46,28 @@ def storage(settings: "Settings") -> Iterator[Finding]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        yield Finding("state folder", OK, str(folder))
+        yield CheckResult("state folder", OK, str(folder))
         free_mb = shutil.disk_usage(folder).free // 1_000_000
         enough = free_mb >= FREE_MB
         remedy = "" if enough else f"free some space on the disk of {folder}, or set EDGE_AGENT_STATE_DIR"
-        yield Finding("disk", OK if enough else FAIL, f"{free_mb} MB free", remedy)
+        yield CheckResult("disk", OK if enough else FAIL, f"{free_mb} MB free", remedy)
     except OSError as error:
         remedy = "make it writable, or set EDGE_AGENT_STATE_DIR"
-        yield Finding("state folder", FAIL, f"{folder}: {error.strerror}", remedy)
+        yield CheckResult("state folder", FAIL, f"{folder}: {error.strerror}", remedy)
 
 
-def clock(settings: "Settings") -> Iterator[Finding]:
+def clock(settings: "Settings") -> Iterator[CheckResult]:
     """Whether the time can be believed."""
     from edge_agent.host.clock import SystemClock
 
     if SystemClock()().synced:
-        yield Finding("clock", OK, "synchronised")
+        yield CheckResult("clock", OK, "synchronised")
     else:
         remedy = "timedatectl set-ntp true, or install chrony; see 'timedatectl timesync-status'"
-        yield Finding("clock", NOTE, "not synchronised; events say so", remedy)
+        yield CheckResult("clock", NOTE, "not synchronised; events say so", remedy)
 
 
-def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Account]" = None) -> Iterator[Finding]:
+def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Account]" = None) -> Iterator[CheckResult]:
     """Whether the devices' groups let the agent's user in: the service's when it is there, else who asks."""
     from edge_agent.host.systemd import SERVICE_USER, account
 
@@ -82,7 +82,7 @@ def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Acc
             yield _devices(name, nodes, user, needs[name])
 
 
-def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> Finding:
+def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> CheckResult:
     from edge_agent.host.systemd import group_name
 
     shut: List[Path] = []
@@ -93,13 +93,15 @@ def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> Fin
         except OSError:
             continue
     if not shut:
-        return Finding(name, OK, f"{len(nodes)}, which {user.name} may open")
+        return CheckResult(name, OK, f"{len(nodes)}, which {user.name} may open")
     groups = ",".join(sorted({group_name(node.stat().st_gid) for node in shut}))
     found = f"{user.name} may not open {', '.join(map(str, shut[:3]))}{' and more' if len(shut) > 3 else ''}"
-    return Finding(name, FAIL if needed else NOTE, found, f"sudo usermod -aG {groups} {user.name}, and start it anew")
+    return CheckResult(
+        name, FAIL if needed else NOTE, found, f"sudo usermod -aG {groups} {user.name}, and start it anew"
+    )
 
 
-def asker(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> Iterator[Finding]:
+def asker(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> Iterator[CheckResult]:
     """As whom all that follows is checked; `unit` is the one that this process stands in for, or empty."""
     from edge_agent.host.identity import ENV_FOLDER
     from edge_agent.host.systemd import account, unit_of
@@ -107,14 +109,14 @@ def asker(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> 
     user = account()
     name = "?" if user is None else user.name
     if unit:
-        yield Finding("checked as", OK, f"{name}, with the folders and the password of {unit}")
+        yield CheckResult("checked as", OK, f"{name}, with the folders and the password of {unit}")
     elif (env_file is None or env_file.parent == ENV_FOLDER) and state is not None and state.load == "loaded":
         found = f"{name}; {unit_of(env_file)} has settings, rights, folders and a password of its own"
         named = env_file or ENV_FOLDER / "edge-agent.env"
-        yield Finding("checked as", NOTE, found, f"sudo edge-agent check --env-file {named}")
+        yield CheckResult("checked as", NOTE, found, f"sudo edge-agent check --env-file {named}")
 
 
-def service(env_file: Optional[Path], state: "Optional[UnitState]") -> Iterator[Finding]:
+def service(env_file: Optional[Path], state: "Optional[UnitState]") -> Iterator[CheckResult]:
     """The unit's state, and whether the service's user may read the settings."""
     from edge_agent.host.systemd import SERVICE_USER, account, unit_of
 
@@ -123,28 +125,34 @@ def service(env_file: Optional[Path], state: "Optional[UnitState]") -> Iterator[
         yield readable(env_file, user)
     unit = unit_of(env_file)
     if state is None:
-        yield Finding("unit", NOTE, "systemd does not run here", "whatever starts the agent must start it anew, too")
+        yield CheckResult(
+            "unit", NOTE, "systemd does not run here", "whatever starts the agent must start it anew, too"
+        )
     elif state.load == "not-found":
-        yield Finding("unit", NOTE, f"{unit} is not installed", "install the package, or see systemd/README.md")
+        yield CheckResult("unit", NOTE, f"{unit} is not installed", "install the package, or see systemd/README.md")
     elif state.load != "loaded":
-        yield Finding("unit", FAIL, f"{unit} is {state.load}", f"sudo systemctl unmask {unit}; systemctl cat {unit}")
+        yield CheckResult(
+            "unit", FAIL, f"{unit} is {state.load}", f"sudo systemctl unmask {unit}; systemctl cat {unit}"
+        )
     elif state.active == "failed":
         remedy = f"journalctl -u {unit} -n 50; then sudo systemctl restart {unit}"
-        yield Finding("unit", FAIL, f"{unit} has failed: {state.result}", remedy)
+        yield CheckResult("unit", FAIL, f"{unit} has failed: {state.result}", remedy)
     elif state.active != "active" or state.enabled not in ("enabled", "enabled-runtime"):
         found = f"{unit} is {state.active} and {state.enabled or 'not enabled'}"
-        yield Finding("unit", NOTE, found, f"sudo systemctl enable --now {unit}")
+        yield CheckResult("unit", NOTE, found, f"sudo systemctl enable --now {unit}")
     else:
-        yield Finding("unit", OK, f"{unit} is active and enabled")
+        yield CheckResult("unit", OK, f"{unit} is active and enabled")
 
 
-def readable(env_file: Path, user: "Account") -> Finding:
+def readable(env_file: Path, user: "Account") -> CheckResult:
     """Whether that user may read the file."""
     try:
         may = user.may_read(env_file)
     except OSError as error:
-        return Finding("env file", FAIL, f"{env_file}: {error.strerror}", "make it, and all folders above it, readable")
+        return CheckResult(
+            "env file", FAIL, f"{env_file}: {error.strerror}", "make it, and all folders above it, readable"
+        )
     if may:
-        return Finding("env file", OK, f"{env_file}, which {user.name} may read")
+        return CheckResult("env file", OK, f"{env_file}, which {user.name} may read")
     remedy = f"sudo chgrp {user.name} {env_file} && sudo chmod 640 {env_file}; the folders above it need x"
-    return Finding("env file", FAIL, f"{env_file}: {user.name} may not read it", remedy)
+    return CheckResult("env file", FAIL, f"{env_file}: {user.name} may not read it", remedy)

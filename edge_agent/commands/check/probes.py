@@ -18,7 +18,7 @@ OK, NOTE, FAIL = "ok", "note", "fail"
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of `edge-agent check`.
 
     Attributes:
@@ -59,38 +59,38 @@ IN_A_WORKER = ("tensorrt", "pycuda")
 """What the agent's own Python lacks on JetPack 4, whose TensorRT is another interpreter's."""
 
 
-def software(jetpack_4: Path = JETPACK_4) -> Iterator[Finding]:
+def software(jetpack_4: Path = JETPACK_4) -> Iterator[CheckResult]:
     """Python and packages."""
-    yield Finding("python", OK, f"{sys.version.split()[0]} at {sys.executable}")
+    yield CheckResult("python", OK, f"{sys.version.split()[0]} at {sys.executable}")
     for name, purpose, remedy in PACKAGES:
         spec = importlib.util.find_spec(name.split(".")[0])
         # Any folder of that name, such as this repository's `systemd`, is a package without an origin.
         if spec is None or spec.origin is None:
             if name in IN_A_WORKER and jetpack_4.exists():
-                yield Finding(name, OK, f"not here: on JetPack 4 a worker of {jetpack_4} runs TensorRT; see gpu")
+                yield CheckResult(name, OK, f"not here: on JetPack 4 a worker of {jetpack_4} runs TensorRT; see gpu")
                 continue
-            yield Finding(name, FAIL if name in NEEDED else NOTE, f"not installed ({purpose})", remedy)
+            yield CheckResult(name, FAIL if name in NEEDED else NOTE, f"not installed ({purpose})", remedy)
             continue
         try:
             module = importlib.import_module(name)
         except ImportError as error:
-            yield Finding(name, FAIL, f"installed but cannot be loaded: {error}", remedy)
+            yield CheckResult(name, FAIL, f"installed but cannot be loaded: {error}", remedy)
             continue
-        yield Finding(name, OK, f"{getattr(module, '__version__', 'there')} ({purpose})")
+        yield CheckResult(name, OK, f"{getattr(module, '__version__', 'there')} ({purpose})")
     yield _jetson_utils()
 
 
-def _jetson_utils() -> Finding:
+def _jetson_utils() -> CheckResult:
     from edge_agent.capture.jetson.module import is_foreign, load_jetson_utils
 
     try:
         load_jetson_utils()
     except MissingPackage as error:
-        return Finding("jetson-utils", FAIL if is_foreign() else NOTE, error.message, error.hint)
-    return Finding("jetson-utils", OK, "NVIDIA's extension module is there (csi: and jetson: sources)")
+        return CheckResult("jetson-utils", FAIL if is_foreign() else NOTE, error.message, error.hint)
+    return CheckResult("jetson-utils", OK, "NVIDIA's extension module is there (csi: and jetson: sources)")
 
 
-def engine(settings: "Settings") -> Iterator[Finding]:
+def engine(settings: "Settings") -> Iterator[CheckResult]:
     """The model is there, loads, answers, and finds the face in a picture of one."""
     from edge_agent.core.detection.detector import FaceDetector
     from edge_agent.core.frame import Picture
@@ -110,28 +110,30 @@ def engine(settings: "Settings") -> Iterator[Finding]:
     finally:
         opened.close()
     info = opened.info
-    yield Finding("engine", OK, f"{info.model} on {info.backend}, {info.precision}, {took_ms:.1f} ms for 640x480")
+    yield CheckResult("engine", OK, f"{info.model} on {info.backend}, {info.precision}, {took_ms:.1f} ms for 640x480")
     if info.backend == "onnxruntime" and info.precision == "fp32" and settings.model.precision == "auto":
         words = "not in use: it must first show, on pictures of your own, the same faces in less time on this CPU"
-        yield Finding("int8", NOTE, words, "edge-agent model calibrate --camera NAME --env-file FILE")
+        yield CheckResult("int8", NOTE, words, "edge-agent model calibrate --camera NAME --env-file FILE")
     if info.backend == "scripted":
-        yield Finding("golden answer", NOTE, "the scripted engine computes no network", "set EDGE_AGENT_MODEL__MODEL")
+        yield CheckResult(
+            "golden answer", NOTE, "the scripted engine computes no network", "set EDGE_AGENT_MODEL__MODEL"
+        )
     else:
         yield golden(found, own_file="/" in settings.model.model or "." in settings.model.model)
 
 
-def golden(found: "Detections", own_file: bool) -> Finding:
+def golden(found: "Detections", own_file: bool) -> CheckResult:
     """Whether the known face is among what was found in the golden picture."""
     best = max((_overlap(box) for box in found.xyxy.tolist()), default=0.0)
     if best >= GOLDEN_OVERLAP and len(found.xyxy) <= GOLDEN_MOST:
         score = float(found.confidence.max())
-        return Finding("golden answer", OK, f"finds the face in the golden picture, score {score:.2f}")
+        return CheckResult("golden answer", OK, f"finds the face in the golden picture, score {score:.2f}")
     remedy = (
         "unset EDGE_AGENT_DETECTION__PRE_CLUSTER_THRESHOLD if it was changed; fetch the model again; update drivers"
     )
     words = f"takes {len(found.xyxy)} places of the golden picture for faces, and not just the one that is there"
     # What a model of the user's own was made for, nobody knows here.
-    return Finding("golden answer", NOTE if own_file else FAIL, words, remedy)
+    return CheckResult("golden answer", NOTE if own_file else FAIL, words, remedy)
 
 
 def _overlap(box: Sequence[float]) -> float:
@@ -142,19 +144,19 @@ def _overlap(box: Sequence[float]) -> float:
     return wide * tall / (areas - wide * tall) if areas > 0 else 0.0
 
 
-def cameras(settings: "Settings", service_pid: str = "") -> Iterator[Finding]:
+def cameras(settings: "Settings", service_pid: str = "") -> Iterator[CheckResult]:
     """Each camera opens and delivers a frame, or the service's process has it, which is no fault."""
     if not settings.cameras:
-        yield Finding("cameras", NOTE, "none is set", "set EDGE_AGENT_CAMERAS__<NAME>__URI, e.g. v4l2:/dev/video0")
+        yield CheckResult("cameras", NOTE, "none is set", "set EDGE_AGENT_CAMERAS__<NAME>__URI, e.g. v4l2:/dev/video0")
     for name, params in settings.cameras.items():
         finding = _camera(name, params)
         if service_pid and f"(pid {service_pid})" in finding.remedy:
             remedy = "systemctl status says what it sees; stop the service to have the camera tried"
-            finding = Finding(finding.name, NOTE, f"{finding.found}: the running service has it", remedy)
+            finding = CheckResult(finding.name, NOTE, f"{finding.found}: the running service has it", remedy)
         yield finding
 
 
-def _camera(name: str, params: "CameraParams") -> Finding:
+def _camera(name: str, params: "CameraParams") -> CheckResult:
     from edge_agent.app.factories import source_options
     from edge_agent.capture import open_source
 
@@ -162,7 +164,7 @@ def _camera(name: str, params: "CameraParams") -> Finding:
         source = open_source(params.uri, source_options(params))
         source.open()
     except EdgeAgentError as error:
-        return Finding(f"camera {name}", FAIL, error.message, error.hint)
+        return CheckResult(f"camera {name}", FAIL, error.message, error.hint)
     try:
         deadline = time.monotonic() + FIRST_FRAME_S
         while time.monotonic() < deadline:
@@ -170,15 +172,15 @@ def _camera(name: str, params: "CameraParams") -> Finding:
             if frame is not None:
                 with frame:
                     shape, dtype = frame.pixels.shape, frame.pixels.dtype
-                return Finding(f"camera {name}", OK, f"{source.uri}: {shape[1]}x{shape[0]}, {dtype}")
-        return Finding(f"camera {name}", FAIL, f"{source.uri}: no frame in {FIRST_FRAME_S:g} s", "is it in use?")
+                return CheckResult(f"camera {name}", OK, f"{source.uri}: {shape[1]}x{shape[0]}, {dtype}")
+        return CheckResult(f"camera {name}", FAIL, f"{source.uri}: no frame in {FIRST_FRAME_S:g} s", "is it in use?")
     except EdgeAgentError as error:
-        return Finding(f"camera {name}", FAIL, error.message, error.hint)
+        return CheckResult(f"camera {name}", FAIL, error.message, error.hint)
     finally:
         source.close()
 
 
-def broker(settings: "Settings") -> Iterator[Finding]:
+def broker(settings: "Settings") -> Iterator[CheckResult]:
     """The broker takes a connection with these credentials."""
     from edge_agent.core.protocol.messages import OFFLINE, Message
     from edge_agent.core.protocol.topics import Topics
@@ -199,9 +201,9 @@ def broker(settings: "Settings") -> Iterator[Finding]:
     finally:
         client.close(1.0)
     if status.connected:
-        yield Finding("broker", OK, f"{where}: MQTT {status.protocol}")
+        yield CheckResult("broker", OK, f"{where}: MQTT {status.protocol}")
     else:
-        yield Finding(
+        yield CheckResult(
             "broker",
             FAIL,
             status.last_fault or f"{where}: no answer",

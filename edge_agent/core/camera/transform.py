@@ -21,7 +21,7 @@ _GRID = 200  # of the check that masks leave something, px
 _MIN_SIDE = 0.01
 
 
-class View:
+class CameraTransform:
     """One camera's view, for any frame size. Used by one thread: it caches the masks of the last frame size.
 
     Raises:

@@ -28,7 +28,7 @@ _DISTINCT = 2
 _MIN_REPEATS = 4
 
 
-class Repetition:
+class FreezeDetector:
     """How long the same one or two pictures have come again and again. Used by one thread.
 
     Two levels: a sparse sample of every frame (free), and only when that repeats a CRC-32 of all pixels, so that a
@@ -88,7 +88,7 @@ _SATURATED = 240
 _BY_MEDIAN = 1.4826
 
 
-class Flatness:
+class CoverDetector:
     """Whether successive pictures are flat. Used by one thread.
 
     Args:
@@ -265,7 +265,7 @@ class IlluminationMonitor:
         self._strobe = Strobe()
         self._darkness = _Darkness(params.dark_after_s)
         self._cover = _Cover(params.covered_after_s, kind == "encoded")
-        self._repetition = Repetition()
+        self._repetition = FreezeDetector()
         self._drops = 0
 
     @property
@@ -420,7 +420,7 @@ class _Cover:
 
     def __init__(self, after_s: float, encoded: bool) -> None:
         self._after_s = after_s
-        self._flatness = Flatness(encoded)
+        self._flatness = CoverDetector(encoded)
         self._since: Optional[float] = None
         self._structured = 0
         self._due_t = -math.inf

@@ -52,7 +52,7 @@ class IdleParams:
     )
 
 
-class AdaptiveRate:
+class IdleGate:
     """Decides frame by frame for one camera. Used by one thread.
 
     Args:

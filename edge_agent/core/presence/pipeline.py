@@ -6,14 +6,14 @@ from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 import numpy as np
 
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.camera.transform import View
+from edge_agent.core.camera.transform import CameraTransform
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.ports import Clock, NewId
 from edge_agent.core.presence.crops import CropParams, assess, cut
-from edge_agent.core.presence.idle import AdaptiveRate, IdleParams
+from edge_agent.core.presence.idle import IdleGate, IdleParams
 from edge_agent.core.presence.state_machine import PresenceMachine, PresenceParams
 from edge_agent.core.presence.tracker import Tracker, TrackerParams
-from edge_agent.core.presence.visits import AppearanceBook, Look
+from edge_agent.core.presence.visits import Observation, VisitTracker
 from edge_agent.core.types import CameraReport, Crop, Detections, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
 
 _TRACKER = TrackerParams()
@@ -74,10 +74,10 @@ class FacePipeline:
         self.camera = camera
         self.enabled = True
         self._params, self._detector, self._clock = params, detector, clock
-        self._view = View(params)
+        self._view = CameraTransform(params)
         self._tracker = Tracker(tracker)
-        self._rate = AdaptiveRate(idle)
-        self._book = AppearanceBook(new_id, crops, self._view.zones_of if params.zones else None)
+        self._rate = IdleGate(idle)
+        self._book = VisitTracker(new_id, crops, self._view.zones_of if params.zones else None)
         delays = _delays(params, presence)
         self._presence = PresenceMachine(delays)
         self._zones: Dict[str, PresenceMachine] = {zone: PresenceMachine(delays) for zone in params.zones}
@@ -116,7 +116,7 @@ class FacePipeline:
         self._lag_s = done_t - t
         tracks = self._tracker.update(faces, t)
         events = self._book.close_missing(tracks)
-        events += self._book.show(tracks, Look(picture, info, faces.score_kind, started_t, done_t - started_t))
+        events += self._book.show(tracks, Observation(picture, info, faces.score_kind, started_t, done_t - started_t))
         self._observe(t)
         self._rate.looked(region, t, nobody=not tracks and self._presence.state is Presence.NO)
         return Outcome(
@@ -186,7 +186,7 @@ class FacePipeline:
     def report(self) -> CameraReport:
         """What is true now, as of the last call."""
         presence, sight, faces, event_ids, zones = self._state()
-        best_score = max((appearance.score for appearance in self._book.open.values()), default=None)
+        best_score = max((visit.score for visit in self._book.open.values()), default=None)
         return CameraReport(
             self.camera, presence, sight, self._since, faces, best_score, event_ids, dict(zip(self._zones, zones))
         )
@@ -204,7 +204,7 @@ class FacePipeline:
 
     def _machines(self) -> Iterator[Tuple[PresenceMachine, bool, bool]]:
         """Each presence machine, whether its place shows a face, and whether one is there (shown or in its gap)."""
-        faces = [(appearance.visible, appearance.zones) for appearance in self._book.open.values()]
+        faces = [(visit.visible, visit.zones) for visit in self._book.open.values()]
         yield self._presence, any(visible for visible, _ in faces), bool(faces)
         for zone, machine in self._zones.items():
             inside = [visible for visible, zones in faces if zone in zones]
@@ -241,7 +241,7 @@ class FacePipeline:
     def _state(self) -> _State:
         """What is published of this camera; a report goes out whenever it changes."""
         presence = self._presence.state
-        open_ids = tuple(appearance.event_id for appearance in self._book.open.values())
+        open_ids = tuple(visit.event_id for visit in self._book.open.values())
         # Before the first frame since sight was regained nobody knows how many there are.
         faces = len(open_ids) if open_ids or presence is not Presence.UNKNOWN else None
         return presence, self._sight, faces, open_ids, tuple(machine.state for machine in self._zones.values())

@@ -17,7 +17,7 @@ UPDATE_EVERY_S = 1.0
 _JUDGE_EVERY_S = 0.1
 
 
-class Look(NamedTuple):
+class Observation(NamedTuple):
     """One frame that was inferred. Lives as long as the step does: its pixels are borrowed.
 
     Attributes:
@@ -35,7 +35,7 @@ class Look(NamedTuple):
     infer_s: float
 
 
-class Appearance:
+class Visit:
     """One visit of one face, from `start` to `end`, as of the last frame that showed it.
 
     Holds no frame's pixels but its best crop's.
@@ -47,7 +47,7 @@ class Appearance:
         "zones",
     )  # fmt: skip
 
-    def __init__(self, event_id: str, track: Track, look: Look) -> None:
+    def __init__(self, event_id: str, track: Track, look: Observation) -> None:
         self.event_id = event_id
         self.track_id = track.id
         self.started = look.info.moment
@@ -63,7 +63,7 @@ class Appearance:
         self.told_crop: Optional[Quality] = None
         self.see(track, look)
 
-    def see(self, track: Track, look: Look) -> None:
+    def see(self, track: Track, look: Observation) -> None:
         """A frame shows it."""
         self.xyxy = track.xyxy
         self.score = track.confidence
@@ -89,7 +89,7 @@ class Appearance:
         return self.told_crop is None or clearly_better(self.crop.quality, self.told_crop)
 
 
-class AppearanceBook:
+class VisitTracker:
     """Keeps the open appearances of one camera and numbers their events. Bounded by the tracker's `max_tracks`.
 
     Args:
@@ -107,30 +107,30 @@ class AppearanceBook:
     ) -> None:
         self.params = crops
         self.crops_on = crops.enabled
-        self.open: Dict[int, Appearance] = {}
+        self.open: Dict[int, Visit] = {}
         self._new_id, self._zones_of = new_id, zones_of
         self._seq = 0
 
-    def show(self, tracks: Iterable[Track], look: Look) -> List[FaceEvent]:
+    def show(self, tracks: Iterable[Track], look: Observation) -> List[FaceEvent]:
         """Starts and updates that a frame brings."""
         events = []
         t = look.info.moment.t
         for track in tracks:
             if not track.confirmed:
                 continue
-            appearance = self.open.get(track.id)
-            if appearance is not None:
-                appearance.visible = track.visible
+            visit = self.open.get(track.id)
+            if visit is not None:
+                visit.visible = track.visible
                 if not track.visible:
                     continue
-                appearance.see(track, look)
-                self._study(appearance, look)
-                if t - appearance.told_t >= UPDATE_EVERY_S and appearance.has_news():
-                    events.append(self._tell(appearance, "update"))
+                visit.see(track, look)
+                self._study(visit, look)
+                if t - visit.told_t >= UPDATE_EVERY_S and visit.has_news():
+                    events.append(self._tell(visit, "update"))
             else:
-                appearance = self.open[track.id] = Appearance(self._new_id(), track, look)
-                self._study(appearance, look)
-                events.append(self._tell(appearance, "start"))
+                visit = self.open[track.id] = Visit(self._new_id(), track, look)
+                self._study(visit, look)
+                events.append(self._tell(visit, "start"))
         return events
 
     def close_missing(self, tracks: Sequence[Track]) -> List[FaceEvent]:
@@ -146,63 +146,63 @@ class AppearanceBook:
         """Take crops from now on, or take none and forget those that are held."""
         self.crops_on = on
         if not on:
-            for appearance in self.open.values():
-                appearance.crop = None
+            for visit in self.open.values():
+                visit.crop = None
 
     def take_first_crop(self) -> Optional[Tuple[str, Crop]]:
         """(event_id, crop) of one appearance that has its first crop; each appearance comes once."""
-        for appearance in self.open.values():
-            if appearance.crop is not None and not appearance.crop_shown:
-                appearance.crop_shown = True
-                return appearance.event_id, appearance.crop
+        for visit in self.open.values():
+            if visit.crop is not None and not visit.crop_shown:
+                visit.crop_shown = True
+                return visit.event_id, visit.crop
         return None
 
-    def _study(self, appearance: Appearance, look: Look) -> None:
+    def _study(self, visit: Visit, look: Observation) -> None:
         """Where the face is, how good it looks, and whether this is the best picture of it so far."""
         if self._zones_of is not None:
-            appearance.zones = self._zones_of(appearance.box)
+            visit.zones = self._zones_of(visit.box)
         t = look.info.moment.t
-        if t - appearance.judged_t < _JUDGE_EVERY_S:
+        if t - visit.judged_t < _JUDGE_EVERY_S:
             return
-        appearance.judged_t = t
-        xyxy = np.asarray(appearance.xyxy, np.float32)
-        quality = assess(look.picture, xyxy, appearance.score)
-        if appearance.quality is None or better(quality, appearance.quality):
-            appearance.quality = quality
+        visit.judged_t = t
+        xyxy = np.asarray(visit.xyxy, np.float32)
+        quality = assess(look.picture, xyxy, visit.score)
+        if visit.quality is None or better(quality, visit.quality):
+            visit.quality = quality
         if not self.crops_on or not acceptable(quality, self.params):
             return
-        if appearance.crop is None or better(quality, appearance.crop.quality):
-            appearance.crop = cut(look.picture, xyxy, self.params, quality, look.info)
+        if visit.crop is None or better(quality, visit.crop.quality):
+            visit.crop = cut(look.picture, xyxy, self.params, quality, look.info)
 
-    def _tell(self, appearance: Appearance, event_type: str) -> FaceEvent:
-        appearance.told_t = appearance.info.moment.t
-        appearance.told_zones = appearance.zones
-        appearance.told_crop = appearance.crop.quality if appearance.crop is not None else None
-        return self._event(appearance, event_type)
+    def _tell(self, visit: Visit, event_type: str) -> FaceEvent:
+        visit.told_t = visit.info.moment.t
+        visit.told_zones = visit.zones
+        visit.told_crop = visit.crop.quality if visit.crop is not None else None
+        return self._event(visit, event_type)
 
     def _end(self, track_id: int, end_reason: str) -> FaceEvent:
         return self._event(self.open.pop(track_id), "end", end_reason)
 
-    def _event(self, appearance: Appearance, event_type: str, end_reason: Optional[str] = None) -> FaceEvent:
+    def _event(self, visit: Visit, event_type: str, end_reason: Optional[str] = None) -> FaceEvent:
         self._seq += 1
         return FaceEvent(
             event_type=event_type,
-            event_id=appearance.event_id,
+            event_id=visit.event_id,
             seq=self._seq,
-            track_id=appearance.track_id,
-            info=appearance.info,
-            started=appearance.started,
-            ended=appearance.info.moment if end_reason is not None else None,
-            box=appearance.box,
-            score=appearance.score,
-            top_score=appearance.top_score,
-            score_kind=appearance.score_kind,
-            zones=appearance.zones,
-            quality=appearance.quality,
-            crop=appearance.crop if end_reason is not None else None,
+            track_id=visit.track_id,
+            info=visit.info,
+            started=visit.started,
+            ended=visit.info.moment if end_reason is not None else None,
+            box=visit.box,
+            score=visit.score,
+            top_score=visit.top_score,
+            score_kind=visit.score_kind,
+            zones=visit.zones,
+            quality=visit.quality,
+            crop=visit.crop if end_reason is not None else None,
             end_reason=end_reason,
-            infer_started_t=appearance.infer_started_t,
-            infer_s=appearance.infer_s,
+            infer_started_t=visit.infer_started_t,
+            infer_s=visit.infer_s,
         )
 
 

@@ -33,7 +33,7 @@ class LoadedPlan(Protocol):
         """It at work, once."""
 
 
-class Place(Protocol):
+class TensorRtBackend(Protocol):
     """TensorRT and a GPU. Used and closed by one thread.
 
     Attributes:
@@ -107,7 +107,7 @@ class LocalTensorRt:
             started(trt.Runtime, self._logger)
 
     def abilities(self) -> Abilities:
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         if precision_is_the_files(self._trt):
             return Abilities(self.gpu, has_fast_int8(self.sm), fp16=True, fixed=True)
         with self._cuda.current("asking the GPU for its precisions"):
@@ -117,24 +117,24 @@ class LocalTensorRt:
             )
 
     def prepare(self, network: Network, interpolation: str, directory: Path) -> None:
-        """See `Place`: the kernel is compiled here."""
+        """See `TensorRtBackend`: the kernel is compiled here."""
         kernels = KernelCache(directory, lambda: find_nvcc(self._environ))
         self._preprocess = CudaPreprocessor(self._cuda, kernels, network.contract, interpolation)
 
     def build(self, network: Network, recipe: Recipe) -> bytes:
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         with self._cuda.current("building the engine"):
             return build(self._trt, self._logger, network, recipe)
 
     def load(self, plan: bytes, network: Network, recipe: Recipe) -> "_LocalPlan":
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         if self._preprocess is None:
             raise EngineError("TensorRT: an engine was loaded before its preprocessing was prepared")
         loaded = Loaded(self._trt, self._logger, self._cuda, plan, network.binding, recipe.dla_core)
         return _LocalPlan(self._trt, self._cuda, loaded, self._preprocess, network)
 
     def close(self) -> None:
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         self._cuda.close()
 
 

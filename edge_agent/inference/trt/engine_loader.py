@@ -16,10 +16,10 @@ from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.inference.ort import answer_once
 from edge_agent.inference.preprocess import Preprocessor, golden_picture
-from edge_agent.inference.trt.backend import Place, ProvableEngine
+from edge_agent.inference.trt.backend import ProvableEngine, TensorRtBackend
 from edge_agent.inference.trt.build import Recipe
 from edge_agent.inference.trt.cache import EngineCache, EngineKey, Manifest, describe
-from edge_agent.inference.trt.find import find_place
+from edge_agent.inference.trt.find import find_backend
 from edge_agent.inference.trt.network import Network
 from edge_agent.inference.trt.precision import Choice, choose, half, quantised, require_met, used
 from edge_agent.inference.trt.tao_converter import PROGRAM, convert
@@ -166,7 +166,7 @@ class _Job:
     wanted: Mapping[str, Array]
 
 
-class Opener:
+class EngineLoader:
     """Builds, keeps, loads and proves engines on one GPU.
 
     Args:
@@ -175,7 +175,7 @@ class Opener:
         tell: Takes a line of progress, of any thread.
     """
 
-    def __init__(self, place: Place, directory: Path, tell: Tell) -> None:
+    def __init__(self, place: TensorRtBackend, directory: Path, tell: Tell) -> None:
         self._place, self._directory, self._tell = place, directory, tell
         self._cache = EngineCache(directory / "engines")
 
@@ -337,7 +337,7 @@ def open_network(
     tell: Tell,
     python: Optional[str] = None,
 ) -> Opened:
-    """A proven engine on this machine's GPU; see `Opener`. Call it in the thread that will use and close it.
+    """A proven engine on this machine's GPU; see `EngineLoader`. Call it in the thread that will use and close it.
 
     Args:
         network: What to run.
@@ -345,16 +345,16 @@ def open_network(
         directory: The agent's cache folder.
         environ: For finding the CUDA compiler.
         tell: Takes a line of progress, of any thread.
-        python: See `trt.find.find_place`.
+        python: See `trt.find.find_backend`.
 
     Raises:
         MissingPackage: tensorrt or pycuda is not installed.
-        ModelError, EngineError, InputError: As `Opener.open`; or no GPU answers.
+        ModelError, EngineError, InputError: As `EngineLoader.open`; or no GPU answers.
     """
-    place = find_place(python, environ)
+    place = find_backend(python, environ)
     with ExitStack() as failing:
         failing.callback(place.close)
-        opened = Opener(place, directory, tell).open(network, options)
+        opened = EngineLoader(place, directory, tell).open(network, options)
         failing.pop_all()
     return opened
 

@@ -8,12 +8,12 @@ from edge_agent.errors import MissingPackage
 from edge_agent.inference.trt.api import load_tensorrt
 
 if TYPE_CHECKING:  # a CPU's start is shorter without what builds engines
-    from edge_agent.inference.trt.backend import Place
+    from edge_agent.inference.trt.backend import TensorRtBackend
 
 JETPACK_4 = Path("/usr/bin/python3.6")  # its bindings of TensorRT are for no other
 
 
-def find_place(python: Optional[str], environ: Mapping[str, str], jetpack_4: Path = JETPACK_4) -> "Place":
+def find_backend(python: Optional[str], environ: Mapping[str, str], jetpack_4: Path = JETPACK_4) -> "TensorRtBackend":
     """TensorRT, with a GPU that answers. Call it in the thread that will use and close it.
 
     Args:
@@ -49,7 +49,7 @@ def find_place(python: Optional[str], environ: Mapping[str, str], jetpack_4: Pat
     return place
 
 
-def _worker(python: str) -> "Place":
+def _worker(python: str) -> "TensorRtBackend":
     from edge_agent.inference.trt.worker_backend import open_worker
 
     return open_worker(python)

@@ -16,7 +16,7 @@ from edge_agent.models.onnx.quantise import Grid, for_tensorrt, quantise, weight
 
 
 @dataclass(frozen=True)
-class Typed:
+class StronglyTyped:
     """A model file made from a float one.
 
     Attributes:
@@ -30,17 +30,17 @@ class Typed:
     int8_layers: int = 0
 
 
-def half(network: Network) -> Typed:
+def half(network: Network) -> StronglyTyped:
     """In FP16.
 
     Raises:
         ModelError: It cannot be.
     """
     graph = read_graph(network.onnx, network.name)
-    return Typed(write_graph(halve(graph, network.name)), len(weighted_layers(graph)))
+    return StronglyTyped(write_graph(halve(graph, network.name)), len(weighted_layers(graph)))
 
 
-def quantised(network: Network, calibration: Calibration) -> Typed:
+def quantised(network: Network, calibration: Calibration) -> StronglyTyped:
     """In INT8, as Q/DQ; layers of which the calibration says nothing stay float.
 
     Raises:
@@ -58,7 +58,7 @@ def quantised(network: Network, calibration: Calibration) -> Typed:
             f"model {network.name}: the calibration fits none of its {layers} layers",
             "make one with: edge-agent model calibrate, or ask for precision fp16",
         )
-    return Typed(write_graph(quantise(graph, grids, placement)), layers, len(placement.layers))
+    return StronglyTyped(write_graph(quantise(graph, grids, placement)), layers, len(placement.layers))
 
 
 ORDER = ("int8", "fp16", "fp32")

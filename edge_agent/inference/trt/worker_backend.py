@@ -31,7 +31,7 @@ _BUILD_LIMIT_S = 4 * 3600.0  # large networks take a Nano the better part of an 
 
 
 class RemoteTensorRt:
-    """A `trt.place.Place` in a worker process.
+    """A `trt.place.TensorRtBackend` in a worker process.
 
     Args:
         worker: The process; closed with this.
@@ -49,16 +49,16 @@ class RemoteTensorRt:
         self._preprocess: Optional[Preprocessor] = None
 
     def abilities(self) -> Abilities:
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         hello = self._worker.hello
         return Abilities(self.gpu, hello["int8"], hello["fp16"], fixed=False)
 
     def prepare(self, network: Network, interpolation: str, directory: Path) -> None:
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         self._preprocess = Preprocessor(network.contract, interpolation)
 
     def build(self, network: Network, recipe: Recipe) -> bytes:
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         if recipe.dla_core is not None:
             raise ModelError(
                 "a DLA core was asked for, but TensorRT's worker process uses the GPU only", "unset dla_core"
@@ -84,7 +84,7 @@ class RemoteTensorRt:
         return plan
 
     def load(self, plan: bytes, network: Network, recipe: Recipe) -> "_RemotePlan":
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         if self._preprocess is None:
             raise EngineError("TensorRT: an engine was loaded before its preprocessing was prepared")
         tensors = [network.binding.input, *network.binding.outputs.values()]
@@ -95,7 +95,7 @@ class RemoteTensorRt:
         return _RemotePlan(self._worker, self._preprocess, network, loaded["layers"])
 
     def close(self) -> None:
-        """See `Place`."""
+        """See `TensorRtBackend`."""
         self._worker.close()
 
     def _error(self, refusal: Refusal, name: str) -> EdgeAgentError:

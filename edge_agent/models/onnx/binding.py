@@ -34,16 +34,16 @@ def bind(model: OnnxModel, name: str) -> Binding:
         ModelError: It has not one float32 NCHW input, or its outputs have no known roles.
     """
     if len(model.inputs) != 1:
-        raise _misfit(model, name, f"has {len(model.inputs)} inputs")
+        raise _mismatch(model, name, f"has {len(model.inputs)} inputs")
     source = model.inputs[0]
     if source.dtype != "float32" or source.shape is None or len(source.shape) != 4:
-        raise _misfit(model, name, f"takes {source}")
+        raise _mismatch(model, name, f"takes {source}")
     roles = _gridbox_roles(model.outputs) or _centerface_roles(model.outputs)
     if not roles:
-        raise _misfit(model, name, "has outputs of unknown meaning")
+        raise _mismatch(model, name, "has outputs of unknown meaning")
     foreign = [str(tensor) for tensor in model.outputs if tensor.name in roles.values() and tensor.dtype != "float32"]
     if foreign:
-        raise _misfit(model, name, f"answers {', '.join(foreign)}")
+        raise _mismatch(model, name, f"answers {', '.join(foreign)}")
     return Binding(source.name, roles)
 
 
@@ -145,13 +145,13 @@ def structure(model: OnnxModel, name: str) -> Tuple[ModelContract, int]:
             )
         return CENTERFACE, 1
     if batch > 1:
-        raise _misfit(model, name, f"has a fixed batch of {batch}; export it with batch 1 or free")
+        raise _mismatch(model, name, f"has a fixed batch of {batch}; export it with batch 1 or free")
     if channels not in (1, 3) or not (height and width):
-        raise _misfit(model, name, "needs 1 or 3 channels and a fixed height and width")
+        raise _mismatch(model, name, "needs 1 or 3 channels and a fixed height and width")
     by_name = {tensor.name: tensor for tensor in model.outputs}
     cov, bbox = _shape(by_name[roles["cov"]]), _shape(by_name[roles["bbox"]])
     if len(cov) != 4 or not all(cov[1:]) or bbox[1:] != (4 * cov[1], *cov[2:]):
-        raise _misfit(model, name, "has coverage and box grids that do not belong together")
+        raise _mismatch(model, name, "has coverage and box grids that do not belong together")
     _, classes, grid_h, grid_w = cov
     # Rounded up where the grid does not divide the input, as nvinfer does.
     stride = (float(-(-width // grid_w)), float(-(-height // grid_h)))
@@ -182,7 +182,7 @@ def _shape(tensor: Tensor) -> Tuple[int, ...]:
     return tuple(dim if isinstance(dim, int) else 0 for dim in tensor.shape)
 
 
-def _misfit(model: OnnxModel, name: str, what: str) -> ModelError:
+def _mismatch(model: OnnxModel, name: str, what: str) -> ModelError:
     found = ", ".join(str(tensor) for tensor in model.inputs) or "none"
     answers = ", ".join(str(tensor) for tensor in model.outputs)
     return ModelError(f"model {name}: {what}; found inputs {found}; outputs {answers}", EXPECTED)

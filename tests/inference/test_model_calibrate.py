@@ -25,6 +25,7 @@ from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import golden_picture
 from edge_agent.inference.trt.engine_loader import errors
 from edge_agent.inference.trt.network import own_calibration, read_network
+from edge_agent.models import registry
 from edge_agent.models.calibration_cache import read_calibration
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.pictures import write_video
@@ -269,8 +270,8 @@ def test_a_calibration_of_another_model_is_refused_by_tensorrt_11(tmp_path: Path
 def verdict(path: Path, **changes: Any) -> cpu_int8.Verdict:
     """Write what was shown of the INT8 version that lies beside `path`."""
     facts: Dict[str, Any] = {
-        "model_sha256": model.models.sha256_of(path),
-        "int8_sha256": model.models.sha256_of(cpu_int8.int8_file(path)),
+        "model_sha256": registry.sha256_of(path),
+        "int8_sha256": registry.sha256_of(cpu_int8.int8_file(path)),
         "cpu": cpu_int8.cpu_name(),
         "onnxruntime": cpu_int8.runtime_version(),
         "pictures": 50,

@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 import edge_agent
 from edge_agent.core.protocol.home_assistant import CameraEntry, Site, devices
 from edge_agent.core.protocol.topics import Topics
+from scripts.lib import record_topics, topics
+from scripts.lib.topics import TOPICS, topic_of
 from tests.fakes.schemas import validate, validate_message
-from tests.programs import record_topics, topics
-from tests.programs.topics import TOPICS, topic_of
 
 CONFIG = Path(edge_agent.__file__).parents[1] / "config"
 SCHEMAS = Path(edge_agent.__file__).parent / "schemas"

@@ -14,8 +14,8 @@ from edge_agent.config.nvinfer.file import Report, parse_nvinfer
 from edge_agent.config.nvinfer.importer import import_nvinfer
 from edge_agent.config.settings import Settings, load_settings
 from edge_agent.errors import InputError, ModelError
+from tests.fakes import graphs
 from tests.fakes.uff_writer import detectnet
-from tests.inference import graphs
 
 # In the words of NVIDIA's config_infer_primary_facedetectir.txt (DeepStream 6.0 to 7.0).
 FACEDETECTIR = """

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
 
 from edge_agent.inference.trt.network import read_network
+from tests.fakes import graphs
 from tests.fakes.gpu import FakeBoard, calibration
-from tests.inference import graphs
 
 
 class Fault(NamedTuple):

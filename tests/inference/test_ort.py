@@ -18,8 +18,8 @@ from edge_agent.core.frame import Picture
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.models.onnx.file import with_shapes
+from tests.fakes import graphs
 from tests.fakes.weights import centerface_models_dir
-from tests.inference import graphs
 
 pytest.importorskip("onnxruntime", reason="the CPU engine needs it: pip install onnxruntime")
 

@@ -11,7 +11,7 @@ from edge_agent.core.protocol.topics import Topics
 from edge_agent.errors import ConfigError
 from edge_agent.mqtt.client_events import Received
 from edge_agent.mqtt.commands import Commands
-from tests.core.test_requests import RULES, mutated
+from tests.core.protocol.test_commands import RULES, mutated
 from tests.fakes.clock import FakeClock
 from tests.fakes.schemas import validate_message
 

@@ -19,7 +19,7 @@ from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.params import OutboxParams
 from edge_agent.outbox.sqlite import SqliteOutbox
-from tests.core.staged_camera import StagedCamera, textured
+from tests.core.presence.staged_camera import StagedCamera, textured
 from tests.fakes.broker import DEADLINE_S, Broker, Gate, Listener, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import fake_jpeg
 

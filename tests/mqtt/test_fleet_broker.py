@@ -14,10 +14,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.core.protocol.home_assistant import CameraEntry, HomeAssistantParams, Site, devices, messages
 from edge_agent.core.protocol.topics import Topics
+from scripts.lib.topics import all_topics
 from tests.fakes import certificates
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import VERSIONS, Broker, Listener, eventually, needs_mosquitto
-from tests.programs.topics import all_topics
 
 READY_MADE = certificates.ROOT / "config" / "mosquitto"
 NAMES = ("lobby", "yard", "homeassistant", "monitor")

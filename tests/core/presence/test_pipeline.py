@@ -1,0 +1,325 @@
+"""One camera's story: every transition, what is said about it, and when."""
+
+import numpy as np
+import pytest
+
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.presence.crops import CropParams
+from edge_agent.core.presence.state_machine import PresenceParams
+from edge_agent.core.presence.tracker import TrackerParams
+from edge_agent.core.types import Detections, Presence, Sight
+from edge_agent.errors import EngineError
+from tests.core.presence.staged_camera import HEIGHT, INFER_S, SIDE, WIDTH, StagedCamera
+
+YES, NO, UNKNOWN = Presence.YES, Presence.NO, Presence.UNKNOWN
+LEFT_HALF = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))
+RIGHT_HALF = ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0))
+
+
+def test_before_anything_it_is_starting_and_unknown():
+    camera = StagedCamera(sight=None)
+    report = camera.pipeline.report()
+    assert (report.presence, report.sight, report.faces, report.event_ids) == (UNKNOWN, Sight.STARTING, None, ())
+    assert report.since == camera.clock()
+
+
+def test_a_visit_from_the_first_frame_to_off():
+    camera = StagedCamera()
+    assert (camera.report.presence, camera.report.sight, camera.report.faces) == (UNKNOWN, Sight.OK, None)
+    empty = camera.show()
+    assert (camera.report.presence, camera.report.faces) == (NO, 0)
+    assert camera.report.since == empty.info.moment
+
+    came = camera.show((320, 240))
+    (start,) = came.events
+    assert (start.event_type, start.event_id, start.seq, start.track_id) == ("start", "event-1", 1, 1)
+    assert start.info is came.info and start.started == came.info.moment
+    assert start.ended is None and start.end_reason is None and start.crop is None
+    assert (start.box.left, start.box.top) == (round(280 / WIDTH, 4), round(200 / HEIGHT, 4))
+    assert start.infer_s == pytest.approx(INFER_S)
+    assert start.infer_started_t == came.info.moment.t
+    assert (camera.report.presence, camera.report.faces, camera.report.event_ids) == (YES, 1, ("event-1",))
+    assert camera.report.best_score == pytest.approx(0.9)
+
+    last = camera.show((322, 240), score=0.7)
+    assert last.report is None, "nothing that is published changed"
+    assert len(last.detections) == 1
+
+    gap = [camera.show() for _ in range(9)]
+    assert not any(outcome.report or outcome.events for outcome in gap), "a short gap still counts as there"
+    camera.show(after_s=0.3)
+    end = camera.events[-1]
+    assert (end.event_type, end.event_id, end.seq, end.end_reason) == ("end", "event-1", 2, "left")
+    assert end.info is last.info and end.ended == last.info.moment and end.started == start.started
+    assert end.score == pytest.approx(0.7) and end.top_score == pytest.approx(0.9)
+    assert (camera.report.presence, camera.report.faces) == (YES, 0), "delay_off_s is not over"
+
+    while camera.report.presence is YES:
+        camera.tick(0.05)
+    assert camera.report.presence is NO
+    assert camera.report.since.t == pytest.approx(last.info.moment.t + 2.0, abs=0.051)
+
+
+def test_the_end_and_off_come_by_ticks_alone_once_a_frame_has_missed_the_face():
+    camera = StagedCamera()
+    seen_t = camera.show((320, 240)).info.moment.t
+    camera.show()
+    times = {}
+    for _ in range(40):
+        outcome = camera.tick()
+        if outcome and outcome.events:
+            times["end"] = camera.clock().t - seen_t
+        if outcome and outcome.report and outcome.report.presence is NO:
+            times["off"] = camera.clock().t - seen_t
+    assert times["end"] == pytest.approx(1.0, abs=0.12)
+    assert times["off"] == pytest.approx(2.0, abs=0.12)
+
+
+def test_without_frames_a_face_that_was_there_stays_there():
+    camera = StagedCamera()
+    camera.show((320, 240))
+    assert all(camera.tick() is None for _ in range(100))
+    assert camera.report.presence is YES
+
+
+def test_a_face_in_its_gap_counts_as_there_however_short_the_delay():
+    camera = StagedCamera(presence=PresenceParams(0.0, 0.0))
+    camera.show((320, 240))
+    for _ in range(5):
+        camera.show()
+        camera.tick(0.0)
+    assert camera.report.presence is YES
+    camera.show(after_s=1.0)
+    assert camera.report.presence is NO and camera.events[-1].end_reason == "left"
+
+
+def test_since_is_when_the_answer_changed_not_when_a_second_face_came():
+    camera = StagedCamera()
+    first = camera.show((100, 100))
+    camera.show((100, 100), (400, 100))
+    assert (camera.report.faces, camera.report.since) == (2, first.info.moment)
+
+
+def test_a_late_camera_is_not_cut_short_by_the_clock():
+    """Frames arrive 0.9 s after exposure; a face that is missed for 0.3 s keeps its event, ticks or not."""
+    camera = StagedCamera()
+    for i in range(40):
+        faces = [] if i % 8 in (3, 4) else [(320, 240)]
+        camera.show(*faces, after_s=0.0, latency_s=0.9)
+        camera.clock.advance(-0.8)
+        assert camera.pipeline.tick(camera.clock.advance(0.8)) is None
+        camera.clock.advance(-0.8)
+    assert camera.told == [("start", "event-1")]
+
+
+def test_delay_on_of_the_camera_overrides_and_events_do_not_wait_for_it():
+    camera = StagedCamera(
+        camera=CameraParams("test://", delay_on_s=1.0, delay_off_s=0.0), presence=PresenceParams(0.0, 60.0)
+    )
+    camera.show()
+    camera.show((320, 240))
+    assert camera.told == [("start", "event-1")]
+    assert (camera.report.presence, camera.report.faces) == (NO, 1)
+    camera.show(after_s=0.9)
+    camera.show((320, 240))
+    assert camera.report.presence is YES
+    camera.show()
+    camera.show(after_s=1.1)
+    assert camera.report.presence is NO
+
+
+def test_one_sight_of_a_face_does_not_outlast_delay_on_in_its_gap():
+    camera = StagedCamera(tracker=TrackerParams(max_lost_s=1.0), presence=PresenceParams(delay_on_s=0.5))
+    camera.show()
+    camera.show((320, 240))
+    for _ in range(15):
+        camera.show()
+        camera.tick(0.0)
+        assert camera.report.presence is NO
+    assert [kind for kind, _ in camera.told] == ["start", "end"]
+
+
+def test_a_face_counts_once_it_is_confirmed():
+    camera = StagedCamera(tracker=TrackerParams(confirm_s=0.25))
+    camera.show((100, 100))
+    camera.show((100, 100))
+    assert camera.events == [] and camera.report.presence is NO
+    camera.show((100, 100))
+    third = camera.show((100, 100))
+    assert camera.told == [("start", "event-1")]
+    assert camera.events[0].started == third.info.moment
+
+
+@pytest.mark.parametrize("sight", [s for s in Sight if not s.can_see])
+def test_losing_sight_ends_open_events_and_is_unknown_at_once(sight):
+    reason = {Sight.DISABLED: "disabled", Sight.STOPPED: "shutdown"}.get(sight, "camera_lost")
+    camera = StagedCamera(camera=CameraParams("test://", zones={"left": LEFT_HALF}))
+    camera.show((100, 240), (500, 240))
+    last = camera.show((100, 240))
+    outcome = camera.sight(sight, after_s=0.5)
+    assert [(e.event_type, e.event_id, e.end_reason, e.seq) for e in outcome.events] == [
+        ("end", "event-1", reason, 3),
+        ("end", "event-2", reason, 4),
+    ]
+    assert outcome.events[0].ended == last.info.moment
+    report = outcome.report
+    assert (report.presence, report.sight, report.faces, report.best_score) == (UNKNOWN, sight, None, None)
+    assert report.zones == {"left": UNKNOWN} and report.since == camera.clock()
+
+    calls = camera.detector.calls
+    blind = camera.show((100, 240))
+    assert (blind.events, blind.report, blind.detections) == ((), None, None)
+    assert camera.detector.calls == calls, "what is not looked at costs nothing"
+    assert camera.tick(100) is None
+
+    camera.sight(Sight.OK)
+    assert camera.report.presence is UNKNOWN
+    camera.show((100, 240))
+    assert camera.events[-1].event_id == "event-3" and camera.events[-1].track_id == 3
+    assert camera.report.presence is YES
+
+
+def test_sight_that_changes_its_reason_is_told_and_that_does_not_is_not():
+    camera = StagedCamera()
+    camera.sight(Sight.LOST)
+    assert camera.sight(Sight.LOST, after_s=1) is None
+    outcome = camera.sight(Sight.DARK, after_s=1)
+    assert outcome.report.sight is Sight.DARK and outcome.report.since == camera.clock()
+
+
+def test_no_needs_a_frame_after_sight_is_back():
+    camera = StagedCamera()
+    camera.show()
+    camera.sight(Sight.LOST)
+    camera.sight(Sight.OK)
+    assert camera.tick(50) is None and camera.report.presence is UNKNOWN
+    camera.show()
+    assert camera.report.presence is NO
+
+
+def test_the_detection_switch():
+    camera = StagedCamera()
+    camera.show((320, 240))
+    assert camera.set_enabled(True) is None
+    outcome = camera.set_enabled(False)
+    assert outcome.events[0].end_reason == "disabled" and outcome.report.sight is Sight.DISABLED
+    camera.sight(Sight.LOST)
+    assert camera.report.sight is Sight.LOST, "a camera fault is not hidden by the switch"
+    camera.sight(Sight.OK)
+    assert camera.report.sight is Sight.DISABLED
+    camera.set_enabled(True)
+    assert (camera.report.sight, camera.report.presence) == (Sight.OK, UNKNOWN)
+
+
+def test_updates_are_for_news_and_at_most_one_a_second():
+    camera = StagedCamera(camera=CameraParams("test://", zones={"left": LEFT_HALF, "right": RIGHT_HALF}))
+    for i in range(100):
+        camera.show((310 if i // 2 % 2 else 330, 240))
+    updates = [event for event in camera.events if event.event_type == "update"]
+    times = [event.info.moment.t for event in updates]
+    assert len(updates) > 5, "a face on the border keeps changing its zone"
+    assert min(np.diff([camera.events[0].info.moment.t, *times])) >= 1.0
+
+    camera = StagedCamera(camera=CameraParams("test://", zones={"left": LEFT_HALF, "right": RIGHT_HALF}))
+    for i in range(100):
+        camera.show((100 + i, 240))
+    assert camera.told == [("start", "event-1")], "moving is no news"
+
+
+def test_zones_have_their_own_occupancy_and_their_own_delay():
+    camera = StagedCamera(camera=CameraParams("test://", zones={"left": LEFT_HALF, "right": RIGHT_HALF}))
+    assert camera.report.zones == {"left": UNKNOWN, "right": UNKNOWN}
+    camera.show((250, 240))
+    assert camera.report.zones == {"left": YES, "right": NO}
+    assert camera.events[0].zones == ("left",)
+    for x in range(260, 400, 10):
+        camera.show((x, 240))
+    assert camera.report.zones == {"left": YES, "right": YES}, "the left one is in its delay"
+    assert camera.events[-1].event_type == "update" and camera.events[-1].zones == ("right",)
+    for _ in range(20):
+        camera.show((390, 240))
+    assert camera.report.zones == {"left": NO, "right": YES}
+    for _ in range(9):
+        camera.show()
+    assert camera.report.zones["right"] is YES, "in its gap"
+    while camera.report.zones["right"] is YES:
+        camera.tick()
+    assert (camera.report.presence, camera.report.zones) == (NO, {"left": NO, "right": NO})
+
+
+def test_what_is_too_small_or_too_weak_is_ignored_before_anything_else():
+    camera = StagedCamera(camera=CameraParams("test://", min_face_px=50, min_score=0.5))
+    assert len(camera.show((100, 100), side=49).detections) == 0
+    assert len(camera.show((100, 100), score=0.49).detections) == 0
+    assert camera.events == [] and camera.report.presence is NO
+    camera.show((100, 100), side=50, score=0.5)
+    assert camera.told == [("start", "event-1")]
+
+
+def test_boxes_found_in_the_region_of_interest_refer_to_the_full_upright_frame():
+    camera = StagedCamera(camera=CameraParams("test://", roi=(0.5, 0.25, 1.0, 1.0), rotate=90))
+    outcome = camera.show((100, 60), side=40)
+    assert (outcome.info.width, outcome.info.height) == (HEIGHT, WIDTH)
+    assert camera.detector.seen.pixels.shape == (480, 240)
+    np.testing.assert_array_equal(outcome.detections.xyxy, [[240 + 80, 160 + 40, 240 + 120, 160 + 80]])
+    assert camera.events[0].box.right == round(360 / 480, 4)
+
+
+def test_boxes_are_clipped_to_the_frame():
+    camera = StagedCamera()
+    camera.show((5, 470))
+    box = camera.events[0].box
+    assert (box.left, box.bottom) == (0.0, 1.0) and box.right == round(45 / WIDTH, 4)
+
+
+def test_ends_come_before_starts_and_seq_has_no_gap():
+    camera = StagedCamera()
+    camera.show((100, 100), (300, 100))
+    camera.show((500, 400), after_s=1.5)
+    camera.sight(Sight.COVERED)
+    assert camera.told == [
+        ("start", "event-1"),
+        ("start", "event-2"),
+        ("end", "event-1"),
+        ("end", "event-2"),
+        ("start", "event-3"),
+        ("end", "event-3"),
+    ]
+    assert [event.seq for event in camera.events] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_fault_of_the_engine_passes_and_leaves_all_as_it_was():
+    camera = StagedCamera()
+    camera.show((320, 240))
+    camera.detector.fault = EngineError("gone")
+    with pytest.raises(EngineError):
+        camera.show((320, 240))
+    camera.detector.fault = None
+    camera.show((320, 240))
+    assert camera.told == [("start", "event-1")]
+
+
+def test_live_settings_and_the_threshold():
+    camera = StagedCamera()
+    camera.pipeline.set_threshold(0.7)
+    assert camera.detector.threshold == 0.7
+    camera.show((320, 240))
+    camera.pipeline.configure(
+        CameraParams("test://", min_face_px=200, delay_off_s=0.0),
+        TrackerParams(max_lost_s=0.0),
+        PresenceParams(),
+        CropParams(),
+    )
+    camera.show((320, 240))
+    assert camera.told == [("start", "event-1"), ("end", "event-1")]
+    assert camera.report.presence is NO
+
+
+def test_the_score_kind_goes_with_the_event():
+    camera = StagedCamera()
+    camera.show((320, 240))
+    assert camera.events[0].score_kind == "max"
+    summing = StagedCamera()
+    summing.detector.detect = lambda picture: Detections([[0, 0, SIDE, SIDE]], [3.5], "sum")
+    summing.show()
+    assert (summing.events[0].score_kind, summing.events[0].score) == ("sum", 3.5)

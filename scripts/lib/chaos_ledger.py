@@ -226,7 +226,7 @@ class Account:
             ids = self._ids(stream, shown)
             lost = 0
             here: List[str] = []
-            for face in shown.visits(until_at - origin):
+            for face in shown.appearances(until_at - origin):
                 found = ids.get((face.start_s, face.path[0]), set())
                 over = life.ended_at < self._now_at or origin + face.end_s + MAX_LOST_S < until_at
                 wanted = 2 if over else 1
@@ -270,7 +270,7 @@ class Account:
             if not origins:
                 return None
             t_s = now_at - origins[0]
-            for face in shown.visits(t_s + 1.0):
+            for face in shown.appearances(t_s + 1.0):
                 joined = bool(shown.faces(face.start_s - 0.01))
                 slow_s = 0.2 + COUNT_INTERVAL_S * joined
                 if -0.05 < t_s - face.start_s < slow_s or -0.05 < t_s - face.end_s < MAX_LOST_S + 0.15:

@@ -174,7 +174,7 @@ CHILD = """
     import sys, signal
     from pathlib import Path
     from edge_agent.outbox.sqlite import SqliteOutbox
-    from edge_agent.mqtt.params import OutboxParams
+    from edge_agent.outbox.params import OutboxParams
     from tests.fakes.clock import FakeClock
     from tests.outbox.contract import message
 
@@ -363,14 +363,14 @@ def test_a_backlog_comes_before_the_ends_that_close_it(make):
 
 DYING = """
     import json, resource
-    from tests.outbox.test_sqlite import appearance
+    from tests.outbox.test_sqlite import visit
 
     sent = []
     for seq, kind, number in [(1, "start", 1), (2, "start", 2), (3, "update", 1), (4, "end", 2), (5, "start", 3)]:
         if seq == 3:
             # From here on the kernel refuses to let any file grow.
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-        outbox.put([appearance(seq, kind, number, boot=boot)], clock())
+        outbox.put([visit(seq, kind, number, boot=boot)], clock())
         sent += [stored.message for stored in outbox.batch(10)]
     assert outbox.faults
     print(json.dumps([[m.boot, m.seq, m.event_id] for m in sent]), flush=True)

@@ -18,7 +18,7 @@ from edge_agent.core.frame import Frame, Levels
 from edge_agent.core.types import Array, Counters
 from edge_agent.errors import EndOfStream, InputError, SourceError
 
-ASTRONAUT = Path(__file__).parent.parent / "assets" / "astronaut.jpg"
+ASTRONAUT = Path(__file__).parents[2] / "assets" / "astronaut.jpg"
 _ASTRONAUT_FACE = (0.361, 0.129, 0.523, 0.342)
 _ASTRONAUT_CUT = (0.2, 0.0, 0.7, 0.6)
 _WHOLE = (0.0, 0.0, 1.0, 1.0)

@@ -148,7 +148,7 @@ class Agent:
     ) -> None:
         require_known_model(settings)
         self._inbox = PublishQueue()
-        self._control = CommandQueue(self._inbox.put_notice)
+        self._control = CommandQueue(self._inbox.put_notice, lambda value: self._inference.set_threshold(value))
         self._pool = PoolProxy(self._control)
         # Only TensorRT reads pictures in place; for others no camera needs to wait until the engine is open.
         self._sources = make_sources(settings, self._pool if settings.model.backend in ("auto", "tensorrt") else None)

@@ -10,8 +10,7 @@ from edge_agent.config.settings import Settings
 from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.detection.detector import FaceDetector
 from edge_agent.core.ports import Clock, Engine
-from edge_agent.core.presence.idle import IdleParams
-from edge_agent.core.presence.pipeline import FacePipeline
+from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
 from edge_agent.core.protocol.commands import Rules
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.types import EngineInfo
@@ -78,10 +77,7 @@ class Inference:
                 detector,
                 uuid7,
                 self._clock,
-                settings.tracker,
-                settings.presence,
-                settings.crops,
-                idle_of(settings),
+                pipeline_params_of(settings),
             )
             for name, params in settings.cameras.items()
         }
@@ -107,9 +103,19 @@ class Inference:
         self._detector.configure(settings.detection)
         self._detector.set_threshold(override)
         for name, pipeline in self._pipelines.items():
-            pipeline.configure(
-                settings.cameras[name], settings.tracker, settings.presence, settings.crops, idle_of(settings)
-            )
+            pipeline.configure(settings.cameras[name], pipeline_params_of(settings))
+
+    def set_threshold(self, value: Optional[float]) -> None:
+        """Change the detection threshold of all cameras, which share one detector; None restores the setting.
+
+        Raises:
+            ValueError: Not in 0 < value <= 1.
+        """
+        if self._detector is None:
+            return
+        self._detector.set_threshold(value)
+        for pipeline in self._pipelines.values():
+            pipeline.end_idle()
 
     def close(self) -> None:
         """Free the engine, once no camera uses its memory any more. Idempotent."""
@@ -119,6 +125,7 @@ class Inference:
             self._engine.close()
 
 
-def idle_of(settings: Settings) -> IdleParams:
-    """How much is looked at while nobody is there: everything, for a listener that was promised every frame."""
-    return settings.idle if settings.mqtt.detections == "off" else replace(settings.idle, fps=0.0)
+def pipeline_params_of(settings: Settings) -> PipelineParams:
+    """Settings of all pipelines; a subscriber of detections gets every frame, so idling is off for it."""
+    idle = settings.idle if settings.mqtt.detections == "off" else replace(settings.idle, fps=0.0)
+    return PipelineParams(settings.tracker, settings.presence, settings.crops, idle)

@@ -100,9 +100,6 @@ class RecordedDetector:
         """Whatever the picture."""
         return self.found
 
-    def set_threshold(self, value: Optional[float]) -> None:
-        """What was recorded has been chosen already."""
-
 
 def _ids(clock: RecordedClock, seed: int) -> Iterator[str]:
     """UUIDv7 of the recording's time, the same at every replay."""
@@ -117,7 +114,7 @@ def _replay(
     settings: "Settings", clock: RecordedClock, seed: int, detector: Any, upright: bool, every_frame: bool
 ) -> Replay:
     """Pipelines by camera. Without pixels (`upright`) there is nothing to turn, to mask or to cut crops from."""
-    from edge_agent.core.presence.pipeline import FacePipeline
+    from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
 
     ids = _ids(clock, seed)
 
@@ -128,9 +125,8 @@ def _replay(
             params = replace(params, rotate=0, flip="none", roi=None, masks=())
             crops = replace(crops, enabled=False)
         idle = replace(settings.idle, fps=0.0) if every_frame else settings.idle
-        pipeline = FacePipeline(
-            name, params, detector, lambda: next(ids), clock, settings.tracker, settings.presence, crops, idle
-        )
+        shared = PipelineParams(settings.tracker, settings.presence, crops, idle)
+        pipeline = FacePipeline(name, params, detector, lambda: next(ids), clock, shared)
         return Opened(pipeline, params.stall_after_s)
 
     return Replay(clock, open_camera)

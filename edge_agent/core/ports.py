@@ -5,7 +5,7 @@ from typing import Callable, Container, List, Mapping, Optional, Protocol, Seque
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Frame, Picture
 from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored
-from edge_agent.core.types import Array, Counters, EngineInfo, Moment
+from edge_agent.core.types import Array, Counters, Detections, EngineInfo, Moment
 
 Clock = Callable[[], Moment]
 NewId = Callable[[], str]
@@ -118,6 +118,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free everything. Idempotent."""
+
+
+class Detector(Protocol):
+    """An engine with its decoder: finds the faces in one image. Shared by all cameras; called by one thread."""
+
+    def detect(self, picture: Picture) -> Detections:
+        """Faces in px of the picture, clipped to it, best first.
+
+        Raises:
+            EngineError: The engine failed.
+        """
 
 
 class Outbox(Protocol):

@@ -28,9 +28,6 @@ class CommandTarget(Protocol):
     def set_crops(self, on: bool) -> None:
         """Switch crops on or off."""
 
-    def set_threshold(self, value: Optional[float]) -> None:
-        """Change the detector's threshold; None goes back to the setting."""
-
     def snapshot(self, frame: Frame, info: FrameInfo) -> Crop:
         """The whole frame as a crop."""
 
@@ -40,11 +37,14 @@ class CommandQueue:
 
     Args:
         answer: Takes what became of each; must not block.
+        set_threshold: Changes the threshold of the detector that all cameras share; None restores the setting.
         capacity: Commands that may wait.
     """
 
-    def __init__(self, answer: Callable[[Done], None], capacity: int = 32) -> None:
-        self._answer, self._capacity = answer, capacity
+    def __init__(
+        self, answer: Callable[[Done], None], set_threshold: Callable[[Optional[float]], None], capacity: int = 32
+    ) -> None:
+        self._answer, self._set_threshold, self._capacity = answer, set_threshold, capacity
         self._waiting: Deque[Union[Command, Work]] = deque()
         self._lock = threading.Lock()
         self._snapshots: Dict[str, List[Tuple[Command, float]]] = {}
@@ -80,8 +80,7 @@ class CommandQueue:
     def _do(self, command: Command, pipelines: Mapping[str, CommandTarget], now: Moment) -> Optional[Outcome]:
         name, camera = command.name, command.camera
         if name == "set_threshold":
-            for pipeline in pipelines.values():
-                pipeline.set_threshold(command.arguments["value"])
+            self._set_threshold(command.arguments["value"])
             self._answer(Done(command))
             return None
         if camera is None or camera not in pipelines:

@@ -31,7 +31,8 @@ def publishing(tmp_path):
         }  # fmt: skip
         clock, inbox, state = SystemClock(), PublishQueue(), claim(tmp_path / "state")
         made = Publishing(
-            load_settings(environment(settings)), {}, state, clock(), clock, inbox, CommandQueue(inbox.put_notice),
+            load_settings(environment(settings)), {}, state, clock(), clock, inbox,
+            CommandQueue(inbox.put_notice, lambda value: None),
             Overrides(), state.memory("overrides.json"), {}, lambda: 0.5,
         )  # fmt: skip
         made.open()

@@ -13,7 +13,7 @@ class Switchboard:
     """As much of a pipeline as commands touch."""
 
     def __init__(self, camera):
-        self.camera, self.enabled, self.crops_on, self.threshold = camera, True, True, None
+        self.camera, self.enabled, self.crops_on = camera, True, True
 
     def set_enabled(self, on, moment):
         self.enabled = on
@@ -22,16 +22,14 @@ class Switchboard:
     def set_crops(self, on):
         self.crops_on = on
 
-    def set_threshold(self, value):
-        self.threshold = value
-
     def snapshot(self, frame, info):
         return (info.camera, frame.sequence)
 
 
-def setup(capacity=32):
+def setup(capacity=32, set_threshold=lambda value: None):
     answers = []
-    return CommandQueue(answers.append, capacity), {name: Switchboard(name) for name in "ab"}, answers, FakeClock()
+    queue = CommandQueue(answers.append, set_threshold, capacity)
+    return queue, {name: Switchboard(name) for name in "ab"}, answers, FakeClock()
 
 
 def frame(camera, clock):
@@ -39,7 +37,8 @@ def frame(camera, clock):
 
 
 def test_switches_and_threshold():
-    control, pipelines, answers, clock = setup()
+    thresholds = []
+    control, pipelines, answers, clock = setup(set_threshold=thresholds.append)
     commands = [
         Command("detection", camera="a", arguments={"on": False}),
         Command("crops", camera="b", arguments={"on": False}),
@@ -50,15 +49,15 @@ def test_switches_and_threshold():
     assert [outcome for outcome in control.work(pipelines, clock()) if outcome] == [Outcome("a")]
     assert answers == [Done(command) for command in commands]
     assert not pipelines["a"].enabled and pipelines["a"].crops_on and not pipelines["b"].crops_on
-    assert pipelines["a"].threshold == pipelines["b"].threshold == 0.5
+    assert thresholds == [0.5]
     assert list(control.work(pipelines, clock())) == [] and len(answers) == 3
 
 
 def test_work_that_is_no_command_is_done_in_turn_and_not_answered():
-    control, pipelines, answers, clock = setup()
-    seen = []
+    seen, thresholds = [], []
+    control, pipelines, answers, clock = setup(set_threshold=thresholds.append)
     control.submit(Command("set_threshold", arguments={"value": 0.5}))
-    control.submit(lambda: seen.append(pipelines["a"].threshold))
+    control.submit(lambda: seen.append(thresholds[-1]))
     control.submit(Command("set_threshold", arguments={"value": 0.7}))
     list(control.work(pipelines, clock()))
     assert seen == [0.5] and [done.command.name for done in answers] == 2 * ["set_threshold"]

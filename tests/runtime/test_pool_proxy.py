@@ -56,7 +56,7 @@ class Owner:
     """The infer thread: takes commands until told to stop, then closes the pool."""
 
     def __init__(self, **options: Any) -> None:
-        self.control = CommandQueue(lambda done: None, capacity=4)
+        self.control = CommandQueue(lambda done: None, lambda value: None, capacity=4)
         self.shared = PoolProxy(self.control, **options)
         self.go, self.stop = threading.Event(), threading.Event()
         self.pool: Any = None
@@ -131,7 +131,7 @@ def test_modes_wait_until_the_gpu_is_known() -> None:
 
 
 def test_an_end_before_the_gpu_is_known_lets_everybody_go() -> None:
-    shared = PoolProxy(CommandQueue(lambda done: None))
+    shared = PoolProxy(CommandQueue(lambda done: None, lambda value: None))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(shared.modes)
         shared.dismiss()

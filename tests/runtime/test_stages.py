@@ -269,7 +269,7 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
             return "crop"
 
     rig, answers, pipeline = Rig([[FRAME] * 5]), [], Eye("door")
-    control = CommandQueue(answers.append)
+    control = CommandQueue(answers.append, lambda value: None)
     stage = InferStage(rig.board, ["door"], lambda: {"door": pipeline}, rig.clock, answers.append, control=control)
     stage.setup()
     control.submit(Command("snapshot", "t", "door"))

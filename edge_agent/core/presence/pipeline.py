@@ -1,14 +1,14 @@
 """All thinking about one camera: a frame in, an outcome out. Serves run, bench, evaluate, replay and demo alike."""
 
-from dataclasses import replace
-from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from dataclasses import dataclass, replace
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import CameraTransform
-from edge_agent.core.frame import Frame, Picture
-from edge_agent.core.ports import Clock, NewId
+from edge_agent.core.frame import Frame
+from edge_agent.core.ports import Clock, Detector, NewId
 from edge_agent.core.presence.crops import CropParams, assess, cut
 from edge_agent.core.presence.idle import IdleGate, IdleParams
 from edge_agent.core.presence.state_machine import PresenceMachine, PresenceParams
@@ -16,24 +16,23 @@ from edge_agent.core.presence.tracker import Tracker, TrackerParams
 from edge_agent.core.presence.visits import Observation, VisitTracker
 from edge_agent.core.types import CameraReport, Crop, Detections, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
 
-_TRACKER = TrackerParams()
-_PRESENCE = PresenceParams()
-_CROPS = CropParams()
-_EVERY_FRAME = IdleParams(fps=0.0)
 _END_REASONS = {Sight.DISABLED: "disabled", Sight.STOPPED: "shutdown"}
 
 # Presence, sight, number of faces, event ids, presence per zone.
 _State = Tuple[Presence, Sight, Optional[int], Tuple[str, ...], Tuple[Presence, ...]]
 
 
-class Detector(Protocol):
-    """What a pipeline needs of `core.detector.FaceDetector`."""
+@dataclass(frozen=True)
+class PipelineParams:
+    """Settings that the pipelines of all cameras share. By default every frame is inferred, also while idle."""
 
-    def detect(self, picture: Picture) -> Detections:
-        """Faces in px of the picture given."""
+    tracker: TrackerParams = TrackerParams()
+    presence: PresenceParams = PresenceParams()
+    crops: CropParams = CropParams()
+    idle: IdleParams = IdleParams(fps=0.0)
 
-    def set_threshold(self, value: Optional[float]) -> None:
-        """Change the detection threshold from the next picture on; None goes back to the setting."""
+
+_DEFAULTS = PipelineParams()
 
 
 class FacePipeline:
@@ -47,10 +46,7 @@ class FacePipeline:
         detector: Finds faces; errors of its engine pass through `step` and leave the pipeline as it was.
         new_id: Makes event ids.
         clock: Both clocks; measures inference.
-        tracker: When faces in two frames are the same one.
-        presence: How fast presence turns on and off.
-        crops: How crops are taken, and whether they are at first.
-        idle: How much is looked at while nobody is there; by default every frame.
+        shared: Settings that all cameras share.
 
     Attributes:
         enabled: Whether detection is switched on.
@@ -66,19 +62,16 @@ class FacePipeline:
         detector: Detector,
         new_id: NewId,
         clock: Clock,
-        tracker: TrackerParams = _TRACKER,
-        presence: PresenceParams = _PRESENCE,
-        crops: CropParams = _CROPS,
-        idle: IdleParams = _EVERY_FRAME,
+        shared: PipelineParams = _DEFAULTS,
     ) -> None:
         self.camera = camera
         self.enabled = True
         self._params, self._detector, self._clock = params, detector, clock
         self._view = CameraTransform(params)
-        self._tracker = Tracker(tracker)
-        self._rate = IdleGate(idle)
-        self._book = VisitTracker(new_id, crops, self._view.zones_of if params.zones else None)
-        delays = _delays(params, presence)
+        self._tracker = Tracker(shared.tracker)
+        self._rate = IdleGate(shared.idle)
+        self._book = VisitTracker(new_id, shared.crops, self._view.zones_of if params.zones else None)
+        delays = _delays(params, shared.presence)
         self._presence = PresenceMachine(delays)
         self._zones: Dict[str, PresenceMachine] = {zone: PresenceMachine(delays) for zone in params.zones}
         self._camera_sight = self._sight = Sight.STARTING
@@ -157,31 +150,19 @@ class FacePipeline:
         whole = np.array([0, 0, info.width, info.height], np.float32)
         return cut(picture, whole, replace(self._book.params, margin=0.0), assess(picture, whole, 1.0), info)
 
-    def set_threshold(self, value: Optional[float]) -> None:
-        """Change the detector's threshold from the next frame on; None goes back to the setting.
-
-        Raises:
-            ValueError: Out of the detector's range.
-        """
-        self._detector.set_threshold(value)
+    def end_idle(self) -> None:
+        """Infer every frame until nothing has changed for a while: the detector's threshold has changed."""
         self._rate.wake()
 
-    def configure(
-        self,
-        params: CameraParams,
-        tracker: TrackerParams,
-        presence: PresenceParams,
-        crops: CropParams,
-        idle: IdleParams = _EVERY_FRAME,
-    ) -> None:
+    def configure(self, params: CameraParams, shared: PipelineParams = _DEFAULTS) -> None:
         """Take other *live* settings from now on; what needs a restart and the switches stay as they are."""
         self._params = params
-        self._tracker.params = tracker
-        self._book.params = crops
-        self._rate.params = idle
+        self._tracker.params = shared.tracker
+        self._book.params = shared.crops
+        self._rate.params = shared.idle
         self._rate.wake()
         for machine, _, _ in self._machines():
-            machine.params = _delays(params, presence)
+            machine.params = _delays(params, shared.presence)
 
     def report(self) -> CameraReport:
         """What is true now, as of the last call."""

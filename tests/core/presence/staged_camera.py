@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.frame import Frame
-from edge_agent.core.presence.pipeline import FacePipeline
+from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
 from edge_agent.core.types import CameraReport, Detections, FaceEvent, Outcome, Sight
 from tests.fakes.clock import FakeClock
 
@@ -27,7 +27,6 @@ class ScriptedDetector:
         self.fault: Optional[Exception] = None
         self.calls = 0
         self.seen = None
-        self.threshold = None
         self._clock = clock
 
     def detect(self, picture):
@@ -38,9 +37,6 @@ class ScriptedDetector:
             raise self.fault
         return self.answer
 
-    def set_threshold(self, value):
-        self.threshold = value
-
 
 class StagedCamera:
     """A pipeline with everything around it; keeps all events, and the newest report."""
@@ -49,8 +45,14 @@ class StagedCamera:
         self.clock = FakeClock()
         self.detector = ScriptedDetector(self.clock)
         ids = (f"event-{number}" for number in itertools.count(1))
+        shared = PipelineParams(**params)
         self.pipeline = FacePipeline(
-            "door", camera or CameraParams("test://"), self.detector, lambda: next(ids), self.clock, **params
+            "door",
+            camera or CameraParams("test://"),
+            self.detector,
+            lambda: next(ids),
+            self.clock,
+            PipelineParams(**params),
         )
         self.sequence = 0
         self.events: List[FaceEvent] = []

@@ -12,9 +12,8 @@ from edge_agent.capture.synthetic.scene import Appearance, Disturbances, Scene
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
 from edge_agent.core.frame import Frame, Levels, Picture
-from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.presence.idle import IdleGate, IdleParams, changed, sample
-from edge_agent.core.presence.pipeline import FacePipeline
+from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
 from edge_agent.core.presence.state_machine import PresenceParams
 from edge_agent.core.presence.tracker import TrackerParams
 from edge_agent.core.types import Detections, Sight
@@ -240,9 +239,9 @@ def test_what_may_change_the_answer_is_followed_by_a_look(wake):
         camera.set_enabled(False)
         camera.set_enabled(True)
     elif wake == "threshold":
-        camera.pipeline.set_threshold(0.2)
+        camera.pipeline.end_idle()
     else:
-        camera.pipeline.configure(CameraParams("test://"), TrackerParams(), PresenceParams(), CropParams(), IDLE)
+        camera.pipeline.configure(CameraParams("test://"), PipelineParams(idle=IDLE))
     calls = camera.detector.calls
     assert not any(camera.show().idle for _ in range(15))
     assert camera.detector.calls == calls + 15
@@ -275,9 +274,6 @@ class Oracle:
         inside = (faces[:, 2:] - faces[:, :2]).prod(axis=1) >= 0.5 * (whole[:, 2:] - whole[:, :2]).prod(axis=1)
         return Detections(faces, np.full(len(faces), 0.9)).select(inside)
 
-    def set_threshold(self, value):
-        pass
-
 
 def faint(contrast):
     """Draws faces that differ from a wall of about 80 by `contrast`, with darker eyes and mouth."""
@@ -295,7 +291,9 @@ def onsets(scene, params, until_s, artist, noise=2.0, seed=1):
     """Frame numbers of the "start" events, and how many frames were looked at; through the monitor of the light."""
     clock, oracle = FakeClock(), Oracle(scene)
     ids = (f"event-{number}" for number in itertools.count(1))
-    pipeline = FacePipeline("door", CameraParams("test://"), oracle, lambda: next(ids), clock, idle=params)
+    pipeline = FacePipeline(
+        "door", CameraParams("test://"), oracle, lambda: next(ids), clock, PipelineParams(idle=params)
+    )
     monitor = IlluminationMonitor(IlluminationParams(), "sensor")
     renderer = Renderer(scene, SIZE, FPS, artist, noise, seed)
     starts, sight = [], Sight.STARTING

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.presence.crops import CropParams
+from edge_agent.core.presence.pipeline import PipelineParams
 from edge_agent.core.presence.state_machine import PresenceParams
 from edge_agent.core.presence.tracker import TrackerParams
 from edge_agent.core.types import Detections, Presence, Sight
@@ -299,16 +299,12 @@ def test_a_fault_of_the_engine_passes_and_leaves_all_as_it_was():
     assert camera.told == [("start", "event-1")]
 
 
-def test_live_settings_and_the_threshold():
+def test_live_settings():
     camera = StagedCamera()
-    camera.pipeline.set_threshold(0.7)
-    assert camera.detector.threshold == 0.7
     camera.show((320, 240))
     camera.pipeline.configure(
         CameraParams("test://", min_face_px=200, delay_off_s=0.0),
-        TrackerParams(max_lost_s=0.0),
-        PresenceParams(),
-        CropParams(),
+        PipelineParams(TrackerParams(max_lost_s=0.0)),
     )
     camera.show((320, 240))
     assert camera.told == [("start", "event-1"), ("end", "event-1")]

@@ -8,7 +8,7 @@ from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import CameraTransform, contains
 from edge_agent.core.frame import Frame
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.presence.pipeline import FacePipeline
+from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
 from edge_agent.core.types import Box, Detections, Sight
 from tests.fakes.clock import FakeClock
 
@@ -42,9 +42,6 @@ class Finder:
         x, y, _ = (int(value) for value in picture.pixels[row, column])
         corner = np.array([x - column, y - row] * 2, np.float32)
         return Detections(np.array([self.face], np.float32) - corner, np.array([0.9]))
-
-    def set_threshold(self, value):
-        pass
 
 
 def shades(pixel, size, masks):
@@ -100,7 +97,7 @@ def test_boxes_zones_and_crops_lie_where_the_pixels_do(width, height, rotate, fl
     assume((view.region(view.upright(Frame(raw(upright(width, height), rotate, flip), 0, 0.0)))[0].pixels > 0).any())
     face = (at[0] * (width - 12), at[1] * (height - 12), at[0] * (width - 12) + 12, at[1] * (height - 12) + 12)
     clock, crops = FakeClock(), CropParams(margin=margin, min_quality=0.0, min_face_px=1)
-    pipeline = FacePipeline("door", camera, Finder(face), lambda: "id", clock, crops=crops)
+    pipeline = FacePipeline("door", camera, Finder(face), lambda: "id", clock, PipelineParams(crops=crops))
     pipeline.sight(Sight.OK, clock())
     frame = Frame(raw(upright(width, height), rotate, flip), 1, clock.t)
     info = pipeline.info(frame, clock())

@@ -11,7 +11,7 @@ from edge_agent.core.frame import Picture
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, MissingPackage, ModelError
-from edge_agent.inference.preprocess import Preprocessor, golden_picture
+from edge_agent.inference.preprocess import Preprocessor, golden_image
 from edge_agent.models.onnx.binding import bind, require
 from edge_agent.models.onnx.file import parse_onnx, read_model
 
@@ -73,7 +73,7 @@ class OrtEngine:
             self._session: Any = ort.InferenceSession(
                 str(path), sess_options=_options(ort, threads), providers=["CPUExecutionProvider"]
             )
-            self.infer(golden_picture())
+            self.infer(golden_image())
         except refusals as error:
             raise ModelError(
                 f"model {path}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}",

@@ -16,7 +16,7 @@ _PICTURE = Path(__file__).parents[1] / "assets" / "golden.pgm"
 _PGM = b"P5\n256 192\n255\n"
 
 
-def golden_picture() -> Picture:
+def golden_image() -> Picture:
     """A face, (192, 256) uint8; see assets/README.md.
 
     Raises:

@@ -20,9 +20,9 @@ from edge_agent.errors import EdgeAgentError, EngineError, MissingPackage
 from edge_agent.inference.cuda.compiler import KernelCache, find_nvcc
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.driver import load_driver
-from tests.fakes.views import wandering
 from scripts.lib import gpu_checks
 from scripts.lib.gpu_checks import FAIL, NOTE, OK, Bench, Row
+from tests.fakes.views import wandering
 
 if TYPE_CHECKING:
     from edge_agent.inference.trt.engine_loader import Precision
@@ -64,12 +64,12 @@ def engine(model: str, folder: Path) -> Iterator[Row]:
 
     try:
         load_tensorrt()
-        network = read_network(model, models_dir(None, os.environ), sealed_too=False)
+        network = read_network(model, models_dir(None, os.environ), allow_encrypted=False)
     except EdgeAgentError as error:
         yield "engine", NOTE, f"not checked: {error}"
         return
     place = find_backend(None, os.environ)
-    can = place.abilities()
+    can = place.capabilities()
     place.close()
     yield _proven(f"{model}, auto", network, "auto", folder)
     yield _proven(f"{model}, fp32", network, "fp32", folder)
@@ -89,7 +89,7 @@ def engine(model: str, folder: Path) -> Iterator[Row]:
 def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, Tuple[Path, "Precision"]]]:
     """With a calibration by made pictures; and the files that `model calibrate` also writes, by kind."""
     from edge_agent.inference.calibration.frames import measure, reached
-    from edge_agent.inference.trt.precision import half, quantised
+    from edge_agent.inference.trt.precision import to_fp16, to_int8
     from edge_agent.models.calibration_cache import encode_calibration, read_calibration
 
     cache = folder / "calibration.txt"
@@ -98,8 +98,8 @@ def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, 
         "Q/DQ": (folder / "made.qdq.onnx", "int8"),
         "FP16": (folder / "made.fp16.onnx", "auto"),
     }
-    files["Q/DQ"][0].write_bytes(quantised(network, read_calibration(cache)).data)
-    files["FP16"][0].write_bytes(half(network).data)
+    files["Q/DQ"][0].write_bytes(to_int8(network, read_calibration(cache)).data)
+    files["FP16"][0].write_bytes(to_fp16(network).data)
     return replace(network, calibration=cache), files
 
 

@@ -5,13 +5,13 @@ from typing import List
 import numpy as np
 
 from edge_agent.core.frame import Picture
-from edge_agent.inference.preprocess import golden_picture
+from edge_agent.inference.preprocess import golden_image
 
 
 def wandering(count: int) -> List[Picture]:
     """(192, 256) gray: the face moved, mirrored, near and far, light and dark, with noise; always the same."""
     rng = np.random.default_rng(11)
-    face = golden_picture().pixels
+    face = golden_image().pixels
     found = []
     for index in range(count):
         zoom = (1.0, 0.8, 1.25)[index % 3]

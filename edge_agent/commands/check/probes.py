@@ -95,7 +95,7 @@ def engine(settings: "Settings") -> Iterator[CheckResult]:
     from edge_agent.core.detection.detector import FaceDetector
     from edge_agent.core.frame import Picture
     from edge_agent.inference import open_engine
-    from edge_agent.inference.preprocess import golden_picture
+    from edge_agent.inference.preprocess import golden_image
     from edge_agent.models.registry import models_dir
 
     directory = models_dir(settings.model.models_dir, os.environ)
@@ -106,7 +106,7 @@ def engine(settings: "Settings") -> Iterator[CheckResult]:
         started = time.perf_counter()
         opened.infer(picture)
         took_ms = 1000 * (time.perf_counter() - started)
-        found = FaceDetector(opened, settings.detection).detect(golden_picture())
+        found = FaceDetector(opened, settings.detection).detect(golden_image())
     finally:
         opened.close()
     info = opened.info

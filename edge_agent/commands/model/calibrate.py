@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, directory: Path) -> int:
         params.long_side,
         labels_file=params.labels_file,
         key=params.key,
-        sealed_too=False,
+        allow_encrypted=False,
     )
     on_cpu = network.path.with_suffix(".onnx")  # an .etlt runs there as what was made of it
     for_cpu = args.target != "tensorrt" and on_cpu.is_file()
@@ -108,16 +108,16 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
     """The calibration cache for TensorRT up to 10; files in INT8 and FP16 for TensorRT 11."""
     from edge_agent.inference.calibration.cpu_int8 import write_beside
     from edge_agent.inference.calibration.frames import reached
-    from edge_agent.inference.trt.network import own_calibration
-    from edge_agent.inference.trt.precision import half, quantised
+    from edge_agent.inference.trt.network import local_calibration
+    from edge_agent.inference.trt.precision import to_fp16, to_int8
     from edge_agent.models.calibration_cache import encode_calibration, read_calibration
 
-    cache = own_calibration(network.path)
+    cache = local_calibration(network.path)
     write_beside(cache, encode_calibration(reached(network, amplitudes)))
-    made = quantised(network, read_calibration(cache))
+    made = to_int8(network, read_calibration(cache))
     files = {suffix: network.path.with_suffix(f".{suffix}.onnx") for suffix in ("qdq", "fp16")}
     write_beside(files["qdq"], made.data)
-    write_beside(files["fp16"], half(network).data)
+    write_beside(files["fp16"], to_fp16(network).data)
     return {
         "calibration": str(cache),
         "qdq": str(files["qdq"]),

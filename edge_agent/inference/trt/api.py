@@ -121,7 +121,7 @@ def load_tensorrt() -> TensorRT:
     return tensorrt
 
 
-def precision_is_the_files(trt: TensorRT) -> bool:
+def is_strongly_typed(trt: TensorRT) -> bool:
     """True from TensorRT 11 on: it computes in the types that the file names, and has no switch for others."""
     return not hasattr(trt.BuilderFlag, "FP16")
 

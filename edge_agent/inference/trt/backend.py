@@ -9,14 +9,14 @@ from edge_agent.errors import EngineError
 from edge_agent.inference.cuda.compiler import KernelCache, find_nvcc
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.preprocess import CudaPreprocessor
-from edge_agent.inference.trt.api import TensorRT, logger_of, precision_is_the_files, started
-from edge_agent.inference.trt.build import Recipe, build
+from edge_agent.inference.trt.api import TensorRT, is_strongly_typed, logger_of, started
+from edge_agent.inference.trt.build import BuildParams, build
 from edge_agent.inference.trt.engine import Loaded, TensorRtEngine
 from edge_agent.inference.trt.network import Network
-from edge_agent.inference.trt.precision import Abilities, has_fast_int8, layers_in
+from edge_agent.inference.trt.precision import Capabilities, count_layers, has_fast_int8
 
 
-class ProvableEngine(Engine, Protocol):
+class ReplaceableEngine(Engine, Protocol):
     """An `Engine` on trial; `close` frees the place too."""
 
     def free(self) -> None:
@@ -29,7 +29,7 @@ class LoadedPlan(Protocol):
     def layers(self) -> Dict[str, int]:
         """How many layers compute in what; empty where it keeps no account."""
 
-    def engine(self, info: EngineInfo) -> ProvableEngine:
+    def engine(self, info: EngineInfo) -> ReplaceableEngine:
         """It at work, once."""
 
 
@@ -52,7 +52,7 @@ class TensorRtBackend(Protocol):
     cuda_version: str
     worker: Optional[str]
 
-    def abilities(self) -> Abilities:
+    def capabilities(self) -> Capabilities:
         """What decides the precision."""
 
     def prepare(self, network: Network, interpolation: str, directory: Path) -> None:
@@ -67,10 +67,10 @@ class TensorRtBackend(Protocol):
             MissingPackage, InputError, EngineError: It is not to be had.
         """
 
-    def build(self, network: Network, recipe: Recipe) -> bytes:
+    def build(self, network: Network, params: BuildParams) -> bytes:
         """A plan; see `trt.build.build`."""
 
-    def load(self, plan: bytes, network: Network, recipe: Recipe) -> LoadedPlan:
+    def load(self, plan: bytes, network: Network, params: BuildParams) -> LoadedPlan:
         """TensorRT's engine of a plan, after `prepare`.
 
         Raises:
@@ -106,13 +106,13 @@ class LocalTensorRt:
         with cuda.current("starting TensorRT"):
             started(trt.Runtime, self._logger)
 
-    def abilities(self) -> Abilities:
+    def capabilities(self) -> Capabilities:
         """See `TensorRtBackend`."""
-        if precision_is_the_files(self._trt):
-            return Abilities(self.gpu, has_fast_int8(self.sm), fp16=True, fixed=True)
+        if is_strongly_typed(self._trt):
+            return Capabilities(self.gpu, has_fast_int8(self.sm), fp16=True, fixed=True)
         with self._cuda.current("asking the GPU for its precisions"):
             builder = started(self._trt.Builder, self._logger)
-            return Abilities(
+            return Capabilities(
                 self.gpu, bool(builder.platform_has_fast_int8), bool(builder.platform_has_fast_fp16), fixed=False
             )
 
@@ -121,16 +121,16 @@ class LocalTensorRt:
         kernels = KernelCache(directory, lambda: find_nvcc(self._environ))
         self._preprocess = CudaPreprocessor(self._cuda, kernels, network.contract, interpolation)
 
-    def build(self, network: Network, recipe: Recipe) -> bytes:
+    def build(self, network: Network, params: BuildParams) -> bytes:
         """See `TensorRtBackend`."""
         with self._cuda.current("building the engine"):
-            return build(self._trt, self._logger, network, recipe)
+            return build(self._trt, self._logger, network, params)
 
-    def load(self, plan: bytes, network: Network, recipe: Recipe) -> "_LocalPlan":
+    def load(self, plan: bytes, network: Network, params: BuildParams) -> "_LocalPlan":
         """See `TensorRtBackend`."""
         if self._preprocess is None:
             raise EngineError("TensorRT: an engine was loaded before its preprocessing was prepared")
-        loaded = Loaded(self._trt, self._logger, self._cuda, plan, network.binding, recipe.dla_core)
+        loaded = Loaded(self._trt, self._logger, self._cuda, plan, network.binding, params.dla_core)
         return _LocalPlan(self._trt, self._cuda, loaded, self._preprocess, network)
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class _LocalPlan:
             inspector = self._loaded.engine.create_engine_inspector()
             if inspector is None:
                 return {}
-            return layers_in(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+            return count_layers(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def engine(self, info: EngineInfo) -> TensorRtEngine:
         network = self._network

@@ -11,7 +11,7 @@ from edge_agent.models.calibration_cache import CALIBRATORS, Calibration, fitted
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BuildParams:
     """How to build it.
 
     Attributes:
@@ -29,7 +29,7 @@ class Recipe:
     fixed: bool
 
 
-def build(trt: TensorRT, logger: Logger, network: Network, recipe: Recipe) -> bytes:
+def build(trt: TensorRT, logger: Logger, network: Network, params: BuildParams) -> bytes:
     """The plan; minutes of work, during which other threads run. Call it inside the CUDA context.
 
     Raises:
@@ -39,7 +39,7 @@ def build(trt: TensorRT, logger: Logger, network: Network, recipe: Recipe) -> by
     builder = started(trt.Builder, logger)
     config = builder.create_builder_config()
     definition, _parser = _definition(trt, builder, network, logger)
-    _set_workspace(trt, config, recipe.workspace_bytes)
+    _set_workspace(trt, config, params.workspace_bytes)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells no precisions
     profile = None
     if min(tuple(definition.get_input(0).shape)) < 0:
@@ -47,9 +47,9 @@ def build(trt: TensorRT, logger: Logger, network: Network, recipe: Recipe) -> by
         profile.set_shape(network.binding.input, *network.shapes)
         config.add_optimization_profile(profile)
     # The calibrator is Python's: it must outlive the build.
-    _calibrator = _set_precision(trt, config, definition, network, recipe, profile)
-    if recipe.dla_core is not None:
-        _set_dla(trt, builder, config, recipe, dynamic=profile is not None)
+    _calibrator = _set_precision(trt, config, definition, network, params, profile)
+    if params.dla_core is not None:
+        _set_dla(trt, builder, config, params, dynamic=profile is not None)
     logger.forget()
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
@@ -90,23 +90,23 @@ def _set_workspace(trt: TensorRT, config: Any, nbytes: int) -> None:
 
 
 def _set_precision(
-    trt: TensorRT, config: Any, definition: Any, network: Network, recipe: Recipe, profile: Optional[Any]
+    trt: TensorRT, config: Any, definition: Any, network: Network, params: BuildParams, profile: Optional[Any]
 ) -> Optional[Any]:
     """Set the flags, which are permissions; the INT8 calibrator, if any."""
     flags = trt.BuilderFlag
-    if recipe.precision == "fp32":
+    if params.precision == "fp32":
         config.clear_flag(flags.TF32)
-    if recipe.precision == "fp32" or recipe.fixed:
+    if params.precision == "fp32" or params.fixed:
         return None
     config.set_flag(flags.FP16)
-    if recipe.precision != "int8":
+    if params.precision != "int8":
         return None
     config.set_flag(flags.INT8)
-    if recipe.calibration is None:  # a quantised file brings its scales
+    if params.calibration is None:  # a quantised file brings its scales
         return None
     white = 255.0 * network.contract.gain
-    cache = fitted(recipe.calibration, _tensor_names(definition), network.binding.input, white, trt.__version__)
-    calibrator = make_calibrator(getattr(trt, CALIBRATORS[recipe.calibration.algorithm]), cache)
+    cache = fitted(params.calibration, _tensor_names(definition), network.binding.input, white, trt.__version__)
+    calibrator = make_calibrator(getattr(trt, CALIBRATORS[params.calibration.algorithm]), cache)
     config.int8_calibrator = calibrator
     if profile is not None:
         config.set_calibration_profile(profile)
@@ -119,18 +119,18 @@ def _tensor_names(definition: Any) -> List[str]:
     return [definition.get_input(0).name, *answers]
 
 
-def _set_dla(trt: TensorRT, builder: Any, config: Any, recipe: Recipe, dynamic: bool) -> None:
+def _set_dla(trt: TensorRT, builder: Any, config: Any, params: BuildParams, dynamic: bool) -> None:
     cores = builder.num_DLA_cores
-    if not 0 <= int(recipe.dla_core or 0) < cores:
+    if not 0 <= int(params.dla_core or 0) < cores:
         raise ModelError(
-            f"DLA core {recipe.dla_core} was asked for, but there are {cores}",
+            f"DLA core {params.dla_core} was asked for, but there are {cores}",
             f"leave dla_core unset{f', or choose 0 to {cores - 1}' if cores else ': this device or TensorRT has none'}",
         )
-    if dynamic or recipe.precision == "fp32":
+    if dynamic or params.precision == "fp32":
         what = "models of one input size" if dynamic else "int8 and fp16"
-        raise ModelError(f"DLA core {recipe.dla_core} was asked for, but it runs {what} only", "leave dla_core unset")
+        raise ModelError(f"DLA core {params.dla_core} was asked for, but it runs {what} only", "leave dla_core unset")
     config.default_device_type = trt.DeviceType.DLA
-    config.DLA_core = recipe.dla_core
+    config.DLA_core = params.dla_core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 

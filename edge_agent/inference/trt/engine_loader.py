@@ -15,13 +15,20 @@ import numpy as np
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.inference.ort import answer_once
-from edge_agent.inference.preprocess import Preprocessor, golden_picture
-from edge_agent.inference.trt.backend import ProvableEngine, TensorRtBackend
-from edge_agent.inference.trt.build import Recipe
+from edge_agent.inference.preprocess import Preprocessor, golden_image
+from edge_agent.inference.trt.backend import ReplaceableEngine, TensorRtBackend
+from edge_agent.inference.trt.build import BuildParams
 from edge_agent.inference.trt.cache import EngineCache, EngineKey, Manifest, describe
 from edge_agent.inference.trt.find import find_backend
 from edge_agent.inference.trt.network import Network
-from edge_agent.inference.trt.precision import Choice, choose, half, quantised, require_met, used
+from edge_agent.inference.trt.precision import (
+    PrecisionChoice,
+    built_precision,
+    choose_precision,
+    require_precision,
+    to_fp16,
+    to_int8,
+)
 from edge_agent.inference.trt.tao_converter import PROGRAM, convert
 from edge_agent.models.calibration_cache import read_calibration, restamped
 
@@ -40,7 +47,7 @@ def reference(network: Network, cache: EngineCache, tell: Callable[[str], None])
         ModelError: ONNX Runtime cannot run the model.
         InputError: The cache cannot be read or written.
     """
-    picture = golden_picture()
+    picture = golden_image()
     about = repr((network.contract, picture.pixels.tobytes())).encode()
     digest = hashlib.sha256(hashlib.sha256(network.onnx).digest() + about).hexdigest()
     path = cache.directory / f"{Path(network.name).stem}-{digest[:16]}.reference.npz"
@@ -88,7 +95,7 @@ def require_same(answers: Mapping[str, Array], wanted: Mapping[str, Array], prec
 
 
 def require_plausible(answers: Mapping[str, Array]) -> None:
-    """All that can be said of a sealed DetectNet_v2: its coverage is a share, and not the same everywhere.
+    """All that can be said of an encrypted DetectNet_v2: its coverage is a share, and not the same everywhere.
 
     Raises:
         EngineError: It is not.
@@ -147,7 +154,7 @@ class Opened:
         errors: By role, how far its answer to the golden picture is from the reference, as a share.
     """
 
-    engine: ProvableEngine
+    engine: ReplaceableEngine
     manifest: Manifest
     path: Path
     built: bool
@@ -160,8 +167,8 @@ class _Job:
 
     network: Network
     options: BuildOptions
-    choice: Choice
-    recipe: Recipe
+    choice: PrecisionChoice
+    params: BuildParams
     path: Path
     wanted: Mapping[str, Array]
 
@@ -193,15 +200,15 @@ class EngineLoader:
         """
         place = self._place
         self._tell(f"TensorRT {place.version} on {place.gpu} (sm_{place.sm}), driver for CUDA {place.cuda_version}")
-        choice, recipe = self._decide(network, options)
+        choice, params = self._decide(network, options)
         self._tell(f"precision {choice.precision}: {choice.why}")
-        wanted = {} if network.sealed is not None else reference(network, self._cache, self._tell)
-        if recipe.fixed and network.sealed is None and network.precision == "fp32":
-            network = self._typed(network, recipe)
-        key = self._key(network, recipe)
+        wanted = {} if network.encrypted is not None else reference(network, self._cache, self._tell)
+        if params.fixed and network.encrypted is None and network.precision == "fp32":
+            network = self._typed(network, params)
+        key = self._key(network, params)
         path = self._cache.path(network.name, key)
         place.prepare(network, options.interpolation, self._directory)
-        job = _Job(network, options, choice, recipe, path, wanted)
+        job = _Job(network, options, choice, params, path, wanted)
         fault = "it was asked for anew"
         if not options.rebuild:
             plan, manifest, fault = self._cache.load(path)
@@ -220,8 +227,8 @@ class EngineLoader:
             self._tell(f"removed from the cache, as long unused: {old}")
         return opened
 
-    def _decide(self, network: Network, options: BuildOptions) -> Tuple[Choice, Recipe]:
-        can = self._place.abilities()
+    def _decide(self, network: Network, options: BuildOptions) -> Tuple[PrecisionChoice, BuildParams]:
+        can = self._place.capabilities()
         file = network.precision
         calibration = None
         if network.calibration is not None:
@@ -229,27 +236,27 @@ class EngineLoader:
                 self._tell(f"calibration {network.calibration} is not used")
             else:
                 calibration = read_calibration(network.calibration)
-        choice = choose(options.precision, can, file, calibration is not None)
-        recipe = Recipe(choice.precision, calibration, options.workspace_mb << 20, options.dla_core, can.fixed)
-        return choice, recipe
+        choice = choose_precision(options.precision, can, file, calibration is not None)
+        params = BuildParams(choice.precision, calibration, options.workspace_mb << 20, options.dla_core, can.fixed)
+        return choice, params
 
-    def _typed(self, network: Network, recipe: Recipe) -> Network:
+    def _typed(self, network: Network, params: BuildParams) -> Network:
         """The network stored in the precision that was chosen."""
-        if recipe.precision == "fp32":
+        if params.precision == "fp32":
             return network
-        made = half(network) if recipe.calibration is None else quantised(network, recipe.calibration)
+        made = to_fp16(network) if params.calibration is None else to_int8(network, params.calibration)
         share = f": {made.int8_layers} of {made.layers} layers" if made.int8_layers else ""
-        self._tell(f"model {network.name} is stored in {recipe.precision} for this TensorRT{share}")
+        self._tell(f"model {network.name} is stored in {params.precision} for this TensorRT{share}")
         return replace(network, onnx=made.data)
 
-    def _key(self, network: Network, recipe: Recipe) -> EngineKey:
+    def _key(self, network: Network, params: BuildParams) -> EngineKey:
         return EngineKey(
-            model_sha256=hashlib.sha256(network.onnx).hexdigest() if recipe.fixed else network.sha256,
-            calibration_sha256=recipe.calibration.sha256 if recipe.calibration is not None else None,
-            precision=recipe.precision,
+            model_sha256=hashlib.sha256(network.onnx).hexdigest() if params.fixed else network.sha256,
+            calibration_sha256=params.calibration.sha256 if params.calibration is not None else None,
+            precision=params.precision,
             shapes=network.shapes,
-            workspace_bytes=recipe.workspace_bytes,
-            dla_core=recipe.dla_core,
+            workspace_bytes=params.workspace_bytes,
+            dla_core=params.dla_core,
             tensorrt=self._place.version,
             gpu=self._place.gpu,
             sm=self._place.sm,
@@ -261,46 +268,46 @@ class EngineLoader:
         self._tell(f"building takes minutes: model {job.network.name}")
         started = time.monotonic()
         with heartbeat(self._tell, "still building"):
-            plan = self._plan(job.network, job.recipe)
+            plan = self._plan(job.network, job.params)
         build_s = round(time.monotonic() - started, 1)
         self._tell(f"built in {build_s} s, {len(plan) / 1e6:.1f} MB")
         digest = hashlib.sha256(plan).hexdigest()
         choice = job.choice
         return plan, Manifest(digest, len(plan), job.options.precision, choice.precision, choice.why, {}, build_s)
 
-    def _plan(self, network: Network, recipe: Recipe) -> bytes:
-        sealed = network.sealed
-        if sealed is None:
-            return self._place.build(network, recipe)
+    def _plan(self, network: Network, params: BuildParams) -> bytes:
+        encrypted = network.encrypted
+        if encrypted is None:
+            return self._place.build(network, params)
         if self._place.worker is not None:
             raise ModelError(
                 f"model {network.name}: {self._place.worker} runs no engine of {PROGRAM}, which has an implicit batch",
-                f"on another machine: edge-agent model convert; {sealed.etlt.with_suffix('.onnx')} is then found",
+                f"on another machine: edge-agent model convert; {encrypted.etlt.with_suffix('.onnx')} is then found",
             )
-        self._tell(f"by NVIDIA's {sealed.program}")
-        cache = restamped(recipe.calibration, self._place.version) if recipe.calibration is not None else None
+        self._tell(f"by NVIDIA's {encrypted.program}")
+        cache = restamped(params.calibration, self._place.version) if params.calibration is not None else None
         return convert(
-            sealed,
+            encrypted,
             network.binding,
             network.contract,
-            recipe.precision,
+            params.precision,
             cache,
-            recipe.workspace_bytes,
-            recipe.dla_core,
+            params.workspace_bytes,
+            params.dla_core,
         )
 
     def _prove(self, job: _Job, plan: bytes, manifest: Manifest, built: bool) -> Opened:
         """Load it, and compare its answer to the golden picture with the reference."""
-        network, recipe = job.network, job.recipe
-        loaded = self._place.load(plan, network, recipe)
+        network, params = job.network, job.params
+        loaded = self._place.load(plan, network, params)
         if built:
             layers = loaded.layers()
-            manifest = replace(manifest, layers=layers, precision=used(layers, recipe.precision))
-        engine = loaded.engine(self._info(network, manifest, recipe))
+            manifest = replace(manifest, layers=layers, precision=built_precision(layers, params.precision))
+        engine = loaded.engine(self._info(network, manifest, params))
         try:
-            require_met(job.options.precision, recipe.precision, manifest.layers, network.name)
-            answers = engine.infer(golden_picture())
-            if network.sealed is not None:
+            require_precision(job.options.precision, params.precision, manifest.layers, network.name)
+            answers = engine.infer(golden_image())
+            if network.encrypted is not None:
                 require_plausible(answers)
             found = require_same(answers, job.wanted, manifest.precision)
         except EngineError:
@@ -308,23 +315,25 @@ class EngineLoader:
             raise
         shares = ", ".join(f"{role} {share:.2%}" for role, share in found.items())
         told = f"proven with the golden picture: off the reference by {shares}"
-        self._tell(told if found else "tried with the golden picture; a sealed model has no reference to compare with")
+        self._tell(
+            told if found else "tried with the golden picture; an encrypted model has no reference to compare with"
+        )
         return Opened(engine, manifest, job.path, built, found)
 
-    def _info(self, network: Network, manifest: Manifest, recipe: Recipe) -> EngineInfo:
+    def _info(self, network: Network, manifest: Manifest, params: BuildParams) -> EngineInfo:
         detail = {
             "version": self._place.version,
             "gpu": self._place.gpu,
             "worker": self._place.worker,
             "layers": describe(manifest.layers),
-            "dla_core": recipe.dla_core,
+            "dla_core": params.dla_core,
         }
         return EngineInfo(
             backend="tensorrt",
             precision=manifest.precision,
             model=network.name,
             model_sha256=network.sha256,
-            calibration_sha256=recipe.calibration.sha256 if recipe.calibration is not None else None,
+            calibration_sha256=params.calibration.sha256 if params.calibration is not None else None,
             detail={key: value for key, value in detail.items() if value is not None},
         )
 

@@ -9,7 +9,7 @@ from edge_agent.core.detection.geometry import fitted_size
 from edge_agent.core.detection.model_contract import CENTERFACE, ModelContract
 from edge_agent.errors import MissingPackage, ModelError
 from edge_agent.inference.trt.api import Shape
-from edge_agent.inference.trt.tao_converter import Sealed, find_converter
+from edge_agent.inference.trt.tao_converter import EncryptedModel, find_converter
 from edge_agent.models import registry
 from edge_agent.models.etlt import open_etlt
 from edge_agent.models.onnx.binding import Binding, bind, derive, require
@@ -18,7 +18,7 @@ from edge_agent.models.uff.to_onnx import convert_uff
 
 _CALIBRATION_SUFFIX = "_int8.txt"
 # The names in NVIDIA's DetectNet_v2 exports in UFF.
-_SEALED = Binding("input_1", {"cov": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"})
+_DETECTNET = Binding("input_1", {"cov": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"})
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Network:
     Attributes:
         name: What users call it.
         sha256: Of the model as it is built, hex.
-        onnx: The network in ONNX; empty where it stays sealed.
+        onnx: The network in ONNX; empty where it stays encrypted.
         uff: The same in UFF, where it came so; None else.
         model: The outside of `onnx`, if there is one.
         binding: Its tensors' names, which are the same in UFF.
         contract: What they mean.
         calibration: Its INT8 calibration cache, if any.
         path: The file that it was read from.
-        sealed: Where only NVIDIA's tao-converter opens it.
+        encrypted: Where only NVIDIA's tao-converter opens it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Network:
     contract: ModelContract
     calibration: Optional[Path]
     path: Path
-    sealed: Optional[Sealed] = None
+    encrypted: Optional[EncryptedModel] = None
 
     @property
     def precision(self) -> str:
@@ -75,7 +75,7 @@ def read_network(
     calibration: Optional[str] = None,
     labels_file: Optional[str] = None,
     key: Optional[str] = None,
-    sealed_too: bool = True,
+    allow_encrypted: bool = True,
 ) -> Network:
     """The network called `model`, checked against its contract.
 
@@ -88,7 +88,7 @@ def read_network(
             one fetched with the model.
         labels_file: Path of the class names; labels.txt beside the model when None.
         key: What an .etlt is encrypted with; NVIDIA's published key when None.
-        sealed_too: False where a model that only tao-converter opens is of no use.
+        allow_encrypted: False where a model that only tao-converter opens is of no use.
 
     Raises:
         ModelError: It is missing, damaged, or keeps no contract that the agent knows.
@@ -108,24 +108,24 @@ def read_network(
     contract = replace(card.contract, long_side=long_side)
     beside = (path.with_name(file.name) for file in card.files if file.name.endswith(_CALIBRATION_SUFFIX))
     fetched = next((file for file in beside if file.is_file()), None)
-    converter = find_converter() if sealed_too and path.suffix == ".etlt" else None
+    converter = find_converter() if allow_encrypted and path.suffix == ".etlt" else None
     if converter is not None and not any(made.is_file() for made in _made_of(path)):
-        sealed = Sealed(path, registry.FACEDETECTIR_KEY, converter)
+        encrypted = EncryptedModel(path, registry.FACEDETECTIR_KEY, converter)
         digest = registry.sha256_of(path)
-        return Network(card.name, digest, b"", None, None, _SEALED, contract, given or fetched, path, sealed)
+        return Network(card.name, digest, b"", None, None, _DETECTNET, contract, given or fetched, path, encrypted)
     onnx, uff = read_payload(path)
     outside = parse_onnx(onnx, str(path))
     require(outside, str(path), contract)
     return _network(card.name, path, onnx, uff, outside, contract, given or _own(path) or fetched)
 
 
-def own_calibration(path: Path) -> Path:
+def local_calibration(path: Path) -> Path:
     """Where `model calibrate` puts its calibration of the model in `path`."""
     return path.with_suffix(".int8.txt")
 
 
 def _own(path: Path) -> Optional[Path]:
-    found = own_calibration(path)
+    found = local_calibration(path)
     return found if found.is_file() else None
 
 

@@ -30,7 +30,7 @@ class StronglyTyped:
     int8_layers: int = 0
 
 
-def half(network: Network) -> StronglyTyped:
+def to_fp16(network: Network) -> StronglyTyped:
     """In FP16.
 
     Raises:
@@ -40,7 +40,7 @@ def half(network: Network) -> StronglyTyped:
     return StronglyTyped(write_graph(halve(graph, network.name)), len(weighted_layers(graph)))
 
 
-def quantised(network: Network, calibration: Calibration) -> StronglyTyped:
+def to_int8(network: Network, calibration: Calibration) -> StronglyTyped:
     """In INT8, as Q/DQ; layers of which the calibration says nothing stay float.
 
     Raises:
@@ -73,7 +73,7 @@ _TYPES = (
 
 
 @dataclass(frozen=True)
-class Abilities:
+class Capabilities:
     """What decides the precision.
 
     Attributes:
@@ -90,7 +90,7 @@ class Abilities:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PrecisionChoice:
     """A precision, and why."""
 
     precision: str
@@ -105,7 +105,7 @@ def has_fast_int8(sm: str) -> bool:
     return sm == "61" or int(sm) >= 72
 
 
-def choose(asked: str, can: Abilities, file: str, calibrated: bool) -> Choice:
+def choose_precision(asked: str, can: Capabilities, file: str, calibrated: bool) -> PrecisionChoice:
     """The precision to build in.
 
     Args:
@@ -128,14 +128,14 @@ def choose(asked: str, can: Abilities, file: str, calibrated: bool) -> Choice:
                 f"precision {asked} was asked for, but {reason}: {file}",
                 f"give a model file stored in {asked}, or ask for precision auto",
             )
-        return Choice(file, reason)
+        return PrecisionChoice(file, reason)
     if asked == "auto":
         if can.int8 and calibrated:
-            return Choice("int8", f"{can.gpu} has INT8, and there is a calibration")
+            return PrecisionChoice("int8", f"{can.gpu} has INT8, and there is a calibration")
         missing = "there is no calibration for INT8" if can.int8 else f"{can.gpu} has no INT8"
         if can.fp16:
-            return Choice("fp16", missing)
-        return Choice("fp32", f"{missing}, and {can.gpu} has no fast FP16")
+            return PrecisionChoice("fp16", missing)
+        return PrecisionChoice("fp32", f"{missing}, and {can.gpu} has no fast FP16")
     if asked == "int8" and not can.int8:
         raise ModelError(f"precision int8 was asked for, but {can.gpu} does not have it", "ask for fp16 or auto")
     if asked == "int8" and not calibrated:
@@ -146,10 +146,10 @@ def choose(asked: str, can: Abilities, file: str, calibrated: bool) -> Choice:
         )
     if asked == "fp16" and not can.fp16:
         raise ModelError(f"precision fp16 was asked for, but {can.gpu} is not fast at it", "ask for fp32 or auto")
-    return Choice(asked, "as asked")
+    return PrecisionChoice(asked, "as asked")
 
 
-def layers_in(text: str) -> Dict[str, int]:
+def count_layers(text: str) -> Dict[str, int]:
     """How many layers compute in what, by what the engine's inspector tells as JSON; empty where it does not tell.
 
     Layers that only move data do not count. A layer's precision is that of its weights, else of its first input, as in
@@ -163,12 +163,12 @@ def layers_in(text: str) -> Dict[str, int]:
     return {precision: counts[precision] for precision in (*ORDER, "bf16", "other") if counts[precision]}
 
 
-def used(layers: Mapping[str, int], planned: str) -> str:
+def built_precision(layers: Mapping[str, int], planned: str) -> str:
     """What to call the engine: the smallest type that layers compute in; as planned where they do not tell."""
     return next((precision for precision in ORDER if layers.get(precision)), planned)
 
 
-def require_met(asked: str, precision: str, layers: Mapping[str, int], name: str) -> None:
+def require_precision(asked: str, precision: str, layers: Mapping[str, int], name: str) -> None:
     """Make sure that an explicit request was met: TensorRT takes its flags as permissions.
 
     Raises:

@@ -26,7 +26,7 @@ _INSTALL = (
 )
 
 
-class Refusal(Exception):
+class WorkerError(Exception):
     """What the worker answered instead of what was asked for. It goes on.
 
     Args:
@@ -40,7 +40,7 @@ class Refusal(Exception):
 
 
 class WorkerProcess:
-    """A worker, from its hello to its end. Used by one thread; whatever fails but a `Refusal` ends it.
+    """A worker, from its hello to its end. Used by one thread; whatever fails but a `WorkerError` ends it.
 
     Args:
         python: Interpreter that has TensorRT 8: name or path.
@@ -82,7 +82,7 @@ class WorkerProcess:
         """The answer to one request: header and payload.
 
         Raises:
-            Refusal: The worker could not do it.
+            WorkerError: The worker could not do it.
             EngineError: It has died, or did not answer within `limit_s`; this is closed then.
         """
         if not self._open:
@@ -93,7 +93,7 @@ class WorkerProcess:
         except OSError as error:
             raise self._lost(do, limit_s, error) from error
         if not header["ok"]:
-            raise Refusal(header["kind"], header["why"])
+            raise WorkerError(header["kind"], header["why"])
         return header, answer
 
     def tensor(self, offset: int, shape: Tuple[int, ...], nbytes: int) -> Array:

@@ -1,7 +1,7 @@
 """NVIDIA's tao-converter, where the user has installed it: from an encrypted .etlt to a TensorRT plan on this board.
 
 Arguments: docs.nvidia.com/tao/archive/5.5.0/text/tao-converter. It exists for TensorRT 7.1 to 8.4 (and works with
-8.5); the model inside stays sealed, so its plan cannot be compared with a reference.
+8.5); the model inside stays encrypted, so its plan cannot be compared with a reference.
 """
 
 import shutil
@@ -20,7 +20,7 @@ _LIMIT_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Sealed:
+class EncryptedModel:
     """An encrypted model that only tao-converter will open.
 
     Attributes:
@@ -40,7 +40,7 @@ def find_converter() -> Optional[str]:
 
 
 def convert(
-    sealed: Sealed,
+    encrypted: EncryptedModel,
     binding: Binding,
     contract: ModelContract,
     precision: str,
@@ -51,7 +51,7 @@ def convert(
     """The plan; minutes of work.
 
     Args:
-        sealed: The model.
+        encrypted: The model.
         binding: Its outputs' names.
         contract: Its input's size.
         precision: "int8", "fp16" or "fp32".
@@ -66,7 +66,7 @@ def convert(
     width, height = contract.net
     with tempfile.TemporaryDirectory() as scratch:
         plan = Path(scratch) / "model.plan"
-        command = [sealed.program, "-k", sealed.key, "-d", f"{contract.channels},{height},{width}"]
+        command = [encrypted.program, "-k", encrypted.key, "-d", f"{contract.channels},{height},{width}"]
         command += ["-o", ",".join(binding.outputs.values()), "-t", precision]
         if precision == "int8" and calibration is not None:
             cache = Path(scratch) / "calibration.txt"
@@ -75,20 +75,20 @@ def convert(
         command += ["-b", "1", "-m", "1", "-w", str(workspace_bytes)]
         if dla_core is not None:
             command += ["-u", str(dla_core)]
-        said = _run([*command, "-e", str(plan), str(sealed.etlt)], sealed)
+        said = _run([*command, "-e", str(plan), str(encrypted.etlt)], encrypted)
         try:
             data = plan.read_bytes()
         except OSError:
             data = b""
     if not data:  # it ends with 0 whatever happened
         raise ModelError(
-            f"{sealed.etlt}: {PROGRAM} made no engine of it: {said}",
-            f"is {sealed.program} the one for this board's TensorRT, and the file whole (edge-agent model verify)?",
+            f"{encrypted.etlt}: {PROGRAM} made no engine of it: {said}",
+            f"is {encrypted.program} the one for this board's TensorRT, and the file whole (edge-agent model verify)?",
         )
     return data
 
 
-def _run(command: List[str], sealed: Sealed) -> str:
+def _run(command: List[str], encrypted: EncryptedModel) -> str:
     """What the program complained of last."""
     try:
         done = subprocess.run(
@@ -102,11 +102,11 @@ def _run(command: List[str], sealed: Sealed) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{sealed.program} took longer than {_LIMIT_S:g} s", "is the board busy?") from error
+        raise EngineError(f"{encrypted.program} took longer than {_LIMIT_S:g} s", "is the board busy?") from error
     except OSError as error:
         raise ModelError(
-            f"{sealed.program} does not start: {error.strerror}", "is it for this board, and executable?"
+            f"{encrypted.program} does not start: {error.strerror}", "is it for this board, and executable?"
         ) from error
-    lines = [line.strip() for line in done.stdout.replace(sealed.key, "...").splitlines() if line.strip()]
+    lines = [line.strip() for line in done.stdout.replace(encrypted.key, "...").splitlines() if line.strip()]
     faults = [line for line in lines if "error" in line.lower()]
     return (faults or lines or [f"it says nothing, status {done.returncode}"])[-1][:300]

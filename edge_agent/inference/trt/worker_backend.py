@@ -17,10 +17,10 @@ from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EdgeAgentError, EngineError, ModelError
 from edge_agent.inference.cuda.driver import hint_for
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.inference.trt.build import Recipe, failed
+from edge_agent.inference.trt.build import BuildParams, failed
 from edge_agent.inference.trt.network import Network
-from edge_agent.inference.trt.precision import Abilities, layers_in
-from edge_agent.inference.trt.process import Refusal, WorkerProcess
+from edge_agent.inference.trt.precision import Capabilities, count_layers
+from edge_agent.inference.trt.process import WorkerError, WorkerProcess
 from edge_agent.models.calibration_cache import CALIBRATORS, fitted
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _LOAD_LIMIT_S = 120.0
 _BUILD_LIMIT_S = 4 * 3600.0  # large networks take a Nano the better part of an hour
 
 
-class RemoteTensorRt:
+class WorkerTensorRt:
     """A `trt.place.TensorRtBackend` in a worker process.
 
     Args:
@@ -48,79 +48,79 @@ class RemoteTensorRt:
         self._worker = worker
         self._preprocess: Optional[Preprocessor] = None
 
-    def abilities(self) -> Abilities:
+    def capabilities(self) -> Capabilities:
         """See `TensorRtBackend`."""
         hello = self._worker.hello
-        return Abilities(self.gpu, hello["int8"], hello["fp16"], fixed=False)
+        return Capabilities(self.gpu, hello["int8"], hello["fp16"], fixed=False)
 
     def prepare(self, network: Network, interpolation: str, directory: Path) -> None:
         """See `TensorRtBackend`."""
         self._preprocess = Preprocessor(network.contract, interpolation)
 
-    def build(self, network: Network, recipe: Recipe) -> bytes:
+    def build(self, network: Network, params: BuildParams) -> bytes:
         """See `TensorRtBackend`."""
-        if recipe.dla_core is not None:
+        if params.dla_core is not None:
             raise ModelError(
                 "a DLA core was asked for, but TensorRT's worker process uses the GPU only", "unset dla_core"
             )
         cache, calibrator = b"", None
         try:
             parsed, _ = self._worker.ask("parse", _LOAD_LIMIT_S, network.onnx)
-            if recipe.calibration is not None:
+            if params.calibration is not None:
                 white = 255.0 * network.contract.gain
-                cache = fitted(recipe.calibration, parsed["tensors"], network.binding.input, white, self.version)
-                calibrator = CALIBRATORS[recipe.calibration.algorithm]
+                cache = fitted(params.calibration, parsed["tensors"], network.binding.input, white, self.version)
+                calibrator = CALIBRATORS[params.calibration.algorithm]
             _, plan = self._worker.ask(
                 "build",
                 _BUILD_LIMIT_S,
                 cache,
-                precision=recipe.precision,
-                workspace_bytes=recipe.workspace_bytes,
+                precision=params.precision,
+                workspace_bytes=params.workspace_bytes,
                 shapes=network.shapes,
                 calibrator=calibrator,
             )
-        except Refusal as refusal:
-            raise self._error(refusal, network.name) from refusal
+        except WorkerError as error:
+            raise self._error(error, network.name) from error
         return plan
 
-    def load(self, plan: bytes, network: Network, recipe: Recipe) -> "_RemotePlan":
+    def load(self, plan: bytes, network: Network, params: BuildParams) -> "_WorkerPlan":
         """See `TensorRtBackend`."""
         if self._preprocess is None:
             raise EngineError("TensorRT: an engine was loaded before its preprocessing was prepared")
         tensors = [network.binding.input, *network.binding.outputs.values()]
         try:
             loaded, _ = self._worker.ask("load", _LOAD_LIMIT_S, plan, tensors=tensors)
-        except Refusal as refusal:
-            raise EngineError(refusal.why, hint_for(refusal.why)) from refusal
-        return _RemotePlan(self._worker, self._preprocess, network, loaded["layers"])
+        except WorkerError as error:
+            raise EngineError(error.why, hint_for(error.why)) from error
+        return _WorkerPlan(self._worker, self._preprocess, network, loaded["layers"])
 
     def close(self) -> None:
         """See `TensorRtBackend`."""
         self._worker.close()
 
-    def _error(self, refusal: Refusal, name: str) -> EdgeAgentError:
-        if refusal.kind == "build":
-            return failed(self.version, name, refusal.why)
-        if refusal.kind == "model":
+    def _error(self, error: WorkerError, name: str) -> EdgeAgentError:
+        if error.kind == "build":
+            return failed(self.version, name, error.why)
+        if error.kind == "model":
             return ModelError(
-                f"model {name}: TensorRT {self.version} cannot build it: {refusal.why}",
+                f"model {name}: TensorRT {self.version} cannot build it: {error.why}",
                 "export it with an older ONNX opset, or run it with backend onnxruntime",
             )
-        return EngineError(refusal.why, hint_for(refusal.why))
+        return EngineError(error.why, hint_for(error.why))
 
 
-class _RemotePlan:
+class _WorkerPlan:
     def __init__(self, worker: WorkerProcess, preprocess: Preprocessor, network: Network, layers: str) -> None:
         self._worker, self._preprocess, self._network, self._layers = worker, preprocess, network, layers
 
     def layers(self) -> Dict[str, int]:
-        return layers_in(self._layers)
+        return count_layers(self._layers)
 
-    def engine(self, info: EngineInfo) -> "RemoteEngine":
-        return RemoteEngine(self._worker, self._preprocess, self._network, info)
+    def engine(self, info: EngineInfo) -> "WorkerEngine":
+        return WorkerEngine(self._worker, self._preprocess, self._network, info)
 
 
-class RemoteEngine:
+class WorkerEngine:
     """One model in a worker process. Owned, called and closed by one thread.
 
     Args:
@@ -158,8 +158,8 @@ class RemoteEngine:
                 self._input = self._reshape(tensor.shape)
             np.copyto(self._input, tensor)
             self._worker.ask("run", _RUN_LIMIT_S)
-        except Refusal as refusal:
-            raise EngineError(refusal.why, hint_for(refusal.why)) from refusal
+        except WorkerError as error:
+            raise EngineError(error.why, hint_for(error.why)) from error
         answers = {role: self._outputs[name][0] for role, name in self._binding.outputs.items()}
         for role, values in answers.items():
             if not np.isfinite(values).all():
@@ -172,7 +172,7 @@ class RemoteEngine:
         self._outputs = {}
         try:
             self._worker.ask("unload", _LOAD_LIMIT_S)
-        except (Refusal, EngineError) as error:
+        except (WorkerError, EngineError) as error:
             _log.warning("at the end: %s", error)
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ class RemoteEngine:
         return tensors.pop(self._binding.input)
 
 
-def open_worker(python: str) -> RemoteTensorRt:
+def open_worker(python: str) -> WorkerTensorRt:
     """TensorRT 8 of another interpreter.
 
     Args:
@@ -203,4 +203,4 @@ def open_worker(python: str) -> RemoteTensorRt:
         MissingPackage: There is no such interpreter, or TensorRT or the driver is missing there.
         EngineError: No GPU answers, or the worker does not.
     """
-    return RemoteTensorRt(WorkerProcess(python))
+    return WorkerTensorRt(WorkerProcess(python))

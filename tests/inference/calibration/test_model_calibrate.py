@@ -22,9 +22,9 @@ from edge_agent.errors import InputError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.calibration import cpu_int8
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.preprocess import golden_picture
+from edge_agent.inference.preprocess import golden_image
 from edge_agent.inference.trt.engine_loader import errors
-from edge_agent.inference.trt.network import own_calibration, read_network
+from edge_agent.inference.trt.network import local_calibration, read_network
 from edge_agent.models import registry
 from edge_agent.models.calibration_cache import read_calibration
 from tests.fakes import graphs
@@ -155,7 +155,7 @@ def test_a_camera_of_the_settings_is_seen_as_the_engine_sees_it(
     turned = [np.rot90(picture.pixels, -1)[128:] for picture in seen]
     assert any(np.array_equal(found[0].pixels[64:], lower) for lower in turned)
     assert calibrate("--camera", "door", "--env-file", str(settings), "--for", "tensorrt", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["calibration"] == str(own_calibration(path))
+    assert json.loads(capsys.readouterr().out)["calibration"] == str(local_calibration(path))
     with pytest.raises(InputError, match="--camera hall: the settings have no such camera") as caught:
         calibrate("--camera", "hall", "--env-file", str(settings))
     assert caught.value.hint == "expected one of: door"
@@ -200,11 +200,11 @@ def test_centerface_builds_on_every_generation(
     centerface: Path, tmp_path: Path, version: str, board: str, precision: str
 ) -> None:
     network = read_network("centerface", centerface)
-    assert network.calibration == own_calibration(network.path)
+    assert network.calibration == local_calibration(network.path)
     fake = FakeBoard(tmp_path, version, board)
     opened = fake.open(network)
     assert opened.engine.info.precision == precision
-    found = FaceDetector(opened.engine, DetectionParams()).detect(golden_picture())
+    found = FaceDetector(opened.engine, DetectionParams()).detect(golden_image())
     assert len(found.xyxy) == 1
     assert max(opened.errors.values()) < (0.25 if precision == "int8" else 0.02)
     if version == "11.4":
@@ -249,7 +249,7 @@ def test_the_files_answer_nearly_as_float(centerface: Path) -> None:
 
 def run_on_cpu(path: Path) -> Dict[str, np.ndarray]:
     engine = OrtEngine(path, CENTERFACE)
-    answers = {role: value.copy() for role, value in engine.infer(golden_picture()).items()}
+    answers = {role: value.copy() for role, value in engine.infer(golden_image()).items()}
     engine.close()
     return answers
 

@@ -18,16 +18,16 @@ SEALED = b"\x07\0\0\0input_1" + bytes(16)
 
 
 def test_a_sealed_file_of_ones_own_is_found_converted(tmp_path: Path) -> None:
-    sealed = tmp_path / "mine.etlt"
-    sealed.write_bytes(SEALED)
+    encrypted = tmp_path / "mine.etlt"
+    encrypted.write_bytes(SEALED)
     with pytest.raises(MissingPackage, match=r"nvidia-eff-tao-encryption") as caught:
-        read_network(str(sealed), tmp_path)
+        read_network(str(encrypted), tmp_path)
     assert str(tmp_path / "mine.onnx") in caught.value.hint
-    sealed.with_suffix(".uff").write_bytes(detectnet(np.zeros((1, 3, 48, 64), np.float32), (2, 2, 2, 2, 2)).encode())
-    network = read_network(str(sealed), tmp_path)
+    encrypted.with_suffix(".uff").write_bytes(detectnet(np.zeros((1, 3, 48, 64), np.float32), (2, 2, 2, 2, 2)).encode())
+    network = read_network(str(encrypted), tmp_path)
     assert (network.contract.net, network.uff is not None) == ((64, 48), True)
     graphs.gridbox(tmp_path / "mine.onnx", net=(736, 416))
-    network = read_network(str(sealed), tmp_path)
+    network = read_network(str(encrypted), tmp_path)
     assert (network.contract.net, network.uff) == ((736, 416), None)
 
 
@@ -61,12 +61,13 @@ def test_a_facedetect_in_uff_runs_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_facedetectir_is_known_while_it_is_sealed(tmp_path: Path) -> None:
-    sealed = tmp_path / "resnet18_facedetectir_pruned.etlt"
-    sealed.write_bytes(SEALED)
-    assert facts_of(sealed) == FACEDETECTIR_FACTS
+    encrypted = tmp_path / "resnet18_facedetectir_pruned.etlt"
+    encrypted.write_bytes(SEALED)
+    assert facts_of(encrypted) == FACEDETECTIR_FACTS
     other = tmp_path / "other.etlt"
     other.write_bytes(SEALED)
     with pytest.raises(MissingPackage):
         facts_of(other)
-    sealed.with_suffix(".uff").write_bytes(detectnet(np.zeros((1, 3, 240, 384), np.float32), (2, 2, 2, 2, 2)).encode())
-    assert facts_of(sealed) == FACEDETECTIR_FACTS
+    uff = detectnet(np.zeros((1, 3, 240, 384), np.float32), (2, 2, 2, 2, 2)).encode()
+    encrypted.with_suffix(".uff").write_bytes(uff)
+    assert facts_of(encrypted) == FACEDETECTIR_FACTS

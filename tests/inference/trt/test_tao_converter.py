@@ -1,4 +1,4 @@
-"""From a sealed .etlt through NVIDIA's tao-converter: a stub in its place, strict about its arguments."""
+"""From an encrypted .etlt through NVIDIA's tao-converter: a stub in its place, strict about its arguments."""
 
 import os
 import sys
@@ -58,7 +58,7 @@ def plan_of(tmp_path: Path, version: str, board: str, **options: Any) -> bytes:
     return opened.path.read_bytes()
 
 
-def sealed(tmp_path: Path) -> Network:
+def encrypted(tmp_path: Path) -> Network:
     folder = tmp_path / "models" / "facedetectir"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"\x07\0\0\0input_1" + bytes(64))
@@ -73,7 +73,7 @@ def sealed(tmp_path: Path) -> Network:
 def test_a_sealed_model_is_built_with_nvidias_own_arguments(
     tmp_path: Path, converter: Path, version: str, board: str, precision: str, dla: Any
 ) -> None:
-    network = sealed(tmp_path)
+    network = encrypted(tmp_path)
     (converter / "plan").write_bytes(plan_of(tmp_path, version, board, dla_core=dla))
     fake = FakeBoard(tmp_path, version, board)
     opened = fake.open(network, dla_core=dla)
@@ -98,22 +98,22 @@ def test_a_sealed_model_is_built_with_nvidias_own_arguments(
     assert rest == [str(network.path)] and not Path(options["-e"]).exists()
     assert opened.built and opened.engine.info.model == "facedetectir"
     assert set(opened.errors) == set()
-    assert any("a sealed model has no reference" in line for line in fake.told)
+    assert any("an encrypted model has no reference" in line for line in fake.told)
     opened.engine.close()
 
     (converter / "arguments").unlink()
     again = FakeBoard(tmp_path, version, board)
-    opened = again.open(sealed(tmp_path), dla_core=dla)
+    opened = again.open(encrypted(tmp_path), dla_core=dla)
     assert not opened.built and not (converter / "arguments").exists()  # out of the cache
     opened.engine.close()
 
 
 def test_what_was_converted_elsewhere_is_preferred(tmp_path: Path, converter: Path) -> None:
-    network = sealed(tmp_path)
-    assert network.sealed is not None
+    network = encrypted(tmp_path)
+    assert network.encrypted is not None
     made = uff_network(tmp_path)
     network.path.with_suffix(".onnx").write_bytes(made.onnx)
-    assert read_network("facedetectir", tmp_path / "models").sealed is None
+    assert read_network("facedetectir", tmp_path / "models").encrypted is None
 
 
 def faults(tmp_path: Path, converter: Path, kind: str) -> None:
@@ -144,7 +144,7 @@ def test_a_fault_of_the_converter_is_one_clear_line(
     faults(tmp_path, converter, kind)
     fake = FakeBoard(tmp_path, "8.2", "xavier-nx")
     with pytest.raises(error, match=why) as caught:
-        fake.open(sealed(tmp_path))
+        fake.open(encrypted(tmp_path))
     assert "tlt_encode" not in str(caught.value) and "\n" not in str(caught.value)
     assert fake.engines() == []
     fake.assert_clean()
@@ -155,6 +155,6 @@ def test_an_engine_that_cannot_be_right_is_refused(tmp_path: Path, converter: Pa
     fake = FakeBoard(tmp_path, "8.2", "nano")
     fake.trt.wrong = True
     with pytest.raises(EngineError, match=r"answers wrongly: on the golden picture its coverage is 1"):
-        fake.open(sealed(tmp_path))
+        fake.open(encrypted(tmp_path))
     assert fake.engines() == []
     fake.assert_clean()

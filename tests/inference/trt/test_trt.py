@@ -17,10 +17,16 @@ from edge_agent.core.detection.geometry import iou
 from edge_agent.core.frame import Picture
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.preprocess import Preprocessor, golden_picture
+from edge_agent.inference.preprocess import Preprocessor, golden_image
 from edge_agent.inference.trt.engine_loader import TOLERANCES, heartbeat
 from edge_agent.inference.trt.network import Network, read_network
-from edge_agent.inference.trt.precision import Abilities, choose, has_fast_int8, layers_in, used
+from edge_agent.inference.trt.precision import (
+    Capabilities,
+    built_precision,
+    choose_precision,
+    count_layers,
+    has_fast_int8,
+)
 from edge_agent.models.onnx.graph import read_graph
 from tests.fakes import graphs
 from tests.fakes.gpu import FakeBoard, calibration
@@ -63,7 +69,7 @@ def calibrated(folder: Path, suffix: str = "", **options: Any) -> Network:
 
 
 def uff_network(folder: Path) -> Network:
-    feed = np.array(Preprocessor(gridbox(folder).contract)(golden_picture()))
+    feed = np.array(Preprocessor(gridbox(folder).contract)(golden_image()))
     (folder / "m.uff").write_bytes(detectnet(feed).encode())
     return read_network(str(folder / "m.uff"), folder)
 
@@ -79,7 +85,7 @@ def reference_engine(network: Network, folder: Path) -> OrtEngine:
 
 
 def pictures() -> List[Picture]:
-    found = [golden_picture()]
+    found = [golden_image()]
     for width, height in SIZES:
         y, x = np.mgrid[:height, :width]
         blob = np.exp(-((x - width / 3) ** 2 + (y - height / 2) ** 2) / (width * 8.0))
@@ -142,7 +148,7 @@ def test_the_real_centerface_finds_the_same_face(boards: Any, tmp_path: Path) ->
     other = OrtEngine(directory / "centerface" / "centerface.onnx", network.contract)
     for version, board in (("8.2", "nano"), ("10.3", "orin"), ("11.4", "thor")):
         engine = boards(version, board).open(network).engine
-        found = [FaceDetector(one, DetectionParams()).detect(golden_picture()) for one in (engine, other)]
+        found = [FaceDetector(one, DetectionParams()).detect(golden_image()) for one in (engine, other)]
         assert len(found[0].xyxy) == len(found[1].xyxy) == 1
         np.testing.assert_allclose(found[0].xyxy, found[1].xyxy, atol=1.0)
         np.testing.assert_allclose(found[0].confidence, found[1].confidence, atol=0.02)
@@ -250,12 +256,12 @@ def test_a_deep_learning_accelerator_is_used_where_there_is_one(boards: Any, tmp
 def test_the_choice_of_a_precision(
     asked: str, int8: bool, fp16: bool, fixed: bool, file: str, calibrated: bool, precision: str
 ) -> None:
-    can = Abilities("X", int8, fp16, fixed)
+    can = Capabilities("X", int8, fp16, fixed)
     if precision in TOLERANCES:
-        assert choose(asked, can, file, calibrated).precision == precision
+        assert choose_precision(asked, can, file, calibrated).precision == precision
     else:
         with pytest.raises(ModelError, match=precision):
-            choose(asked, can, file, calibrated)
+            choose_precision(asked, can, file, calibrated)
 
 
 def test_int8_by_compute_capability() -> None:
@@ -320,9 +326,9 @@ LAYERS: List[Tuple[List[Any], Dict[str, int]]] = [
 
 @pytest.mark.parametrize(("layers", "counted"), LAYERS)
 def test_what_layers_run_in_is_read_off_their_weights_where_sizes_are_free(layers: Any, counted: Any) -> None:
-    found = layers_in(json.dumps({"Layers": layers, "Bindings": []}))
+    found = count_layers(json.dumps({"Layers": layers, "Bindings": []}))
     assert found == counted and list(found) == list(counted)
-    assert used(found, "fp16") == next(iter(counted), "fp16")
+    assert built_precision(found, "fp16") == next(iter(counted), "fp16")
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
@@ -588,7 +594,7 @@ def test_a_run_that_every_generation_refuses(
     engine = fake.open(network(tmp_path)).engine
     fake.trt.fail = {"enqueue": "1: [cuda] launch failed"}
     with pytest.raises(EngineError, match=r"did not run the network: 1: .cuda. launch") as caught:
-        engine.infer(golden_picture())
+        engine.infer(golden_image())
     engine.close()
     fake.assert_clean()  # although the error, still here, holds the frames that saw the engine
     assert caught.value.__traceback__ is not None
@@ -632,13 +638,13 @@ def test_a_picture_of_the_gpus_is_not_copied(boards: Any, tmp_path: Path) -> Non
     engine = fake.open(gridbox(tmp_path)).engine
     before = fake.cuda.copied_bytes
     for _ in range(3):
-        engine.infer(golden_picture())
+        engine.infer(golden_image())
     assert fake.cuda.copied_bytes == before == 0  # an integrated GPU reads and writes the host's memory
     engine.close()
     apart = boards("10.3", "t4")
     engine = apart.open(gridbox(tmp_path)).engine
     apart.cuda.copied_bytes = 0
-    engine.infer(golden_picture())
+    engine.infer(golden_image())
     assert apart.cuda.copied_bytes == 192 * 256 + 4 * 5 * 15 * 24
     engine.close()
 
@@ -648,8 +654,8 @@ def test_facedetectir_converted_runs_everywhere(boards: Any, tmp_path: Path, ver
     """With NVIDIA's calibration where the version and board take it; from .uff where TensorRT reads that."""
     folder = tmp_path / "facedetectir"
     folder.mkdir()
-    (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"sealed")
-    feed = np.array(Preprocessor(gridbox(tmp_path).contract)(golden_picture()))
+    (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"encrypted")
+    feed = np.array(Preprocessor(gridbox(tmp_path).contract)(golden_image()))
     (folder / "resnet18_facedetectir_pruned.uff").write_bytes(detectnet(feed).encode())
     names = ["input_1", "block_1a_bn_1/batchnorm/mul_1", "block_1a_conv_1/BiasAdd", "add_2b/add"]
     calibration(folder / "facedetectir_int8.txt", [(name, 1.00024 / 127) for name in names])
@@ -672,7 +678,7 @@ def test_facedetectir_sealed_says_what_to_do(tmp_path: Path) -> None:
 def test_facedetectir_must_be_what_it_says(tmp_path: Path) -> None:
     folder = tmp_path / "facedetectir"
     folder.mkdir()
-    (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"sealed")
+    (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"encrypted")
     graphs.centerface(folder / "resnet18_facedetectir_pruned.onnx")
     with pytest.raises(ModelError, match="keeps another contract"):
         read_network("facedetectir", tmp_path)

@@ -17,10 +17,10 @@ from edge_agent.core.frame import Picture
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.preprocess import golden_picture
+from edge_agent.inference.preprocess import golden_image
 from edge_agent.inference.trt.find import find_backend
 from edge_agent.inference.trt.network import read_network
-from edge_agent.inference.trt.process import PROGRAM, Refusal, WorkerProcess
+from edge_agent.inference.trt.process import PROGRAM, WorkerError, WorkerProcess
 from tests.fakes import graphs
 from tests.fakes.gpu import calibration
 from tests.fakes.jetpack4 import FAKES, PACKAGE, JetPack4, interpreter
@@ -51,7 +51,7 @@ def opened(jetpack: JetPack4, path: Path, **params: Any) -> Any:
 
 
 def pictures() -> Any:
-    yield golden_picture()
+    yield golden_image()
     for width, height in ((640, 480), (1280, 800), (480, 640), (640, 480)):
         y, x = np.mgrid[:height, :width]
         blob = np.exp(-((x - width / 3) ** 2 + (y - height / 2) ** 2) / (width * 8.0))
@@ -99,11 +99,11 @@ def test_int8_where_there_is_a_calibration_as_on_a_xavier(
     cache = calibration(tmp_path / "c.txt", [("input_1:0", 1 / 127), *((f"{name}:0", 0.1) for name in names)])
     engine = opened(jetpack, path, calibration=str(cache))
     assert engine.info.precision == "int8"
-    exact = engine.infer(golden_picture())["cov"].copy()
+    exact = engine.infer(golden_image())["cov"].copy()
     engine.close()
     engine = opened(jetpack, path, calibration=str(cache), precision="fp32")
     assert engine.info.precision == "fp32"
-    assert not np.array_equal(engine.infer(golden_picture())["cov"], exact)
+    assert not np.array_equal(engine.infer(golden_image())["cov"], exact)
     engine.close()
     with pytest.raises(ModelError, match="DLA"):
         opened(jetpack, path, calibration=str(cache), dla_core=0)
@@ -216,13 +216,13 @@ def test_a_worker_that_dies_is_an_engine_error_and_leaves_no_zombie(jetpack: Jet
     (pid,) = children()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="run: killed by signal 9"):
-        engine.infer(golden_picture())
+        engine.infer(golden_image())
     assert not children()
     with pytest.raises(EngineError, match="killed by signal 9"):
-        engine.infer(golden_picture())
+        engine.infer(golden_image())
     engine.close()
     engine = opened(jetpack, path)
-    assert engine.infer(golden_picture())["cov"].shape == (1, 15, 24)
+    assert engine.infer(golden_image())["cov"].shape == (1, 15, 24)
     engine.close()
     assert not children()
 
@@ -243,7 +243,7 @@ def test_a_worker_that_hangs_is_killed_in_time(
 
 def test_a_refusal_leaves_the_worker_at_work(jetpack: JetPack4) -> None:
     worker = WorkerProcess(jetpack.python)
-    with pytest.raises(Refusal, match="does not take the engine"):
+    with pytest.raises(WorkerError, match="does not take the engine"):
         worker.ask("load", PATIENCE_S, b"no plan", tensors=[])
     worker.ask("unload", PATIENCE_S)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the agent, which ends it in order

@@ -16,7 +16,7 @@ from edge_agent.inference.calibration.frames import measure, reached
 from edge_agent.inference.ort import answer_once
 from edge_agent.inference.preprocess import Preprocessor
 from edge_agent.inference.trt.network import Network, read_network
-from edge_agent.inference.trt.precision import half, quantised
+from edge_agent.inference.trt.precision import to_fp16, to_int8
 from edge_agent.models.calibration_cache import encode_calibration, read_calibration
 from edge_agent.models.onnx.fold import prepare
 from edge_agent.models.onnx.graph import read_graph, write_graph
@@ -120,7 +120,7 @@ def test_old_operators_that_have_changed_are_named(tmp_path: Path) -> None:
 
 def test_pairs_stand_where_tensorrt_fuses_them(tmp_path: Path) -> None:
     network = network_of(graphs.residual(tmp_path / "m.onnx"))
-    made = quantised(network, scales(network, wandering(4), tmp_path))
+    made = to_int8(network, scales(network, wandering(4), tmp_path))
     assert (made.int8_layers, made.layers) == (7, 7)
     model = onnx.load_from_string(made.data)
     onnx.checker.check_model(model, full_check=True)
@@ -177,16 +177,16 @@ def test_pairs_stand_where_onnxruntime_fuses_them(tmp_path: Path) -> None:
 def test_int8_and_fp16_answer_nearly_as_float(tmp_path: Path) -> None:
     network = network_of(graphs.residual(tmp_path / "m.onnx", 9))
     fit, others = wandering(8), wandering(12)[8:]
-    assert 0.0 < off(network, quantised(network, scales(network, fit, tmp_path)).data, others) < 0.06
+    assert 0.0 < off(network, to_int8(network, scales(network, fit, tmp_path)).data, others) < 0.06
     assert 0.0 < off(network, make_int8(network, measure(network, fit)), others) < 0.06
-    assert 0.0 < off(network, half(network).data, others) < 0.003
+    assert 0.0 < off(network, to_fp16(network).data, others) < 0.003
 
 
 def test_a_calibration_that_knows_half_leaves_the_rest_float(tmp_path: Path) -> None:
     network = network_of(graphs.residual(tmp_path / "m.onnx"))
     own = scales(network, wandering(4), tmp_path)
     half_of_it = {name: code for name, code in own.codes.items() if "up" not in name and "pool" not in name}
-    made = quantised(network, replace(own, codes=half_of_it))
+    made = to_int8(network, replace(own, codes=half_of_it))
     assert 0 < made.int8_layers < made.layers
     assert off(network, made.data, wandering(1)) < 0.06
 
@@ -215,7 +215,7 @@ def test_what_cannot_be_halved_says_why(tmp_path: Path) -> None:
 
 def test_only_a_float_network_is_calibrated(tmp_path: Path) -> None:
     network = network_of(graphs.residual(tmp_path / "m.onnx"))
-    made = half(network)
+    made = to_fp16(network)
     (tmp_path / "h.onnx").write_bytes(made.data)
     with pytest.raises(ModelError, match="is stored in fp16"):
         measure(network_of(tmp_path / "h.onnx"), wandering(1))

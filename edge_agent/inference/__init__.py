@@ -1,24 +1,27 @@
-"""Engines: what finds faces in a picture. `open_engine` chooses one and says which and why."""
+"""Inference engines and their settings; `open_engine` selects one and logs which and why."""
 
 import logging
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Dict, Literal, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Literal, Optional, Tuple
 
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 
-# Since 1.32 ONNX Runtime tells its maker of its use and keeps an identifier of the device, unless this is set before it
-# loads; whoever loads it, `edge-agent check` too, comes by here.
+if TYPE_CHECKING:
+    from edge_agent.inference.trt.backend import TensorRtBackend
+
+# ONNX Runtime 1.32 and later sends usage data to its vendor and stores a device identifier unless this is set before it
+# is imported. Every module that imports it is in this package, so setting it here is early enough.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 _log = logging.getLogger(__name__)
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,14 @@ class EngineParams:
     )
 
 
-def open_engine(params: EngineParams, directory: Path, tell: Tell = _log.info) -> Engine:
-    """The engine that `params` ask for.
+def open_engine(params: EngineParams, directory: Path, report: Report = _log.info) -> Engine:
+    """The engine that `params` select. Call it in the thread that will use and close it.
 
     Args:
-        params: What was asked. The scripted engine takes its options from the model: "scripted?slow_s=0.05".
-        directory: Folder of fetched models: `models.models_dir(params.models_dir, os.environ)`.
-        tell: Takes lines of progress, of any thread, at least every 15 s while TensorRT builds: minutes, at first.
+        params: The scripted engine takes its options from the model: "scripted?slow_s=0.05".
+        directory: Folder of fetched models: `registry.models_dir(params.models_dir, os.environ)`.
+        report: Takes lines of progress, from any thread, at least every 15 s while TensorRT builds (minutes, the first
+            time).
 
     Raises:
         ModelError: The model is missing, damaged, of an unknown contract, or not for this backend.
@@ -122,28 +126,62 @@ def open_engine(params: EngineParams, directory: Path, tell: Tell = _log.info) -
         EngineError: The GPU does not answer, or a newly built engine answers wrongly.
         InputError: TensorRT's engine cache cannot be used.
     """
-    backend, why = _choose(params) if params.backend == "auto" else (params.backend, "as asked")
-    engine = _BACKENDS[backend](params, directory, tell)
+    engine, reason = _open(params, directory, report)
     info = engine.info
     detail = "".join(f", {key} {value}" for key, value in info.detail.items())
-    _log.info("engine: %s, model %s, %s%s (%s)", info.backend, info.model, info.precision, detail, why)
+    _log.info("engine: %s, model %s, %s%s (%s)", info.backend, info.model, info.precision, detail, reason)
     return engine
 
 
-def _choose(params: EngineParams) -> Tuple[str, str]:
-    """TensorRT where it is installed and a GPU answers; and why."""
+def _open(params: EngineParams, directory: Path, report: Report) -> Tuple[Engine, str]:
+    """The engine, and why its backend was chosen. Each backend's packages are imported only when it is chosen."""
+    if params.backend == "scripted":
+        from edge_agent.inference.scripted import ScriptedEngine
+
+        return ScriptedEngine(query=params.model.partition("?")[2]), "as asked"
+    if params.backend == "onnxruntime":
+        return _open_onnxruntime(params, directory), "as asked"
+
     from edge_agent.inference.trt.find import find_backend
 
     try:
-        place = find_backend(params.tensorrt_python, os.environ)
-        gpu = place.gpu
-        place.close()
+        backend = find_backend(params.tensorrt_python, os.environ)  # before any fault of the model is reported
     except (MissingPackage, EngineError) as error:
-        return "onnxruntime", f"auto: not TensorRT, because {error.message}"
-    return "tensorrt", f"auto: TensorRT is installed, and {gpu} answers"
+        if params.backend == "tensorrt":
+            raise
+        reason = f"auto: not TensorRT, because {error.message}"
+    else:
+        reason = (
+            "as asked" if params.backend == "tensorrt" else f"auto: TensorRT is installed, and {backend.gpu} answers"
+        )
+        return _open_tensorrt(params, directory, backend, report), reason
+    return _open_onnxruntime(params, directory), reason
 
 
-def _open_onnxruntime(params: EngineParams, directory: Path, tell: Tell) -> Engine:
+def _open_tensorrt(params: EngineParams, directory: Path, backend: "TensorRtBackend", report: Report) -> Engine:
+    """The engine, which owns `backend` from then on; on failure, `backend` is closed."""
+    from edge_agent.inference.cuda.compiler import cache_dir
+    from edge_agent.inference.trt.engine_loader import BuildOptions, EngineLoader
+    from edge_agent.inference.trt.network import read_network
+
+    with ExitStack() as on_failure:
+        on_failure.callback(backend.close)
+        network = read_network(
+            params.model,
+            directory,
+            params.class_name,
+            params.long_side,
+            params.calibration,
+            labels_file=params.labels_file,
+            key=params.key,
+        )
+        options = BuildOptions(params.precision, params.workspace_mb, params.dla_core, params.interpolation)
+        engine = EngineLoader(backend, cache_dir(os.environ), report).open(network, options).engine
+        on_failure.pop_all()
+    return engine
+
+
+def _open_onnxruntime(params: EngineParams, directory: Path) -> Engine:
     from edge_agent.models import registry
     from edge_agent.models.onnx.binding import derive
     from edge_agent.models.onnx.file import read_onnx
@@ -181,41 +219,3 @@ def _on_cpu(params: EngineParams, path: Path, contract: ModelContract, name: str
             "ask for precision auto",
         )
     return engine
-
-
-def _open_scripted(params: EngineParams, directory: Path, tell: Tell) -> Engine:
-    from edge_agent.inference.scripted import ScriptedEngine
-
-    return ScriptedEngine(query=params.model.partition("?")[2])
-
-
-def _open_tensorrt(params: EngineParams, directory: Path, tell: Tell) -> Engine:
-    from edge_agent.inference.cuda.compiler import cache_dir
-    from edge_agent.inference.trt.engine_loader import BuildOptions, EngineLoader
-    from edge_agent.inference.trt.find import find_backend
-    from edge_agent.inference.trt.network import read_network
-
-    with ExitStack() as failing:
-        place = find_backend(params.tensorrt_python, os.environ)  # before whatever is wrong with the model
-        failing.callback(place.close)
-        network = read_network(
-            params.model,
-            directory,
-            params.class_name,
-            params.long_side,
-            params.calibration,
-            labels_file=params.labels_file,
-            key=params.key,
-        )
-        options = BuildOptions(params.precision, params.workspace_mb, params.dla_core, params.interpolation)
-        engine = EngineLoader(place, cache_dir(os.environ), tell).open(network, options).engine
-        failing.pop_all()
-    return engine
-
-
-# Each loads its packages when it is chosen, not before.
-_BACKENDS: Dict[str, Callable[[EngineParams, Path, Tell], Engine]] = {
-    "onnxruntime": _open_onnxruntime,
-    "scripted": _open_scripted,
-    "tensorrt": _open_tensorrt,
-}

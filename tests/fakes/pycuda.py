@@ -87,6 +87,7 @@ class FakeCuda:
         fail: By API function ("cuMemAlloc"), or "work" for what is on a stream: what it fails with, in CUDA's words.
         launches: The newest ones.
         launched: How many there were.
+        opened: How often the primary context was retained.
         copied_bytes: To and from the GPU, by memcpy.
         aborts: Threads that would have killed the process.
     """
@@ -131,6 +132,7 @@ class FakeCuda:
         self.own: Set[int] = set()  # of it, what CUDA has made
         self.objects = 0
         self.retained = 0
+        self.opened = 0
         self.queues: Dict[int, Deque[Callable[[], None]]] = {}
         self.broken: Optional[str] = None
         self._initialised = False
@@ -344,6 +346,7 @@ class _Device:
     def retain_primary_context(self) -> "_Context":
         self._cuda.check("cuDevicePrimaryCtxRetain")
         self._cuda.retained += 1
+        self._cuda.opened += 1
         return _Context(self._cuda)
 
 

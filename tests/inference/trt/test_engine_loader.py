@@ -71,6 +71,7 @@ def test_with_a_gpu_it_runs_there(
     assert engine.infer(Picture(np.zeros((480, 640), np.uint8)))["cov"].shape == (1, 15, 24)
     assert "engine: tensorrt, model m.onnx, int8, version 10.3.0, gpu Fake" in caplog.text
     assert ("auto: TensorRT is installed, and Fake answers" in caplog.text) == (backend == "auto")
+    assert board.cuda.opened == 1
     engine.close()
     board.assert_clean()
 

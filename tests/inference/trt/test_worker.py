@@ -18,6 +18,7 @@ from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import golden_image
+from edge_agent.inference.trt import worker_backend
 from edge_agent.inference.trt.find import find_backend
 from edge_agent.inference.trt.network import read_network
 from edge_agent.inference.trt.process import PROGRAM, WorkerError, WorkerProcess
@@ -146,12 +147,15 @@ def test_without_tensorrt_here_jetpacks_python_is_found(jetpack: JetPack4, tmp_p
 
 
 def test_auto_takes_the_worker_that_the_settings_name(
-    jetpack: JetPack4, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    jetpack: JetPack4, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
+    started = []
+    monkeypatch.setattr(worker_backend, "WorkerProcess", lambda python: started.append(python) or WorkerProcess(python))
     engine = opened(jetpack, graphs.gridbox(tmp_path / "m.onnx"), backend="auto")
     assert (engine.info.backend, engine.info.detail["worker"]) == ("tensorrt", jetpack.python)
     assert "auto: TensorRT is installed, and NVIDIA Tegra X1 answers" in caplog.text
+    assert started == [jetpack.python]
     engine.close()
 
 

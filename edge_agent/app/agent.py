@@ -147,9 +147,11 @@ class Agent:
         make_sources: Callable[[Settings, Optional[BufferPool]], Mapping[str, Source]] = sources_of,
     ) -> None:
         require_known_model(settings)
-        self._inbox = PublishQueue()
-        self._control = CommandQueue(self._inbox.put_notice, lambda value: self._inference.set_threshold(value))
-        self._pool = PoolProxy(self._control)
+        self._publish_queue = PublishQueue()
+        self._command_queue = CommandQueue(
+            self._publish_queue.put_notice, lambda value: self._inference.set_threshold(value)
+        )
+        self._pool = PoolProxy(self._command_queue)
         # Only TensorRT reads pictures in place; for others no camera needs to wait until the engine is open.
         self._sources = make_sources(settings, self._pool if settings.model.backend in ("auto", "tensorrt") else None)
         self._settings = settings
@@ -161,9 +163,9 @@ class Agent:
         rules = rules_of(settings)
         overrides = kept.load(Overrides.from_json, Overrides()).bounded(rules)
 
-        board = FrameMailbox(settings.cameras)
+        mailbox = FrameMailbox(settings.cameras)
         self._capture_workers: List[Worker] = []
-        captures = {name: self._capture(name, source, board) for name, source in self._sources.items()}
+        captures = {name: self._capture(name, source, mailbox) for name, source in self._sources.items()}
         self._inference = Inference(
             settings, models_dir(settings.model.models_dir, environ), self._clock, self._pool, self._tell
         )
@@ -173,8 +175,8 @@ class Agent:
             state,
             self._started,
             self._clock,
-            self._inbox,
-            self._control,
+            self._publish_queue,
+            self._command_queue,
             overrides,
             kept,
             {
@@ -184,7 +186,7 @@ class Agent:
             },
             lambda: self._inference.threshold,
         )
-        self._status = StatusLine(captures, board, lambda: self._publishing.client.status())
+        self._status = StatusLine(captures, mailbox, lambda: self._publishing.client.status())
         manager = ServiceManager(environ)
         self._upkeep = upkeep_of(settings, state, captures, manager.present, self._started.t)
         self._metrics = Metrics(settings)
@@ -194,18 +196,18 @@ class Agent:
         self._reloader = Reloader(settings, read, self._apply, self._supervisor.request_stop)
 
         infer = InferStage(
-            board,
+            mailbox,
             settings.cameras,
             lambda: self._inference.open(overrides, rules),
             self._clock,
             self._take,
             every_frame=settings.mqtt.detections != "off",
-            control=self._control,
+            command_queue=self._command_queue,
         )
         self._infer_worker = Worker(
             "infer", infer.step, infer.setup, partial(self._end_inference, infer), self._wake, STOP_INFER_S
         )
-        self._publish_worker = self._publish(captures, board, infer)
+        self._publish_worker = self._publish(captures, mailbox, infer)
 
     def run(self) -> int:
         """Start the stages from the broker's end; leaving the stack stops them in mirrored order."""
@@ -231,12 +233,12 @@ class Agent:
         """Read the settings again. Safe in a signal handler."""
         self._supervisor.request_reload()
 
-    def _capture(self, name: str, source: Source, board: FrameMailbox) -> CaptureStage:
+    def _capture(self, name: str, source: Source, mailbox: FrameMailbox) -> CaptureStage:
         stage = CaptureStage(
             name,
             source,
             lambda: IlluminationMonitor(self._settings.illumination, source.kind),
-            board,
+            mailbox,
             self._clock,
             lambda seconds: worker.wait(seconds),
             self._settings.cameras[name].stall_after_s,
@@ -247,12 +249,12 @@ class Agent:
         self._capture_workers.append(worker)
         return stage
 
-    def _publish(self, captures: Mapping[str, CaptureStage], board: FrameMailbox, infer: InferStage) -> Worker:
+    def _publish(self, captures: Mapping[str, CaptureStage], mailbox: FrameMailbox, infer: InferStage) -> Worker:
         publishing = self._publishing
         telemetry = HealthCollector(
             captures,
-            board,
-            self._inbox,
+            mailbox,
+            self._publish_queue,
             infer.capture_to_result,
             publishing.outbox.status,
             publishing.client.status,
@@ -269,8 +271,8 @@ class Agent:
             return payload
 
         stage = self._publish_stage = PublishStage(
-            self._inbox,
-            publishing.desk,
+            self._publish_queue,
+            publishing.service,
             health,
             self._info,
             self._clock,
@@ -285,7 +287,7 @@ class Agent:
 
     def _take(self, outcome: Outcome) -> None:
         self._status.note(outcome)
-        self._inbox.put_outcome(outcome)
+        self._publish_queue.put_outcome(outcome)
 
     def _threshold_changed(self) -> Dict[str, Any]:
         return self._publishing.threshold_changed(self._settings)
@@ -299,12 +301,12 @@ class Agent:
                 self._reloader()
             done.set()
 
-        self._inbox.put_notice(work)
+        self._publish_queue.put_notice(work)
         done.wait(RELOAD_WITHIN_S)
 
     def _apply(self, settings: Settings) -> None:
         overrides = self._publishing.bounded_overrides(settings)
-        if not self._control.submit(partial(self._configure, settings)):
+        if not self._command_queue.submit(partial(self._configure, settings)):
             raise ConfigError(["the settings cannot be taken now: too many commands wait"], "try again")
         journal.set_level(settings.log_level)
         self._settings = settings
@@ -314,7 +316,7 @@ class Agent:
     def _configure(self, settings: Settings) -> None:
         """In the infer thread."""
         self._inference.configure(settings)
-        self._inbox.put_notice(self._threshold_changed)
+        self._publish_queue.put_notice(self._threshold_changed)
 
     def _restart(self) -> Dict[str, Any]:
         log.warning(

@@ -41,7 +41,7 @@ CLOSE_S, GOODBYE_S = 1.5, 0.3
 
 
 class Publishing:
-    """Everything between the inbox and the broker. Built without touching either; belongs to the publish thread.
+    """Everything between the publish_queue and the broker. Built without touching either; belongs to the publish thread.
 
     Args:
         settings: Checked.
@@ -49,8 +49,8 @@ class Publishing:
         state: Where things are kept, and this start's number.
         started: When.
         clock: Both clocks.
-        inbox: Takes what the client notices.
-        control: The way to the infer thread, for commands.
+        publish_queue: Takes what the client notices.
+        command_queue: The way to the infer thread, for commands.
         overrides: What commands have left, bounded by the settings; kept in `kept`.
         kept: Where they survive a restart.
         hooks: What commands ask of the rest of the agent, by name.
@@ -67,14 +67,14 @@ class Publishing:
         state: State,
         started: Moment,
         clock: Clock,
-        inbox: PublishQueue,
-        control: CommandQueue,
+        publish_queue: PublishQueue,
+        command_queue: CommandQueue,
         overrides: Overrides,
         kept: StateFile,
         hooks: Mapping[str, Callable[[], Dict[str, Any]]],
         threshold: Callable[[], Any],
     ) -> None:
-        self._inbox, self._clock, self._threshold = inbox, clock, threshold
+        self._publish_queue, self._clock, self._threshold = publish_queue, clock, threshold
         rules = rules_of(settings)
         topics = self._topics = Topics(settings.mqtt.base, settings.node)
         self._own_kind = frozenset({topics.response(SELFTEST), settings.home_assistant.status_topic})
@@ -109,7 +109,7 @@ class Publishing:
             self._guard,
             overrides,
             self.publisher,
-            control.submit,
+            command_queue.submit,
             lambda overrides: kept.save(overrides.to_json()),
             self._letters.jpeg,
             hooks,
@@ -124,7 +124,7 @@ class Publishing:
             known.load(decode_published, {}),
             known.save,
         )
-        self.desk = self._desk(settings, topics)
+        self.service = self._service(settings, topics)
 
     @property
     def faults(self) -> List[str]:
@@ -135,7 +135,7 @@ class Publishing:
         """The health message's payload."""
         return {
             **as_payload(health),
-            "commands": {**self.desk.commands_counters, "overflowed": self._inbox.lost_requests},
+            "commands": {**self.service.commands_counters, "overflowed": self._publish_queue.lost_requests},
         }
 
     def bounded_overrides(self, settings: Settings) -> Overrides:
@@ -161,17 +161,17 @@ class Publishing:
 
     def close(self) -> None:
         """Say that nothing is seen any more, wait for acknowledgements, say goodbye."""
-        self.desk.finish()
+        self.service.finish()
         self.publisher.close(self._clock(), self._last_news, CLOSE_S)
         self.client.close(GOODBYE_S)
         self.outbox.close()
 
     def _last_news(self, timeout_s: float) -> Sequence[object]:
         """What still comes while closing; a command that was done meanwhile is kept and answered."""
-        items = self._inbox.take(timeout_s)
+        items = self._publish_queue.take(timeout_s)
         for item in items:
             if isinstance(item, Done):
-                self.desk.notice(item)
+                self.service.notice(item)
         return [item for item in items if not isinstance(item, Done)]
 
     def _discard_crops(self) -> None:
@@ -189,7 +189,7 @@ class Publishing:
         temperature = Sensors()().temperature_c is not None
         return devices(self._topics, site_of(settings, __version__, board, temperature))
 
-    def _desk(self, settings: Settings, topics: Topics) -> MqttService:
+    def _service(self, settings: Settings, topics: Topics) -> MqttService:
         """Commands, discovery, images and detections, around the publisher."""
         images = None
         if settings.crops.enabled and settings.crops.image:
@@ -211,9 +211,9 @@ class Publishing:
         # commands may crowd out the echo of the self-test or Home Assistant's birth.
         if isinstance(notice, Received):
             cut = replace(notice, payload=notice.payload[: MAX_BYTES + 1], properties=())
-            self._inbox.put_request(cut, notice.topic if notice.topic in self._own_kind else "")
+            self._publish_queue.put_request(cut, notice.topic if notice.topic in self._own_kind else "")
         else:
-            self._inbox.put_notice(notice)
+            self._publish_queue.put_notice(notice)
 
 
 def _outbox(settings: Settings, state: State, clock: Clock) -> Outbox:

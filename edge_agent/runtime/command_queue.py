@@ -57,7 +57,7 @@ class CommandQueue:
             self._waiting.append(command)
         return True
 
-    def work(self, pipelines: Mapping[str, CommandTarget], now: Moment) -> Iterator[Optional[Outcome]]:
+    def run_pending(self, pipelines: Mapping[str, CommandTarget], now: Moment) -> Iterator[Optional[Outcome]]:
         """Do what waits; yields what that says to the world."""
         with self._lock:
             commands = list(self._waiting)
@@ -71,7 +71,7 @@ class CommandQueue:
             while waiting and now.t >= waiting[0][1]:
                 self._answer(Done(waiting.pop(0)[0], error="the camera delivers no frame"))
 
-    def show(self, pipeline: CommandTarget, frame: Frame, info: FrameInfo) -> None:
+    def take_snapshots(self, pipeline: CommandTarget, frame: Frame, info: FrameInfo) -> None:
         """A frame is here: take the snapshots that were asked for."""
         for command, _ in self._snapshots.pop(info.camera, ()):
             why_not = _why_not(pipeline)

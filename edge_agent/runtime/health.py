@@ -33,8 +33,8 @@ class HealthCollector:
 
     Args:
         captures: One stage per camera.
-        board: The slots.
-        inbox: The publish queue.
+        mailbox: The slots.
+        publish_queue: The publish queue.
         latencies: Frame to result, per camera.
         outbox: Its status.
         link: The broker client's.
@@ -47,8 +47,8 @@ class HealthCollector:
     def __init__(
         self,
         captures: Mapping[str, CaptureStage],
-        board: FrameMailbox,
-        inbox: PublishQueue,
+        mailbox: FrameMailbox,
+        publish_queue: PublishQueue,
         latencies: Mapping[str, LatencyMeter],
         outbox: Callable[[], OutboxStatus],
         link: Callable[[], Link],
@@ -57,7 +57,12 @@ class HealthCollector:
         recovery: Callable[[], Mapping[str, int]],
         clock: Clock,
     ) -> None:
-        self._captures, self._board, self._inbox, self._latencies = captures, board, inbox, latencies
+        self._captures, self._mailbox, self._publish_queue, self._latencies = (
+            captures,
+            mailbox,
+            publish_queue,
+            latencies,
+        )
         self._outbox, self._link, self._rss, self._clock = outbox, link, rss, clock
         self._machine, self._recovery = machine, recovery
         self._started_t = clock().t
@@ -69,14 +74,14 @@ class HealthCollector:
         now = self._clock()
         rss = self._rss()
         link = self._link()
-        sights = self._board.sights()
+        sights = self._mailbox.sights()
         return AgentHealth(
             cameras={name: self._camera(name, stage, sights[name], now.t) for name, stage in self._captures.items()},
             outbox=self._outbox(),
             connected=link.connected,
             reconnects=link.reconnects,
             broker_fault=link.last_fault,
-            lost_events=self._inbox.lost_events,
+            lost_events=self._publish_queue.lost_events,
             uptime_s=now.t - self._started_t,
             rss_bytes=rss,
             rss_slope_bytes_per_hour=None if rss is None else self._slope.sample(now.t, float(rss)),
@@ -87,7 +92,7 @@ class HealthCollector:
         )
 
     def _camera(self, name: str, stage: CaptureStage, sight: Sight, t: float) -> CameraHealth:
-        slot = self._board.counters(name)
+        slot = self._mailbox.counters(name)
         own = stage.counters
         counters: Counters = {
             "frames": own.frames,

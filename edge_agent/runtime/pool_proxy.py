@@ -26,12 +26,12 @@ class PoolProxy:
     `open`, `serve` and `close` are the owner's; all else is for any thread, the owner included.
 
     Args:
-        control: Brings requests to the owner.
+        command_queue: Brings requests to the owner.
         answer_within_s: How long one may take; what comes later is undone.
     """
 
-    def __init__(self, control: CommandQueue, answer_within_s: float = ANSWER_WITHIN_S) -> None:
-        self._control, self._answer_within_s = control, answer_within_s
+    def __init__(self, command_queue: CommandQueue, answer_within_s: float = ANSWER_WITHIN_S) -> None:
+        self._command_queue, self._answer_within_s = command_queue, answer_within_s
         self._pool: Optional[BufferPool] = None
         self._owner: Optional[int] = None
         self._known = threading.Event()
@@ -76,7 +76,7 @@ class PoolProxy:
         if threading.get_ident() == self._owner:
             self.serve()
         else:
-            self._control.submit(self.serve)  # when too many commands wait, it is done with the next request
+            self._command_queue.submit(self.serve)  # when too many commands wait, it is done with the next request
 
     def serve(self) -> None:
         """Do what was asked for, returns first: room for what comes."""
@@ -113,7 +113,7 @@ class PoolProxy:
             self._asked.append(request)
         if threading.get_ident() == self._owner:
             self.serve()
-        elif not self._control.submit(self.serve):
+        elif not self._command_queue.submit(self.serve):
             request.future.cancel()
             raise SourceError("no memory for pictures: too many commands wait for the GPU's thread")
         try:

@@ -99,7 +99,7 @@ class CaptureStage:
         camera: Its id.
         source: Closed; opened here, by the thread that calls `step`.
         monitor: Judges light and life of each frame; made anew at every open, since exposure may differ.
-        board: Where frames and sight go.
+        mailbox: Where frames and sight go.
         clock: Both clocks.
         wait: Sleeps up to so many seconds, or less when the worker is to stop.
         stall_after_s: Without a frame for so long the source is closed and opened again.
@@ -111,7 +111,7 @@ class CaptureStage:
         camera: str,
         source: Source,
         monitor: Callable[[], Monitor],
-        board: FrameMailbox,
+        mailbox: FrameMailbox,
         clock: Clock,
         wait: Callable[[float], None],
         stall_after_s: float = 5.0,
@@ -122,7 +122,7 @@ class CaptureStage:
         self.counters = CaptureCounters()
         self.first_open_done = False
         self.ended = False
-        self._make_monitor, self._board, self._clock, self._wait = monitor, board, clock, wait
+        self._make_monitor, self._mailbox, self._clock, self._wait = monitor, mailbox, clock, wait
         self._stall_after_s = stall_after_s
         self._jitter = jitter or random.Random()
         self._monitor: Optional[Monitor] = None
@@ -144,7 +144,7 @@ class CaptureStage:
 
         Should it return after all, the next frame tells what is seen.
         """
-        if self._board.set_sight(self.camera, Sight.LOST, self._clock()):
+        if self._mailbox.set_sight(self.camera, Sight.LOST, self._clock()):
             self.counters.last_fault = f"{self.source.uri}: a call to the camera does not return"
             log.warning("%s: %s", self.camera, self.counters.last_fault, extra={"EVENT": "camera-lost"})
 
@@ -174,7 +174,7 @@ class CaptureStage:
         except EndOfStream:
             log.info("%s: %s has ended", self.camera, self.source.uri, extra={"EVENT": "source-ended"})
             self.ended = True
-            self._board.set_sight(self.camera, Sight.ENDED, self._clock())
+            self._mailbox.set_sight(self.camera, Sight.ENDED, self._clock())
             self.close()
             return
         except SourceError as error:
@@ -197,11 +197,11 @@ class CaptureStage:
             self.counters.recoveries += 1
             self._failures = 0
         verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
-        if self._board.set_sight(self.camera, verdict.sight, moment_of(frame.t, now)):
+        if self._mailbox.set_sight(self.camera, verdict.sight, moment_of(frame.t, now)):
             log.info("%s: sight is %s", self.camera, verdict.sight.value, extra={"EVENT": "sight-changed"})
-        self._board.set_doubt(self.camera, verdict.doubt)
+        self._mailbox.set_doubt(self.camera, verdict.doubt)
         if verdict.keep:
-            self._board.put(self.camera, frame)
+            self._mailbox.put(self.camera, frame)
         else:
             frame.release()
             if verdict.sight.can_see and not verdict.doubt:
@@ -222,36 +222,36 @@ class CaptureStage:
         delay = min(REOPEN_MAX_S, REOPEN_FIRST_S * 2 ** min(self._failures - 1, 8))
         now = self._clock()
         self._retry_t = now.t + delay * self._jitter.uniform(0.5, 1.0)
-        self._board.set_sight(self.camera, Sight.LOST, now)
-        self._board.set_doubt(self.camera, False)
+        self._mailbox.set_sight(self.camera, Sight.LOST, now)
+        self._mailbox.set_doubt(self.camera, False)
 
 
 class InferStage:
     """Frames of all cameras, one at a time, through their pipelines.
 
     Args:
-        board: Where frames come from.
+        mailbox: Where frames come from.
         cameras: Their ids.
         open_pipelines: Makes one pipeline per camera, and the engine behind them; called by `setup`, in the thread that
             will own them.
         clock: Both clocks.
         sink: Takes every outcome that says something; must not block.
         every_frame: True when each frame's detections are news too.
-        control: Commands for the pipelines.
+        command_queue: Commands for the pipelines.
     """
 
     def __init__(
         self,
-        board: FrameMailbox,
+        mailbox: FrameMailbox,
         cameras: Iterable[str],
         open_pipelines: Callable[[], Mapping[str, Pipeline]],
         clock: Clock,
         sink: Callable[[Outcome], None],
         every_frame: bool = False,
-        control: Optional[CommandQueue] = None,
+        command_queue: Optional[CommandQueue] = None,
     ) -> None:
-        self._control = control
-        self._board, self._open_pipelines, self._clock, self._sink = board, open_pipelines, clock, sink
+        self._command_queue = command_queue
+        self._mailbox, self._open_pipelines, self._clock, self._sink = mailbox, open_pipelines, clock, sink
         self._pipelines: Mapping[str, Pipeline] = {}
         self._every_frame = every_frame
         self._next_tick_t = 0.0
@@ -263,7 +263,7 @@ class InferStage:
 
     def step(self) -> None:
         """Wait up to `TICK_S` for news, think about it, and let delays end."""
-        delivery = self._board.take(TICK_S)
+        delivery = self._mailbox.take(TICK_S)
         if delivery is not None:
             pipeline = self._pipelines[delivery.camera]
             for sight, moment in delivery.sights:
@@ -271,27 +271,27 @@ class InferStage:
             if delivery.frame is not None:
                 with delivery.frame as frame:
                     info = pipeline.info(frame, moment_of(frame.t, self._clock()))
-                    if self._control is not None:
-                        self._control.show(pipeline, frame, info)
+                    if self._command_queue is not None:
+                        self._command_queue.take_snapshots(pipeline, frame, info)
                     result = pipeline.step(frame, info)
                     self._emit(result)
                     if result.idle:
-                        self._board.count_idle(delivery.camera)
+                        self._mailbox.count_idle(delivery.camera)
                     else:
                         self.capture_to_result[delivery.camera].add(self._clock().t - frame.t)
         now = self._clock()
-        for outcome in self._control.work(self._pipelines, now) if self._control is not None else ():
+        for outcome in self._command_queue.run_pending(self._pipelines, now) if self._command_queue is not None else ():
             self._emit(outcome)
         if now.t >= self._next_tick_t:
             self._next_tick_t = now.t + TICK_S
             for camera, pipeline in self._pipelines.items():
                 # A camera that may be blind has not shown that anybody left.
-                if not self._board.in_doubt(camera):
+                if not self._mailbox.in_doubt(camera):
                     self._emit(pipeline.tick(now))
 
     def finish(self) -> None:
         """Say what is true at the end: open events close with "shutdown", presence becomes unknown."""
-        self._board.close()
+        self._mailbox.close()
         now = self._clock()
         for pipeline in self._pipelines.values():
             self._emit(pipeline.sight(Sight.STOPPED, now))
@@ -310,7 +310,7 @@ class Publisher(Protocol):
         """Keep what must be sent."""
 
     def notice(self, notice: object) -> None:
-        """Something the broker client noticed, or a `Lost` in the place of events that the inbox had to drop."""
+        """Something the broker client noticed, or a `Lost` in the place of events that the publish_queue had to drop."""
 
     def info(self, info: Mapping[str, object]) -> None:
         """What the agent is, from now on."""
@@ -326,7 +326,7 @@ class PublishStage:
     """From outcomes to the outbox to the broker.
 
     Args:
-        inbox: Where outcomes and notices come from.
+        publish_queue: Where outcomes and notices come from.
         publisher: Called by one thread only.
         health: Tells how the agent is.
         info: Tells what it is.
@@ -336,14 +336,14 @@ class PublishStage:
 
     def __init__(
         self,
-        inbox: PublishQueue,
+        publish_queue: PublishQueue,
         publisher: Publisher,
         health: Callable[[], Mapping[str, object]],
         info: Callable[[], Mapping[str, object]],
         clock: Clock,
         health_interval_s: float = 30.0,
     ) -> None:
-        self._inbox, self._publisher, self._clock = inbox, publisher, clock
+        self._publish_queue, self._publisher, self._clock = publish_queue, publisher, clock
         self._health, self._info = health, info
         self.health_interval_s = health_interval_s
         self._next_look_t = 0.0
@@ -353,7 +353,7 @@ class PublishStage:
 
     def step(self) -> None:
         """Wait up to `PUMP_S` for something to do, and do all of it."""
-        for item in self._inbox.take(PUMP_S):
+        for item in self._publish_queue.take(PUMP_S):
             if isinstance(item, Outcome):
                 self._publisher.outcome(item)
             elif callable(item):

@@ -41,12 +41,12 @@ class StatusLine:
 
     Args:
         captures: One stage per camera.
-        board: Their sights.
+        mailbox: Their sights.
         link: To the broker.
     """
 
-    def __init__(self, captures: Mapping[str, CaptureStage], board: FrameMailbox, link: Callable[[], Link]) -> None:
-        self._captures, self._board, self._link = captures, board, link
+    def __init__(self, captures: Mapping[str, CaptureStage], mailbox: FrameMailbox, link: Callable[[], Link]) -> None:
+        self._captures, self._mailbox, self._link = captures, mailbox, link
         self._presence: Dict[str, Presence] = {}
 
     def note(self, outcome: Outcome) -> None:
@@ -57,7 +57,7 @@ class StatusLine:
     def __call__(self) -> str:
         blind: List[str] = []
         count = {Presence.YES: 0, Presence.NO: 0, Presence.UNKNOWN: 0}
-        for camera, sight in self._board.sights().items():
+        for camera, sight in self._mailbox.sights().items():
             if sight.can_see:
                 count[self._presence.get(camera, Presence.UNKNOWN)] += 1
             else:

@@ -107,7 +107,7 @@ def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
     The publish thread works meanwhile; the difference between the two is waiting, be it for a lock or for a processor
     that others use.
     """
-    inbox, clock = PublishQueue(), SystemClock()
+    publish_queue, clock = PublishQueue(), SystemClock()
     costs: List[float] = []
     processor: List[float] = []
     before = sys.getswitchinterval()
@@ -117,10 +117,10 @@ def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
             topics = Topics("edge-agent", "lobby")
             outbox = SqliteOutbox(OutboxParams(), Path(name), clock, "kernel", 1)
             params = MqttParams(host="127.0.0.1", port=broker.port)
-            client = MqttClient(params, "bench", last_will(topics), inbox.put_notice)
+            client = MqttClient(params, "bench", last_will(topics), publish_queue.put_notice)
             letters = EventEncoder(topics, 41, CropParams(), jpeg.encoder())
             publisher = Publisher(topics, outbox, client, clock, letters, [report()], 41)
-            stage = PublishStage(inbox, publisher, lambda: HEALTH, lambda: INFO, clock)
+            stage = PublishStage(publish_queue, publisher, lambda: HEALTH, lambda: INFO, clock)
 
             def setup() -> None:
                 outbox.open()
@@ -137,7 +137,7 @@ def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
                     seq += 1
                     outcome = Outcome("door", (event(seq, ("start", "end")[seq % 2], now(), crop=True, side=160),))
                     started_t, worked_s = time.perf_counter(), time.thread_time()
-                    inbox.put_outcome(outcome)
+                    publish_queue.put_outcome(outcome)
                     processor.append(1e6 * (time.thread_time() - worked_s))
                     costs.append(1e6 * (time.perf_counter() - started_t))
                     time.sleep(0.005)

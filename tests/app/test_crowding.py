@@ -29,14 +29,14 @@ def publishing(tmp_path):
             "NODE": "n", "CAMERAS__A__URI": "test://still", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": broker.port,
             "MQTT__PROTOCOL": "3.1.1", "CROPS__ENABLED": "false",
         }  # fmt: skip
-        clock, inbox, state = SystemClock(), PublishQueue(), claim(tmp_path / "state")
+        clock, publish_queue, state = SystemClock(), PublishQueue(), claim(tmp_path / "state")
         made = Publishing(
-            load_settings(environment(settings)), {}, state, clock(), clock, inbox,
-            CommandQueue(inbox.put_notice, lambda value: None),
+            load_settings(environment(settings)), {}, state, clock(), clock, publish_queue,
+            CommandQueue(publish_queue.put_notice, lambda value: None),
             Overrides(), state.memory("overrides.json"), {}, lambda: 0.5,
         )  # fmt: skip
         made.open()
-        yield SimpleNamespace(port=broker.port, inbox=inbox, desk=made.desk)
+        yield SimpleNamespace(port=broker.port, publish_queue=publish_queue, service=made.service)
         made.close()
 
 
@@ -44,11 +44,11 @@ def test_a_flood_of_commands_crowds_out_neither_the_echo_nor_home_assistants_bir
     taken = []
 
     def take():
-        taken.extend(publishing.inbox.take(0.01))
+        taken.extend(publishing.publish_queue.take(0.01))
         return taken
 
     eventually(lambda: any(isinstance(item, Connected) for item in take()), "connected")
-    publishing.desk.notice(next(item for item in taken if isinstance(item, Connected)))
+    publishing.service.notice(next(item for item in taken if isinstance(item, Connected)))
     with Agent(publishing.port, node="other", reports=()) as other:
         other.until(other.settled)
         session = next(notice.session for notice in other.notices if isinstance(notice, Connected))
@@ -58,11 +58,11 @@ def test_a_flood_of_commands_crowds_out_neither_the_echo_nor_home_assistants_bir
                 other.client.publish(Message("edge-agent/n/request/ping", b"{}"), session)
 
         flood()
-        eventually(lambda: publishing.inbox.lost_requests == FLOOD - MAX_REQUESTS, "it is full")
-        publishing.desk.pump()
+        eventually(lambda: publishing.publish_queue.lost_requests == FLOOD - MAX_REQUESTS, "it is full")
+        publishing.service.pump()
         other.client.publish(Message("homeassistant/status", b"online"), session)
         flood()
-        eventually(lambda: publishing.inbox.lost_requests >= 2 * FLOOD - MAX_REQUESTS, "all have come")
+        eventually(lambda: publishing.publish_queue.lost_requests >= 2 * FLOOD - MAX_REQUESTS, "all have come")
         heard = [item.topic for item in take() if isinstance(item, Received)]
     assert heard.count("edge-agent/n/request/ping") == MAX_REQUESTS
     assert "homeassistant/status" in heard and "edge-agent/n/response/selftest" in heard

@@ -1,4 +1,4 @@
-"""The whole way on a board: V4L2 driver, zero-copy buffer, kernel, TensorRT of each generation, MQTT; all but the agent
+"""The whole way on a mailbox: V4L2 driver, zero-copy buffer, kernel, TensorRT of each generation, MQTT; all but the agent
 and the broker are fakes, and the kernel is its C++ twin. ONNX Runtime on the same frames says what is right.
 """
 
@@ -207,7 +207,7 @@ BOTH = (abi.MEMORY_MMAP, abi.MEMORY_USERPTR)
 
 
 @pytest.mark.parametrize(
-    ("version", "board", "model", "call", "precision", "io_modes", "mode"),
+    ("version", "mailbox", "model", "call", "precision", "io_modes", "mode"),
     [
         ("8.2", "nano", uff, "execute_async", "fp16", BOTH, "cpu"),
         ("8.2", "xavier-nx", onnx, "execute_async_v2", "int8", MMAP_ONLY, "registered"),
@@ -221,14 +221,14 @@ def test_every_generation_tells_over_mqtt_what_onnxruntime_tells(
     monkeypatch: pytest.MonkeyPatch,
     expected: Agreement,
     version: str,
-    board: str,
+    mailbox: str,
     model: Any,
     call: str,
     precision: str,
     io_modes: Tuple[int, ...],
     mode: str,
 ) -> None:
-    fake = FakeBoard(tmp_path, version, board)
+    fake = FakeBoard(tmp_path, version, mailbox)
     fake.plug_in(monkeypatch)
     kernel = FakeKernel(tmp_path, fake.cuda.pages)
     room = Room()

@@ -16,9 +16,9 @@ DOOR = "edge-agent/lobby/door"
 
 @needs_mosquitto
 def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path: Path) -> None:
-    inbox = PublishQueue(capacity=3)
-    with Broker(tmp_path) as broker, Agent(broker.port, on_notice=inbox.put_notice) as agent:
-        stage = PublishStage(inbox, agent.publisher, lambda: HEALTH, lambda: INFO, agent.clock)
+    publish_queue = PublishQueue(capacity=3)
+    with Broker(tmp_path) as broker, Agent(broker.port, on_notice=publish_queue.put_notice) as agent:
+        stage = PublishStage(publish_queue, agent.publisher, lambda: HEALTH, lambda: INFO, agent.clock)
 
         def told() -> List[Any]:
             read = [validate(payload) for payload in listener.payloads(f"{DOOR}/events")]
@@ -37,16 +37,16 @@ def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path
             eventually(done)
 
         with Listener(broker, f"{DOOR}/#") as listener:
-            inbox.put_outcome(Outcome("door", (event(1, visit=1),), report("ON", faces=1)))
+            publish_queue.put_outcome(Outcome("door", (event(1, visit=1),), report("ON", faces=1)))
             step_until(lambda: told() == [(1, "start", "1")])
             # From here on nobody takes anything.
-            inbox.put_outcome(Outcome("door", (event(2, visit=2),), report("ON", faces=2)))
-            inbox.put_outcome(Outcome("door", (event(3, "update", visit=1),)))
-            inbox.put_outcome(Outcome("door", (event(4, "end", visit=1, crop=True),), report("ON", faces=1)))
-            inbox.put_outcome(Outcome("door", (event(5, "end", visit=2, crop=True),), report("OFF", faces=0)))
+            publish_queue.put_outcome(Outcome("door", (event(2, visit=2),), report("ON", faces=2)))
+            publish_queue.put_outcome(Outcome("door", (event(3, "update", visit=1),)))
+            publish_queue.put_outcome(Outcome("door", (event(4, "end", visit=1, crop=True),), report("ON", faces=1)))
+            publish_queue.put_outcome(Outcome("door", (event(5, "end", visit=2, crop=True),), report("OFF", faces=0)))
             for seq in range(6, 12, 2):
-                inbox.put_outcome(Outcome("door", (event(seq, visit=3),)))
-                inbox.put_outcome(Outcome("door", (event(seq + 1, "end", visit=3),)))
+                publish_queue.put_outcome(Outcome("door", (event(seq, visit=3),)))
+                publish_queue.put_outcome(Outcome("door", (event(seq + 1, "end", visit=3),)))
             step_until(lambda: any(one[0] == 11 for one in told()) and agent.settled())
             shown = told()
             numbers = [one[0] for one in shown if len(one) == 3]
@@ -54,7 +54,7 @@ def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path
             assert [(boot, reason) for boot, *_, reason in gaps] == [(41, "overrun")] * len(gaps) and gaps
             lost = [seq for _, first, last, *_ in gaps for seq in range(first, last + 1)]
             assert sorted(numbers + lost) == list(range(1, 12)) and numbers == sorted(numbers)
-            assert inbox.lost_events == len(lost) == sum(gap[3] for gap in gaps)
+            assert publish_queue.lost_events == len(lost) == sum(gap[3] for gap in gaps)
             opened = {one[2] for one in shown if len(one) == 3 and one[1] == "start"}
             assert opened <= {one[2] for one in shown if len(one) == 3 and one[1] == "end"}
             assert (4, "end", "1") in shown

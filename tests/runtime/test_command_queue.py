@@ -38,76 +38,76 @@ def frame(camera, clock):
 
 def test_switches_and_threshold():
     thresholds = []
-    control, pipelines, answers, clock = setup(set_threshold=thresholds.append)
+    command_queue, pipelines, answers, clock = setup(set_threshold=thresholds.append)
     commands = [
         Command("detection", camera="a", arguments={"on": False}),
         Command("crops", camera="b", arguments={"on": False}),
         Command("set_threshold", arguments={"value": 0.5}),
     ]
-    assert all(control.submit(command) for command in commands)
+    assert all(command_queue.submit(command) for command in commands)
     assert not answers, "nothing is done before the infer thread does it"
-    assert [outcome for outcome in control.work(pipelines, clock()) if outcome] == [Outcome("a")]
+    assert [outcome for outcome in command_queue.run_pending(pipelines, clock()) if outcome] == [Outcome("a")]
     assert answers == [Done(command) for command in commands]
     assert not pipelines["a"].enabled and pipelines["a"].crops_on and not pipelines["b"].crops_on
     assert thresholds == [0.5]
-    assert list(control.work(pipelines, clock())) == [] and len(answers) == 3
+    assert list(command_queue.run_pending(pipelines, clock())) == [] and len(answers) == 3
 
 
 def test_work_that_is_no_command_is_done_in_turn_and_not_answered():
     seen, thresholds = [], []
-    control, pipelines, answers, clock = setup(set_threshold=thresholds.append)
-    control.submit(Command("set_threshold", arguments={"value": 0.5}))
-    control.submit(lambda: seen.append(thresholds[-1]))
-    control.submit(Command("set_threshold", arguments={"value": 0.7}))
-    list(control.work(pipelines, clock()))
+    command_queue, pipelines, answers, clock = setup(set_threshold=thresholds.append)
+    command_queue.submit(Command("set_threshold", arguments={"value": 0.5}))
+    command_queue.submit(lambda: seen.append(thresholds[-1]))
+    command_queue.submit(Command("set_threshold", arguments={"value": 0.7}))
+    list(command_queue.run_pending(pipelines, clock()))
     assert seen == [0.5] and [done.command.name for done in answers] == 2 * ["set_threshold"]
 
 
 def test_a_camera_that_is_not_there_is_an_answer():
-    control, pipelines, answers, clock = setup()
+    command_queue, pipelines, answers, clock = setup()
     for camera in ("c", None):
-        control.submit(Command("detection", camera=camera, arguments={"on": False}))
-    list(control.work(pipelines, clock()))
+        command_queue.submit(Command("detection", camera=camera, arguments={"on": False}))
+    list(command_queue.run_pending(pipelines, clock()))
     assert [done.error for done in answers] == 2 * ["no such camera"]
 
 
 def test_too_many_are_refused():
-    control, pipelines, _, clock = setup(capacity=2)
+    command_queue, pipelines, _, clock = setup(capacity=2)
     command = Command("crops", camera="a", arguments={"on": True})
-    assert [control.submit(command) for _ in range(3)] == [True, True, False]
-    list(control.work(pipelines, clock()))
-    assert control.submit(command)
+    assert [command_queue.submit(command) for _ in range(3)] == [True, True, False]
+    list(command_queue.run_pending(pipelines, clock()))
+    assert command_queue.submit(command)
 
 
 def test_a_snapshot_is_of_the_next_frame_of_its_camera():
-    control, pipelines, answers, clock = setup()
+    command_queue, pipelines, answers, clock = setup()
     command = Command("snapshot", "t", "a")
-    control.submit(command)
-    list(control.work(pipelines, clock()))
-    control.show(pipelines["b"], *frame("b", clock))
+    command_queue.submit(command)
+    list(command_queue.run_pending(pipelines, clock()))
+    command_queue.take_snapshots(pipelines["b"], *frame("b", clock))
     assert not answers
-    control.show(pipelines["a"], *frame("a", clock))
-    control.show(pipelines["a"], *frame("a", clock))
+    command_queue.take_snapshots(pipelines["a"], *frame("a", clock))
+    command_queue.take_snapshots(pipelines["a"], *frame("a", clock))
     assert answers == [Done(command, crop=("a", 7))]
 
 
 def test_a_camera_without_frames_has_no_snapshot():
-    control, pipelines, answers, clock = setup()
-    control.submit(Command("snapshot", "t", "a"))
-    list(control.work(pipelines, clock()))
-    list(control.work(pipelines, clock.advance(SNAPSHOT_WITHIN_S - 0.1)))
+    command_queue, pipelines, answers, clock = setup()
+    command_queue.submit(Command("snapshot", "t", "a"))
+    list(command_queue.run_pending(pipelines, clock()))
+    list(command_queue.run_pending(pipelines, clock.advance(SNAPSHOT_WITHIN_S - 0.1)))
     assert not answers
-    list(control.work(pipelines, clock.advance(0.1)))
+    list(command_queue.run_pending(pipelines, clock.advance(0.1)))
     assert "no frame" in answers[0].error and answers[0].command == Command("snapshot", "t", "a")
-    control.show(pipelines["a"], *frame("a", clock))
+    command_queue.take_snapshots(pipelines["a"], *frame("a", clock))
     assert len(answers) == 1
 
 
 def test_no_snapshot_against_a_switch():
     for switch in ("enabled", "crops_on"):
-        control, pipelines, answers, clock = setup()
+        command_queue, pipelines, answers, clock = setup()
         setattr(pipelines["a"], switch, False)
-        control.submit(Command("snapshot", "t", "a"))
-        list(control.work(pipelines, clock()))
-        control.show(pipelines["a"], *frame("a", clock))
+        command_queue.submit(Command("snapshot", "t", "a"))
+        list(command_queue.run_pending(pipelines, clock()))
+        command_queue.take_snapshots(pipelines["a"], *frame("a", clock))
         assert "switched off" in answers[0].error and answers[0].crop is None

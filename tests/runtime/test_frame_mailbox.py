@@ -18,78 +18,78 @@ def frame(sequence: int, released=None) -> Frame:
 
 
 def test_newest_frame_wins_and_the_displaced_one_is_released_and_counted():
-    board, released = FrameMailbox(["a"]), []
+    mailbox, released = FrameMailbox(["a"]), []
     for sequence in (1, 2, 3):
-        board.put("a", frame(sequence, released))
-    delivery = board.take(0)
+        mailbox.put("a", frame(sequence, released))
+    delivery = mailbox.take(0)
     assert delivery.frame.sequence == 3
     assert released == [1, 2]
-    assert board.counters("a") == {"inferred": 1, "idle": 0, "dropped_busy": 2}
-    assert board.take(0) is None
+    assert mailbox.counters("a") == {"inferred": 1, "idle": 0, "dropped_busy": 2}
+    assert mailbox.take(0) is None
 
 
 def test_a_loss_is_delivered_even_when_sight_came_back_before_anyone_looked():
-    board, released = FrameMailbox(["a"]), []
-    board.set_sight("a", Sight.OK, NOW)
-    board.put("a", frame(1, released))
-    board.set_sight("a", Sight.LOST, NOW)
+    mailbox, released = FrameMailbox(["a"]), []
+    mailbox.set_sight("a", Sight.OK, NOW)
+    mailbox.put("a", frame(1, released))
+    mailbox.set_sight("a", Sight.LOST, NOW)
     assert released == [1], "a frame from before the loss is not news from after it"
-    board.set_sight("a", Sight.OK, NOW)
-    board.put("a", frame(2))
-    delivery = board.take(0)
+    mailbox.set_sight("a", Sight.OK, NOW)
+    mailbox.put("a", frame(2))
+    delivery = mailbox.take(0)
     assert [sight for sight, _ in delivery.sights] == [Sight.OK, Sight.LOST, Sight.OK]
     assert delivery.frame.sequence == 2
 
 
 def test_the_same_sight_is_told_once_and_pending_changes_are_bounded():
-    board = FrameMailbox(["a"])
-    assert board.set_sight("a", Sight.DARK, NOW) is True
-    assert board.set_sight("a", Sight.DARK, NOW) is False
+    mailbox = FrameMailbox(["a"])
+    assert mailbox.set_sight("a", Sight.DARK, NOW) is True
+    assert mailbox.set_sight("a", Sight.DARK, NOW) is False
     for _ in range(100):
-        board.set_sight("a", Sight.OK, NOW)
-        board.set_sight("a", Sight.LOST, NOW)
-    sights = [sight for sight, _ in board.take(0).sights]
+        mailbox.set_sight("a", Sight.OK, NOW)
+        mailbox.set_sight("a", Sight.LOST, NOW)
+    sights = [sight for sight, _ in mailbox.take(0).sights]
     assert len(sights) == MAX_PENDING_SIGHTS
-    assert sights[-1] is Sight.LOST is board.sights()["a"]
+    assert sights[-1] is Sight.LOST is mailbox.sights()["a"]
 
 
 def test_the_least_recently_served_camera_goes_first():
-    board, order = FrameMailbox(["a", "b", "c"]), []
+    mailbox, order = FrameMailbox(["a", "b", "c"]), []
     for turn in range(9):
         for camera in "abc":
-            board.put(camera, frame(turn))
-        order.append(board.take(0).camera)
+            mailbox.put(camera, frame(turn))
+        order.append(mailbox.take(0).camera)
     assert {tuple(sorted(order[i : i + 3])) for i in (0, 3, 6)} == {("a", "b", "c")}
 
 
 def test_take_wakes_on_a_put_from_another_thread_and_else_times_out():
-    board = FrameMailbox(["a"])
-    assert board.take(0.01) is None
-    threading.Timer(0.02, board.put, ("a", frame(7))).start()
-    assert board.take(10).frame.sequence == 7
+    mailbox = FrameMailbox(["a"])
+    assert mailbox.take(0.01) is None
+    threading.Timer(0.02, mailbox.put, ("a", frame(7))).start()
+    assert mailbox.take(10).frame.sequence == 7
 
 
 def test_close_releases_what_nobody_will_take():
-    board, released = FrameMailbox(["a", "b"]), []
-    board.put("a", frame(1, released))
-    board.close()
-    board.close()
+    mailbox, released = FrameMailbox(["a", "b"]), []
+    mailbox.put("a", frame(1, released))
+    mailbox.close()
+    mailbox.close()
     assert released == [1]
-    assert board.counters("a") == {"inferred": 0, "idle": 0, "dropped_busy": 1}
+    assert mailbox.counters("a") == {"inferred": 0, "idle": 0, "dropped_busy": 1}
 
 
 def test_every_frame_is_either_inferred_or_dropped_under_contention():
     cameras, each = ["a", "b", "c"], 2000
-    board, released = FrameMailbox(cameras), []
+    mailbox, released = FrameMailbox(cameras), []
     done = threading.Event()
 
     def capture(camera: str) -> None:
         for sequence in range(each):
-            board.put(camera, frame(sequence, released))
+            mailbox.put(camera, frame(sequence, released))
 
     def infer() -> None:
         while not done.is_set():
-            delivery = board.take(0.01)
+            delivery = mailbox.take(0.01)
             if delivery is not None:
                 delivery.frame.release()
 
@@ -101,17 +101,17 @@ def test_every_frame_is_either_inferred_or_dropped_under_contention():
         thread.join()
     done.set()
     consumer.join()
-    board.close()
+    mailbox.close()
     assert len(released) == each * len(cameras)
-    assert sum(sum(board.counters(camera).values()) for camera in cameras) == each * len(cameras)
+    assert sum(sum(mailbox.counters(camera).values()) for camera in cameras) == each * len(cameras)
 
 
 def test_a_sight_that_nobody_took_keeps_the_camera_in_doubt():
-    board = FrameMailbox(["a"])
-    board.set_doubt("a", True)
-    board.set_sight("a", Sight.DARK, NOW)
-    board.set_doubt("a", False)
-    assert board.in_doubt("a"), "between the proof and its delivery the taker still believes that it can see"
-    assert board.take(0).frame is None
-    assert not board.in_doubt("a")
-    assert board.counters("a")["inferred"] == 0, "no frame came with it"
+    mailbox = FrameMailbox(["a"])
+    mailbox.set_doubt("a", True)
+    mailbox.set_sight("a", Sight.DARK, NOW)
+    mailbox.set_doubt("a", False)
+    assert mailbox.in_doubt("a"), "between the proof and its delivery the taker still believes that it can see"
+    assert mailbox.take(0).frame is None
+    assert not mailbox.in_doubt("a")
+    assert mailbox.counters("a")["inferred"] == 0, "no frame came with it"

@@ -56,8 +56,8 @@ class Owner:
     """The infer thread: takes commands until told to stop, then closes the pool."""
 
     def __init__(self, **options: Any) -> None:
-        self.control = CommandQueue(lambda done: None, lambda value: None, capacity=4)
-        self.shared = PoolProxy(self.control, **options)
+        self.command_queue = CommandQueue(lambda done: None, lambda value: None, capacity=4)
+        self.shared = PoolProxy(self.command_queue, **options)
         self.go, self.stop = threading.Event(), threading.Event()
         self.pool: Any = None
         self.closed: List[bool] = []
@@ -73,7 +73,7 @@ class Owner:
         self.pool = Pool()
         self.shared.open(self.pool)
         while not self.stop.wait(0.005):
-            list(self.control.work({}, self._now()))
+            list(self.command_queue.run_pending({}, self._now()))
         self.closed.append(self.shared.close(self.close_within_s))
 
     def _now(self) -> Moment:
@@ -87,7 +87,7 @@ class Owner:
             entered.set()
             self.go.wait(10)
 
-        assert self.control.submit(work) and entered.wait(5)
+        assert self.command_queue.submit(work) and entered.wait(5)
 
     def end(self) -> None:
         self.go.set()
@@ -187,7 +187,7 @@ def test_too_many_commands_refuse_a_request_but_never_lose_a_return() -> None:
     owner.shared.modes()
     kept = owner.shared.allocate(2, 10)
     owner.block()
-    while owner.control.submit(nothing):
+    while owner.command_queue.submit(nothing):
         pass
     with pytest.raises(SourceError, match="too many commands wait"):
         owner.shared.allocate(1, 10)

@@ -34,10 +34,10 @@ def event(seq: int, kind: str = "start", face: Optional[int] = None, camera: str
     )  # fmt: skip
 
 
-def shown(inbox: PublishQueue) -> List[Any]:
+def shown(publish_queue: PublishQueue) -> List[Any]:
     """In short: seq of events, (from, to) of what was lost, the presence of a report alone."""
     found: List[Any] = []
-    for item in inbox.take(0):
+    for item in publish_queue.take(0):
         if isinstance(item, Lost):
             found.append((item.from_seq, item.to_seq))
             continue
@@ -52,85 +52,85 @@ def report(presence: Presence, camera: str = "a") -> CameraReport:
 
 
 def test_outcomes_and_notices_come_out_in_order():
-    inbox = PublishQueue()
+    publish_queue = PublishQueue()
     first, notice, second = Outcome("a", (event(1),)), object(), Outcome("a", (event(2),))
-    inbox.put_outcome(first)
-    inbox.put_notice(notice)
-    inbox.put_outcome(second)
-    assert inbox.take(0) == [first, notice, second]
-    assert inbox.take(0) == []
+    publish_queue.put_outcome(first)
+    publish_queue.put_notice(notice)
+    publish_queue.put_outcome(second)
+    assert publish_queue.take(0) == [first, notice, second]
+    assert publish_queue.take(0) == []
 
 
 def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
-    inbox = PublishQueue(capacity=3)
+    publish_queue = PublishQueue(capacity=3)
     for seq in range(1, 8):
-        inbox.put_outcome(Outcome("a", (event(seq),)))
-    assert shown(inbox) == [(1, 4), 5, 6, 7], "and says which"
-    assert inbox.lost_events == 4
+        publish_queue.put_outcome(Outcome("a", (event(seq),)))
+    assert shown(publish_queue) == [(1, 4), 5, 6, 7], "and says which"
+    assert publish_queue.lost_events == 4
 
 
 def test_a_flood_of_one_kind_of_requests_crowds_out_no_other():
-    inbox = PublishQueue()
+    publish_queue = PublishQueue()
     for number in range(MAX_REQUESTS + 10):
-        inbox.put_request(number)
-    inbox.put_request("echo", "own")
-    assert inbox.take(0) == [*range(MAX_REQUESTS), "echo"] and inbox.lost_requests == 10
+        publish_queue.put_request(number)
+    publish_queue.put_request("echo", "own")
+    assert publish_queue.take(0) == [*range(MAX_REQUESTS), "echo"] and publish_queue.lost_requests == 10
     for number in range(MAX_REQUESTS + 10):
-        inbox.put_request(number, "own")
-    assert inbox.take(0) == list(range(MAX_REQUESTS)), "that one is bounded too"
+        publish_queue.put_request(number, "own")
+    assert publish_queue.take(0) == list(range(MAX_REQUESTS)), "that one is bounded too"
 
 
 def test_a_report_survives_until_a_newer_one_of_the_same_camera():
-    inbox = PublishQueue(capacity=2)
-    inbox.put_outcome(Outcome("a", (event(1),), report=report(Presence.YES)))
-    inbox.put_outcome(Outcome("b", report=report(Presence.NO, "b")))
+    publish_queue = PublishQueue(capacity=2)
+    publish_queue.put_outcome(Outcome("a", (event(1),), report=report(Presence.YES)))
+    publish_queue.put_outcome(Outcome("b", report=report(Presence.NO, "b")))
     for seq in range(2, 6):
-        inbox.put_outcome(Outcome("a", (event(seq),)))
-    items = inbox.take(0)
+        publish_queue.put_outcome(Outcome("a", (event(seq),)))
+    items = publish_queue.take(0)
     outcomes = [item for item in items if isinstance(item, Outcome)]
     assert {item.report.camera for item in outcomes if item.report} == {"a", "b"}
     assert items[-1].events[0].seq == 5
 
 
 def test_an_old_report_goes_when_a_newer_one_waits():
-    inbox = PublishQueue(capacity=1)
-    inbox.put_outcome(Outcome("a", report=report(Presence.YES)))
-    inbox.put_outcome(Outcome("a", report=report(Presence.NO)))
-    assert [item.report.presence for item in inbox.take(0)] == [Presence.NO]
+    publish_queue = PublishQueue(capacity=1)
+    publish_queue.put_outcome(Outcome("a", report=report(Presence.YES)))
+    publish_queue.put_outcome(Outcome("a", report=report(Presence.NO)))
+    assert [item.report.presence for item in publish_queue.take(0)] == [Presence.NO]
 
 
 def test_the_end_of_what_the_taker_knows_to_be_open_is_never_lost_but_its_picture_is():
-    inbox = PublishQueue(capacity=2)
-    inbox.put_outcome(Outcome("a", (event(1, face=1), event(2, face=2)), report(Presence.YES)))
-    inbox.take(0)
-    inbox.put_outcome(Outcome("a", (event(3, "update", 2), event(4, "end", 2), event(5, face=3))))
-    inbox.put_outcome(Outcome("a", (event(6, "end", 1), event(7, "end", 3)), report(Presence.NO)))
+    publish_queue = PublishQueue(capacity=2)
+    publish_queue.put_outcome(Outcome("a", (event(1, face=1), event(2, face=2)), report(Presence.YES)))
+    publish_queue.take(0)
+    publish_queue.put_outcome(Outcome("a", (event(3, "update", 2), event(4, "end", 2), event(5, face=3))))
+    publish_queue.put_outcome(Outcome("a", (event(6, "end", 1), event(7, "end", 3)), report(Presence.NO)))
     for seq in range(8, 12):
-        inbox.put_outcome(Outcome("a", (event(seq),)))
-    items = inbox.take(0)
+        publish_queue.put_outcome(Outcome("a", (event(seq),)))
+    items = publish_queue.take(0)
     ends = [one for item in items if isinstance(item, Outcome) for one in item.events if one.event_type == "end"]
     assert [(one.seq, one.crop) for one in ends] == [(4, None), (6, None)]
     assert [item.report.presence for item in items if isinstance(item, Outcome) and item.report] == [Presence.NO]
     lost = [(item.from_seq, item.to_seq) for item in items if isinstance(item, Lost)]
-    assert lost == [(3, 3), (5, 5), (7, 9)] and inbox.lost_events == 5
-    inbox.put_outcome(Outcome("a", (event(12, "end", 1),)))
-    inbox.put_outcome(Outcome("a", (event(13),)))
-    inbox.put_outcome(Outcome("a", (event(14),)))
-    assert shown(inbox) == [(12, 12), 13, 14], "nothing of it is open any more"
+    assert lost == [(3, 3), (5, 5), (7, 9)] and publish_queue.lost_events == 5
+    publish_queue.put_outcome(Outcome("a", (event(12, "end", 1),)))
+    publish_queue.put_outcome(Outcome("a", (event(13),)))
+    publish_queue.put_outcome(Outcome("a", (event(14),)))
+    assert shown(publish_queue) == [(12, 12), 13, 14], "nothing of it is open any more"
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_any_story_keeps_the_books(seed):
     """Every number comes or is told as lost, once and in order; who was seen to come is seen to go."""
     rng = random.Random(seed)
-    inbox = PublishQueue(capacity=8)
+    publish_queue = PublishQueue(capacity=8)
     seqs, there = {"a": 0, "b": 0}, {"a": [], "b": []}
     told: Dict[str, List[int]] = {"a": [], "b": []}
     seen_open, truth, faces, longest = set(), {}, 0, 0
 
     def take() -> None:
         nonlocal longest
-        items = inbox.take(0)
+        items = publish_queue.take(0)
         longest = max(longest, len(items))
         for item in items:
             if isinstance(item, Lost):
@@ -157,11 +157,11 @@ def test_any_story_keeps_the_books(seed):
                 there[camera].remove(face)
             events.append(event(seqs[camera], kind, face, camera))
         presence = Presence.YES if there[camera] else Presence.NO
-        inbox.put_outcome(Outcome(camera, tuple(events), report(presence, camera)))
+        publish_queue.put_outcome(Outcome(camera, tuple(events), report(presence, camera)))
         if rng.random() < 0.05:
             take()
     take()
     assert {camera: told[camera] == list(range(1, seqs[camera] + 1)) for camera in told} == {"a": True, "b": True}
     assert seen_open <= {f"id{face}" for camera in there for face in there[camera]}, "nobody stays who has gone"
     assert truth == {camera: Presence.YES if there[camera] else Presence.NO for camera in there}
-    assert inbox.lost_events > 300 and longest < 60
+    assert publish_queue.lost_events > 300 and longest < 60

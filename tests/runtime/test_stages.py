@@ -31,12 +31,12 @@ class Rig:
     def __init__(self, scripts, stall_after_s=5.0):
         self.clock = FakeClock()
         self.camera = ScriptedCamera(lambda: self.clock.t, scripts)
-        self.board = FrameMailbox(["door"])
+        self.mailbox = FrameMailbox(["door"])
         self.stage = CaptureStage(
             "door",
             self.camera,
             lambda: IlluminationMonitor(IlluminationParams(), "sensor"),
-            self.board,
+            self.mailbox,
             self.clock,
             self.clock.advance,
             stall_after_s,
@@ -51,7 +51,7 @@ class Rig:
 
     @property
     def sight(self):
-        return self.board.sights()["door"]
+        return self.mailbox.sights()["door"]
 
 
 def test_a_live_camera_is_seen_at_its_first_frame():
@@ -60,7 +60,7 @@ def test_a_live_camera_is_seen_at_its_first_frame():
     assert rig.sight is Sight.STARTING
     rig.stage.step()
     assert rig.sight is Sight.OK
-    delivery = rig.board.take(0)
+    delivery = rig.mailbox.take(0)
     assert delivery.frame.sequence == 1
     assert rig.stage.counters.frames == 1
 
@@ -92,7 +92,7 @@ def test_a_camera_that_goes_and_comes_back_is_lost_meanwhile_and_counted():
     assert rig.sight is Sight.OK
     assert rig.stage.counters.recoveries == 1
     assert rig.stage.counters.faults == 2
-    sights = [sight for sight, _ in rig.board.take(0).sights]
+    sights = [sight for sight, _ in rig.mailbox.take(0).sights]
     assert sights == [Sight.OK, Sight.LOST, Sight.OK]
 
 
@@ -128,7 +128,7 @@ def test_a_camera_whose_call_does_not_return_is_lost_until_its_next_frame():
     assert rig.sight is Sight.LOST and "does not return" in rig.stage.counters.last_fault
     rig.run(0.1)
     assert rig.sight is Sight.OK
-    assert [sight for sight, _ in rig.board.take(0).sights] == [Sight.OK, Sight.LOST, Sight.OK]
+    assert [sight for sight, _ in rig.mailbox.take(0).sights] == [Sight.OK, Sight.LOST, Sight.OK]
 
 
 def test_an_end_is_an_end_and_not_a_fault():
@@ -146,7 +146,7 @@ def test_frames_judged_dark_are_released_and_counted():
     rig.run(10)
     assert rig.sight is Sight.DARK
     assert rig.stage.counters.blind == rig.stage.counters.frames > 50 and rig.stage.counters.dark == 0
-    left = rig.board.take(0)
+    left = rig.mailbox.take(0)
     held = 1 if left.frame else 0
     assert rig.camera.history.count("release") == rig.stage.counters.frames - held
 
@@ -198,13 +198,13 @@ def test_frames_that_were_not_looked_at_are_counted_as_idle_and_have_no_latency(
             return Outcome(self.name, info=info, idle=frame.sequence not in looked_at)
 
     rig = Rig([[FRAME] * 9])
-    stage = InferStage(rig.board, ["door"], lambda: {"door": Idler("door")}, rig.clock, lambda outcome: None)
+    stage = InferStage(rig.mailbox, ["door"], lambda: {"door": Idler("door")}, rig.clock, lambda outcome: None)
     stage.setup()
     for _ in range(9):
         rig.stage.step()
         rig.clock.advance(0.1)
         stage.step()
-    counters = rig.board.counters("door")
+    counters = rig.mailbox.counters("door")
     assert (counters["inferred"], counters["idle"]) == counted and counters["dropped_busy"] == 0
     assert (stage.capture_to_result["door"].percentiles_ms()["p99"] is not None) is measured
 
@@ -212,7 +212,7 @@ def test_frames_that_were_not_looked_at_are_counted_as_idle_and_have_no_latency(
 def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames():
     rig = Rig([[FRAME] * 5])
     out, pipeline = [], Recorder("door")
-    stage = InferStage(rig.board, ["door"], lambda: {"door": pipeline}, rig.clock, out.append)
+    stage = InferStage(rig.mailbox, ["door"], lambda: {"door": pipeline}, rig.clock, out.append)
     stage.setup()
     rig.stage.step()
     rig.stage.step()
@@ -228,7 +228,7 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
     stage.step()
     assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10, "no time has passed"
     assert [outcome.report.sight for outcome in out] == [Sight.OK], "a frame that says nothing new is no news"
-    rig.board.set_doubt("door", True)
+    rig.mailbox.set_doubt("door", True)
     rig.clock.advance(0.1)
     stage.step()
     assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10, "a camera in doubt shows nobody leave"
@@ -238,21 +238,21 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
 
 def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_the_next_tick():
     rig = Rig([[FRAME] * 5])
-    board = FrameMailbox(["door", "hall"])
+    mailbox = FrameMailbox(["door", "hall"])
 
     class Slow(Recorder):
         """Meanwhile the other camera's thread finishes its proof."""
 
         def step(self, frame, info):
-            board.set_sight("door", Sight.DARK, rig.clock())
-            board.set_doubt("door", False)
+            mailbox.set_sight("door", Sight.DARK, rig.clock())
+            mailbox.set_doubt("door", False)
             return super().step(frame, info)
 
     door, hall = Recorder("door"), Slow("hall")
-    stage = InferStage(board, ["door", "hall"], lambda: {"door": door, "hall": hall}, rig.clock, lambda outcome: None)
+    stage = InferStage(mailbox, ["door", "hall"], lambda: {"door": door, "hall": hall}, rig.clock, lambda outcome: None)
     stage.setup()
-    board.set_doubt("door", True)
-    board.put("hall", Frame(np.zeros((48, 64), np.uint8), 1, rig.clock.t))
+    mailbox.set_doubt("door", True)
+    mailbox.put("hall", Frame(np.zeros((48, 64), np.uint8), 1, rig.clock.t))
     for _ in range(3):
         stage.step()
         rig.clock.advance(0.1)
@@ -269,11 +269,13 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
             return "crop"
 
     rig, answers, pipeline = Rig([[FRAME] * 5]), [], Eye("door")
-    control = CommandQueue(answers.append, lambda value: None)
-    stage = InferStage(rig.board, ["door"], lambda: {"door": pipeline}, rig.clock, answers.append, control=control)
+    command_queue = CommandQueue(answers.append, lambda value: None)
+    stage = InferStage(
+        rig.mailbox, ["door"], lambda: {"door": pipeline}, rig.clock, answers.append, command_queue=command_queue
+    )
     stage.setup()
-    control.submit(Command("snapshot", "t", "door"))
-    control.submit(lambda: pipeline.asked.append(("work", None)))
+    command_queue.submit(Command("snapshot", "t", "door"))
+    command_queue.submit(lambda: pipeline.asked.append(("work", None)))
     stage.step()
     rig.run(0.3)
     stage.step()
@@ -310,53 +312,55 @@ class MqttService:
 
 class PublishRig:
     def __init__(self):
-        self.clock, self.inbox, self.desk = FakeClock(), PublishQueue(), MqttService()
+        self.clock, self.publish_queue, self.service = FakeClock(), PublishQueue(), MqttService()
         self.health = {"state": "ok", "reasons": [], "uptime_s": 0}
         self.info = {"engine": None}
-        self.stage = PublishStage(self.inbox, self.desk, lambda: self.health, lambda: self.info, self.clock, 30.0)
+        self.stage = PublishStage(
+            self.publish_queue, self.service, lambda: self.health, lambda: self.info, self.clock, 30.0
+        )
 
     def step(self, after_s=0.0):
         self.clock.advance(after_s)
-        self.inbox.put_notice(lambda: None)  # so that it does not wait
+        self.publish_queue.put_notice(lambda: None)  # so that it does not wait
         self.stage.step()
 
 
 def test_publish_hands_each_thing_to_who_it_is_for_and_pumps_last():
     rig, done = PublishRig(), []
     outcome = Outcome("door")
-    rig.inbox.put_outcome(outcome)
-    rig.inbox.put_notice("connected")
-    rig.inbox.put_notice(lambda: done.append(True))
+    rig.publish_queue.put_outcome(outcome)
+    rig.publish_queue.put_notice("connected")
+    rig.publish_queue.put_notice(lambda: done.append(True))
     rig.stage.step()
     assert done == [True]
-    assert [kind for kind, _ in rig.desk.told] == ["outcome", "notice", "info", "health", "pump"]
-    assert rig.desk.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
+    assert [kind for kind, _ in rig.service.told] == ["outcome", "notice", "info", "health", "pump"]
+    assert rig.service.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
 
 
 def test_health_is_told_at_a_change_within_a_second_and_else_at_the_interval():
     rig = PublishRig()
     rig.step()
-    assert rig.desk.take("info", "health") == [("info", {"engine": None}), ("health", "ok")]
+    assert rig.service.take("info", "health") == [("info", {"engine": None}), ("health", "ok")]
     rig.health = {"state": "failed", "reasons": ["camera door: lost"], "uptime_s": 1}
     rig.info = {"engine": "there"}
     rig.step(HEALTH_LOOK_S / 2)
-    assert rig.desk.take("info", "health") == [], "nobody looks so often"
+    assert rig.service.take("info", "health") == [], "nobody looks so often"
     rig.step(HEALTH_LOOK_S / 2)
-    assert rig.desk.take("info", "health") == [("info", {"engine": "there"}), ("health", "failed")]
+    assert rig.service.take("info", "health") == [("info", {"engine": "there"}), ("health", "failed")]
     told_t, rig.health = rig.clock.t, {**rig.health, "uptime_s": 2}
-    while not rig.desk.take("info", "health"):
+    while not rig.service.take("info", "health"):
         rig.step(HEALTH_LOOK_S)
     assert rig.clock.t - told_t == pytest.approx(30.0)
     rig.stage.health_interval_s = 5.0
     rig.step(4.0)
-    assert rig.desk.take("health") == []
+    assert rig.service.take("health") == []
     rig.step(1.0)
-    assert rig.desk.take("health") == [("health", "failed")], "another interval holds at once"
+    assert rig.service.take("health") == [("health", "failed")], "another interval holds at once"
 
 
 def test_the_last_word_is_said_whatever_was_said_before():
     rig = PublishRig()
     rig.step()
-    rig.desk.take()
+    rig.service.take()
     rig.stage.finish()
-    assert rig.desk.take("info", "health") == [("health", "ok")]
+    assert rig.service.take("info", "health") == [("health", "ok")]

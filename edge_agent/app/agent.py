@@ -16,7 +16,7 @@ from edge_agent.app.publishing import Publishing
 from edge_agent.app.state import State, claim
 from edge_agent.config.reload import Reloader
 from edge_agent.config.settings import Settings, fingerprint
-from edge_agent.core.camera.visibility import IlluminationMonitor
+from edge_agent.core.camera.visibility import VisibilityMonitor
 from edge_agent.core.ports import BufferPool, Source
 from edge_agent.core.protocol.messages import timestamp
 from edge_agent.core.protocol.overrides import Overrides
@@ -237,7 +237,7 @@ class Agent:
         stage = CaptureStage(
             name,
             source,
-            lambda: IlluminationMonitor(self._settings.illumination, source.kind),
+            lambda: VisibilityMonitor(self._settings.illumination, source.kind),
             mailbox,
             self._clock,
             lambda seconds: worker.wait(seconds),

@@ -9,8 +9,8 @@ from edge_agent.core.camera.auto_exposure import ExposureParams
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.ports import BufferPool, Source
-from edge_agent.core.protocol.commands import Rules
-from edge_agent.core.protocol.home_assistant import CameraEntry, Site
+from edge_agent.core.protocol.commands import CommandRules
+from edge_agent.core.protocol.home_assistant import AgentDescription, CameraDescription
 from edge_agent.errors import ConfigError, InputError, ModelError
 from edge_agent.models.registry import card_of
 
@@ -88,18 +88,20 @@ def decided_by(settings: Settings, threshold: Optional[float]) -> Dict[str, Dict
     }
 
 
-def rules_of(settings: Settings) -> Rules:
+def rules_of(settings: Settings) -> CommandRules:
     """What commands may do."""
     crops = settings.crops
-    return Rules(tuple(settings.cameras), settings.commands, crops.enabled, crops.enabled and crops.privacy == "off")
+    return CommandRules(
+        tuple(settings.cameras), settings.commands, crops.enabled, crops.enabled and crops.privacy == "off"
+    )
 
 
-def site_of(settings: Settings, version: str, board: str, temperature: bool) -> Site:
+def site_of(settings: Settings, version: str, board: str, temperature: bool) -> AgentDescription:
     """What discovery has to know."""
-    return Site(
+    return AgentDescription(
         version,
         board,
-        tuple(CameraEntry(name, params.label, tuple(params.zones)) for name, params in settings.cameras.items()),
+        tuple(CameraDescription(name, params.label, tuple(params.zones)) for name, params in settings.cameras.items()),
         settings.commands,
         crops=settings.crops.enabled,
         image=settings.crops.enabled and settings.crops.image,

@@ -11,7 +11,7 @@ from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.detection.detector import FaceDetector
 from edge_agent.core.ports import Clock, Engine
 from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
-from edge_agent.core.protocol.commands import Rules
+from edge_agent.core.protocol.commands import CommandRules
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.types import EngineInfo
 from edge_agent.host.identity import uuid7
@@ -55,7 +55,7 @@ class Inference:
         detector = self._detector
         return self._settings.detection.pre_cluster_threshold if detector is None else round(detector.threshold, 4)
 
-    def open(self, overrides: Overrides, rules: Rules) -> Mapping[str, FacePipeline]:
+    def open(self, overrides: Overrides, rules: CommandRules) -> Mapping[str, FacePipeline]:
         """Load the model and make one pipeline per camera, switched as commands have left them; all share the model.
 
         Raises:

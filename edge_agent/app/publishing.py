@@ -10,8 +10,8 @@ from edge_agent.app.factories import decided_by, rules_of, site_of
 from edge_agent.app.state import State
 from edge_agent.config.settings import Settings
 from edge_agent.core.ports import Clock, Outbox
-from edge_agent.core.protocol.commands import MAX_BYTES, Done, Guard
-from edge_agent.core.protocol.health import AgentHealth, as_payload
+from edge_agent.core.protocol.commands import MAX_BYTES, CommandGuard, CommandResult
+from edge_agent.core.protocol.health import AgentHealth, health_payload
 from edge_agent.core.protocol.home_assistant import Device, decode_published, devices
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
@@ -103,7 +103,7 @@ class Publishing:
             decided_by(settings, threshold()),
             [*commands.filters(topics, rules), *home_assistant.filters(settings.home_assistant)],
         )
-        self._guard = Guard(rules)
+        self._guard = CommandGuard(rules)
         self._commands = Commands(
             topics,
             self._guard,
@@ -134,7 +134,7 @@ class Publishing:
     def health(self, health: AgentHealth) -> Dict[str, Any]:
         """The health message's payload."""
         return {
-            **as_payload(health),
+            **health_payload(health),
             "commands": {**self.service.commands_counters, "overflowed": self._publish_queue.lost_requests},
         }
 
@@ -170,9 +170,9 @@ class Publishing:
         """What still comes while closing; a command that was done meanwhile is kept and answered."""
         items = self._publish_queue.take(timeout_s)
         for item in items:
-            if isinstance(item, Done):
+            if isinstance(item, CommandResult):
                 self.service.notice(item)
-        return [item for item in items if not isinstance(item, Done)]
+        return [item for item in items if not isinstance(item, CommandResult)]
 
     def _discard_crops(self) -> None:
         """What an earlier run has left of crops that are off now: they are turned off by a restart, or by a command."""

@@ -7,7 +7,7 @@ from typing import Any, Callable, List, Mapping, Optional, Protocol, Tuple, runt
 
 import numpy as np
 
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.ports import Engine
 from edge_agent.core.types import Array
 
@@ -19,7 +19,7 @@ _WARM_UP_S = 0.5
 class Divided(Protocol):
     """An engine that tells preprocessing from the network."""
 
-    def prepare(self, picture: Picture) -> Any:
+    def prepare(self, picture: Image) -> Any:
         """The network's input."""
 
     def run(self, tensor: Any) -> Mapping[str, Array]:
@@ -67,7 +67,7 @@ def measure(engine: Engine, size: Tuple[int, int], seconds: float) -> Result:
         EngineError: The engine failed.
     """
     noise = np.random.default_rng(0)
-    pictures = [Picture(noise.integers(0, 256, size[::-1], np.uint8)) for _ in range(_PICTURES)]
+    pictures = [Image(noise.integers(0, 256, size[::-1], np.uint8)) for _ in range(_PICTURES)]
     feed = itertools.cycle(pictures)
     divided = engine if isinstance(engine, Divided) else None
 

@@ -14,9 +14,16 @@ from edge_agent.capture import PICTURE_SUFFIXES, SourceOptions, open_source
 from edge_agent.capture.address import split_file
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import CameraTransform
-from edge_agent.core.frame import Frame, Picture
+from edge_agent.core.frame import Frame, Image
 from edge_agent.core.ports import Source
-from edge_agent.core.presence.recording import MAX_LINE_BYTES, Seen, SightChange, moment_at, read_line, read_timestamp
+from edge_agent.core.presence.recording import (
+    MAX_LINE_BYTES,
+    RecordedDetections,
+    SightChange,
+    moment_at,
+    read_line,
+    read_timestamp,
+)
 from edge_agent.core.types import Array, Moment
 from edge_agent.errors import EndOfStream, InputError, SourceError
 
@@ -31,7 +38,7 @@ class _Kept(NamedTuple):
 
     at: int
     sketch: Array
-    picture: Picture
+    picture: Image
 
 
 class Gathering:
@@ -54,7 +61,7 @@ class Gathering:
         self._kept: List[_Kept] = []
         self.seen = self.alike = self.flat = 0
 
-    def offer(self, picture: Picture) -> None:
+    def offer(self, picture: Image) -> None:
         """Look at the picture of the next frame, which stays the caller's."""
         self.seen += 1
         if self._kept and self.seen - self._kept[-1].at < self._gap:
@@ -65,7 +72,7 @@ class Gathering:
         elif any(float(np.abs(sketch - other.sketch).max()) < _ALIKE for other in self._kept):
             self.alike += 1
         else:
-            self._kept.append(_Kept(self.seen, sketch, Picture(picture.pixels.copy(), picture.levels)))
+            self._kept.append(_Kept(self.seen, sketch, Image(picture.pixels.copy(), picture.levels)))
         if len(self._kept) == 2 * self._wanted:
             self._thin_out()
 
@@ -76,14 +83,14 @@ class Gathering:
             if not self._kept or entry.at - self._kept[-1].at >= self._gap:
                 self._kept.append(entry)
 
-    def pictures(self) -> List[Picture]:
+    def pictures(self) -> List[Image]:
         """At most as many as wanted, in the order of time."""
         count = len(self._kept)
         places = [index * count // self._wanted for index in range(self._wanted)]
         return [self._kept[place].picture for place in (places if count > self._wanted else range(count))]
 
 
-def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[CameraParams] = None) -> List[Picture]:
+def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[CameraParams] = None) -> List[Image]:
     """Pictures of a source: files and folders are read to their end, whatever is live for `seconds`.
 
     Args:
@@ -124,15 +131,15 @@ def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[C
     return pictures
 
 
-def _look_of(camera: Optional[CameraParams]) -> Callable[[Frame], Picture]:
+def _look_of(camera: Optional[CameraParams]) -> Callable[[Frame], Image]:
     """From a frame to what the engine gets, valid until the frame's release."""
     if camera is None:
-        return lambda frame: Picture(frame.pixels, frame.levels)
+        return lambda frame: Image(frame.pixels, frame.levels)
     view = CameraTransform(camera)
     return lambda frame: view.region(view.upright(frame))[0]
 
 
-def _read(source: Source, found: Gathering, seconds: float, look: Callable[[Frame], Picture]) -> None:
+def _read(source: Source, found: Gathering, seconds: float, look: Callable[[Frame], Image]) -> None:
     started = last = time.monotonic()
     while time.monotonic() - started < seconds:
         try:
@@ -169,7 +176,7 @@ _ONE_EACH = "expected one line per frame"
 _LIVE = ("v4l2:", "/dev/", "csi:", "jetson:", "rtsp:", "rtsps:", "http:", "https:")
 
 
-def read_detections(recording: str) -> Iterator[Union[Seen, SightChange]]:
+def read_detections(recording: str) -> Iterator[Union[RecordedDetections, SightChange]]:
     """Every line of a recording, `-` being stdin; empty lines are passed over.
 
     Raises:

@@ -21,7 +21,7 @@ from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
-    from edge_agent.core.frame import Picture
+    from edge_agent.core.frame import Image
     from edge_agent.core.ports import Engine
 
 BOOT = 1
@@ -96,7 +96,7 @@ class RecordedDetector:
     def __init__(self) -> None:
         self.found = Detections.empty()
 
-    def detect(self, picture: "Picture") -> Detections:
+    def detect(self, picture: "Image") -> Detections:
         """Whatever the picture."""
         return self.found
 
@@ -162,20 +162,20 @@ def _frames(
 ) -> Iterator[Outcome]:
     """Frames through the judgement of the light, the detector and the pipeline, as in `runtime.stages`."""
     from edge_agent.commands.recordings import read_frames
-    from edge_agent.core.camera.visibility import IlluminationMonitor
+    from edge_agent.core.camera.visibility import VisibilityMonitor
     from edge_agent.core.detection.detector import FaceDetector
 
     camera = settings.cameras.get(args.camera, CameraParams("replay:"))
     kind, frames = read_frames(args.recording, args.timestamps, args.fps, camera, stack)
     detector = FaceDetector(_engine(settings, stack), settings.detection)
     replay = _replay(settings, clock, args.seed, detector, upright=False, every_frame=record is not None)
-    monitor = IlluminationMonitor(settings.illumination, kind)
+    monitor = VisibilityMonitor(settings.illumination, kind)
     told: Optional[SightChange] = None
     for frame, moment in frames:
         with frame:
             yield from replay.alive(args.camera, moment)
             if replay.sight_of(args.camera) is Sight.LOST:
-                monitor = IlluminationMonitor(settings.illumination, kind)
+                monitor = VisibilityMonitor(settings.illumination, kind)
             verdict = monitor.observe(frame.pixels, frame.levels, moment.t)
             change = SightChange(args.camera, moment, verdict.sight, verdict.doubt)
             if record is not None and (told is None or (told.sight, told.doubt) != (change.sight, change.doubt)):

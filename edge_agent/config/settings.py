@@ -32,7 +32,7 @@ from edge_agent.config.variables import (
 )
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import check_geometry
-from edge_agent.core.camera.visibility import IlluminationParams
+from edge_agent.core.camera.visibility import VisibilityParams
 from edge_agent.core.detection.detector import DetectionParams
 from edge_agent.core.params import param
 from edge_agent.core.presence.crops import CropParams
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     idle: IdleParams = IdleParams()
     tracker: TrackerParams = TrackerParams()
     presence: PresenceParams = PresenceParams()
-    illumination: IlluminationParams = IlluminationParams()
+    illumination: VisibilityParams = VisibilityParams()
     crops: CropParams = CropParams()
     mqtt: MqttParams = MqttParams()
     outbox: OutboxParams = OutboxParams()

@@ -44,7 +44,7 @@ class DeviceView:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """Pixels as an engine takes them: upright, masked, cropped to the region of interest.
 
     Attributes:

@@ -3,7 +3,7 @@
 from typing import Callable, Container, List, Mapping, Optional, Protocol, Sequence
 
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import Frame, Picture
+from edge_agent.core.frame import Frame, Image
 from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored
 from edge_agent.core.types import Array, Counters, Detections, EngineInfo, Moment
 
@@ -107,7 +107,7 @@ class Engine(Protocol):
     contract: ModelContract
     pool: Optional[BufferPool]
 
-    def infer(self, picture: Picture) -> Mapping[str, Array]:
+    def infer(self, picture: Image) -> Mapping[str, Array]:
         """Raw outputs by role (see `core.contract`), without the batch axis.
 
         The arrays are valid until the next call.
@@ -123,7 +123,7 @@ class Engine(Protocol):
 class Detector(Protocol):
     """An engine with its decoder: finds the faces in one image. Shared by all cameras; called by one thread."""
 
-    def detect(self, picture: Picture) -> Detections:
+    def detect(self, picture: Image) -> Detections:
         """Faces in px of the picture, clipped to it, best first.
 
         Raises:

@@ -8,15 +8,15 @@ from edge_agent.core.meters import SlopeMeter
 from edge_agent.core.params import param
 
 NVARGUS, CAMERAS, MEMORY = "nvargus_requests", "camera_restarts", "memory_restarts"
-STEPS = (NVARGUS, CAMERAS, MEMORY)
-EVERY_S = {NVARGUS: 3600.0, CAMERAS: 3600.0, MEMORY: 6 * 3600.0}
+RESTART_KINDS = (NVARGUS, CAMERAS, MEMORY)
+MIN_INTERVAL_S = {NVARGUS: 3600.0, CAMERAS: 3600.0, MEMORY: 6 * 3600.0}
 """A step is taken once in so many seconds at most, over all restarts of the process."""
 
 WARM_UP_S = 3600.0
 """Engines, caches and the allocator's arenas have their size by then; what grows on is a leak."""
-PATIENCE_S = 120.0
+MEMORY_FAULT_HOLD_S = 120.0
 """Memory's fault is told for so long before anything follows from it."""
-LOOK_S = 30.0
+CHECK_INTERVAL_S = 30.0
 GROWN_MB = 64
 """A process that has not grown by this much since it was warm would be as large again after a restart."""
 MB = 1_000_000
@@ -70,13 +70,13 @@ class RestartBudget:
         # One from the future is damage, and must not forbid the step for ever.
         self._last_t = {step: min(value, t) for step, value in last_t.items()}
         counts = _numbers(known.get("counts"))
-        self.counts: Mapping[str, int] = {step: int(counts.get(step, 0)) for step in STEPS}
+        self.counts: Mapping[str, int] = {step: int(counts.get(step, 0)) for step in RESTART_KINDS}
 
-    def may(self, step: str, t: float) -> bool:
+    def allows(self, step: str, t: float) -> bool:
         """Whether its ration allows it now."""
-        return t - self._last_t.get(step, -math.inf) >= EVERY_S[step]
+        return t - self._last_t.get(step, -math.inf) >= MIN_INTERVAL_S[step]
 
-    def note(self, step: str, t: float) -> bool:
+    def record(self, step: str, t: float) -> bool:
         """It is about to be taken; False, and not counted, when nobody would remember it after a restart: do not."""
         self._last_t[step] = t
         counts = {**self.counts, step: self.counts[step] + 1}
@@ -84,7 +84,7 @@ class RestartBudget:
         self.counts = counts if kept else self.counts
         return kept
 
-    def take_back(self, step: str) -> None:
+    def revert(self, step: str) -> None:
         """It could not be taken after all."""
         del self._last_t[step]
         self.counts = {**self.counts, step: self.counts[step] - 1}
@@ -107,7 +107,7 @@ class CameraWatch:
         self._worked_t = t
         self._frames: Dict[str, int] = {}
 
-    def idle_s(self, t: float, frames: Mapping[str, int], ended: Collection[str]) -> float:
+    def outage_s(self, t: float, frames: Mapping[str, int], ended: Collection[str]) -> float:
         """Seconds; 0.0 while one works, or when all have ended.
 
         Args:
@@ -137,7 +137,7 @@ class MemoryWatch:
         self._warm_mb: Optional[float] = None
         self._fault_t: Optional[float] = None
 
-    def look(self, t: float, rss_bytes: Optional[int]) -> bool:
+    def observe(self, t: float, rss_bytes: Optional[int]) -> bool:
         """Take a measurement; True when a restart is called for and would help."""
         if rss_bytes is None:
             return False
@@ -157,7 +157,7 @@ class MemoryWatch:
             self._fault_t = None
             return False
         self._fault_t = t if self._fault_t is None else self._fault_t
-        return t - self._fault_t >= PATIENCE_S and grown_mb >= min(GROWN_MB, self._params.max_growth_mb)
+        return t - self._fault_t >= MEMORY_FAULT_HOLD_S and grown_mb >= min(GROWN_MB, self._params.max_growth_mb)
 
 
 def _numbers(value: Any) -> Dict[str, float]:
@@ -166,5 +166,5 @@ def _numbers(value: Any) -> Dict[str, float]:
     return {
         step: float(number)
         for step, number in found.items()
-        if step in STEPS and type(number) in (int, float) and math.isfinite(number) and number >= 0
+        if step in RESTART_KINDS and type(number) in (int, float) and math.isfinite(number) and number >= 0
     }

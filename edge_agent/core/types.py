@@ -248,7 +248,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostEvents:
     """Events of one camera, from the first `seq` to the last, that went before anybody had kept them."""
 
     camera: str
@@ -277,7 +277,7 @@ class EngineInfo:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-def as_boxes(detections: Detections, width: int, height: int) -> Sequence[Box]:
+def normalised_boxes(detections: Detections, width: int, height: int) -> Sequence[Box]:
     """Detections' boxes normalised to a frame of `width` x `height` px, clipped to 0..1."""
     scaled = np.clip(detections.xyxy / np.array([width, height, width, height], np.float32), 0.0, 1.0)
     return [Box(*(round(float(v), 4) for v in row)) for row in scaled]

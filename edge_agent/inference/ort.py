@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
 import numpy as np
 
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, MissingPackage, ModelError
@@ -80,7 +80,7 @@ class OrtEngine:
                 "look into it with: edge-agent model inspect FILE",
             ) from error
 
-    def infer(self, picture: Picture) -> Mapping[str, Array]:
+    def infer(self, picture: Image) -> Mapping[str, Array]:
         """Raw outputs by role (see `core.contract`), without the batch axis.
 
         Raises:
@@ -88,7 +88,7 @@ class OrtEngine:
         """
         return self.run(self.prepare(picture))
 
-    def prepare(self, picture: Picture) -> Array:
+    def prepare(self, picture: Image) -> Array:
         """The first half of `infer`: the network's input, valid until the next call."""
         return self._preprocess(picture)
 

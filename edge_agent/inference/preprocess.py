@@ -8,7 +8,7 @@ import numpy as np
 
 from edge_agent.core.detection.geometry import Placement, Size
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError, InputError
 
@@ -16,7 +16,7 @@ _PICTURE = Path(__file__).parents[1] / "assets" / "golden.pgm"
 _PGM = b"P5\n256 192\n255\n"
 
 
-def golden_image() -> Picture:
+def golden_image() -> Image:
     """A face, (192, 256) uint8; see assets/README.md.
 
     Raises:
@@ -28,7 +28,7 @@ def golden_image() -> Picture:
         raise InputError(f"{_PICTURE}: {error.strerror}", "install edge-agent again") from error
     if not data.startswith(_PGM) or len(data) != len(_PGM) + 192 * 256:
         raise InputError(f"{_PICTURE}: damaged", "install edge-agent again")
-    return Picture(np.frombuffer(data, np.uint8, offset=len(_PGM)).reshape(192, 256))
+    return Image(np.frombuffer(data, np.uint8, offset=len(_PGM)).reshape(192, 256))
 
 
 Resize = Callable[[Array, Size], Array]
@@ -63,7 +63,7 @@ class Preprocessor:
         self.resizer, self._resize = _resizer(interpolation, opencv)
         self._plans: Dict[Size, _Plan] = {}
 
-    def __call__(self, picture: Picture) -> Array:
+    def __call__(self, picture: Image) -> Array:
         """The picture as (1, C, net_h, net_w) float32, RGB planes, scaled by the contract's gain.
 
         Levels are applied after resizing and in the same multiply: where `core.frame.Levels` would clip, the two
@@ -96,7 +96,7 @@ class Preprocessor:
             planes[1:] = planes[0]
         return plan.tensor
 
-    def _scale(self, values: Array, picture: Picture, out: Array) -> None:
+    def _scale(self, values: Array, picture: Image, out: Array) -> None:
         levels = picture.levels
         gain = self._contract.gain
         np.multiply(values, np.float32(levels.gain * gain), out=out, dtype=np.float32)

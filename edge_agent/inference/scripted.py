@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, InputError
@@ -53,7 +53,7 @@ class ScriptedEngine:
         self._bbox = np.zeros((4, self._rows, self._columns), np.float32)
         self._sampled: Optional[Tuple[Tuple[int, ...], Array, Array]] = None
 
-    def infer(self, picture: Picture) -> Mapping[str, Array]:
+    def infer(self, picture: Image) -> Mapping[str, Array]:
         """`cov` (1, gh, gw) and `bbox` (4, gh, gw), float32, valid until the next call.
 
         Raises:
@@ -80,7 +80,7 @@ class ScriptedEngine:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _bright(self, picture: Picture) -> Optional[Array]:
+    def _bright(self, picture: Image) -> Optional[Array]:
         """(gh * S, gw * S) bool samples that are part of a marker; None when there are none."""
         shape = picture.pixels.shape
         if self._sampled is None or self._sampled[0] != shape:

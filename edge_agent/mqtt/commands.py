@@ -5,7 +5,14 @@ import logging
 from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Tuple
 
 from edge_agent.core.ports import Clock
-from edge_agent.core.protocol.commands import SWITCHES, Command, Done, Guard, Refusal, Rules
+from edge_agent.core.protocol.commands import (
+    SWITCHES,
+    Command,
+    CommandGuard,
+    CommandResult,
+    CommandRules,
+    RefusedCommand,
+)
 from edge_agent.core.protocol.messages import RESPONSE_SCHEMA, Message, timestamp, to_json
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
@@ -19,10 +26,10 @@ LOG_EVERY_S = 60.0
 IN_INFER_THREAD = ("set_threshold", "snapshot", *SWITCHES)
 
 
-def filters(topics: Topics, rules: Rules) -> List[Subscription]:
+def filters(topics: Topics, rules: CommandRules) -> List[Subscription]:
     """Topics that commands come by; none when they are turned off. A retained one must be known as such at once."""
     switches = [topics.camera(camera).switch_set(name) for camera in rules.cameras for name in SWITCHES]
-    wanted = [topics.requests, *switches] if rules.params.enabled else []
+    wanted = [topics.commands, *switches] if rules.params.enabled else []
     return [Subscription(topic, as_published=True) for topic in wanted]
 
 
@@ -61,7 +68,7 @@ class Commands:
     def __init__(
         self,
         topics: Topics,
-        guard: Guard,
+        guard: CommandGuard,
         overrides: Overrides,
         speaker: MessageSink,
         submit: Callable[[Command], bool],
@@ -74,7 +81,7 @@ class Commands:
         self._topics, self._guard, self._speaker, self._submit, self._save = topics, guard, speaker, submit, save
         self._encode, self._actions, self._clock = encode, actions, clock
         self._logged_t: Dict[str, float] = {}
-        self._requests = topics.request("")
+        self._requests = topics.command("")
         self._switches: Dict[str, Tuple[str, str]] = {}
         for camera in guard.rules.cameras:
             for name in SWITCHES:
@@ -90,18 +97,18 @@ class Commands:
         """A message from the broker; one that is no command is ignored."""
         now = self._clock()
         if notice.topic in self._switches:
-            verdict = self._guard.switch(*self._switches[notice.topic], notice.payload, notice.retain, now)
+            verdict = self._guard.check_switch(*self._switches[notice.topic], notice.payload, notice.retain, now)
         elif notice.topic.startswith(self._requests):
             name = notice.topic[len(self._requests) :]
-            verdict = self._guard.request(name, notice.payload, notice.retain, now)
+            verdict = self._guard.check_command(name, notice.payload, notice.retain, now)
         else:
             return
-        if isinstance(verdict, Refusal):
+        if isinstance(verdict, RefusedCommand):
             self._refuse(verdict, now.t)
         else:
             self._do(verdict)
 
-    def done(self, done: Done) -> None:
+    def done(self, done: CommandResult) -> None:
         """The infer thread has done a command, or could not."""
         command = done.command
         if done.error is not None:
@@ -136,7 +143,7 @@ class Commands:
             return
         self._answer(command.name, command.transaction, result)
 
-    def _refuse(self, refusal: Refusal, t: float) -> None:
+    def _refuse(self, refusal: RefusedCommand, t: float) -> None:
         first = t - self._logged_t.get(refusal.reason, -LOG_EVERY_S) >= LOG_EVERY_S
         if first:
             self._logged_t[refusal.reason] = t

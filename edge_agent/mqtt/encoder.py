@@ -6,9 +6,9 @@ from typing import List, Optional, Tuple
 
 from edge_agent.core.ports import EncodeJpeg
 from edge_agent.core.presence.crops import CropParams
-from edge_agent.core.protocol.messages import CropInfo, Message, encode_event, gap_for, gap_of_events, to_json
+from edge_agent.core.protocol.messages import CropInfo, Message, encode_event, gap_for_events, gap_for_message, to_json
 from edge_agent.core.protocol.topics import Topics
-from edge_agent.core.types import Crop, FaceEvent, Lost, Moment
+from edge_agent.core.types import Crop, FaceEvent, LostEvents, Moment
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ class EventEncoder:
         )  # fmt: skip
         if not self.fits(message):
             log.warning("%s: event %d is larger than the broker takes", event.info.camera, event.seq)
-            gap = gap_for(message, "too_large")
+            gap = gap_for_message(message, "too_large")
             return [] if gap is None else [gap]
         return [crop[0], message] if crop else [message]
 
-    def of_lost(self, lost: Lost) -> Message:
+    def of_lost(self, lost: LostEvents) -> Message:
         """The gap that stands in for events that went before they could be kept."""
         span = lost.from_seq, lost.to_seq
-        return gap_of_events(self._topics.camera(lost.camera).events, lost.camera, self._boot, span, "overrun")
+        return gap_for_events(self._topics.camera(lost.camera).events, lost.camera, self._boot, span, "overrun")
 
     def _of_crop(self, event: FaceEvent) -> Optional[Tuple[Message, CropInfo]]:
         crop = event.crop

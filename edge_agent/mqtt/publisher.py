@@ -21,7 +21,7 @@ from edge_agent.core.protocol.messages import (
     to_json,
 )
 from edge_agent.core.protocol.topics import Topics
-from edge_agent.core.types import CameraReport, Lost, Moment, Outcome, Presence, Sight
+from edge_agent.core.types import CameraReport, LostEvents, Moment, Outcome, Presence, Sight
 from edge_agent.mqtt.client_events import (
     Acked,
     Connected,
@@ -237,7 +237,7 @@ class Publisher:
             self._connected(notice)
         elif isinstance(notice, Disconnected):
             self._disconnected(notice.reason)
-        elif isinstance(notice, Lost):
+        elif isinstance(notice, LostEvents):
             self._outbox.put([self._letters.of_lost(notice)], self._clock())
         elif isinstance(notice, Received) and not self._selftest.received(notice):
             self._received(notice)

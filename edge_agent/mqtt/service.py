@@ -3,7 +3,7 @@
 from typing import Any, Callable, Mapping, Optional, Union
 
 from edge_agent.core.ports import Clock
-from edge_agent.core.protocol.commands import Done
+from edge_agent.core.protocol.commands import CommandResult
 from edge_agent.core.protocol.messages import DetectionsProfile, Message, encode_detections, to_json
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Outcome
@@ -74,7 +74,7 @@ class MqttService:
 
     def notice(self, notice: object) -> None:
         """Something from the broker client, or from the infer thread about a command."""
-        if isinstance(notice, Done):
+        if isinstance(notice, CommandResult):
             self._commands.done(notice)
             camera = notice.command.camera
             switched = notice.command.name == "crops" and notice.error is None and camera is not None

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Container, Dict, Iterable, Optional, Sequence, Tuple
 
-from edge_agent.core.protocol.messages import Message, Stored, gap_for, gap_of_events, span_of, timestamp
+from edge_agent.core.protocol.messages import Message, Stored, event_span, gap_for_events, gap_for_message, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.outbox.retention import DiscardedCrops
 from edge_agent.outbox.store import Table
@@ -73,7 +73,7 @@ class UnreadableRows:
         """These are on disk now."""
         for stored in messages:
             self._written_key = max(self._written_key, stored.key)
-            span = span_of(stored.message)
+            span = event_span(stored.message)
             if span is not None and self.is_own(stored.key):
                 stream = self._stream(stored.message)
                 if span[1] > stream.written:
@@ -82,7 +82,7 @@ class UnreadableRows:
     def taken(self, messages: Iterable[Stored]) -> None:
         """These were handed out."""
         for stored in messages:
-            span = span_of(stored.message)
+            span = event_span(stored.message)
             if span is not None and self.is_own(stored.key):
                 stream = self._stream(stored.message)
                 stream.taken = max(stream.taken, span[1])
@@ -108,7 +108,7 @@ class UnreadableRows:
         for (camera, boot), stream in self._streams.items():
             if stream.taken < stream.written:
                 span = stream.taken + 1, stream.written
-                gaps.append((stream.key, gap_of_events(stream.topic, camera, boot, span, UNREADABLE)))
+                gaps.append((stream.key, gap_for_events(stream.topic, camera, boot, span, UNREADABLE)))
                 count += stream.written - stream.taken
                 stream.taken = stream.written
         first_key, self._taken_key = self._taken_key + 1, max(self._taken_key, self._written_key)
@@ -199,7 +199,7 @@ class DeliveryQueue:
                 continue
             del self._again[key]
             if for_good or (message.kind != "crop" and self._unread.is_own(key)):
-                gap = message if message.kind == "gap" else gap_for(message, UNREADABLE)
+                gap = message if message.kind == "gap" else gap_for_message(message, UNREADABLE)
                 gaps += [(key, gap)] if gap is not None else []
                 count += message.kind == "event"
         given_up = self._unread.give_up()

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import replace
 from typing import Callable, Container, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, stream, timestamp
+from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, gap_key, timestamp
 from edge_agent.core.types import Moment
 from edge_agent.outbox.params import OutboxParams
 from edge_agent.outbox.retention import (
@@ -58,7 +58,7 @@ class MemoryStore:
         if kind is not None:
             self._by_class[kind][stored.key] = None
         else:
-            bisect.insort(self._gaps.setdefault(stream(message), []), stored.key)
+            bisect.insort(self._gaps.setdefault(gap_key(message), []), stored.key)
 
     def remove(self, key: int) -> None:
         """Forget; unknown keys are ignored."""
@@ -87,13 +87,13 @@ class MemoryStore:
 
     def gap_before(self, gap: Stored) -> Optional[Stored]:
         """The next older gap of the same stream, unless it is in flight."""
-        keys = self._gaps[stream(gap.message)]
+        keys = self._gaps[gap_key(gap.message)]
         at = bisect.bisect_left(keys, gap.key)
         return self._still(keys[at - 1]) if at else None
 
     def gap_after(self, gap: Stored) -> Optional[Stored]:
         """The next newer gap of the same stream, unless it is in flight."""
-        keys = self._gaps[stream(gap.message)]
+        keys = self._gaps[gap_key(gap.message)]
         at = bisect.bisect_right(keys, gap.key)
         return self._still(keys[at]) if at < len(keys) else None
 
@@ -105,10 +105,10 @@ class MemoryStore:
         if kind is not None:
             del self._by_class[kind][stored.key]
             return
-        keys = self._gaps[stream(stored.message)]
+        keys = self._gaps[gap_key(stored.message)]
         keys.remove(stored.key)
         if not keys:
-            del self._gaps[stream(stored.message)]
+            del self._gaps[gap_key(stored.message)]
 
 
 class MemoryOutbox:

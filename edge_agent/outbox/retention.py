@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from typing import Dict, Iterable, Optional, Protocol
 
-from edge_agent.core.protocol.messages import Message, Stored, gap_for, merge_gaps
+from edge_agent.core.protocol.messages import Message, Stored, gap_for_message, merge_gaps
 from edge_agent.outbox.params import OutboxParams
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Policy:
 
     def lose(self, shelf: MessageStore, stored: Stored, reason: str) -> None:
         """Put a gap in a message's place, joined with its neighbours where that is one loss."""
-        message = gap_for(stored.message, reason)
+        message = gap_for_message(stored.message, reason)
         if message is None:
             shelf.remove(stored.key)
             return

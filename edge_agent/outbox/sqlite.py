@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Container, Dict, List, Optional, Sequence
 
 from edge_agent.core.ports import Clock
-from edge_agent.core.protocol.messages import Message, OutboxStatus, Stored, close_after_restart, gap_for, timestamp
+from edge_agent.core.protocol.messages import (
+    Message,
+    OutboxStatus,
+    Stored,
+    close_after_restart,
+    gap_for_message,
+    timestamp,
+)
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
 from edge_agent.outbox.delivery import DeliveryQueue, UnreadableRows
@@ -142,7 +149,7 @@ class SqliteOutbox:
         self._turns.again(stored)
         self._discard |= stored in self._unwanted
         if must_quarantine(stored, fatal):
-            self._turns.again(stored, gap_for(stored.message, "quarantined"))
+            self._turns.again(stored, gap_for_message(stored.message, "quarantined"))
             log.warning("outbox: %s of %s set aside: %s", stored.message.kind, stored.message.topic, reason)
             self._notes.quarantine(key, reason)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Container, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from edge_agent.core.ports import Clock
-from edge_agent.core.protocol.messages import Message, Stored, stream
+from edge_agent.core.protocol.messages import Message, Stored, gap_key
 from edge_agent.core.types import Moment
 from edge_agent.errors import InputError
 from edge_agent.outbox.retention import QUARANTINE, class_of, size_of
@@ -284,7 +284,7 @@ class Table:
         self.remove(stored.key)
         message = stored.message
         kind, size = class_of(message) or "gap", size_of(message)
-        joint = json.dumps(stream(message)) if message.kind == "gap" else None
+        joint = json.dumps(gap_key(message)) if message.kind == "gap" else None
         self._db.execute(
             f"INSERT INTO messages ({_COLUMNS}, class, size, stream) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
             (stored.key, stored.tries, *self._times(stored), *_packed(message), kind, size, joint),
@@ -411,7 +411,7 @@ class Table:
         self.crop_bytes += size if kind == "crop" else 0
 
     def _neighbour(self, where: str, gap: Stored) -> Optional[Stored]:
-        found = _first(self._read(where, json.dumps(stream(gap.message)), gap.key))
+        found = _first(self._read(where, json.dumps(gap_key(gap.message)), gap.key))
         return None if found is None or found.key in self._in_flight else found
 
     def _read(self, where: str, *values: Any) -> List[Stored]:

@@ -5,7 +5,7 @@ from collections import deque
 from typing import Callable, Deque, Dict, Iterator, List, Mapping, Optional, Protocol, Tuple, Union
 
 from edge_agent.core.frame import Frame
-from edge_agent.core.protocol.commands import Command, Done
+from edge_agent.core.protocol.commands import Command, CommandResult
 from edge_agent.core.types import Crop, FrameInfo, Moment, Outcome
 
 Work = Callable[[], None]
@@ -42,7 +42,10 @@ class CommandQueue:
     """
 
     def __init__(
-        self, answer: Callable[[Done], None], set_threshold: Callable[[Optional[float]], None], capacity: int = 32
+        self,
+        answer: Callable[[CommandResult], None],
+        set_threshold: Callable[[Optional[float]], None],
+        capacity: int = 32,
     ) -> None:
         self._answer, self._set_threshold, self._capacity = answer, set_threshold, capacity
         self._waiting: Deque[Union[Command, Work]] = deque()
@@ -69,22 +72,22 @@ class CommandQueue:
                 command()
         for waiting in self._snapshots.values():
             while waiting and now.t >= waiting[0][1]:
-                self._answer(Done(waiting.pop(0)[0], error="the camera delivers no frame"))
+                self._answer(CommandResult(waiting.pop(0)[0], error="the camera delivers no frame"))
 
     def take_snapshots(self, pipeline: CommandTarget, frame: Frame, info: FrameInfo) -> None:
         """A frame is here: take the snapshots that were asked for."""
         for command, _ in self._snapshots.pop(info.camera, ()):
             why_not = _why_not(pipeline)
-            self._answer(Done(command, why_not, crop=None if why_not else pipeline.snapshot(frame, info)))
+            self._answer(CommandResult(command, why_not, crop=None if why_not else pipeline.snapshot(frame, info)))
 
     def _do(self, command: Command, pipelines: Mapping[str, CommandTarget], now: Moment) -> Optional[Outcome]:
         name, camera = command.name, command.camera
         if name == "set_threshold":
             self._set_threshold(command.arguments["value"])
-            self._answer(Done(command))
+            self._answer(CommandResult(command))
             return None
         if camera is None or camera not in pipelines:
-            self._answer(Done(command, error="no such camera"))
+            self._answer(CommandResult(command, error="no such camera"))
             return None
         outcome = None
         pipeline = pipelines[camera]
@@ -95,7 +98,7 @@ class CommandQueue:
             outcome = pipeline.set_enabled(command.arguments["on"], now)
         elif name == "crops":
             pipeline.set_crops(command.arguments["on"])
-        self._answer(Done(command))
+        self._answer(CommandResult(command))
         return outcome
 
 

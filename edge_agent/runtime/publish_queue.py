@@ -7,13 +7,13 @@ from itertools import islice
 from typing import Counter as CounterType
 from typing import Deque, List, Set, Union
 
-from edge_agent.core.types import Lost, Outcome
+from edge_agent.core.types import LostEvents, Outcome
 
 MAX_REQUESTS = 64
 
 
 class PublishQueue:
-    """Never blocks the sender. When full the oldest outcome goes, counted, and a `Lost` stands in its events' place.
+    """Never blocks the sender. When full the oldest outcome is dropped, counted, and replaced by a `LostEvents`.
 
     Two things are never lost: a report without a newer one of the same camera, for it is truth that must end up
     retained; and the end, without its picture, of an appearance that the taker knows to be open.
@@ -29,7 +29,7 @@ class PublishQueue:
 
     def __init__(self, capacity: int = 2048) -> None:
         self._capacity = capacity
-        self._items: Deque[Union[Outcome, Lost, object]] = deque()
+        self._items: Deque[Union[Outcome, LostEvents, object]] = deque()
         self._outcomes = 0
         self._condition = threading.Condition()
         self._requests: CounterType[str] = Counter()
@@ -99,19 +99,19 @@ class PublishQueue:
                 self._items.insert(index, part)
             return
 
-    def _reduced(self, outcome: Outcome, index: int) -> List[Union[Outcome, Lost]]:
+    def _reduced(self, outcome: Outcome, index: int) -> List[Union[Outcome, LostEvents]]:
         """What must stay of it, in order: what went, ends without pictures, the report."""
-        parts: List[Union[Outcome, Lost]] = []
+        parts: List[Union[Outcome, LostEvents]] = []
         for event in outcome.events:
             if event.event_type == "end" and event.event_id in self._open:
                 parts.append(Outcome(outcome.camera, (replace(event, crop=None),)))
                 continue
             self.lost_events += 1
             before = parts[-1] if parts else None
-            if isinstance(before, Lost):
+            if isinstance(before, LostEvents):
                 parts[-1] = replace(before, to_seq=event.seq)
             else:
-                parts.append(Lost(outcome.camera, event.seq, event.seq))
+                parts.append(LostEvents(outcome.camera, event.seq, event.seq))
         if outcome.report is not None and not self._has_newer_report(outcome.camera, index):
             last = parts.pop() if parts and isinstance(parts[-1], Outcome) else None
             parts.append(Outcome(outcome.camera, last.events if isinstance(last, Outcome) else (), outcome.report))
@@ -121,13 +121,13 @@ class PublishQueue:
         newer = islice(self._items, index + 1, None)
         return any(isinstance(item, Outcome) and item.camera == camera and item.report is not None for item in newer)
 
-    def _joined(self, part: Union[Outcome, Lost], index: int) -> bool:
+    def _joined(self, part: Union[Outcome, LostEvents], index: int) -> bool:
         """Whether it could be added to what went just before it, of the same camera."""
-        if not isinstance(part, Lost):
+        if not isinstance(part, LostEvents):
             return False
         for at in range(index - 1, -1, -1):
             before = self._items[at]
-            if isinstance(before, Lost) and before.camera == part.camera:
+            if isinstance(before, LostEvents) and before.camera == part.camera:
                 joins = before.to_seq + 1 == part.from_seq
                 if joins:
                     self._items[at] = replace(before, to_seq=part.to_seq)

@@ -55,7 +55,7 @@ class VerdictLike(Protocol):
 class Pipeline(CommandTarget, Protocol):
     """What the infer stage needs of `core.pipeline.FacePipeline`."""
 
-    def info(self, frame: Frame, moment: Moment) -> FrameInfo:
+    def frame_info(self, frame: Frame, moment: Moment) -> FrameInfo:
         """The frame's identity, upright."""
 
     def step(self, frame: Frame, info: FrameInfo) -> Outcome:
@@ -64,7 +64,7 @@ class Pipeline(CommandTarget, Protocol):
     def tick(self, moment: Moment) -> Optional[Outcome]:
         """Let delays end."""
 
-    def sight(self, sight: Sight, moment: Moment) -> Optional[Outcome]:
+    def set_sight(self, sight: Sight, moment: Moment) -> Optional[Outcome]:
         """The camera gained or lost sight."""
 
 
@@ -267,10 +267,10 @@ class InferStage:
         if delivery is not None:
             pipeline = self._pipelines[delivery.camera]
             for sight, moment in delivery.sights:
-                self._emit(pipeline.sight(sight, moment))
+                self._emit(pipeline.set_sight(sight, moment))
             if delivery.frame is not None:
                 with delivery.frame as frame:
-                    info = pipeline.info(frame, moment_of(frame.t, self._clock()))
+                    info = pipeline.frame_info(frame, moment_of(frame.t, self._clock()))
                     if self._command_queue is not None:
                         self._command_queue.take_snapshots(pipeline, frame, info)
                     result = pipeline.step(frame, info)
@@ -294,7 +294,7 @@ class InferStage:
         self._mailbox.close()
         now = self._clock()
         for pipeline in self._pipelines.values():
-            self._emit(pipeline.sight(Sight.STOPPED, now))
+            self._emit(pipeline.set_sight(Sight.STOPPED, now))
 
     def _emit(self, outcome: Optional[Outcome]) -> None:
         if outcome is None:

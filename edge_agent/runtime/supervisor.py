@@ -9,7 +9,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence
 
 from edge_agent.core.recovery import (
     CAMERAS,
-    LOOK_S,
+    CHECK_INTERVAL_S,
     MEMORY,
     NVARGUS,
     CameraWatch,
@@ -130,9 +130,9 @@ class RecoveryPolicy:
     def _memory(self, t: float) -> Optional[str]:
         if t < self._next_memory_t:
             return None
-        self._next_memory_t = t + LOOK_S
+        self._next_memory_t = t + CHECK_INTERVAL_S
         before = self._memory_watch.fault
-        restart = self._memory_watch.look(t, self._rss())
+        restart = self._memory_watch.observe(t, self._rss())
         fault = self._memory_watch.fault
         if bool(fault) != bool(before):
             log.log(
@@ -146,7 +146,7 @@ class RecoveryPolicy:
     def _all_cameras(self, t: float) -> Optional[str]:
         ended = [name for name, stage in self._captures.items() if stage.ended]
         frames = {name: stage.counters.frames for name, stage in self._captures.items()}
-        idle_s = self._camera_watch.idle_s(t, frames, ended)
+        idle_s = self._camera_watch.outage_s(t, frames, ended)
         if t < self._next_try_t:
             return None
         if self._restart_nvargus is not None and 0 < self._nvargus_s <= idle_s:
@@ -162,15 +162,15 @@ class RecoveryPolicy:
         if ask():
             log.warning("no camera has delivered for %.0f s; asked for NVIDIA's camera daemon to restart", idle_s)
         else:
-            self._next_try_t = t + LOOK_S
-            self._steps.take_back(NVARGUS)
+            self._next_try_t = t + CHECK_INTERVAL_S
+            self._steps.revert(NVARGUS)
 
     def _take_restart(self, step: str, t: float) -> bool:
         return self._supervised and self._take(step, t)
 
     def _take(self, step: str, t: float) -> bool:
         # One that nobody remembers could follow the other for ever.
-        return self._steps.may(step, t) and self._steps.note(step, t)
+        return self._steps.allows(step, t) and self._steps.record(step, t)
 
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from edge_agent.core.detection import gridbox
 from edge_agent.core.detection.clustering import dbscan, nms
 from edge_agent.core.detection.detector import Decoder, DetectionParams
 from edge_agent.core.detection.model_contract import FACEDETECTIR
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.presence.state_machine import PresenceMachine, PresenceParams
 from edge_agent.core.presence.tracker import Tracker, TrackerParams
 from edge_agent.core.types import Detections, Sight
@@ -152,10 +152,10 @@ def whole(engine: OrtEngine, faces: int) -> Tuple[Call, Call]:
         Tracker(TrackerParams()),
         PresenceMachine(PresenceParams()),
     )
-    presence.sight(Sight.OK)
+    presence.set_sight(Sight.OK)
     frames, clock = cycle([grid(faces, seed) for seed in range(16)]), iter(range(1 << 60))
     jpeg = np.frombuffer(pictures()[0][0], np.uint8)
-    picture = Picture(cv2.imdecode(jpeg, cv2.IMREAD_GRAYSCALE))
+    picture = Image(cv2.imdecode(jpeg, cv2.IMREAD_GRAYSCALE))
     tensor = engine.prepare(picture)
 
     def besides() -> None:

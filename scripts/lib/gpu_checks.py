@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, List, Tuple
 import numpy as np
 
 from edge_agent.core.detection.model_contract import FACEDETECTIR
-from edge_agent.core.frame import DeviceView, Levels, Picture
+from edge_agent.core.frame import DeviceView, Levels, Image
 from edge_agent.errors import EdgeAgentError
 from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext
@@ -76,24 +76,24 @@ def kernel(bench: Bench) -> Iterator[Row]:
             preprocess = CudaPreprocessor(context, bench.kernels, PLAIN, filter)
             for size in SIZES:
                 pixels = bench.gray(size)
-                planes = fetch(context, preprocess(Picture(pixels)))[0]
+                planes = fetch(context, preprocess(Image(pixels)))[0]
                 worst = max(worst, float(np.abs(planes - resized(pixels, PLAIN.net, filter == "area")).max()))
         yield _row(f"kernel, {filter}", worst <= limit, f"off float64 by {worst:.2g} gray levels, {limit} allowed")
     with bench.gpu() as context:
         deep = bench.gray((1280, 800), np.uint16) >> 4
         levels = Levels(64.0, 255.0 / 3000.0)
-        planes = fetch(context, CudaPreprocessor(context, bench.kernels, PLAIN)(Picture(deep, levels)))[0]
+        planes = fetch(context, CudaPreprocessor(context, bench.kernels, PLAIN)(Image(deep, levels)))[0]
         off = float(np.abs(planes - np.clip((resized(deep, PLAIN.net, False) - 64.0) * levels.gain, 0, 255)).max())
         yield _row("kernel, 12 bits of 16", off <= LIMITS["linear"], f"off float64 by {off:.2g} gray levels")
         color = bench.noise.integers(0, 256, (480, 640, 3), np.uint8)
-        planes = fetch(context, CudaPreprocessor(context, bench.kernels, PLAIN)(Picture(color)))[0]
+        planes = fetch(context, CudaPreprocessor(context, bench.kernels, PLAIN)(Image(color)))[0]
         off = max(
             float(np.abs(planes[channel] - resized(color[:, :, channel], PLAIN.net, False)).max())
             for channel in range(3)
         )
         yield _row("kernel, RGB", off <= LIMITS["linear"], f"off float64 by {off:.2g} gray levels")
         pixels = bench.gray((1280, 800))
-        planes = fetch(context, CudaPreprocessor(context, bench.kernels, PLAIN, half=True)(Picture(pixels)))[0]
+        planes = fetch(context, CudaPreprocessor(context, bench.kernels, PLAIN, half=True)(Image(pixels)))[0]
         off = float(np.abs(planes - resized(pixels, PLAIN.net, False)).max())
         yield _row("kernel, half", off <= HALF_LIMIT, f"off float64 by {off:.2g} gray levels")
 
@@ -103,7 +103,7 @@ def buffers(bench: Bench) -> Iterator[Row]:
     pixels = bench.gray((641, 479))
     with bench.gpu() as context:
         preprocess = CudaPreprocessor(context, bench.kernels, PLAIN)
-        wanted = fetch(context, preprocess(Picture(pixels)))
+        wanted = fetch(context, preprocess(Image(pixels)))
         pitch = 704
         rows = bench.gray((pitch, 479))
         rows[:, :641] = pixels
@@ -114,11 +114,11 @@ def buffers(bench: Bench) -> Iterator[Row]:
         context.wait()
         for name, pointer in (("page-locked memory, read in place", pinned.pointer), ("device memory", remote.pointer)):
             copied = preprocess.copied
-            found = fetch(context, preprocess(Picture(pixels, device=DeviceView(pointer, pitch, "gray8"))))
+            found = fetch(context, preprocess(Image(pixels, device=DeviceView(pointer, pitch, "gray8"))))
             same = np.array_equal(found, wanted) and preprocess.copied == copied
             yield _row(f"buffer: {name}", same, "no copy, same pixels" if same else "other pixels, or a copy")
         strided = np.ascontiguousarray(pixels[:, ::-1])[:, ::-1]
-        same = np.array_equal(fetch(context, preprocess(Picture(strided))), wanted)
+        same = np.array_equal(fetch(context, preprocess(Image(strided))), wanted)
         yield _row("buffer: ordinary memory, strided", same, "one copy, same pixels" if same else "other pixels")
 
 
@@ -127,7 +127,7 @@ def camera_memory(bench: Bench) -> Iterator[Row]:
     pictures = [bench.gray((640, 480)) for _ in range(CAMERA_BUFFERS)]
     with bench.gpu() as context:
         preprocess = CudaPreprocessor(context, bench.kernels, PLAIN)
-        wanted = [fetch(context, preprocess(Picture(pixels))) for pixels in pictures]
+        wanted = [fetch(context, preprocess(Image(pixels))) for pixels in pictures]
         pool = CudaBufferPool(context)
         for mode in ("userptr", "registered", "copied"):
             name = f"camera memory: {mode}"
@@ -164,7 +164,7 @@ def _camera_opening(
         buffer.array[:nbytes] = pixels.reshape(-1)
     copied = preprocess.copied
     views = [DeviceView(buffer.pointer, pixels.shape[1], "gray8") for buffer, pixels in zip(buffers, pictures)]
-    found = [fetch(context, preprocess(Picture(pixels, device=view))) for pixels, view in zip(pictures, views)]
+    found = [fetch(context, preprocess(Image(pixels, device=view))) for pixels, view in zip(pictures, views)]
     pool.free(buffers, freed)
     return preprocess.copied == copied and all(np.array_equal(*both) for both in zip(found, wanted))
 
@@ -194,7 +194,7 @@ def threads(bench: Bench) -> Iterator[Row]:
         try:
             with bench.gpu() as context:
                 preprocess = CudaPreprocessor(context, bench.kernels, PLAIN)
-                off = [float(np.abs(fetch(context, preprocess(Picture(pixels)))[0] - wanted).max()) for _ in range(20)]
+                off = [float(np.abs(fetch(context, preprocess(Image(pixels)))[0] - wanted).max()) for _ in range(20)]
             worst.append(max(off))
         except EdgeAgentError as error:
             faults.append(str(error))
@@ -225,7 +225,7 @@ def threads(bench: Bench) -> Iterator[Row]:
 
 def leaks(bench: Bench, tell: Callable[[str], None]) -> Iterator[Row]:
     """Memory of GPU and process, and open files, over many frames and over many starts."""
-    pictures = [Picture(bench.gray((1280, 800))) for _ in range(4)]
+    pictures = [Image(bench.gray((1280, 800))) for _ in range(4)]
 
     def frames(count: int) -> float:
         with bench.gpu() as context:
@@ -284,7 +284,7 @@ def fetch(context: CudaContext, tensor: DeviceTensor) -> np.ndarray:
     return np.asarray(values)
 
 
-def _start(bench: Bench, picture: Picture) -> None:
+def _start(bench: Bench, picture: Image) -> None:
     with bench.gpu() as context:
         CudaPreprocessor(context, bench.kernels, FACEDETECTIR)(picture)
         context.wait()
@@ -331,7 +331,7 @@ def _per_launch_us(
     """Of launches one behind the other on pictures that are on the GPU; the best of three."""
     preprocess = CudaPreprocessor(context, bench.kernels, replace(FACEDETECTIR, net=net))
     source = context.device_buffer(size[0] * size[1])
-    picture = Picture(np.empty(size[::-1], np.uint8), device=DeviceView(source.pointer, size[0], "gray8"))
+    picture = Image(np.empty(size[::-1], np.uint8), device=DeviceView(source.pointer, size[0], "gray8"))
     best = float("inf")
     for _ in range(4):  # the first warms up
         started = time.perf_counter()

@@ -237,7 +237,7 @@ def all_topics(node_id: str = "lobby") -> List[str]:
     door = node.camera("door")
     named = [value for owner in (node, door) for key, value in vars(owner).items() if key not in ("node", "root")]
     made = [
-        node.request("ping"),
+        node.command("ping"),
         node.response("ping"),
         door.zone("desk"),
         door.crop("019ab3c4"),

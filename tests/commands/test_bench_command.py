@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent.commands.bench_inference import measure
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from tests.fakes import graphs
 from tests.fakes.agent import edge_agent
 
@@ -38,7 +38,7 @@ class Slow:
     def __init__(self) -> None:
         self.seen = set()
 
-    def prepare(self, picture: Picture) -> int:
+    def prepare(self, picture: Image) -> int:
         time.sleep(0.002)
         assert picture.pixels.shape == (80, 128)
         self.seen.add(picture.pixels.tobytes())
@@ -49,12 +49,12 @@ class Slow:
         time.sleep(0.004)
         return {"cov": np.zeros(1)}
 
-    def infer(self, picture: Picture) -> Mapping[str, Any]:
+    def infer(self, picture: Image) -> Mapping[str, Any]:
         return self.run(self.prepare(picture))
 
 
 class Whole:
-    def infer(self, picture: Picture) -> Mapping[str, Any]:
+    def infer(self, picture: Image) -> Mapping[str, Any]:
         return {}
 
 

@@ -20,7 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.commands.live import Account
 from edge_agent.commands.watch import Table, printable, span
-from edge_agent.core.protocol.messages import gap_for, gap_of_events
+from edge_agent.core.protocol.messages import gap_for_events, gap_for_message
 from tests.fakes import certificates
 from tests.fakes.agent import AgentProcess, edge_agent, environment
 from tests.fakes.broker import Broker, Listener, eventually, free_port, needs_mosquitto
@@ -274,8 +274,8 @@ def test_the_table_of_a_fleet() -> None:
 
 
 def test_a_gap_says_what_was_lost() -> None:
-    crop = gap_for(message(4, "crop"), "purged")
-    events = gap_of_events(f"{NODE}/door/events", "door", 41, (7, 9), "overrun")
+    crop = gap_for_message(message(4, "crop"), "purged")
+    events = gap_for_events(f"{NODE}/door/events", "door", 41, (7, 9), "overrun")
     assert [Account("edge-agent").line(gap.topic, gap.payload) for gap in (crop, events) if gap is not None] == [
         "lobby/door: GAP: crops #4 lost, 1 in all (purged)",
         "lobby/door: GAP: events #7 to #9 lost, 3 in all (overrun)",

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import edge_agent
-from edge_agent.core.protocol.home_assistant import CameraEntry, Site, devices
+from edge_agent.core.protocol.home_assistant import AgentDescription, CameraDescription, devices
 from edge_agent.core.protocol.topics import Topics
 from scripts.lib import record_topics, topics
 from scripts.lib.topics import TOPICS, topic_of
@@ -165,7 +165,7 @@ def test_the_node_red_flow_skips_what_is_replayed() -> None:
 
 def test_the_automations_name_what_discovery_makes() -> None:
     text = (CONFIG / "home-assistant" / "automations.yaml").read_text("utf-8")
-    site = Site("1", "board", (CameraEntry("door"),), image=True)
+    site = AgentDescription("1", "board", (CameraDescription("door"),), image=True)
     made = set()
     for device in devices(Topics("edge-agent", "lobby"), site):
         for component in device.components.values():

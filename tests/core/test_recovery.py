@@ -7,11 +7,11 @@ import pytest
 from edge_agent.core.meters import SlopeMeter
 from edge_agent.core.recovery import (
     CAMERAS,
-    EVERY_S,
     MB,
     MEMORY,
+    MEMORY_FAULT_HOLD_S,
+    MIN_INTERVAL_S,
     NVARGUS,
-    PATIENCE_S,
     WARM_UP_S,
     CameraWatch,
     MemoryWatch,
@@ -38,20 +38,20 @@ class Disk:
 def test_rations_hold_over_restarts_of_the_process_and_end_with_the_machines():
     disk = Disk()
     first = disk.steps(1000.0)
-    assert first.may(CAMERAS, 1000.0) and first.note(CAMERAS, 1000.0)
+    assert first.allows(CAMERAS, 1000.0) and first.record(CAMERAS, 1000.0)
     again = disk.steps(1010.0)
-    assert not again.may(CAMERAS, 1000.0 + EVERY_S[CAMERAS] - 1)
-    assert again.may(CAMERAS, 1000.0 + EVERY_S[CAMERAS])
-    assert again.may(MEMORY, 1010.0) and again.may(NVARGUS, 1010.0), "each has its own"
+    assert not again.allows(CAMERAS, 1000.0 + MIN_INTERVAL_S[CAMERAS] - 1)
+    assert again.allows(CAMERAS, 1000.0 + MIN_INTERVAL_S[CAMERAS])
+    assert again.allows(MEMORY, 1010.0) and again.allows(NVARGUS, 1010.0), "each has its own"
     assert again.counts == {NVARGUS: 0, CAMERAS: 1, MEMORY: 0}
     rebooted = disk.steps(5.0, kernel="another")
-    assert rebooted.may(CAMERAS, 5.0) and rebooted.counts[CAMERAS] == 1
+    assert rebooted.allows(CAMERAS, 5.0) and rebooted.counts[CAMERAS] == 1
 
 
 def test_a_step_that_cannot_be_kept_says_so():
     disk = Disk()
     disk.works = False
-    assert not disk.steps(0.0).note(CAMERAS, 0.0)
+    assert not disk.steps(0.0).record(CAMERAS, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -62,25 +62,25 @@ def test_a_step_that_cannot_be_kept_says_so():
 def test_a_damaged_record_neither_fails_nor_forbids_a_step_for_ever(kept):
     steps = RestartBudget("k", 100.0, kept, lambda value: True)
     assert steps.counts == {NVARGUS: 0, CAMERAS: 0, MEMORY: 0}
-    assert all(steps.may(step, 100.0 + EVERY_S[step]) for step in EVERY_S)
+    assert all(steps.allows(step, 100.0 + MIN_INTERVAL_S[step]) for step in MIN_INTERVAL_S)
 
 
 def test_only_cameras_that_all_fail_make_the_time_run():
     watch = CameraWatch(0.0)
-    assert watch.idle_s(60.0, {"door": 0, "yard": 0}, ()) == 60.0
+    assert watch.outage_s(60.0, {"door": 0, "yard": 0}, ()) == 60.0
     for hour in range(24):
         t = 100.0 + 3600.0 * hour
-        assert watch.idle_s(t, {"door": hour + 1, "yard": 0}, ()) == 0.0, "one of two is enough, all night"
-    assert watch.idle_s(t + 10, {"door": 24, "yard": 0}, ()) == 10.0
-    assert watch.idle_s(t + 20, {"door": 24, "yard": 1}, ()) == 0.0
+        assert watch.outage_s(t, {"door": hour + 1, "yard": 0}, ()) == 0.0, "one of two is enough, all night"
+    assert watch.outage_s(t + 10, {"door": 24, "yard": 0}, ()) == 10.0
+    assert watch.outage_s(t + 20, {"door": 24, "yard": 1}, ()) == 0.0
 
 
 def test_an_end_is_no_failure_but_does_not_hide_one():
     watch = CameraWatch(0.0)
-    assert watch.idle_s(50.0, {"film": 9}, ("film",)) == 0.0
-    assert watch.idle_s(90.0, {"film": 9}, ("film",)) == 0.0
+    assert watch.outage_s(50.0, {"film": 9}, ("film",)) == 0.0
+    assert watch.outage_s(90.0, {"film": 9}, ("film",)) == 0.0
     other = CameraWatch(0.0)
-    assert other.idle_s(70.0, {"film": 9, "door": 0}, ("film",)) == 70.0
+    assert other.outage_s(70.0, {"film": 9, "door": 0}, ("film",)) == 70.0
 
 
 PARAMS = RecoveryParams(max_rss_mb=1000, max_growth_mb=200)
@@ -92,7 +92,7 @@ def looked(watch, *phases, t=0.0):
     for seconds, start_mb, end_mb in phases:
         for step in range(int(seconds // 30)):
             mb = start_mb + (end_mb - start_mb) * step / (seconds // 30)
-            found.append((t, watch.look(t, int(mb * MB)), watch.fault))
+            found.append((t, watch.observe(t, int(mb * MB)), watch.fault))
             t += 30
     return found
 
@@ -108,7 +108,7 @@ def faults(found):
 def test_a_leak_is_a_fault_first_and_a_restart_later():
     found = looked(MemoryWatch(PARAMS), (WARM_UP_S + 30, 300, 300), (7200, 300, 700))
     assert faults(found) and restarts(found)
-    assert restarts(found)[0] - faults(found)[0] == PATIENCE_S
+    assert restarts(found)[0] - faults(found)[0] == MEMORY_FAULT_HOLD_S
     assert "grown by 20" in next(fault for _, _, fault in found if fault)
 
 
@@ -131,7 +131,7 @@ def test_a_bound_that_is_crossed_after_the_warm_up_and_back_is_told_and_forgotte
 
 def test_a_machine_that_does_not_tell_its_memory_is_never_restarted():
     watch = MemoryWatch(PARAMS)
-    assert not any(watch.look(t, None) for t in range(0, 36000, 30)) and watch.fault == ""
+    assert not any(watch.observe(t, None) for t in range(0, 36000, 30)) and watch.fault == ""
 
 
 def test_the_slope_speaks_however_often_it_is_sampled():

@@ -4,11 +4,11 @@ from typing import List
 
 import numpy as np
 
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.inference.preprocess import golden_image
 
 
-def wandering(count: int) -> List[Picture]:
+def wandering(count: int) -> List[Image]:
     """(192, 256) gray: the face moved, mirrored, near and far, light and dark, with noise; always the same."""
     rng = np.random.default_rng(11)
     face = golden_image().pixels
@@ -19,5 +19,5 @@ def wandering(count: int) -> List[Picture]:
         columns = np.clip((np.arange(256) - 128) * zoom + 128 + rng.integers(-60, 60), 0, 255).astype(int)
         view = face[rows][:, columns[::-1] if index % 2 else columns]
         noisy = view * rng.uniform(0.6, 1.2) + rng.normal(0, 3, view.shape)
-        found.append(Picture(np.clip(noisy, 0, 255).astype(np.uint8)))
+        found.append(Image(np.clip(noisy, 0, 255).astype(np.uint8)))
     return found

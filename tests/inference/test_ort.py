@@ -14,7 +14,7 @@ from onnx import helper
 
 from edge_agent.core.detection.detector import DetectionParams, FaceDetector
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.models.onnx.file import with_shapes
@@ -30,12 +30,12 @@ def opened(path: Path, **params: Any) -> Any:
     return open_engine(EngineParams(model=str(path), **params), path.parent)
 
 
-def picture_with_cell(net: Any, stride: int, row: int, column: int) -> Picture:
+def picture_with_cell(net: Any, stride: int, row: int, column: int) -> Image:
     """Twice the network's size, dark, with one cell of the grid white."""
     pixels = np.zeros((net[1] * 2, net[0] * 2), np.uint8)
     size = stride * 2
     pixels[row * size : (row + 1) * size, column * size : (column + 1) * size] = 255
-    return Picture(pixels)
+    return Image(pixels)
 
 
 @pytest.mark.parametrize("suffix", ["", ":0"])
@@ -69,7 +69,7 @@ def test_of_several_classes_one_is_the_face(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("person\nbag\nFace\n")
     engine = opened(path)
     assert (engine.contract.labels, engine.contract.target) == (("person", "bag", "Face"), 2)
-    assert engine.infer(Picture(np.zeros((240, 384), np.uint8)))["cov"].shape == (3, 15, 24)
+    assert engine.infer(Image(np.zeros((240, 384), np.uint8)))["cov"].shape == (3, 15, 24)
     assert opened(path, class_name="bag").contract.target == 1
     (tmp_path / "labels.txt").write_text("person\nbag\n")
     with pytest.raises(ModelError, match=r"3 classes, but its labels file names 2"):
@@ -92,7 +92,7 @@ def test_centerface_is_known_by_its_ids_or_its_shape(tmp_path: Path, ids: Any) -
         (1280, 800, (56, 80)),
         (640, 480, (64, 80)),
     ]:
-        outputs = engine.infer(Picture(np.full((height, width), 255, np.uint8)))
+        outputs = engine.infer(Image(np.full((height, width), 255, np.uint8)))
         assert sorted(outputs) == ["heatmap", "offset", "scale"]
         assert outputs["heatmap"].shape == (1, *grid)
         assert outputs["heatmap"].max() == pytest.approx(1.0)
@@ -110,7 +110,7 @@ def test_the_runtime_stays_silent(tmp_path: Path, capfd: pytest.CaptureFixture) 
     path = graphs.centerface(tmp_path / "m.onnx", shape=(10, 3, 32, 32), grid=(8, 8), as_published=True)
     path.write_bytes(with_shapes(path.read_bytes(), {"input.1": (1, 3, "h", "w")}))  # outputs stay stale: it would warn
     engine = OrtEngine(path, CENTERFACE)
-    engine.infer(Picture(np.zeros((480, 640), np.uint8)))
+    engine.infer(Image(np.zeros((480, 640), np.uint8)))
     assert capfd.readouterr() == ("", "")
 
 
@@ -178,9 +178,9 @@ def test_what_the_runtime_refuses_is_a_model_error(tmp_path: Path, capfd: pytest
 
 def test_answers_that_are_no_numbers_are_an_engine_error(tmp_path: Path) -> None:
     engine = opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=110.0, net=(64, 32)))
-    assert engine.infer(Picture(np.zeros((32, 64), np.uint8)))["cov"].max() < 1.0
+    assert engine.infer(Image(np.zeros((32, 64), np.uint8)))["cov"].max() < 1.0
     with pytest.raises(EngineError, match=r"cov output holds NaN or infinity"):
-        engine.infer(Picture(np.full((32, 64), 255, np.uint8)))
+        engine.infer(Image(np.full((32, 64), 255, np.uint8)))
 
 
 def test_a_network_that_never_answers_in_numbers_is_a_model_error(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_use_after_close(tmp_path: Path) -> None:
     engine.close()
     engine.close()
     with pytest.raises(EngineError, match=r"after it was closed"):
-        engine.infer(Picture(np.zeros((8, 8), np.uint8)))
+        engine.infer(Image(np.zeros((8, 8), np.uint8)))
 
 
 def test_the_choice_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -256,7 +256,7 @@ def test_the_class_that_is_a_face(tmp_path: Path, labels: str, class_name: str, 
     params = EngineParams(model=str(path), class_name=class_name, labels_file=str(names) if labels else None)
     engine = open_engine(params, tmp_path)
     assert (engine.contract.target, len(engine.contract.labels), engine.contract.net) == (target, 3, (960, 544))
-    faces = FaceDetector(engine, DetectionParams()).detect(Picture(np.full((544, 960), 255, np.uint8)))
+    faces = FaceDetector(engine, DetectionParams()).detect(Image(np.full((544, 960), 255, np.uint8)))
     assert len(faces.confidence)
     np.testing.assert_allclose(faces.confidence, 1 / (1 + np.exp(-10.0 + target)), rtol=1e-4)
     engine.close()
@@ -279,7 +279,7 @@ def test_the_scripted_engine_is_chosen_like_any_other(tmp_path: Path) -> None:
     engine = open_engine(EngineParams(backend="scripted", model="scripted?fail_after=0"), tmp_path)
     assert engine.info.backend == "scripted"
     with pytest.raises(EngineError):
-        engine.infer(Picture(np.zeros((240, 384), np.uint8)))
+        engine.infer(Image(np.zeros((240, 384), np.uint8)))
 
 
 def test_nothing_heavy_is_loaded_before_it_is_chosen() -> None:
@@ -324,9 +324,9 @@ def test_the_real_centerface_runs_at_any_size_with_the_same_answers_for_gray() -
     engine = open_engine(EngineParams(), directory)
     assert engine.contract == CENTERFACE
     gray = np.random.default_rng(3).integers(0, 256, (480, 640), dtype=np.uint8)
-    heatmap = engine.infer(Picture(gray))["heatmap"]
+    heatmap = engine.infer(Image(gray))["heatmap"]
     assert heatmap.shape == (1, 72, 96)
     assert 0.0 <= heatmap.min() <= heatmap.max() <= 1.0
-    colour = engine.infer(Picture(np.repeat(gray[:, :, None], 3, axis=2)))["heatmap"]
+    colour = engine.infer(Image(np.repeat(gray[:, :, None], 3, axis=2)))["heatmap"]
     np.testing.assert_allclose(colour, heatmap, atol=1e-6)
-    assert engine.infer(Picture(gray[:200]))["heatmap"].shape == (1, 32, 96)
+    assert engine.infer(Image(gray[:200]))["heatmap"].shape == (1, 32, 96)

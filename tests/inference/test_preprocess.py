@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR
-from edge_agent.core.frame import LIMITED_RANGE, Levels, Picture
+from edge_agent.core.frame import LIMITED_RANGE, Image, Levels
 from edge_agent.errors import EngineError
 from edge_agent.inference.preprocess import Preprocessor, resize_area, resize_linear
 
@@ -40,7 +40,7 @@ def test_numpy_area_is_opencvs(size: Tuple[int, int], channels: Tuple[int, ...])
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
 @pytest.mark.parametrize("size", SIZES)
 def test_both_resizers_agree_within_one_gray_level(interpolation: str, size: Tuple[int, int]) -> None:
-    picture = Picture(noise(*size))
+    picture = Image(noise(*size))
     contract = replace(FACEDETECTIR, gain=1.0)
     with_opencv = Preprocessor(contract, interpolation, opencv=True)
     without = Preprocessor(contract, interpolation, opencv=False)
@@ -51,15 +51,15 @@ def test_both_resizers_agree_within_one_gray_level(interpolation: str, size: Tup
 def test_area_averages_what_linear_skips() -> None:
     stripes = np.zeros((960, 1536), np.uint8)
     stripes[:, ::4] = 200
-    areas = Preprocessor(replace(FACEDETECTIR, gain=1.0), "area")(Picture(stripes))
+    areas = Preprocessor(replace(FACEDETECTIR, gain=1.0), "area")(Image(stripes))
     assert np.abs(areas - 50.0).max() <= 1.0
-    linear = Preprocessor(replace(FACEDETECTIR, gain=1.0))(Picture(stripes))
+    linear = Preprocessor(replace(FACEDETECTIR, gain=1.0))(Image(stripes))
     assert np.abs(linear - 50.0).max() > 10
 
 
 @pytest.mark.parametrize("opencv", [True, False])
 def test_gray_fills_all_planes_and_is_scaled(opencv: bool) -> None:
-    tensor = Preprocessor(FACEDETECTIR, opencv=opencv)(Picture(np.full((480, 640), 51, np.uint8)))
+    tensor = Preprocessor(FACEDETECTIR, opencv=opencv)(Image(np.full((480, 640), 51, np.uint8)))
     assert tensor.shape == (1, 3, 240, 384)
     assert tensor.dtype == np.float32
     np.testing.assert_allclose(tensor, 0.2, atol=1e-6)
@@ -69,13 +69,13 @@ def test_gray_fills_all_planes_and_is_scaled(opencv: bool) -> None:
 def test_colour_keeps_the_order_of_its_planes(opencv: bool) -> None:
     pixels = np.zeros((480, 640, 3), np.uint8)
     pixels[...] = (10, 20, 30)
-    tensor = Preprocessor(replace(FACEDETECTIR, gain=1.0), opencv=opencv)(Picture(pixels))
+    tensor = Preprocessor(replace(FACEDETECTIR, gain=1.0), opencv=opencv)(Image(pixels))
     assert [plane.min() for plane in tensor[0]] == [plane.max() for plane in tensor[0]] == [10, 20, 30]
 
 
 def test_colour_becomes_luma_for_a_model_of_one_channel() -> None:
     pixels = noise(640, 480, 3)
-    tensor = Preprocessor(replace(FACEDETECTIR, gain=1.0, channels=1))(Picture(pixels))
+    tensor = Preprocessor(replace(FACEDETECTIR, gain=1.0, channels=1))(Image(pixels))
     expected = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (384, 240), interpolation=cv2.INTER_LINEAR)
     assert tensor.shape == (1, 1, 240, 384)
     assert np.abs(tensor[0, 0] - expected).max() <= 2.0
@@ -94,7 +94,7 @@ def test_colour_becomes_luma_for_a_model_of_one_channel() -> None:
 def test_levels_are_those_of_the_frame(levels: Levels, dtype: type, top: int, opencv: bool) -> None:
     ramp = np.linspace(0, top, 384).astype(dtype)
     pixels = np.repeat(ramp[None], 240, axis=0)
-    tensor = Preprocessor(FACEDETECTIR, opencv=opencv)(Picture(pixels, levels))
+    tensor = Preprocessor(FACEDETECTIR, opencv=opencv)(Image(pixels, levels))
     assert np.abs(tensor[0, 1] * 255 - levels.to_gray8(pixels)).max() <= 1.0
     assert tensor.min() >= 0.0
     assert tensor.max() <= 1.0 + 1e-6
@@ -102,7 +102,7 @@ def test_levels_are_those_of_the_frame(levels: Levels, dtype: type, top: int, op
 
 def test_ten_bits_are_resized_before_they_are_cut_to_eight() -> None:
     pixels = RNG.integers(0, 1024, (480, 640), dtype=np.uint16)
-    tensor = Preprocessor(FACEDETECTIR)(Picture(pixels, Levels(0, 1 / 4)))
+    tensor = Preprocessor(FACEDETECTIR)(Image(pixels, Levels(0, 1 / 4)))
     expected = cv2.resize(pixels.astype(np.float32) / 4, (384, 240), interpolation=cv2.INTER_LINEAR)
     assert np.abs(tensor[0, 0] * 255 - expected).max() < 0.3
 
@@ -111,7 +111,7 @@ def test_padding_stays_empty_whatever_came_before() -> None:
     prepare = Preprocessor(CENTERFACE)
     sizes = [(640, 480), (1280, 800), (640, 400), (400, 640), (641, 401)]
     for width, height in sizes + sizes[::-1]:
-        tensor = prepare(Picture(np.full((height, width), 255, np.uint8)))
+        tensor = prepare(Image(np.full((height, width), 255, np.uint8)))
         where = CENTERFACE.place((width, height))
         assert tensor.shape == (1, 3, where.net_h, where.net_w)
         assert tensor[0, :, : where.inner_h, : where.inner_w].min() == 255
@@ -120,17 +120,17 @@ def test_padding_stays_empty_whatever_came_before() -> None:
 
 def test_the_input_is_made_once_per_size() -> None:
     prepare = Preprocessor(FACEDETECTIR)
-    first = prepare(Picture(noise(640, 480)))
-    assert prepare(Picture(noise(640, 480))) is first
-    assert prepare(Picture(noise(320, 240))) is not first
+    first = prepare(Image(noise(640, 480)))
+    assert prepare(Image(noise(640, 480))) is first
+    assert prepare(Image(noise(320, 240))) is not first
 
 
 def test_sizes_that_keep_changing_do_not_pile_up() -> None:
     prepare = Preprocessor(CENTERFACE)
     for width in range(400, 440):
-        prepare(Picture(noise(width, 300)))
-    first = prepare(Picture(noise(439, 300)))
-    assert prepare(Picture(noise(439, 300))) is first
+        prepare(Image(noise(width, 300)))
+    first = prepare(Image(noise(439, 300)))
+    assert prepare(Image(noise(439, 300))) is first
     assert len(prepare._plans) <= 16
 
 
@@ -140,8 +140,8 @@ def test_views_of_a_drivers_buffer_are_taken_and_never_written(opencv: bool) -> 
     buffer.flags.writeable = False
     prepare = Preprocessor(FACEDETECTIR, opencv=opencv)
     for view in (buffer[:480, :640], buffer[10:490:2, 5:645:2], buffer[::-1, ::-1], buffer.T):
-        expected = prepare(Picture(np.ascontiguousarray(view))).copy()
-        np.testing.assert_array_equal(prepare(Picture(view)), expected)
+        expected = prepare(Image(np.ascontiguousarray(view))).copy()
+        np.testing.assert_array_equal(prepare(Image(view)), expected)
 
 
 @pytest.mark.parametrize(
@@ -156,4 +156,4 @@ def test_views_of_a_drivers_buffer_are_taken_and_never_written(opencv: bool) -> 
 )
 def test_pixels_that_no_source_delivers_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(EngineError, match="a picture of shape"):
-        Preprocessor(FACEDETECTIR)(Picture(pixels))
+        Preprocessor(FACEDETECTIR)(Image(pixels))

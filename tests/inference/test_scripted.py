@@ -11,13 +11,13 @@ from edge_agent.capture.synthetic.source import SyntheticSource
 from edge_agent.core.detection.geometry import iou
 from edge_agent.core.detection.gridbox import decode
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError, InputError
 from edge_agent.inference.scripted import ScriptedEngine
 
 
-def faces(engine: ScriptedEngine, picture: Picture) -> Array:
+def faces(engine: ScriptedEngine, picture: Image) -> Array:
     """(N, 4) distinct boxes in source px, by the real decoding."""
     boxes, _ = decode(engine.infer(picture), engine.contract, 0.4)
     height, width = picture.pixels.shape[:2]
@@ -41,7 +41,7 @@ def test_it_sees_what_the_scene_shows_and_nothing_else(scene: str, options: str)
             with frame:
                 height, width = frame.pixels.shape[:2]
                 truth = source.scene.boxes(index / 2, width, height)
-                found = faces(engine, Picture(frame.pixels, frame.levels))
+                found = faces(engine, Image(frame.pixels, frame.levels))
             counts.add(len(found))
             assert len(found) == len(truth), index / 2
             if len(truth):
@@ -59,7 +59,7 @@ def test_it_sees_nothing_in_the_dark(options: str) -> None:
         for _ in range(5):
             frame = source.read(1.0)
             assert frame is not None
-            assert len(faces(engine, Picture(frame.pixels, frame.levels))) == 0
+            assert len(faces(engine, Image(frame.pixels, frame.levels))) == 0
 
 
 def test_it_takes_strided_views_of_changing_sizes_and_another_net() -> None:
@@ -69,19 +69,19 @@ def test_it_takes_strided_views_of_changing_sizes_and_another_net() -> None:
         source.open()
         frame = source.read(1.0)
         assert frame is not None
-        outputs = engine.infer(Picture(frame.pixels))
+        outputs = engine.infer(Image(frame.pixels))
         assert outputs["cov"].shape == (1, 17, 30)
         assert outputs["bbox"].shape == (4, 17, 30)
         assert outputs["cov"].dtype == outputs["bbox"].dtype == np.float32
-        turned = faces(engine, Picture(frame.pixels[::-1, ::-1].T))
+        turned = faces(engine, Image(frame.pixels[::-1, ::-1].T))
         truth = source.scene.boxes(0.0, 640, 480)[:, [1, 0, 3, 2]]  # the middle: turning leaves it there
         assert iou(truth, turned).max() > 0.6
-        assert len(faces(engine, Picture(frame.pixels[:120]))) == 0, "cut off: only the background is left"
+        assert len(faces(engine, Image(frame.pixels[:120]))) == 0, "cut off: only the background is left"
 
 
 def test_it_fails_when_asked_to() -> None:
     engine = ScriptedEngine(query="fail_after=2")
-    picture = Picture(np.zeros((48, 64), np.uint8))
+    picture = Image(np.zeros((48, 64), np.uint8))
     engine.infer(picture)
     engine.infer(picture)
     for _ in range(2):
@@ -92,7 +92,7 @@ def test_it_fails_when_asked_to() -> None:
 
 
 def test_it_answers_wrongly_when_asked_to() -> None:
-    assert len(faces(ScriptedEngine(query="wrong_golden=1"), Picture(np.zeros((480, 640), np.uint8)))) == 1
+    assert len(faces(ScriptedEngine(query="wrong_golden=1"), Image(np.zeros((480, 640), np.uint8)))) == 1
 
 
 @pytest.mark.parametrize("query", ["fail=1", "slow_s=much"])

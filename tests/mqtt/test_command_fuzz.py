@@ -4,7 +4,7 @@ import json
 from random import Random
 from typing import Any, Dict, List, Mapping
 
-from edge_agent.core.protocol.commands import COMMANDS, Command, Done, Guard
+from edge_agent.core.protocol.commands import COMMANDS, Command, CommandGuard, CommandResult
 from edge_agent.core.protocol.messages import Message
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
@@ -44,7 +44,7 @@ def refuse() -> Dict[str, Any]:
 
 
 def test_nothing_that_is_sent_raises_in_the_handler_or_makes_it_talk_without_bound() -> None:
-    random, clock, guard, speaker = Random(1), FakeClock(), Guard(RULES), MessageSink()
+    random, clock, guard, speaker = Random(1), FakeClock(), CommandGuard(RULES), MessageSink()
     waiting: List[Command] = []
 
     def submit(command: Command) -> bool:
@@ -58,12 +58,12 @@ def test_nothing_that_is_sent_raises_in_the_handler_or_makes_it_talk_without_bou
     )  # fmt: skip
     judged = answered = 0
     for number in range(100_000):
-        topic = random.choice((TOPICS.request(random.choice(NAMES)), random.choice(SWITCHES), "homeassistant/status"))
+        topic = random.choice((TOPICS.command(random.choice(NAMES)), random.choice(SWITCHES), "homeassistant/status"))
         payload = random.choice((mutated(random), random.choice((b"ON", b"OFF", b"on", b"ON\n", b"\xff\x00", b""))))
         commands.received(Received(topic, payload, random.random() < 0.02))
         for command in waiting:
             error = "no frame" if command.name == "snapshot" or random.random() < 0.1 else None
-            commands.done(Done(command, error=error))
+            commands.done(CommandResult(command, error=error))
         for message in speaker.said:
             assert len(message.payload) < 1024 and json.loads(message.payload)["status"] in ("ok", "error")
             if number % 50 == 0:

@@ -12,7 +12,13 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_agent.core.protocol.home_assistant import CameraEntry, HomeAssistantParams, Site, devices, messages
+from edge_agent.core.protocol.home_assistant import (
+    AgentDescription,
+    CameraDescription,
+    HomeAssistantParams,
+    devices,
+    messages,
+)
 from edge_agent.core.protocol.topics import Topics
 from scripts.lib.topics import all_topics
 from tests.fakes import certificates
@@ -132,7 +138,7 @@ def test_a_node_can_publish_only_below_its_own_name(broker: Broker, certs: Path,
 
 def discovered(node: str, style: Any) -> List[str]:
     topics = Topics("edge-agent", node)
-    site = Site("1", "board", (CameraEntry("door", "Door", ("desk",)),), image=True, temperature=True)
+    site = AgentDescription("1", "board", (CameraDescription("door", "Door", ("desk",)),), image=True, temperature=True)
     found, _ = messages(devices(topics, site), HomeAssistantParams(style=style), "1", {})
     return [message.topic for message in found]
 

@@ -569,7 +569,7 @@ def test_refused_answers_to_any_number_of_names_are_one_fault() -> None:
 def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
     from types import SimpleNamespace
 
-    from edge_agent.core.protocol.commands import Command, Done
+    from edge_agent.core.protocol.commands import Command, CommandResult
     from edge_agent.mqtt.service import MqttService
 
     publisher, tape, outbox, clock = taped()
@@ -578,7 +578,7 @@ def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
     commands: Any = SimpleNamespace(done=lambda done: None)
     nobody: Any = None
     desk = MqttService(publisher, commands, nobody, None, None, clock)
-    desk.notice(Done(Command("crops", camera="door", arguments={"on": False})))
+    desk.notice(CommandResult(Command("crops", camera="door", arguments={"on": False})))
     publisher.notice(Connected(1, "5"))
     publisher.pump()
     assert [sent.kind for sent in tape.sent if sent.kind != "state"] == ["gap"]

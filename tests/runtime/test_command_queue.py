@@ -3,7 +3,7 @@
 import numpy as np
 
 from edge_agent.core.frame import Frame
-from edge_agent.core.protocol.commands import Command, Done
+from edge_agent.core.protocol.commands import Command, CommandResult
 from edge_agent.core.types import FrameInfo, Outcome
 from edge_agent.runtime.command_queue import SNAPSHOT_WITHIN_S, CommandQueue
 from tests.fakes.clock import FakeClock
@@ -47,7 +47,7 @@ def test_switches_and_threshold():
     assert all(command_queue.submit(command) for command in commands)
     assert not answers, "nothing is done before the infer thread does it"
     assert [outcome for outcome in command_queue.run_pending(pipelines, clock()) if outcome] == [Outcome("a")]
-    assert answers == [Done(command) for command in commands]
+    assert answers == [CommandResult(command) for command in commands]
     assert not pipelines["a"].enabled and pipelines["a"].crops_on and not pipelines["b"].crops_on
     assert thresholds == [0.5]
     assert list(command_queue.run_pending(pipelines, clock())) == [] and len(answers) == 3
@@ -88,7 +88,7 @@ def test_a_snapshot_is_of_the_next_frame_of_its_camera():
     assert not answers
     command_queue.take_snapshots(pipelines["a"], *frame("a", clock))
     command_queue.take_snapshots(pipelines["a"], *frame("a", clock))
-    assert answers == [Done(command, crop=("a", 7))]
+    assert answers == [CommandResult(command, crop=("a", 7))]
 
 
 def test_a_camera_without_frames_has_no_snapshot():

@@ -13,7 +13,7 @@ from edge_agent.core.types import (
     Crop,
     FaceEvent,
     FrameInfo,
-    Lost,
+    LostEvents,
     Moment,
     Outcome,
     Presence,
@@ -38,7 +38,7 @@ def shown(publish_queue: PublishQueue) -> List[Any]:
     """In short: seq of events, (from, to) of what was lost, the presence of a report alone."""
     found: List[Any] = []
     for item in publish_queue.take(0):
-        if isinstance(item, Lost):
+        if isinstance(item, LostEvents):
             found.append((item.from_seq, item.to_seq))
             continue
         found += [one.seq for one in item.events]
@@ -111,7 +111,7 @@ def test_the_end_of_what_the_taker_knows_to_be_open_is_never_lost_but_its_pictur
     ends = [one for item in items if isinstance(item, Outcome) for one in item.events if one.event_type == "end"]
     assert [(one.seq, one.crop) for one in ends] == [(4, None), (6, None)]
     assert [item.report.presence for item in items if isinstance(item, Outcome) and item.report] == [Presence.NO]
-    lost = [(item.from_seq, item.to_seq) for item in items if isinstance(item, Lost)]
+    lost = [(item.from_seq, item.to_seq) for item in items if isinstance(item, LostEvents)]
     assert lost == [(3, 3), (5, 5), (7, 9)] and publish_queue.lost_events == 5
     publish_queue.put_outcome(Outcome("a", (event(12, "end", 1),)))
     publish_queue.put_outcome(Outcome("a", (event(13),)))
@@ -133,7 +133,7 @@ def test_any_story_keeps_the_books(seed):
         items = publish_queue.take(0)
         longest = max(longest, len(items))
         for item in items:
-            if isinstance(item, Lost):
+            if isinstance(item, LostEvents):
                 told[item.camera] += range(item.from_seq, item.to_seq + 1)
                 continue
             for one in item.events:

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
+from edge_agent.core.camera.visibility import VisibilityMonitor, VisibilityParams
 from edge_agent.core.frame import Frame
-from edge_agent.core.protocol.commands import Command, Done
+from edge_agent.core.protocol.commands import Command, CommandResult
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
 from edge_agent.runtime.command_queue import CommandQueue
 from edge_agent.runtime.frame_mailbox import FrameMailbox
@@ -35,7 +35,7 @@ class Rig:
         self.stage = CaptureStage(
             "door",
             self.camera,
-            lambda: IlluminationMonitor(IlluminationParams(), "sensor"),
+            lambda: VisibilityMonitor(VisibilityParams(), "sensor"),
             self.mailbox,
             self.clock,
             self.clock.advance,
@@ -175,7 +175,7 @@ class Recorder:
     def __init__(self, name):
         self.name, self.asked = name, []
 
-    def info(self, frame, moment):
+    def frame_info(self, frame, moment):
         return FrameInfo(self.name, frame.sequence, moment, 64, 48)
 
     def step(self, frame, info):
@@ -186,7 +186,7 @@ class Recorder:
     def tick(self, moment):
         self.asked.append(("tick", moment.t))
 
-    def sight(self, sight, moment):
+    def set_sight(self, sight, moment):
         self.asked.append(("sight", sight))
         return Outcome(self.name, report=CameraReport(self.name, Presence.UNKNOWN, sight, moment))
 
@@ -280,7 +280,7 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
     rig.run(0.3)
     stage.step()
     assert [what for what, _ in pipeline.asked if what != "tick"] == ["work", "sight", "snapshot", "frame"]
-    assert [done.crop for done in answers if isinstance(done, Done)] == ["crop"]
+    assert [done.crop for done in answers if isinstance(done, CommandResult)] == ["crop"]
 
 
 class MqttService:

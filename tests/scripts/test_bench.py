@@ -79,7 +79,7 @@ def test_no_place_comes_twice_within_eight_visits_and_rounds_differ() -> None:
 def test_the_network_finds_each_place_in_fp32_and_int8_alike(tmp_path: Path) -> None:
     from edge_agent.core.detection.detector import DetectionParams, FaceDetector
     from edge_agent.core.detection.model_contract import FACEDETECTIR
-    from edge_agent.core.frame import Picture
+    from edge_agent.core.frame import Image
     from edge_agent.inference.ort import OrtEngine
 
     shown = {slot: cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for slot, jpegs in scene.pictures().items()}
@@ -90,7 +90,7 @@ def test_the_network_finds_each_place_in_fp32_and_int8_alike(tmp_path: Path) -> 
         assert engine.info.precision == precision
         detector = FaceDetector(engine, DetectionParams(nms_iou_threshold=arms.IOU))
         for slot, pixels in shown.items():
-            boxes = detector.detect(Picture(pixels)).xyxy / np.array([640, 480, 640, 480], np.float32)
+            boxes = detector.detect(Image(pixels)).xyxy / np.array([640, 480, 640, 480], np.float32)
             assert [arms._slot(box.tolist()) for box in boxes] == ([] if slot is None else [slot])
 
 

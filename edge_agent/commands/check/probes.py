@@ -93,7 +93,7 @@ def _jetson_utils() -> CheckResult:
 def engine(settings: "Settings") -> Iterator[CheckResult]:
     """The model is there, loads, answers, and finds the face in a picture of one."""
     from edge_agent.core.detection.detector import FaceDetector
-    from edge_agent.core.frame import Picture
+    from edge_agent.core.frame import Image
     from edge_agent.inference import open_engine
     from edge_agent.inference.preprocess import golden_image
     from edge_agent.models.registry import models_dir
@@ -101,7 +101,7 @@ def engine(settings: "Settings") -> Iterator[CheckResult]:
     directory = models_dir(settings.model.models_dir, os.environ)
     opened = open_engine(settings.model, directory, lambda line: print(f"      {line}", file=sys.stderr, flush=True))
     try:
-        picture = Picture(np.full((480, 640), 128, np.uint8))
+        picture = Image(np.full((480, 640), 128, np.uint8))
         opened.infer(picture)
         started = time.perf_counter()
         opened.infer(picture)

@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional, Tuple
 from edge_agent.commands.arguments import add_command, progress
 from edge_agent.commands.evaluate.dataset import Miss, read_labels, read_picture
 from edge_agent.core.detection.detector import DetectionParams, FaceDetector
-from edge_agent.core.detection.evaluation import Match, Tally, Truth
-from edge_agent.core.frame import Picture
+from edge_agent.core.detection.evaluation import Evaluation, GroundTruth, Match
+from edge_agent.core.frame import Image
 from edge_agent.core.types import Array
 from edge_agent.errors import InputError
 
@@ -72,7 +72,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--threshold {args.threshold:g}: expected a number above 0 and at most 1")
 
 
-def _find_pictures(folder: Path, truths: List[Truth]) -> List[Tuple[Path, Truth]]:
+def _find_pictures(folder: Path, truths: List[GroundTruth]) -> List[Tuple[Path, GroundTruth]]:
     """Pair labels with files; a label without a picture is an error, for the figures would lie."""
     by_name = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     if not by_name:
@@ -89,7 +89,7 @@ def _find_pictures(folder: Path, truths: List[Truth]) -> List[Tuple[Path, Truth]
 
 
 def _evaluate(
-    args: argparse.Namespace, pictures: List[Tuple[Path, Truth]]
+    args: argparse.Namespace, pictures: List[Tuple[Path, GroundTruth]]
 ) -> Tuple[Dict[str, Any], Tuple[Array, Array, Array], List[Miss]]:
     from edge_agent.inference import EngineParams, open_engine
     from edge_agent.models.registry import models_dir
@@ -105,14 +105,14 @@ def _evaluate(
     engine = open_engine(params, models_dir(os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"), os.environ))
     detector = FaceDetector(engine, DetectionParams(pre_cluster_threshold=args.threshold))
     wide = FaceDetector(engine, DetectionParams(pre_cluster_threshold=CURVE_THRESHOLD))
-    tally, curve = Tally(args.iou), Tally(args.iou)
+    tally, curve = Evaluation(args.iou), Evaluation(args.iou)
     durations_s: List[float] = []
     misses: List[Miss] = []
     try:
         for path, truth in progress(pictures, "evaluating"):
             pixels = read_picture(path, args.color)
             started = time.perf_counter()
-            outputs = engine.infer(Picture(pixels))
+            outputs = engine.infer(Image(pixels))
             size = (pixels.shape[1], pixels.shape[0])
             found = detector.decode(outputs, size)
             durations_s.append(time.perf_counter() - started)
@@ -144,7 +144,7 @@ def _evaluate(
     return figures, curve.curve(), misses
 
 
-def _misses(path: Path, truth: Truth, verdict: Match) -> List[Miss]:
+def _misses(path: Path, truth: GroundTruth, verdict: Match) -> List[Miss]:
     missed = [Miss(path, truth.faces[index], "missed") for index in verdict.missed]
     return missed + [Miss(path, box, "false alarm") for box in verdict.false_alarms]
 

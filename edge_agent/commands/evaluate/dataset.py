@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterable, List, Tuple
 
 import numpy as np
 
-from edge_agent.core.detection.evaluation import Truth
+from edge_agent.core.detection.evaluation import GroundTruth
 from edge_agent.core.types import Array
 from edge_agent.errors import InputError, SourceError
 
@@ -45,7 +45,7 @@ _FARTHEST = 1e6
 Boxes = List[Tuple[float, float, float, float]]
 
 
-def read_labels(path: Path, layout: str) -> List[Truth]:
+def read_labels(path: Path, layout: str) -> List[GroundTruth]:
     """Labels of all pictures that the file (COCO) or folder (KITTI) speaks of.
 
     Args:
@@ -65,7 +65,7 @@ def read_labels(path: Path, layout: str) -> List[Truth]:
         raise InputError(f"labels {path}: not a text file", COCO_HINT) from error
 
 
-def _coco(path: Path) -> List[Truth]:
+def _coco(path: Path) -> List[GroundTruth]:
     text = path.read_text("utf-8")
     try:
         data = json.loads(text)
@@ -86,7 +86,7 @@ def _coco(path: Path) -> List[Truth]:
             target[note["image_id"]].append(_box(x, y, x + w, y + h))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"labels {path}: {type(error).__name__}: {error}", COCO_HINT) from error
-    return [Truth(name, _array(faces[key]), _array(ignored[key])) for key, name in names.items()]
+    return [GroundTruth(name, _array(faces[key]), _array(ignored[key])) for key, name in names.items()]
 
 
 def _face_categories(categories: Iterable[Dict[str, Any]]) -> List[Any]:
@@ -94,14 +94,14 @@ def _face_categories(categories: Iterable[Dict[str, Any]]) -> List[Any]:
     return [c["id"] for c in categories if str(c.get("name", "")).lower() in FACE_NAMES]
 
 
-def _kitti(path: Path) -> List[Truth]:
+def _kitti(path: Path) -> List[GroundTruth]:
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"labels {path}: no .txt file in this folder", KITTI_HINT)
     return [_kitti_file(file) for file in files]
 
 
-def _kitti_file(path: Path) -> Truth:
+def _kitti_file(path: Path) -> GroundTruth:
     faces: Boxes = []
     ignored: Boxes = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
@@ -118,7 +118,7 @@ def _kitti_file(path: Path) -> Truth:
             ignored.append(box)
         elif name in FACE_NAMES:
             faces.append(box)
-    return Truth(path.stem, _array(faces), _array(ignored))
+    return GroundTruth(path.stem, _array(faces), _array(ignored))
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> Tuple[float, float, float, float]:

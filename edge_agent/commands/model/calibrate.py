@@ -15,8 +15,8 @@ from edge_agent.commands.arguments import add_command, add_env_file, progress
 from edge_agent.commands.recordings import gather
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.detection.detector import DetectionParams, FaceDetector
-from edge_agent.core.detection.evaluation import Tally, Truth
-from edge_agent.core.frame import Picture
+from edge_agent.core.detection.evaluation import Evaluation, GroundTruth
+from edge_agent.core.frame import Image
 from edge_agent.core.types import Array, Detections
 from edge_agent.errors import InputError
 
@@ -126,7 +126,7 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
     }
 
 
-def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Picture]) -> Dict[str, Any]:
+def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -> Dict[str, Any]:
     """The INT8 file for the CPU, and the trial that decides whether it is used."""
     from edge_agent.inference.calibration.cpu_int8 import Verdict, cpu_name, int8_file, store_verdict, write_beside
     from edge_agent.inference.calibration.cpu_quantise import make_int8
@@ -175,10 +175,10 @@ class _Trial:
         threshold = self._decoder.threshold
         self._sure = threshold + _DOUBT
         self._wide = FaceDetector(before, replace(params, pre_cluster_threshold=max(0.02, threshold - _DOUBT)))
-        self._tally = Tally()
+        self._tally = Evaluation()
         self._times_s: Dict[str, List[float]] = {"float": [], "int8": []}
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: Image) -> None:
         """Judge one picture."""
         height, width = picture.pixels.shape[:2]
         wide = self._wide.decode(self._timed("float", self._before, picture), (width, height))
@@ -196,7 +196,7 @@ class _Trial:
             "int8_ms": p50["int8"],
         }
 
-    def _timed(self, kind: str, engine: Any, picture: Picture) -> Dict[str, Array]:
+    def _timed(self, kind: str, engine: Any, picture: Image) -> Dict[str, Array]:
         engine.infer(picture)
         started = time.perf_counter()
         outputs: Dict[str, Array] = engine.infer(picture)
@@ -204,6 +204,6 @@ class _Trial:
         return outputs
 
 
-def _truth(found: Detections, sure: float) -> Truth:
+def _truth(found: Detections, sure: float) -> GroundTruth:
     certain = found.confidence >= sure
-    return Truth("", found.xyxy[certain], found.xyxy[~certain])
+    return GroundTruth("", found.xyxy[certain], found.xyxy[~certain])

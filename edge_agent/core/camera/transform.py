@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_agent.core.camera.params import CameraParams, Point, Polygon, Rect
 from edge_agent.core.detection.geometry import Size
-from edge_agent.core.frame import DeviceView, Frame, Levels, Picture
+from edge_agent.core.frame import DeviceView, Frame, Image, Levels
 from edge_agent.core.types import Array, Box
 
 # From pixel to pixel in a row, so that a device pointer can be moved to a region's corner. Of the YUV formats only Y
@@ -42,7 +42,7 @@ class CameraTransform:
         """(width, height) px of the upright full frame."""
         return (frame_h, frame_w) if self._turns % 2 else (frame_w, frame_h)
 
-    def upright(self, frame: Frame) -> Picture:
+    def upright(self, frame: Frame) -> Image:
         """The whole frame, turned clockwise, then mirrored, then masked.
 
         Without masks the pixels are a view into the frame, valid until its release; with masks they are a copy. The
@@ -50,12 +50,12 @@ class CameraTransform:
         """
         pixels = self._turned(frame.pixels)
         if not self._masks:
-            return Picture(pixels, frame.levels, frame.device if pixels is frame.pixels else None)
+            return Image(pixels, frame.levels, frame.device if pixels is frame.pixels else None)
         pixels = np.copy(pixels)
         np.copyto(pixels, black_value(frame.levels, pixels.dtype), where=self._hidden_of(pixels))
-        return Picture(pixels, frame.levels)
+        return Image(pixels, frame.levels)
 
-    def region(self, picture: Picture) -> Tuple[Picture, Tuple[int, int]]:
+    def region(self, picture: Image) -> Tuple[Image, Tuple[int, int]]:
         """The region of interest of an upright picture, as a view, and its top left corner (x, y) in px."""
         if self._roi is None:
             return picture, (0, 0)
@@ -63,7 +63,7 @@ class CameraTransform:
         left, right = _span(self._roi[0], self._roi[2], width)
         top, bottom = _span(self._roi[1], self._roi[3], height)
         device = _shifted(picture.device, left, top)
-        return Picture(picture.pixels[top:bottom, left:right], picture.levels, device), (left, top)
+        return Image(picture.pixels[top:bottom, left:right], picture.levels, device), (left, top)
 
     def zones_of(self, box: Box) -> Tuple[str, ...]:
         """Names, sorted, of the zones that contain the box's centre."""

@@ -182,7 +182,7 @@ _FLATNESS_EVERY_S = 0.19
 
 
 @dataclass(frozen=True)
-class IlluminationParams:
+class VisibilityParams:
     """When a camera that delivers frames counts as unable to see all the same.
 
     The defaults for dark and covered are shorter than presence's `delay_off_s`: presence turns "cannot see" before an
@@ -225,7 +225,7 @@ class IlluminationParams:
     )
 
 
-class Verdict(NamedTuple):
+class Visibility(NamedTuple):
     """What is thought of one frame.
 
     Attributes:
@@ -248,7 +248,7 @@ class Light(NamedTuple):
     median: int
 
 
-class IlluminationMonitor:
+class VisibilityMonitor:
     """Watches every frame of one camera, in the thread that captures it; about 0.1 ms per frame.
 
     While the camera can see without doubt, at most three frames in a row are dropped. Until the first lit frame that
@@ -259,7 +259,7 @@ class IlluminationMonitor:
         kind: `Source.kind`: "sensor", "encoded" or "still".
     """
 
-    def __init__(self, params: IlluminationParams, kind: str) -> None:
+    def __init__(self, params: VisibilityParams, kind: str) -> None:
         self._params = params
         self._frozen_after_s = {"sensor": params.frozen_after_s, "encoded": params.frozen_stream_after_s}.get(kind, 0.0)
         self._strobe = Strobe()
@@ -273,7 +273,7 @@ class IlluminationMonitor:
         """Whether the emitter strobes, as far as is known."""
         return self._strobe.split is not None
 
-    def observe(self, pixels: Array, levels: Levels, t: float) -> Verdict:
+    def observe(self, pixels: Array, levels: Levels, t: float) -> Visibility:
         """Judge one frame.
 
         Args:
@@ -295,7 +295,7 @@ class IlluminationMonitor:
         if sight is Sight.OK and 0 < self._frozen_after_s <= self._repetition.observe(sample, pixels, t):
             sight = Sight.FROZEN
         doubt = sight is Sight.OK and (self._darkness.doubt or self._cover.doubt)
-        return Verdict(self._keep(dark, sight.can_see and not doubt), sight, doubt)
+        return Visibility(self._keep(dark, sight.can_see and not doubt), sight, doubt)
 
     def _keep(self, dark: bool, sees: bool) -> bool:
         if not sees:

@@ -10,7 +10,7 @@ from edge_agent.core.detection import centerface, gridbox
 from edge_agent.core.detection.clustering import SCORE_KIND, ClusterParams, cluster
 from edge_agent.core.detection.geometry import Placement, Size
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
 from edge_agent.core.types import Array, Detections
@@ -157,7 +157,7 @@ class FaceDetector(Decoder):
         super().__init__(engine.contract, params)
         self.engine = engine
 
-    def detect(self, picture: Picture) -> Detections:
+    def detect(self, picture: Image) -> Detections:
         """Faces in px of the picture given, clipped to it, best first.
 
         Raises:

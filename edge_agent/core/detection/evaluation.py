@@ -19,7 +19,7 @@ SIZE_BINS: Tuple[Tuple[str, float, float], ...] = (
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """The labels of one picture.
 
     Attributes:
@@ -50,7 +50,7 @@ class Match:
     false_alarms: Array
 
 
-def match(detections: Detections, truth: Truth, iou_threshold: float) -> Match:
+def match(detections: Detections, truth: GroundTruth, iou_threshold: float) -> Match:
     """Greedy matching as COCO's: best score first, each to the free face of highest IoU at or above the threshold.
 
     A detection that matches no face and lies at least half inside an ignored region (intersection over its own area)
@@ -82,7 +82,7 @@ def _inside(boxes: Array, regions: Array) -> Array:
 
 
 @dataclass
-class Tally:
+class Evaluation:
     """Matches of many pictures, summed. `add` one picture at a time, then read."""
 
     iou_threshold: float = 0.5
@@ -92,7 +92,7 @@ class Tally:
     _hits: List[Array] = field(default_factory=list)
     _by_size: Dict[str, List[int]] = field(default_factory=lambda: {name: [0, 0] for name, _, _ in SIZE_BINS})
 
-    def add(self, detections: Detections, truth: Truth, picture_h_px: int) -> Match:
+    def add(self, detections: Detections, truth: GroundTruth, picture_h_px: int) -> Match:
         """Judge one picture."""
         verdict = match(detections, truth, self.iou_threshold)
         self.pictures += 1

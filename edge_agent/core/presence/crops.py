@@ -6,7 +6,7 @@ from typing import Literal, Tuple
 
 import numpy as np
 
-from edge_agent.core.frame import Levels, Picture
+from edge_agent.core.frame import Image, Levels
 from edge_agent.core.params import param
 from edge_agent.core.types import Array, Box, Crop, FrameInfo, Quality
 
@@ -16,7 +16,7 @@ _BLOCKS = 8
 """Across the longer side of a crop: a face is then about five blocks wide, and nobody's in particular."""
 
 
-def hide(pixels: Array, privacy: Privacy) -> Array:
+def obscure(pixels: Array, privacy: Privacy) -> Array:
     """The whole crop, bystanders in its margin too, as coarse blocks ("pixelate") or as one flat gray ("full").
 
     Args:
@@ -88,7 +88,7 @@ class CropParams:
     image_ttl_s: float = param(300.0, "Seconds after which that image is cleared", ge=5, le=86400, restart=True)
 
 
-def assess(picture: Picture, xyxy: Array, confidence: float) -> Quality:
+def assess(picture: Image, xyxy: Array, confidence: float) -> Quality:
     """Judge a face, in about 0.1 ms whatever its size.
 
     The score is the product of four parts, each 0..1: size `s / (s + 40 px)`, sharpness `v / (v + 100)`, exposure
@@ -133,7 +133,7 @@ def clearly_better(new: Quality, old: Quality) -> bool:
     return better(new, old, _CLEARLY)
 
 
-def cut(picture: Picture, xyxy: Array, params: CropParams, quality: Quality, info: FrameInfo) -> Crop:
+def cut(picture: Image, xyxy: Array, params: CropParams, quality: Quality, info: FrameInfo) -> Crop:
     """Copy a face out of the upright full frame, with its margin, as 8 bits, at most `max_side_px` on a side.
 
     Shrinking averages whole k x k blocks; up to k - 1 px at the right and below are left out for it, and the crop's
@@ -159,7 +159,7 @@ def cut(picture: Picture, xyxy: Array, params: CropParams, quality: Quality, inf
     # `to_gray8` hands back its argument where nothing changes: a crop has to own its pixels.
     gray = np.array(picture.levels.to_gray8(pixels), order="C")
     box = Box(round(x0 / width, 4), round(y0 / height, 4), round(x1 / width, 4), round(y1 / height, 4))
-    return Crop(hide(gray, params.privacy), box, quality, info)
+    return Crop(obscure(gray, params.privacy), box, quality, info)
 
 
 def laplacian_variance(gray: Array) -> float:

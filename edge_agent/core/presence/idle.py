@@ -22,7 +22,7 @@ from typing import Optional
 
 import numpy as np
 
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.params import param
 from edge_agent.core.types import Array
 
@@ -65,7 +65,7 @@ class IdleGate:
         self._quiet_t: Optional[float] = None
         self._looked_t = -math.inf
 
-    def due(self, picture: Picture, t: float) -> bool:
+    def due(self, picture: Image, t: float) -> bool:
         """Whether the picture of time `t` must be looked at; it is only read. About 0.1 ms, or nothing while awake."""
         if self.params.fps <= 0 or self._quiet_t is None:
             return True
@@ -76,7 +76,7 @@ class IdleGate:
         # Also when time has stepped back.
         return not idle or not 0.0 <= t - self._looked_t < 1.0 / self.params.fps
 
-    def looked(self, picture: Picture, t: float, nobody: bool) -> None:
+    def looked(self, picture: Image, t: float, nobody: bool) -> None:
         """The picture was looked at; `nobody` when it is certain that no face is there, nor may be."""
         if self.params.fps <= 0 or not nobody:
             self.wake()
@@ -91,7 +91,7 @@ class IdleGate:
         self._quiet_t = None
 
 
-def sample(picture: Picture) -> Array:
+def sample(picture: Image) -> Array:
     """(h, w) uint8 copy of about 65,000 evenly spread pixels; of colour the green ones."""
     plane = picture.pixels if picture.pixels.ndim == 2 else picture.pixels[:, :, 1]
     step = max(1, math.isqrt(plane.size // _SAMPLED_PX))

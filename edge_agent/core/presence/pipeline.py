@@ -84,7 +84,7 @@ class FacePipeline:
         """Whether crops are taken."""
         return self._book.crops_on
 
-    def info(self, frame: Frame, moment: Moment) -> FrameInfo:
+    def frame_info(self, frame: Frame, moment: Moment) -> FrameInfo:
         """The frame's identity, upright."""
         height, width = frame.pixels.shape[:2]
         return FrameInfo(self.camera, frame.sequence, moment, *self._view.size(width, height))
@@ -130,7 +130,7 @@ class FacePipeline:
                 machine.tick(moment.t)
         return self._outcome(events, moment)
 
-    def sight(self, sight: Sight, moment: Moment) -> Optional[Outcome]:
+    def set_sight(self, sight: Sight, moment: Moment) -> Optional[Outcome]:
         """The camera gained or lost sight; losing it ends all open events."""
         self._camera_sight = sight
         return self._reconsider(moment)
@@ -210,7 +210,7 @@ class FacePipeline:
             events = self._book.close_all(_END_REASONS.get(sight, "camera_lost"))
             self._tracker.reset()
         for machine, _, _ in self._machines():
-            machine.sight(sight)
+            machine.set_sight(sight)
         return self._outcome(events, moment)
 
     def _outcome(self, events: Sequence[FaceEvent], moment: Moment) -> Optional[Outcome]:

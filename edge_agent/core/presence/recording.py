@@ -22,7 +22,7 @@ _MAX_SIDE = 16384
 
 
 @dataclass(frozen=True)
-class Seen:
+class RecordedDetections:
     """A frame that was looked at: when, its size in px, and what was found, in px of the upright full frame."""
 
     camera: str
@@ -54,7 +54,7 @@ def sight_line(change: SightChange) -> Dict[str, Any]:
     }
 
 
-def read_line(line: bytes) -> Union[Seen, SightChange]:
+def read_line(line: bytes) -> Union[RecordedDetections, SightChange]:
     """One line of a recording; other fields than those needed are passed over.
 
     Raises:
@@ -77,7 +77,7 @@ def read_line(line: bytes) -> Union[Seen, SightChange]:
         raise ValueError("frame: expected an object with sequence, width, height")
     width, height = (_whole(frame, side, 1, _MAX_SIDE) for side in ("width", "height"))
     found = _detections(record, width, height)
-    return Seen(camera, moment, _whole(frame, "sequence", 0, 1 << 63), width, height, found)
+    return RecordedDetections(camera, moment, _whole(frame, "sequence", 0, 1 << 63), width, height, found)
 
 
 def read_timestamp(text: Any) -> datetime:

@@ -72,7 +72,7 @@ class Replay:
         state = self._state(camera)
         state.frame_t = moment.t
         yield from self._see(state, Sight.OK, moment)
-        yield state.pipeline.step(frame, state.pipeline.info(frame, moment))
+        yield state.pipeline.step(frame, state.pipeline.frame_info(frame, moment))
 
     def alive(self, camera: str, moment: Moment) -> Iterator[Outcome]:
         """The camera delivered a frame that is not looked at."""
@@ -92,7 +92,7 @@ class Replay:
     def _see(self, state: _Camera, sight: Sight, moment: Moment) -> Iterator[Outcome]:
         if sight is not state.sight:
             state.sight = sight
-            yield from _said(state.pipeline.sight(sight, moment))
+            yield from _said(state.pipeline.set_sight(sight, moment))
 
     def _until(self, moment: Moment) -> Iterator[Outcome]:
         """Let time pass. Cameras' frames come not quite in the order of exposure, so it may have passed already."""

@@ -69,7 +69,7 @@ class PresenceMachine:
         if self.state is not Presence.YES or t - self._face_t >= self.params.delay_off_s:
             self.state = Presence.NO
 
-    def sight(self, sight: Sight) -> None:
+    def set_sight(self, sight: Sight) -> None:
         """The camera gained or lost sight."""
         if sight.can_see == self._can_see:
             return

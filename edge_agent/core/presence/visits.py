@@ -4,13 +4,13 @@ from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequenc
 
 import numpy as np
 
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.ports import NewId
 from edge_agent.core.presence.crops import CropParams, acceptable, assess, better, clearly_better, cut
 from edge_agent.core.presence.tracker import Track
 from edge_agent.core.types import Box, Crop, FaceEvent, FrameInfo, Quality
 
-UPDATE_EVERY_S = 1.0
+UPDATE_INTERVAL_S = 1.0
 """At most one `update` per appearance in so many seconds."""
 
 # Judging a face costs as much as all the rest of a step, and faces change little between two frames.
@@ -28,7 +28,7 @@ class Observation(NamedTuple):
         infer_s: Seconds.
     """
 
-    picture: Picture
+    picture: Image
     info: FrameInfo
     score_kind: str
     infer_started_t: float
@@ -125,7 +125,7 @@ class VisitTracker:
                     continue
                 visit.see(track, look)
                 self._study(visit, look)
-                if t - visit.told_t >= UPDATE_EVERY_S and visit.has_news():
+                if t - visit.told_t >= UPDATE_INTERVAL_S and visit.has_news():
                     events.append(self._tell(visit, "update"))
             else:
                 visit = self.open[track.id] = Visit(self._new_id(), track, look)

@@ -1,7 +1,7 @@
 """Commands from the broker: every one is judged here before anything acts on it. Pure; time is given.
 
 A command is `B/request/<name>` with a JSON object, or `C/<switch>/set` with ON or OFF. What is refused comes back as a
-`Refusal`, never as an exception.
+`RefusedCommand`, never as an exception.
 """
 
 import json
@@ -124,7 +124,7 @@ class CommandParams:
 
 
 @dataclass(frozen=True)
-class Rules:
+class CommandRules:
     """What the settings allow.
 
     Attributes:
@@ -158,7 +158,7 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandResult:
     """What became of a command, as told by the thread that did it.
 
     Attributes:
@@ -174,7 +174,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusedCommand:
     """One that is not done.
 
     Attributes:
@@ -192,7 +192,7 @@ class Refusal:
     answer: bool = True
 
 
-Verdict = Union[Command, Refusal]
+CheckedCommand = Union[Command, RefusedCommand]
 
 
 class TokenBucket:
@@ -223,7 +223,7 @@ class _Refused(Exception):
         self.reason, self.error = reason, error
 
 
-class Guard:
+class CommandGuard:
     """Judges commands in the order they arrive; remembers transactions and how many came lately.
 
     Args:
@@ -234,14 +234,14 @@ class Guard:
         refused: Refusals by reason.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: CommandRules) -> None:
         self.rules = rules
         self.accepted = 0
         self.refused: CounterType[str] = Counter()
         self._commands, self._answers = TokenBucket(), TokenBucket()
         self._seen: OrderedDict[str, None] = OrderedDict()
 
-    def request(self, name: str, payload: bytes, retained: bool, now: Moment) -> Verdict:
+    def check_command(self, name: str, payload: bytes, retained: bool, now: Moment) -> CheckedCommand:
         """A message on `B/request/<name>`."""
         known = name if ID.fullmatch(name) else "unknown"
         transaction = None
@@ -257,7 +257,7 @@ class Guard:
             return self._refuse(known, refused, transaction, now)
         return self._accept(command)
 
-    def switch(self, camera: str, name: str, payload: bytes, retained: bool, now: Moment) -> Verdict:
+    def check_switch(self, camera: str, name: str, payload: bytes, retained: bool, now: Moment) -> CheckedCommand:
         """A message on `C/<switch>/set`."""
         known = name if ID.fullmatch(name) else "unknown"
         try:
@@ -313,9 +313,9 @@ class Guard:
                 self._seen.popitem(last=False)
         return command
 
-    def _refuse(self, name: str, refused: _Refused, transaction: Optional[str], now: Moment) -> Refusal:
+    def _refuse(self, name: str, refused: _Refused, transaction: Optional[str], now: Moment) -> RefusedCommand:
         self.refused[refused.reason] += 1
-        return Refusal(name, refused.reason, refused.error, transaction, self._answers.take(now.t))
+        return RefusedCommand(name, refused.reason, refused.error, transaction, self._answers.take(now.t))
 
 
 def _parse(payload: bytes) -> Dict[str, Any]:
@@ -356,22 +356,22 @@ _Checked = Tuple[Optional[str], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class _Schema:
-    check: Callable[[Mapping[str, Any], Rules], _Checked]
+    check: Callable[[Mapping[str, Any], CommandRules], _Checked]
     arguments: FrozenSet[str] = frozenset()
     needs_transaction: bool = False
 
 
-def _nothing(fields: Mapping[str, Any], rules: Rules) -> _Checked:
+def _nothing(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
     return None, {}
 
 
-def _restart(fields: Mapping[str, Any], rules: Rules) -> _Checked:
+def _restart(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
     if not rules.params.restart:
         raise _Refused("forbidden", "restart is turned off in the settings")
     return None, {}
 
 
-def _snapshot(fields: Mapping[str, Any], rules: Rules) -> _Checked:
+def _snapshot(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
     if not rules.snapshots:
         raise _Refused("forbidden", "the settings let no such picture leave the agent")
     camera = fields.get("camera", rules.cameras[0] if len(rules.cameras) == 1 else None)
@@ -380,7 +380,7 @@ def _snapshot(fields: Mapping[str, Any], rules: Rules) -> _Checked:
     return camera, {}
 
 
-def _set_threshold(fields: Mapping[str, Any], rules: Rules) -> _Checked:
+def _set_threshold(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
     low, high = rules.params.min_threshold, rules.params.max_threshold
     value = fields.get("value", "")
     if value is None:

@@ -114,7 +114,7 @@ class AgentHealth:
     faults: List[str] = field(default_factory=list)
 
 
-def as_payload(health: AgentHealth) -> Dict[str, Any]:
+def health_payload(health: AgentHealth) -> Dict[str, Any]:
     """The health message as a dict; `state` is the worst of what `reasons` say.
 
     "failed": no camera can see. "degraded": a camera cannot, or messages were lost or set aside. Else "ok".

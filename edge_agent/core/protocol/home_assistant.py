@@ -47,7 +47,7 @@ class HomeAssistantParams:
 
 
 @dataclass(frozen=True)
-class CameraEntry:
+class CameraDescription:
     """What discovery has to know of one camera."""
 
     camera: str
@@ -56,7 +56,7 @@ class CameraEntry:
 
 
 @dataclass(frozen=True)
-class Site:
+class AgentDescription:
     """What discovery has to know of the agent.
 
     Attributes:
@@ -71,7 +71,7 @@ class Site:
 
     version: str
     board: str
-    cameras: Tuple[CameraEntry, ...]
+    cameras: Tuple[CameraDescription, ...]
     commands: CommandParams = CommandParams()
     crops: bool = True
     image: bool = False
@@ -98,7 +98,7 @@ def decode_published(value: Any) -> Published:
     return {topic: {str(k): str(v) for k, v in components.items()} for topic, components in value.items() if topic}
 
 
-def devices(topics: Topics, site: Site) -> List[Device]:
+def devices(topics: Topics, site: AgentDescription) -> List[Device]:
     """The agent's device, then the cameras', which refer to it."""
     return [_node(topics, site), *(_camera(topics, site, entry) for entry in site.cameras)]
 
@@ -180,7 +180,7 @@ class _Components:
         }  # fmt: skip
 
 
-def _node(topics: Topics, site: Site) -> Device:
+def _node(topics: Topics, site: AgentDescription) -> Device:
     owner = device_id(topics)
     alive = _availability(topics.availability)
     diagnostic = {"entity_category": "diagnostic"}
@@ -189,14 +189,14 @@ def _node(topics: Topics, site: Site) -> Device:
     if site.commands.enabled:
         made.add(
             "threshold", "number", "Threshold", alive, entity_category="config", icon="mdi:tune",
-            command_topic=topics.request("set_threshold"), command_template='{"value": {{ value }}}',
+            command_topic=topics.command("set_threshold"), command_template='{"value": {{ value }}}',
             state_topic=topics.info, value_template="{{ value_json.threshold }}",
             min=site.commands.min_threshold, max=site.commands.max_threshold, step=0.01, mode="slider",
         )  # fmt: skip
     if site.commands.enabled and site.commands.restart:
         made.add(
             "restart", "button", "Restart", alive, entity_category="config", device_class="restart",
-            command_topic=topics.request("restart"),
+            command_topic=topics.command("restart"),
             command_template='{"transaction": "ha-{{ now().timestamp() }}"}',
         )  # fmt: skip
     if site.temperature:
@@ -223,7 +223,7 @@ def _node(topics: Topics, site: Site) -> Device:
     return Device(owner, about, made.found)
 
 
-def _camera(topics: Topics, site: Site, entry: CameraEntry) -> Device:
+def _camera(topics: Topics, site: AgentDescription, entry: CameraDescription) -> Device:
     camera = topics.camera(entry.camera)
     owner = device_id(topics, entry.camera)
     alive = _availability(topics.availability)

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Literal, Mapping, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.core.types import Box, CameraReport, Detections, FaceEvent, FrameInfo, Moment, as_boxes
+from edge_agent.core.types import Box, CameraReport, Detections, FaceEvent, FrameInfo, Moment, normalised_boxes
 
 EVENT_SCHEMA = "edge-agent.face-event/1"
 GAP_SCHEMA = "edge-agent.gap/1"
@@ -244,7 +244,7 @@ Span = Tuple[int, int]
 """The first and the last `seq`."""
 
 
-def gap_for(lost: Message, reason: str) -> Optional[Message]:
+def gap_for_message(lost: Message, reason: str) -> Optional[Message]:
     """The message that stands in for a lost event or crop; None for what needs no announcement (a gap itself).
 
     Args:
@@ -259,20 +259,20 @@ def gap_for(lost: Message, reason: str) -> Optional[Message]:
     return _gap(lost.gap_topic, lost.camera, lost.boot, of, (lost.seq, lost.seq), reason)
 
 
-def gap_of_events(topic: str, camera: Optional[str], boot: Optional[int], span: Span, reason: str) -> Message:
-    """The message that stands in for events of which only the numbers are known; see `gap_for`.
+def gap_for_events(topic: str, camera: Optional[str], boot: Optional[int], span: Span, reason: str) -> Message:
+    """The message that stands in for events of which only the numbers are known; see `gap_for_message`.
 
     Args:
         topic: Of the camera's events.
         camera: Whose.
         boot: The boot counter.
         span: The numbers.
-        reason: As for `gap_for`, or "overrun" (events came faster than they were kept).
+        reason: As for `gap_for_message`, or "overrun" (events came faster than they were kept).
     """
     return _gap(topic, camera, boot, "events", span, reason)
 
 
-def span_of(message: Message) -> Optional[Span]:
+def event_span(message: Message) -> Optional[Span]:
     """The numbers of events that a message, or what it stands in for, has; None for crops and their gaps."""
     if message.kind == "gap":
         payload = _read(message)
@@ -280,19 +280,19 @@ def span_of(message: Message) -> Optional[Span]:
     return (message.seq, message.seq) if message.kind == "event" and message.seq is not None else None
 
 
-def stream(gap: Message) -> Tuple[str, str, str, str]:
+def gap_key(gap: Message) -> Tuple[str, str, str, str]:
     """What two gaps must share to be joined: topic, boot, what was lost, why."""
     payload = _read(gap)
     return gap.topic, str(payload["boot"]), payload["of"], payload["reason"]
 
 
 def merge_gaps(first: Message, second: Message) -> Optional[Message]:
-    """One gap instead of two, when they are of one stream and reason and nothing that was kept lies between.
+    """One gap instead of two, when they are with one key and nothing that was kept lies between.
 
     Lost crops always merge: their `seq` are those of "end" events, which arrive themselves.
     """
     a, b = _read(first), _read(second)
-    if stream(first) != stream(second) or (a["of"] == "events" and b["from_seq"] != a["to_seq"] + 1):
+    if gap_key(first) != gap_key(second) or (a["of"] == "events" and b["from_seq"] != a["to_seq"] + 1):
         return None
     return replace(
         first, payload=to_json({**a, "to_seq": max(a["to_seq"], b["to_seq"]), "count": a["count"] + b["count"]})
@@ -349,7 +349,7 @@ def _native(detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any
         "score_kind": detections.score_kind,
         "detections": [
             {"box": vars(box), "score": round(float(score), 4)}
-            for box, score in zip(as_boxes(detections, info.width, info.height), detections.confidence)
+            for box, score in zip(normalised_boxes(detections, info.width, info.height), detections.confidence)
         ],
     }
 
@@ -375,7 +375,7 @@ def _axis(detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any]:
             "class": {"type": _FACE, "score": round(min(1.0, float(score)), 4)},
             "timestamp": at,
         }
-        for box, score in zip(as_boxes(detections, info.width, info.height), detections.confidence)
+        for box, score in zip(normalised_boxes(detections, info.width, info.height), detections.confidence)
     ]
     return {"frame": {"timestamp": at, "observations": observations, "operations": []}}
 

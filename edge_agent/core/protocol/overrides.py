@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, FrozenSet, Mapping, Optional
 
-from edge_agent.core.protocol.commands import SWITCHES, Rules
+from edge_agent.core.protocol.commands import SWITCHES, CommandRules
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Overrides:
     threshold: Optional[float] = None
     off: Mapping[str, FrozenSet[str]] = field(default_factory=dict)
 
-    def is_on(self, camera: str, switch: str, rules: Rules) -> bool:
+    def is_on(self, camera: str, switch: str, rules: CommandRules) -> bool:
         """Whether a camera's switch is on: never when the settings have turned it off."""
         return switch not in self.off.get(camera, ()) and (switch != "crops" or rules.crops)
 
@@ -31,7 +31,7 @@ class Overrides:
         """With that threshold, or the setting's own."""
         return replace(self, threshold=value)
 
-    def bounded(self, rules: Rules) -> "Overrides":
+    def bounded(self, rules: CommandRules) -> "Overrides":
         """Without a threshold that the settings do not allow any more."""
         low, high = rules.params.min_threshold, rules.params.max_threshold
         allowed = self.threshold is None or low <= self.threshold <= high

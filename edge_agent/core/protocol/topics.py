@@ -53,7 +53,7 @@ class Topics:
         self.availability = f"{self.root}/availability"
         self.info = f"{self.root}/info"
         self.health = f"{self.root}/health"
-        self.requests = f"{self.root}/request/+"
+        self.commands = f"{self.root}/request/+"
 
     def camera(self, camera: str) -> "CameraTopics":
         """One camera's topics.
@@ -67,7 +67,7 @@ class Topics:
             )
         return CameraTopics(f"{self.root}/{check_id('camera', camera)}")
 
-    def request(self, name: str) -> str:
+    def command(self, name: str) -> str:
         """Where a command arrives."""
         return f"{self.root}/request/{name}"
 

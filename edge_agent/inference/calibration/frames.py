@@ -2,7 +2,7 @@
 
 from typing import Dict, Iterable
 
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import ModelError
 from edge_agent.inference.calibration.amplitudes import Amplitudes
 from edge_agent.inference.ort import Probe
@@ -11,7 +11,7 @@ from edge_agent.inference.trt.network import Network
 from edge_agent.models.onnx.graph import read_graph, write_graph
 
 
-def measure(network: Network, pictures: Iterable[Picture]) -> Dict[str, Amplitudes]:
+def measure(network: Network, pictures: Iterable[Image]) -> Dict[str, Amplitudes]:
     """By name, the amplitudes of all float tensors, the input first, then in the order in which they are made.
 
     Args:

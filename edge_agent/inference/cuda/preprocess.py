@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional, Tuple
 import numpy as np
 
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import DeviceView, Picture
+from edge_agent.core.frame import DeviceView, Image
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError
 from edge_agent.inference.cuda.compiler import KernelCache
@@ -64,7 +64,7 @@ class DeviceTensor:
 class CudaPreprocessor:
     """Fills the input of one model on the GPU. Used by the context's thread.
 
-    A picture that the GPU sees already (`Picture.device`) is read where it lies. Any other is copied once into
+    A picture that the GPU sees already (`Image.device`) is read where it lies. Any other is copied once into
     page-locked memory, which an integrated GPU reads in place and another one gets by a second, asynchronous copy.
 
     Args:
@@ -98,7 +98,7 @@ class CudaPreprocessor:
         self._target: Optional[DeviceBuffer] = None
         self.copied = 0
 
-    def __call__(self, picture: Picture) -> DeviceTensor:
+    def __call__(self, picture: Image) -> DeviceTensor:
         """Enqueue the picture's way into the model's input; nothing of it has to be done when this returns.
 
         The picture must stay as it is until `CudaContext.wait` has returned. Values as `Preprocessor` gives them, but

@@ -5,7 +5,7 @@ from typing import Any, Mapping, Optional
 import numpy as np
 
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError
@@ -112,7 +112,7 @@ class TensorRtEngine:
         # All that the engine writes needs a place, read or not.
         self._outputs = {name: _Output(cuda) for name in loaded.runner.outputs}
 
-    def infer(self, picture: Picture) -> Mapping[str, Array]:
+    def infer(self, picture: Image) -> Mapping[str, Array]:
         """Raw outputs by role (see `core.contract`), without the batch axis; float32, valid until the next call.
 
         Raises:
@@ -120,7 +120,7 @@ class TensorRtEngine:
         """
         return self.run(self.prepare(picture))
 
-    def prepare(self, picture: Picture) -> DeviceTensor:
+    def prepare(self, picture: Image) -> DeviceTensor:
         """The first half of `infer`: put the network's input on the stream; valid until the next call."""
         return self._preprocess(picture)
 

@@ -11,7 +11,7 @@ from typing import Dict, Mapping, Optional, Tuple
 import numpy as np
 
 from edge_agent.core.detection.model_contract import ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EdgeAgentError, EngineError, ModelError
@@ -139,7 +139,7 @@ class WorkerEngine:
         self._input: Optional[Array] = None
         self._outputs: Dict[str, Array] = {}
 
-    def infer(self, picture: Picture) -> Mapping[str, Array]:
+    def infer(self, picture: Image) -> Mapping[str, Array]:
         """Raw outputs by role (see `core.contract`), without the batch axis; float32, valid until the next call.
 
         Raises:
@@ -147,7 +147,7 @@ class WorkerEngine:
         """
         return self.run(self.prepare(picture))
 
-    def prepare(self, picture: Picture) -> Array:
+    def prepare(self, picture: Image) -> Array:
         """The first half of `infer`: the network's input, valid until the next call."""
         return self._preprocess(picture)
 

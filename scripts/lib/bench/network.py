@@ -108,12 +108,12 @@ def _heads(made: _Builder, features: str, planes: int) -> None:
 
 def files(folder: Path, pictures: List[Any]) -> Files:
     """The network in fp32 and, calibrated by the product's own code on these gray pictures, in INT8 (Q/DQ)."""
-    from edge_agent.core.frame import Picture
+    from edge_agent.core.frame import Image
 
     fp32, int8 = folder / "bench-fp32.onnx", folder / "bench-int8.onnx"
     macs = build(fp32)
     network = read_network(str(fp32), folder)
-    data = make_int8(network, measure(network, [Picture(picture) for picture in pictures]))
+    data = make_int8(network, measure(network, [Image(picture) for picture in pictures]))
     if data is None:
         raise SystemExit("the benchmark's network has no INT8 kernels on this machine")
     int8.write_bytes(data)

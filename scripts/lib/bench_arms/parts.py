@@ -43,11 +43,11 @@ def _decode_agent(args: argparse.Namespace) -> Callable[[], bool]:
 
 def _infer(args: argparse.Namespace) -> Callable[[], bool]:
     from edge_agent.core.detection.model_contract import FACEDETECTIR
-    from edge_agent.core.frame import Picture
+    from edge_agent.core.frame import Image
     from edge_agent.inference.ort import OrtEngine
 
     engine = OrtEngine(Path(args.model), FACEDETECTIR, args.threads)
-    tensor = engine.prepare(Picture(np.full((480, 640), 60, np.uint8)))
+    tensor = engine.prepare(Image(np.full((480, 640), 60, np.uint8)))
     due_t = time.monotonic()
     times_ms: List[float] = []
     args.times_ms = times_ms

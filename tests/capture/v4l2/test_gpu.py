@@ -15,7 +15,7 @@ from edge_agent.capture.v4l2.source import BUFFERS, V4l2Source
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import CameraTransform
 from edge_agent.core.detection.model_contract import FACEDETECTIR
-from edge_agent.core.frame import Frame, Picture
+from edge_agent.core.frame import Frame, Image
 from edge_agent.errors import SourceError
 from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext
@@ -59,7 +59,7 @@ class Rig:
     def preprocessor(self) -> CudaPreprocessor:
         return CudaPreprocessor(self.context, self._cache, FACEDETECTIR)
 
-    def run(self, preprocess: CudaPreprocessor, picture: Picture) -> Tuple[np.ndarray, Any]:
+    def run(self, preprocess: CudaPreprocessor, picture: Image) -> Tuple[np.ndarray, Any]:
         """The network's input, and the arguments that the launch received."""
         tensor = preprocess(picture)
         self.context.wait()
@@ -137,7 +137,7 @@ def test_the_pointer_of_the_camera_s_driver_is_the_pointer_of_the_launch(
             with next_frame(source) as frame:
                 picture, _ = view.region(view.upright(frame))
                 values, arguments = rig.run(preprocess, picture)
-                twin, _ = rig.run(preprocess, Picture(picture.pixels, picture.levels))
+                twin, _ = rig.run(preprocess, Image(picture.pixels, picture.levels))
                 np.testing.assert_array_equal(values, twin)
                 assert int(arguments["pitch"]) == camera_pitch(name)
                 launched.add(int(arguments["source"]) - offset)
@@ -160,8 +160,8 @@ def test_in_copied_mode_it_is_one_copy_and_the_driver_s_buffer_stays_the_cpu_s(r
         with next_frame(source) as frame:
             assert frame.pixels.ctypes.data in rig.kernel.addresses
             assert frame.device is not None and frame.device.pointer not in rig.kernel.addresses
-            values, _ = rig.run(preprocess, Picture(frame.pixels, frame.levels, frame.device))
-            np.testing.assert_array_equal(values, rig.run(preprocess, Picture(frame.pixels))[0])
+            values, _ = rig.run(preprocess, Image(frame.pixels, frame.levels, frame.device))
+            np.testing.assert_array_equal(values, rig.run(preprocess, Image(frame.pixels))[0])
     assert preprocess.copied == 1
     preprocess.close()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.camera.auto_exposure import SETTLE, WINDOW, AutoExposure, ExposureParams, Scale, Setting
-from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams, brightness
+from edge_agent.core.camera.visibility import VisibilityMonitor, VisibilityParams, brightness
 from edge_agent.core.frame import FULL_RANGE
 from edge_agent.core.types import Sight
 
@@ -153,7 +153,7 @@ def test_changing_light_is_followed() -> None:
 def test_a_camera_never_counts_as_blind_while_its_exposure_is_found(strobe, start, light) -> None:
     """Each step moves both clusters of a strobe; the judge of sight sees the same frames."""
     room, automatic = Room(light, face=1.6 * light, part=0.3, strobe=strobe), automatic_from(start)
-    monitor = IlluminationMonitor(IlluminationParams(), "sensor")
+    monitor = VisibilityMonitor(VisibilityParams(), "sensor")
     sights = []
     for number in range(16 * STEP):
         picture, _ = room.shoot(automatic.setting)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from edge_agent.core.camera.visibility import (
     FreezeDetector,
-    IlluminationMonitor,
-    IlluminationParams,
-    Verdict,
+    Visibility,
+    VisibilityMonitor,
+    VisibilityParams,
     brightness,
     strobe_split,
 )
@@ -56,12 +56,12 @@ class Camera:
     """A monitor with its clock: plays scenes and remembers every verdict with its time."""
 
     def __init__(self, fps: float = 10.0, kind: str = "sensor", **params: float) -> None:
-        self.monitor = IlluminationMonitor(IlluminationParams(**params), kind)
+        self.monitor = VisibilityMonitor(VisibilityParams(**params), kind)
         self.fps = fps
         self.frame = 0
-        self.verdicts: List[Tuple[float, Verdict]] = []
+        self.verdicts: List[Tuple[float, Visibility]] = []
 
-    def play(self, scene: Scene, seconds: float, levels: Levels = FULL_RANGE) -> List[Tuple[float, Verdict]]:
+    def play(self, scene: Scene, seconds: float, levels: Levels = FULL_RANGE) -> List[Tuple[float, Visibility]]:
         """The verdicts of this scene, each with the seconds since its start."""
         played = []
         for index in range(round(seconds * self.fps)):
@@ -72,7 +72,7 @@ class Camera:
         return played
 
 
-def sights(played: List[Tuple[float, Verdict]]) -> Dict[Sight, float]:
+def sights(played: List[Tuple[float, Visibility]]) -> Dict[Sight, float]:
     """When each sight was first reported."""
     first: Dict[Sight, float] = {}
     for t, verdict in played:
@@ -80,7 +80,7 @@ def sights(played: List[Tuple[float, Verdict]]) -> Dict[Sight, float]:
     return first
 
 
-def longest_silence(played: List[Tuple[float, Verdict]]) -> int:
+def longest_silence(played: List[Tuple[float, Visibility]]) -> int:
     """Most frames in a row that a camera, reported as seeing without doubt, did not hand on."""
     longest = run = 0
     for _, verdict in played:
@@ -150,7 +150,7 @@ def test_a_lamp_switched_off_is_no_strobe() -> None:
     camera = Camera(30.0)
     camera.play(live(room(200.0)), 2)
     played = camera.play(live(room(40.0)), 5)
-    assert all(verdict == Verdict(True, Sight.OK) for _, verdict in played)
+    assert all(verdict == Visibility(True, Sight.OK) for _, verdict in played)
     assert not camera.monitor.strobed
 
 
@@ -272,7 +272,7 @@ def test_a_short_blackout_is_not_darkness() -> None:
     camera = Camera(30.0)
     camera.play(live(room()), 3)
     assert set(sights(camera.play(live(uniform(0.0), 1.0), 1))) == {Sight.OK}
-    assert camera.play(live(room()), 1)[0][1] == Verdict(True, Sight.OK)
+    assert camera.play(live(room()), 1)[0][1] == Visibility(True, Sight.OK)
 
 
 @pytest.mark.parametrize("fps", [5.0, 30.0])
@@ -289,7 +289,7 @@ def test_until_blindness_is_proven_the_sight_is_in_doubt_and_nothing_is_handed_o
     assert all(verdict.doubt == verdict.sight.can_see for verdict in noticed)
     assert not noticed[-1].sight.can_see
     recovered = [verdict for t, verdict in camera.play(live(room()), 2) if t >= 0.5]
-    assert set(recovered) == {Verdict(True, Sight.OK)}
+    assert set(recovered) == {Visibility(True, Sight.OK)}
 
 
 def test_one_bright_frame_does_not_end_a_darkness() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edge_agent.core.detection.detector import Decoder, DetectionParams, FaceDetector
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.core.types import EngineInfo
 from edge_agent.errors import ModelError
 from tests.core.detection import detection_oracles as oracle
@@ -64,7 +64,7 @@ def planted(boxes, contract=FACEDETECTIR, scores=None):
 
 
 def detect(contract, outputs, size=(640, 480), params=None):
-    picture = Picture(np.zeros((size[1], size[0]), np.uint8))
+    picture = Image(np.zeros((size[1], size[0]), np.uint8))
     return FaceDetector(RecordedEngine(contract, outputs), params or DetectionParams()).detect(picture)
 
 
@@ -117,7 +117,7 @@ def test_a_face_comes_back_in_the_pixels_of_the_picture():
 def test_the_engine_is_asked_once_with_the_picture_given():
     engine = RecordedEngine(FACEDETECTIR, planted([]))
     strided = np.zeros((480, 640, 3), np.uint8)[::2, ::2]
-    picture = Picture(strided)
+    picture = Image(strided)
     assert len(FaceDetector(engine, DetectionParams()).detect(picture)) == 0
     assert engine.pictures == [picture]
 
@@ -166,7 +166,7 @@ def test_what_is_unset_is_the_models_own(contract, threshold, iou):
 def test_the_threshold_can_be_changed_live_and_set_back():
     outputs = planted([(40, 40, 80, 80), (200, 100, 240, 140)], scores=[0.9, 0.5])
     detector = FaceDetector(RecordedEngine(FACEDETECTIR, outputs), DetectionParams(pre_cluster_threshold=0.45))
-    picture = Picture(np.zeros((240, 384), np.uint8))
+    picture = Image(np.zeros((240, 384), np.uint8))
     assert len(detector.detect(picture)) == 2
     detector.set_threshold(0.8)
     assert detector.threshold == 0.8

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.detection.evaluation import Tally, Truth, match
+from edge_agent.core.detection.evaluation import Evaluation, GroundTruth, match
 from edge_agent.core.types import Detections
 
 
-def truth(faces=(), ignored=()) -> Truth:
-    return Truth("p", np.array(faces, np.float32).reshape(-1, 4), np.array(ignored, np.float32).reshape(-1, 4))
+def truth(faces=(), ignored=()) -> GroundTruth:
+    return GroundTruth("p", np.array(faces, np.float32).reshape(-1, 4), np.array(ignored, np.float32).reshape(-1, 4))
 
 
 def detections(*rows) -> Detections:
@@ -45,13 +45,13 @@ def test_ignored_regions_neither_reward_nor_punish():
 
 
 def test_a_face_s_size_is_its_height_wherever_it_lies():
-    tally = Tally()
+    tally = Evaluation()
     tally.add(detections(), truth([(0, 80, 60, 92)]), 100)
     assert tally.recall_by_size() == [("10-20 %", 0, 1)]
 
 
 def test_figures_of_a_case_worked_by_hand():
-    tally = Tally()
+    tally = Evaluation()
     tally.add(detections((0, 0, 10, 10, 0.9), (50, 50, 60, 60, 0.8)), truth([(0, 0, 10, 10), (20, 20, 70, 70)]), 100)
     tally.add(detections(), truth([(0, 0, 4, 4)]), 100)
     tally.add(detections((0, 0, 10, 10, 0.3)), truth(), 100)
@@ -63,7 +63,7 @@ def test_figures_of_a_case_worked_by_hand():
 
 
 def test_nothing_at_all_is_not_a_perfect_score():
-    tally = Tally()
+    tally = Evaluation()
     tally.add(detections(), truth(), 100)
     assert (tally.precision, tally.recall, tally.accuracy, tally.average_precision()) == (None, None, None, 0.0)
 
@@ -79,7 +79,7 @@ def test_curve_agrees_with_scikit_learn(count, seed):
     if not is_face.any():
         is_face[0] = True
     scores = rng.integers(1, 20, count) / 20.0
-    tally = Tally()
+    tally = Evaluation()
     for face, score in zip(is_face, scores):
         tally.add(detections((0, 0, 10, 10, score)), truth([(0, 0, 10, 10)] if face else []), 100)
     precision, recall, threshold = tally.curve()
@@ -102,7 +102,7 @@ def test_counts_always_add_up(faces, found, seed):
         return np.concatenate([corner, corner + rng.uniform(5, 20, (n, 2))], axis=1)
 
     result = Detections(boxes(found).reshape(-1, 4), rng.random(found))
-    tally = Tally()
+    tally = Evaluation()
     verdict = tally.add(result, truth(boxes(faces)), 100)
     assert tally.hits + len(verdict.missed) == faces
     assert tally.hits + tally.false_alarms == found

@@ -52,7 +52,7 @@ class StagedCamera:
             self.detector,
             lambda: next(ids),
             self.clock,
-            PipelineParams(**params),
+            shared,
         )
         self.sequence = 0
         self.events: List[FaceEvent] = []
@@ -69,13 +69,13 @@ class StagedCamera:
         self.detector.answer = Detections(np.hstack([c - side / 2, c + side / 2]), np.full(len(c), score))
         self.sequence += 1
         with Frame(EMPTY_ROOM if pixels is None else pixels, self.sequence, taken.t) as frame:
-            return self._note(self.pipeline.step(frame, self.pipeline.info(frame, taken)))
+            return self._note(self.pipeline.step(frame, self.pipeline.frame_info(frame, taken)))
 
     def tick(self, after_s=0.1) -> Optional[Outcome]:
         return self._note(self.pipeline.tick(self.clock.advance(after_s)))
 
     def sight(self, sight: Sight, after_s=0.0) -> Optional[Outcome]:
-        return self._note(self.pipeline.sight(sight, self.clock.advance(after_s)))
+        return self._note(self.pipeline.set_sight(sight, self.clock.advance(after_s)))
 
     def set_enabled(self, on: bool) -> Optional[Outcome]:
         return self._note(self.pipeline.set_enabled(on, self.clock()))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.frame import LIMITED_RANGE, Levels, Picture
+from edge_agent.core.frame import LIMITED_RANGE, Image, Levels
 from edge_agent.core.presence.crops import (
     CropParams,
     acceptable,
@@ -41,7 +41,7 @@ FACE = box(200, 150, 100)
 
 
 def score(pixels: np.ndarray, xyxy: np.ndarray = FACE, confidence: float = 0.9) -> float:
-    return assess(Picture(pixels), xyxy, confidence).score
+    return assess(Image(pixels), xyxy, confidence).score
 
 
 def test_sharper_larger_surer_and_better_lit_faces_score_higher() -> None:
@@ -56,20 +56,20 @@ def test_sharper_larger_surer_and_better_lit_faces_score_higher() -> None:
 
 @pytest.mark.parametrize("xyxy", [box(0, 150, 100), box(200, -20, 100), box(545, 150, 100), box(200, 379.5, 100)])
 def test_a_face_cut_by_the_edge_is_worth_little(xyxy: np.ndarray) -> None:
-    quality = assess(Picture(textured()), xyxy, 0.9)
+    quality = assess(Image(textured()), xyxy, 0.9)
     assert quality.edge
     assert quality.score < 0.5 * score(textured())
 
 
 def test_what_quality_says_of_the_face() -> None:
     pixels = np.full((480, 640), 51, np.uint8)
-    quality = assess(Picture(pixels), np.array([100, 100, 180, 210], np.float32), 0.9)
+    quality = assess(Image(pixels), np.array([100, 100, 180, 210], np.float32), 0.9)
     assert quality == Quality(0.0, 0.0, 80, pytest.approx(0.2), False)
 
 
 @pytest.mark.parametrize("xyxy", [box(700, 500, 50), box(-90, -90, 50), box(100, 100, 0), np.array([90, 90, 50, 50])])
 def test_a_box_without_pixels_scores_nothing_worth(xyxy: np.ndarray) -> None:
-    quality = assess(Picture(textured()), xyxy, 0.9)
+    quality = assess(Image(textured()), xyxy, 0.9)
     assert quality.score == 0.0 or quality.edge
 
 
@@ -78,10 +78,10 @@ def test_levels_change_nothing_but_rounding(levels: Levels) -> None:
     gray = textured()
     dtype = np.uint8 if levels is LIMITED_RANGE else np.uint16
     raw = np.rint(gray / levels.gain + levels.offset).astype(dtype)
-    plain, levelled = assess(Picture(gray), FACE, 0.9), assess(Picture(raw, levels), FACE, 0.9)
+    plain, levelled = assess(Image(gray), FACE, 0.9), assess(Image(raw, levels), FACE, 0.9)
     assert levelled.score == pytest.approx(plain.score, rel=0.15)
     assert levelled.exposure == pytest.approx(plain.exposure, abs=0.01)
-    crops = [cut(p, FACE, CropParams(), QUALITY, INFO).pixels for p in (Picture(gray), Picture(raw, levels))]
+    crops = [cut(p, FACE, CropParams(), QUALITY, INFO).pixels for p in (Image(gray), Image(raw, levels))]
     assert np.abs(crops[0].astype(int) - crops[1]).max() <= 1
 
 
@@ -99,7 +99,7 @@ def test_laplacian_variance_is_that_of_opencv() -> None:
 
 def test_a_large_face_is_averaged_before_its_sharpness_is_judged() -> None:
     noise = np.random.default_rng(2).normal(128, 10, (480, 640)).astype(np.uint8)
-    assert assess(Picture(noise), box(50, 50, 300), 0.9).sharpness == pytest.approx(20 * 10**2 / 4, rel=0.1)
+    assert assess(Image(noise), box(50, 50, 300), 0.9).sharpness == pytest.approx(20 * 10**2 / 4, rel=0.1)
 
 
 def test_better_and_clearly_better() -> None:
@@ -119,7 +119,7 @@ def test_acceptable_asks_for_size_and_score() -> None:
 
 def test_a_crop_owns_its_pixels_and_shows_the_face_with_its_margin() -> None:
     pixels = textured()
-    crop = cut(Picture(pixels), FACE, CropParams(margin=0.25), QUALITY, INFO)
+    crop = cut(Image(pixels), FACE, CropParams(margin=0.25), QUALITY, INFO)
     np.testing.assert_array_equal(crop.pixels, pixels[125:275, 175:325])
     assert not np.shares_memory(crop.pixels, pixels)
     assert crop.pixels.flags.c_contiguous
@@ -130,7 +130,7 @@ def test_a_crop_owns_its_pixels_and_shows_the_face_with_its_margin() -> None:
 
 def test_a_large_crop_is_shrunk_by_area_averaging() -> None:
     pixels = textured()
-    crop = cut(Picture(pixels), box(100, 100, 240), CropParams(margin=0, max_side_px=80), QUALITY, INFO)
+    crop = cut(Image(pixels), box(100, 100, 240), CropParams(margin=0, max_side_px=80), QUALITY, INFO)
     expected = cv2.resize(pixels[100:340, 100:340], (80, 80), interpolation=cv2.INTER_AREA)
     assert np.abs(crop.pixels.astype(int) - expected).max() <= 1
 
@@ -150,8 +150,8 @@ def test_any_box_gives_a_crop_within_its_bounds(
 ) -> None:
     pixels = np.full((*shape, 3) if color else shape, 77, np.uint8)
     wanted = np.array(xyxy, np.float32)
-    quality = assess(Picture(pixels), wanted, 0.9)
-    crop = cut(Picture(pixels), wanted, CropParams(max_side_px=max_side_px), quality, INFO)
+    quality = assess(Image(pixels), wanted, 0.9)
+    crop = cut(Image(pixels), wanted, CropParams(max_side_px=max_side_px), quality, INFO)
     longer_side = max(crop.pixels.shape[:2])
     # Only a needle, thinner than the factor, stays longer than asked: there is nothing to average across.
     assert longer_side <= max_side_px or min(crop.pixels.shape[:2]) == 1

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from edge_agent.capture.synthetic.render import Renderer, Sprite
 from edge_agent.capture.synthetic.scene import Appearance, Disturbances, Scene
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.camera.visibility import IlluminationMonitor, IlluminationParams
-from edge_agent.core.frame import Frame, Levels, Picture
+from edge_agent.core.camera.visibility import VisibilityMonitor, VisibilityParams
+from edge_agent.core.frame import Frame, Image, Levels
 from edge_agent.core.presence.idle import IdleGate, IdleParams, changed, sample
 from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
 from edge_agent.core.presence.state_machine import PresenceParams
@@ -38,7 +38,7 @@ def seen(scene, noise=0.0, seed=1):
 
 
 def differs(before, now, **levels):
-    return changed(sample(Picture(before, **levels)), sample(Picture(now, **levels)))
+    return changed(sample(Image(before, **levels)), sample(Image(now, **levels)))
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 3.0, 6.0, 10.0])
@@ -127,9 +127,9 @@ class Looks:
 
     def show(self, picture, nobody=True):
         self.t += 1.0 / FPS
-        due = self.rate.due(Picture(picture), self.t)
+        due = self.rate.due(Image(picture), self.t)
         if due:
-            self.rate.looked(Picture(picture), self.t, nobody)
+            self.rate.looked(Image(picture), self.t, nobody)
         self.looks.append(due)
         return due
 
@@ -294,7 +294,7 @@ def onsets(scene, params, until_s, artist, noise=2.0, seed=1):
     pipeline = FacePipeline(
         "door", CameraParams("test://"), oracle, lambda: next(ids), clock, PipelineParams(idle=params)
     )
-    monitor = IlluminationMonitor(IlluminationParams(), "sensor")
+    monitor = VisibilityMonitor(VisibilityParams(), "sensor")
     renderer = Renderer(scene, SIZE, FPS, artist, noise, seed)
     starts, sight = [], Sight.STARTING
     for index in range(int(until_s * FPS)):
@@ -304,9 +304,9 @@ def onsets(scene, params, until_s, artist, noise=2.0, seed=1):
         verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
         if verdict.sight is not sight:
             sight = verdict.sight
-            pipeline.sight(sight, moment)
+            pipeline.set_sight(sight, moment)
         if verdict.keep:
-            outcome = pipeline.step(frame, pipeline.info(frame, moment))
+            outcome = pipeline.step(frame, pipeline.frame_info(frame, moment))
             starts += [event.info.sequence for event in outcome.events if event.event_type == "start"]
     return starts, oracle.looks
 

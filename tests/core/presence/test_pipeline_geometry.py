@@ -98,9 +98,9 @@ def test_boxes_zones_and_crops_lie_where_the_pixels_do(width, height, rotate, fl
     face = (at[0] * (width - 12), at[1] * (height - 12), at[0] * (width - 12) + 12, at[1] * (height - 12) + 12)
     clock, crops = FakeClock(), CropParams(margin=margin, min_quality=0.0, min_face_px=1)
     pipeline = FacePipeline("door", camera, Finder(face), lambda: "id", clock, PipelineParams(crops=crops))
-    pipeline.sight(Sight.OK, clock())
+    pipeline.set_sight(Sight.OK, clock())
     frame = Frame(raw(upright(width, height), rotate, flip), 1, clock.t)
-    info = pipeline.info(frame, clock())
+    info = pipeline.frame_info(frame, clock())
     assert (info.width, info.height) == (width, height)
     start = pipeline.step(frame, info).events[0]
     box = (start.box.left, start.box.top, start.box.right, start.box.bottom)
@@ -110,6 +110,6 @@ def test_boxes_zones_and_crops_lie_where_the_pixels_do(width, height, rotate, fl
     snapshot = pipeline.snapshot(frame, info)
     assert snapshot.box == Box(0.0, 0.0, 1.0, 1.0)
     check(snapshot, (width, height), masks)
-    crop = pipeline.sight(Sight.STOPPED, clock()).events[0].crop
+    crop = pipeline.set_sight(Sight.STOPPED, clock()).events[0].crop
     assert crop.box.left <= start.box.left + 1e-4 and start.box.bottom <= crop.box.bottom + 1e-4
     check(crop, (width, height), masks)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.presence.state_machine import PresenceParams
 from edge_agent.core.presence.tracker import TrackerParams
-from edge_agent.core.presence.visits import UPDATE_EVERY_S
+from edge_agent.core.presence.visits import UPDATE_INTERVAL_S
 from edge_agent.core.types import Presence, Sight
 from tests.core.presence.staged_camera import INFER_S, StagedCamera
 
@@ -115,7 +115,7 @@ class TruthfulCamera(RuleBasedStateMachine):
                 open_ids.append(event.event_id)
             elif event.event_type == "update":
                 assert event.event_id in open_ids
-                assert event.info.moment.t - told_t[event.event_id] >= UPDATE_EVERY_S
+                assert event.info.moment.t - told_t[event.event_id] >= UPDATE_INTERVAL_S
             else:
                 open_ids.remove(event.event_id)
                 assert event.end_reason and event.ended == event.info.moment

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge_agent.core.presence.crops import hide
+from edge_agent.core.presence.crops import obscure
 
 RNG = np.random.default_rng(1)
 SHAPES = [(97, 61), (61, 97, 3), (8, 8), (3, 2), (1, 1), (320, 40)]
@@ -16,7 +16,7 @@ def picture(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pixelated_holds_no_more_than_its_blocks(shape):
     before = picture(shape)
-    after = hide(before, "pixelate")
+    after = obscure(before, "pixelate")
     assert after.shape == before.shape and after.dtype == np.uint8 and after.flags["C_CONTIGUOUS"]
     side = -(-max(shape[:2]) // 8)
     for y in range(0, shape[0], side):
@@ -30,17 +30,17 @@ def test_pixelated_holds_no_more_than_its_blocks(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_full_is_one_level(shape):
-    after = hide(picture(shape), "full")
+    after = obscure(picture(shape), "full")
     assert after.shape == shape and (after == after[0, 0]).all()
 
 
 def test_off_changes_nothing():
     before = picture((5, 5))
-    assert hide(before, "off") is before
+    assert obscure(before, "off") is before
 
 
 def test_what_was_taken_is_not_changed():
     before = picture((50, 50))
     kept = before.copy()
-    hide(before, "pixelate")
+    obscure(before, "pixelate")
     assert (before == kept).all()

@@ -13,7 +13,7 @@ BLIND = [sight for sight in Sight if not sight.can_see]
 
 def seeing(delay_on_s=0.0, delay_off_s=2.0):
     machine = PresenceMachine(PresenceParams(delay_on_s, delay_off_s))
-    machine.sight(Sight.OK)
+    machine.set_sight(Sight.OK)
     return machine
 
 
@@ -96,12 +96,12 @@ def test_delay_on_is_not_a_reason_to_doubt_a_yes():
 def test_losing_sight_is_unknown_at_once_and_regaining_it_starts_from_nothing(sight):
     machine = seeing()
     machine.observe(True, 1.0)
-    machine.sight(sight)
+    machine.set_sight(sight)
     assert machine.state is UNKNOWN
     machine.observe(False, 1.1)
     machine.tick(100.0)
     assert machine.state is UNKNOWN
-    machine.sight(Sight.OK)
+    machine.set_sight(Sight.OK)
     machine.tick(101.0)
     assert machine.state is UNKNOWN
     machine.observe(False, 102.0)
@@ -146,7 +146,7 @@ def test_agrees_with_the_definition_read_off_the_whole_history(script, delay_on,
     for dt, (kind, value) in script:
         t += dt
         if kind == "sight":
-            machine.sight(value)
+            machine.set_sight(value)
             if not value.can_see:
                 log, answer = None, UNKNOWN
             elif log is None:

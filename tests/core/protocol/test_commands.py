@@ -14,15 +14,15 @@ from edge_agent.core.protocol.commands import (
     REMEMBERED,
     SWITCHES,
     Command,
+    CommandGuard,
     CommandParams,
-    Guard,
-    Refusal,
-    Rules,
+    CommandRules,
+    RefusedCommand,
     parse_json,
 )
 from tests.fakes.clock import FakeClock
 
-RULES = Rules(("door", "hall"), CommandParams(restart=True))
+RULES = CommandRules(("door", "hall"), CommandParams(restart=True))
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def clock():
 
 @pytest.fixture
 def guard():
-    return Guard(RULES)
+    return CommandGuard(RULES)
 
 
 def ask(guard, clock, name="ping", payload=b"{}", retained=False):
     """One request, a second after the last."""
-    return guard.request(name, payload, retained, clock.advance(1))
+    return guard.check_command(name, payload, retained, clock.advance(1))
 
 
 GOOD = {
@@ -61,15 +61,15 @@ def test_every_command_of_the_list_passes(guard, clock, name):
 def test_a_command_that_could_not_be_tried_may_come_again(guard, clock):
     payload = b'{"transaction": "t", "camera": "hall"}'
     command = ask(guard, clock, "snapshot", payload)
-    assert isinstance(guard.request("snapshot", payload, False, clock.advance(1)), Refusal)
+    assert isinstance(guard.check_command("snapshot", payload, False, clock.advance(1)), RefusedCommand)
     guard.forget(command)
-    assert isinstance(guard.request("snapshot", payload, False, clock.advance(1)), Command)
+    assert isinstance(guard.check_command("snapshot", payload, False, clock.advance(1)), Command)
 
 
 def test_clearing_a_retained_command_does_not_run_it(guard, clock):
     assert ask(guard, clock, payload=b"{}") == Command("ping")
-    refusal = guard.request("ping", b"", False, clock.advance(1))
-    assert isinstance(refusal, Refusal) and refusal.reason == "malformed" and "{}" in refusal.error
+    refusal = guard.check_command("ping", b"", False, clock.advance(1))
+    assert isinstance(refusal, RefusedCommand) and refusal.reason == "malformed" and "{}" in refusal.error
 
 
 def test_arguments_are_handed_on(guard, clock):
@@ -79,7 +79,7 @@ def test_arguments_are_handed_on(guard, clock):
 
 
 def test_the_only_camera_need_not_be_named(clock):
-    assert ask(Guard(Rules(("door",))), clock, "snapshot", b'{"transaction": "a"}').camera == "door"
+    assert ask(CommandGuard(CommandRules(("door",))), clock, "snapshot", b'{"transaction": "a"}').camera == "door"
 
 
 REFUSED = {
@@ -129,7 +129,7 @@ REFUSED = {
 def test_what_is_refused_says_why_and_is_counted(guard, clock, case):
     name, payload, reason = REFUSED[case]
     refusal = ask(guard, clock, name, payload)
-    assert isinstance(refusal, Refusal), refusal
+    assert isinstance(refusal, RefusedCommand), refusal
     assert refusal.reason == reason and refusal.answer and refusal.name in (name, "unknown")
     assert 0 < len(refusal.error) <= 200 and refusal.error.isprintable()
     assert guard.refused == {reason: 1} and guard.accepted == 0
@@ -154,7 +154,7 @@ def test_a_command_of_a_name_that_is_no_topic_is_answered_as_unknown(guard, cloc
 
 def test_retained_commands_are_dropped(guard, clock):
     assert ask(guard, clock, retained=True).reason == "retained"
-    assert guard.switch("door", "detection", b"OFF", True, clock.advance(1)).reason == "retained"
+    assert guard.check_switch("door", "detection", b"OFF", True, clock.advance(1)).reason == "retained"
 
 
 def test_the_transaction_is_echoed_in_a_refusal_when_it_can_be_read(guard, clock):
@@ -197,51 +197,51 @@ def test_a_zone_other_than_utc_is_understood(guard, clock):
 
 def test_five_a_second_and_refusals_are_not_all_answered(guard, clock):
     now = clock()
-    verdicts = [guard.request("ping", b"{}", False, now) for _ in range(100)]
+    verdicts = [guard.check_command("ping", b"{}", False, now) for _ in range(100)]
     assert sum(isinstance(verdict, Command) for verdict in verdicts) == 5
-    refusals = [verdict for verdict in verdicts if isinstance(verdict, Refusal)]
+    refusals = [verdict for verdict in verdicts if isinstance(verdict, RefusedCommand)]
     assert {refusal.reason for refusal in refusals} == {"flooded"}
     assert sum(refusal.answer for refusal in refusals) == 5
     assert guard.refused["flooded"] == 95
-    assert isinstance(guard.request("ping", b"{}", False, clock.advance(0.21)), Command)
-    assert guard.switch("door", "crops", b"ON", False, clock()).reason == "flooded"
+    assert isinstance(guard.check_command("ping", b"{}", False, clock.advance(0.21)), Command)
+    assert guard.check_switch("door", "crops", b"ON", False, clock()).reason == "flooded"
 
 
 def test_a_long_silence_earns_no_more_than_a_second(guard, clock):
     clock.advance(3600)
-    guard.request("ping", b"{}", False, clock())
+    guard.check_command("ping", b"{}", False, clock())
     now = clock.advance(3600)
-    assert sum(isinstance(guard.request("ping", b"{}", False, now), Command) for _ in range(100)) == 5
+    assert sum(isinstance(guard.check_command("ping", b"{}", False, now), Command) for _ in range(100)) == 5
 
 
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("payload", [b"ON", b"OFF"])
 def test_switches(guard, clock, name, payload):
-    assert guard.switch("hall", name, payload, False, clock()) == Command(
+    assert guard.check_switch("hall", name, payload, False, clock()) == Command(
         name, camera="hall", arguments={"on": payload == b"ON"}
     )
 
 
 @pytest.mark.parametrize("payload", [b"", b"on", b"ON\n", b"1", b"\xff", b"ON" * 4096])
 def test_a_switch_takes_two_words_alone(guard, clock, payload):
-    assert guard.switch("hall", "crops", payload, False, clock()).reason == "malformed"
+    assert guard.check_switch("hall", "crops", payload, False, clock()).reason == "malformed"
 
 
 def test_unknown_switches(guard, clock):
-    assert guard.switch("attic", "crops", b"ON", False, clock()).reason == "unknown"
-    assert guard.switch("door", "power", b"ON", False, clock()).reason == "unknown"
+    assert guard.check_switch("attic", "crops", b"ON", False, clock()).reason == "unknown"
+    assert guard.check_switch("door", "power", b"ON", False, clock()).reason == "unknown"
 
 
 def test_what_settings_disable_stays_so(clock):
-    guard = Guard(Rules(("door",), CommandParams(restart=False), crops=False, snapshots=False))
-    assert guard.switch("door", "crops", b"ON", False, clock()).reason == "forbidden"
-    assert isinstance(guard.switch("door", "crops", b"OFF", False, clock()), Command)
+    guard = CommandGuard(CommandRules(("door",), CommandParams(restart=False), crops=False, snapshots=False))
+    assert guard.check_switch("door", "crops", b"ON", False, clock()).reason == "forbidden"
+    assert isinstance(guard.check_switch("door", "crops", b"OFF", False, clock()), Command)
     assert ask(guard, clock, "snapshot", b'{"transaction": "a"}').reason == "forbidden"
     assert ask(guard, clock, "restart", b'{"transaction": "b"}').reason == "forbidden"
 
 
 def test_the_file_bounds_the_threshold(clock):
-    guard = Guard(Rules(("door",), CommandParams(min_threshold=0.3, max_threshold=0.6)))
+    guard = CommandGuard(CommandRules(("door",), CommandParams(min_threshold=0.3, max_threshold=0.6)))
     assert ask(guard, clock, "set_threshold", b'{"value": 0.29}').reason == "invalid"
     assert isinstance(ask(guard, clock, "set_threshold", b'{"value": 0.3}'), Command)
 
@@ -255,10 +255,10 @@ NAMES = st.sampled_from([*COMMANDS, *SWITCHES, "unknown"]) | st.text()
 def judged(guard, clock, name, payload):
     """What must hold for every input whatever."""
     for verdict in (
-        guard.request(name, payload, False, clock.advance(1)),
-        guard.switch("door", name, payload, False, clock.advance(1)),
+        guard.check_command(name, payload, False, clock.advance(1)),
+        guard.check_switch("door", name, payload, False, clock.advance(1)),
     ):
-        assert isinstance(verdict, (Command, Refusal))
+        assert isinstance(verdict, (Command, RefusedCommand))
         answer = json.dumps(vars(verdict), default=dict, ensure_ascii=False, allow_nan=False).encode("utf-8")
         assert len(answer) < 1024
 
@@ -266,7 +266,7 @@ def judged(guard, clock, name, payload):
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(NAMES, st.binary(max_size=200) | JSON.map(lambda v: json.dumps(v).encode())), max_size=40))
 def test_nothing_leaves_the_judge_but_a_verdict(requests):
-    guard, clock = Guard(RULES), FakeClock()
+    guard, clock = CommandGuard(RULES), FakeClock()
     for name, payload in requests:
         judged(guard, clock, name, payload)
     assert guard.accepted + sum(guard.refused.values()) == 2 * len(requests)
@@ -300,12 +300,12 @@ def mutated(random):
 
 
 def test_a_hundred_thousand_near_misses_leave_the_judge_standing():
-    random, guard, clock = Random(1), Guard(RULES), FakeClock()
+    random, guard, clock = Random(1), CommandGuard(RULES), FakeClock()
     names = [*COMMANDS, "unknown", "", "\ud800", "a/b"]
     longest = 0
     for _ in range(100_000):
-        verdict = guard.request(random.choice(names), mutated(random), False, clock.advance(1))
-        if isinstance(verdict, Refusal):
+        verdict = guard.check_command(random.choice(names), mutated(random), False, clock.advance(1))
+        if isinstance(verdict, RefusedCommand):
             longest = max(longest, len(verdict.name) + len(verdict.error) + len(verdict.transaction or ""))
     assert longest < 300
     assert guard.accepted + sum(guard.refused.values()) == 100_000

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.core.protocol.health import AgentHealth, CameraHealth, as_payload
+from edge_agent.core.protocol.health import AgentHealth, CameraHealth, health_payload
 from edge_agent.core.protocol.messages import OutboxStatus
 from edge_agent.core.types import Sight
 
@@ -16,7 +16,7 @@ def camera(sight):
 def health(*sights, **more):
     cameras = {f"c{number}": camera(sight) for number, sight in enumerate(sights)}
     known = AgentHealth(cameras, OutboxStatus(), True, 0, "", 0, 12.34, None, None, True)
-    return as_payload(replace(known, **more))
+    return health_payload(replace(known, **more))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 
 from edge_agent.core.protocol.commands import CommandParams
 from edge_agent.core.protocol.home_assistant import (
-    CameraEntry,
+    AgentDescription,
+    CameraDescription,
     HomeAssistantParams,
-    Site,
     decode_published,
     device_id,
     devices,
@@ -21,9 +21,11 @@ from edge_agent.core.protocol.topics import Topics
 from tests.fakes.schemas import validate_discovery
 
 TOPICS = Topics("edge-agent", "lobby")
-DOOR = CameraEntry("door", "Front door", ("desk", "till"))
-HALL = CameraEntry("hall")
-EVERYTHING = Site("1.2", "Orin", (DOOR, HALL), CommandParams(restart=True), crops=True, image=True, temperature=True)
+DOOR = CameraDescription("door", "Front door", ("desk", "till"))
+HALL = CameraDescription("hall")
+EVERYTHING = AgentDescription(
+    "1.2", "Orin", (DOOR, HALL), CommandParams(restart=True), crops=True, image=True, temperature=True
+)
 NODE = {"threshold", "restart", "temperature", "outbox", "started", "version"}
 CAMERA = {
     "presence", "faces", "face_event", "face_appeared", "face_left", "last_face", "detection", "crops", "fps",
@@ -106,10 +108,10 @@ def test_ids_of_different_agents_and_cameras_never_collide():
 
 
 def test_what_settings_turn_off_has_no_entity():
-    mute = components(Site("1", "pc", (HALL,), CommandParams(enabled=False), crops=False))
+    mute = components(AgentDescription("1", "pc", (HALL,), CommandParams(enabled=False), crops=False))
     assert set(mute["edge-agent_lobby"]) == {"outbox", "started", "version"}
     assert not {"detection", "crops", "last_face"} & set(mute["edge-agent_lobby_hall"])
-    careful = components(Site("1", "pc", (HALL,)))
+    careful = components(AgentDescription("1", "pc", (HALL,)))
     assert "restart" not in careful["edge-agent_lobby"] and "last_face" not in careful["edge-agent_lobby_hall"]
 
 
@@ -119,7 +121,9 @@ def test_turned_off_it_publishes_nothing():
 
 def test_a_component_that_has_gone_is_said_to_have_gone():
     _, before = published()
-    site = Site("1.2", "Orin", (CameraEntry("door", zones=("till",)), HALL), CommandParams(), crops=False, image=True)
+    site = AgentDescription(
+        "1.2", "Orin", (CameraDescription("door", zones=("till",)), HALL), CommandParams(), crops=False, image=True
+    )
     found, record = published(site, before)
     door = found["homeassistant/device/edge-agent_lobby_door/config"]["components"]
     assert door["zone_desk"] == {"platform": "binary_sensor"} and door["crops"] == {"platform": "switch"}
@@ -131,7 +135,7 @@ def test_a_component_that_has_gone_is_said_to_have_gone():
 
 def test_a_camera_that_has_gone_is_taken_back():
     _, before = published()
-    _, record = published(Site("1.2", "Orin", (DOOR,)), before)
+    _, record = published(AgentDescription("1.2", "Orin", (DOOR,)), before)
     gone = removals(before, record)
     assert [(m.topic, m.payload, m.retain) for m in gone] == [
         ("homeassistant/device/edge-agent_lobby_hall/config", b"", True)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from edge_agent.core.protocol.commands import CommandParams, Rules
+from edge_agent.core.protocol.commands import CommandParams, CommandRules
 from edge_agent.core.protocol.overrides import Overrides
 
-RULES = Rules(("door", "hall"))
+RULES = CommandRules(("door", "hall"))
 
 
 def test_all_is_on_until_somebody_switches_it_off():
@@ -19,13 +19,13 @@ def test_all_is_on_until_somebody_switches_it_off():
 
 
 def test_what_the_settings_turn_off_no_override_turns_on():
-    rules = Rules(("door",), crops=False)
+    rules = CommandRules(("door",), crops=False)
     assert not Overrides().with_switch("door", "crops", True).is_on("door", "crops", rules)
     assert Overrides().is_on("door", "detection", rules)
 
 
 def test_a_threshold_that_is_no_longer_allowed_is_dropped():
-    narrow = Rules(("door",), CommandParams(min_threshold=0.3))
+    narrow = CommandRules(("door",), CommandParams(min_threshold=0.3))
     assert Overrides(0.2).bounded(RULES).threshold == 0.2
     assert Overrides(0.2).bounded(narrow).threshold is None
 

@@ -29,7 +29,7 @@ def test_topics_are_those_of_the_contract() -> None:
     door = topics.camera("door")
     assert topics.availability == "edge-agent/lobby/availability"
     assert (topics.info, topics.health) == ("edge-agent/lobby/info", "edge-agent/lobby/health")
-    assert topics.request("ping") == "edge-agent/lobby/request/ping"
+    assert topics.command("ping") == "edge-agent/lobby/request/ping"
     assert topics.response("ping") == "edge-agent/lobby/response/ping"
     assert door.availability == "edge-agent/lobby/door/availability"
     assert door.presence == "edge-agent/lobby/door/presence"

@@ -17,7 +17,7 @@ from edge_agent.commands.recordings import Gathering, gather
 from edge_agent.config.settings import load_settings
 from edge_agent.core.detection.detector import DetectionParams, FaceDetector
 from edge_agent.core.detection.model_contract import CENTERFACE
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import InputError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.calibration import cpu_int8
@@ -61,9 +61,9 @@ def test_what_is_kept_is_spread_over_the_time_and_differs() -> None:
     for index in range(1000):
         pixels = np.full((48, 64), 30, np.uint8)
         pixels[:, index * 64 // 1000 :] = 200 - index // 10
-        found.offer(Picture(pixels))
+        found.offer(Image(pixels))
         found.offer(
-            Picture(np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8))
+            Image(np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8))
         )  # noise is not new
     kept = [200 - int(picture.pixels[0, -1]) for picture in found.pictures()]
     assert len(kept) == 8 and kept == sorted(set(kept))
@@ -74,7 +74,7 @@ def test_what_is_kept_is_spread_over_the_time_and_differs() -> None:
 def test_dark_and_empty_pictures_are_no_pictures() -> None:
     found = Gathering(8)
     for level in (0, 3, 128, 255):
-        found.offer(Picture(np.full((48, 64), level, np.uint8)))
+        found.offer(Image(np.full((48, 64), level, np.uint8)))
     assert (found.flat, found.pictures()) == (4, [])
 
 

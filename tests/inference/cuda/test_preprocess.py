@@ -10,7 +10,7 @@ import pytest
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import CameraTransform
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
-from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, DeviceView, Levels, Picture
+from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, DeviceView, Image, Levels
 from edge_agent.errors import EngineError
 from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext
@@ -37,7 +37,7 @@ class Rig:
     def preprocessor(self, contract: ModelContract = PLAIN, *options: Any, **more: Any) -> CudaPreprocessor:
         return CudaPreprocessor(self.context, self.cache, contract, *options, **more)
 
-    def run(self, preprocess: CudaPreprocessor, picture: Picture) -> np.ndarray:
+    def run(self, preprocess: CudaPreprocessor, picture: Image) -> np.ndarray:
         tensor = preprocess(picture)
         self.context.wait()
         nbytes = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
@@ -69,7 +69,7 @@ def opencv(pixels: np.ndarray, size: Tuple[int, int], interpolation: str) -> np.
 @pytest.mark.parametrize("size", SIZES + SMALLER)
 def test_bilinear_is_opencvs(rig: Rig, size: Tuple[int, int]) -> None:
     pixels = noise(size)
-    planes = rig.run(rig.preprocessor(), Picture(pixels))[0]
+    planes = rig.run(rig.preprocessor(), Image(pixels))[0]
     assert np.abs(planes[0] - opencv(pixels, PLAIN.net, "linear")).max() <= BILINEAR_LIMIT
     assert np.array_equal(planes[1], planes[0]) and np.array_equal(planes[2], planes[0])
 
@@ -77,13 +77,13 @@ def test_bilinear_is_opencvs(rig: Rig, size: Tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", SIZES + SMALLER[:1])
 def test_area_is_opencvs(rig: Rig, size: Tuple[int, int]) -> None:
     pixels = noise(size)
-    planes = rig.run(rig.preprocessor(PLAIN, "area"), Picture(pixels))[0]
+    planes = rig.run(rig.preprocessor(PLAIN, "area"), Image(pixels))[0]
     assert np.abs(planes[0] - opencv(pixels, PLAIN.net, "area")).max() <= AREA_LIMIT
     assert np.array_equal(planes[1], planes[0]) and np.array_equal(planes[2], planes[0])
 
 
 def test_area_enlarges_as_bilinear(rig: Rig) -> None:
-    picture = Picture(noise((400, 100)))
+    picture = Image(noise((400, 100)))
     area, linear = (rig.run(rig.preprocessor(PLAIN, filter), picture) for filter in ("area", "linear"))
     assert np.array_equal(area, linear)
 
@@ -93,9 +93,9 @@ def test_area_enlarges_as_bilinear(rig: Rig) -> None:
 def test_rgb_planes_are_opencvs(rig: Rig, size: Tuple[int, int], interpolation: str, limit: float) -> None:
     pixels = noise(size, 3)
     expected = opencv(pixels, PLAIN.net, interpolation)
-    planes = rig.run(rig.preprocessor(PLAIN, interpolation), Picture(pixels))[0]
+    planes = rig.run(rig.preprocessor(PLAIN, interpolation), Image(pixels))[0]
     assert np.abs(planes.transpose(1, 2, 0) - expected).max() <= limit
-    luma = rig.run(rig.preprocessor(replace(PLAIN, channels=1), interpolation), Picture(pixels))
+    luma = rig.run(rig.preprocessor(replace(PLAIN, channels=1), interpolation), Image(pixels))
     assert luma.shape == (1, 1, 240, 384)
     assert np.abs(luma[0, 0] - expected @ np.array([0.299, 0.587, 0.114])).max() <= limit
 
@@ -108,7 +108,7 @@ def test_deep_gray_is_opencvs(rig: Rig, bits: int, levels: Levels, interpolation
     pixels = noise((1280, 800), dtype=np.uint16) >> (16 - bits)
     resized = opencv(pixels, PLAIN.net, interpolation)
     expected = np.clip((resized - levels.offset) * levels.gain, 0, 255)
-    planes = rig.run(rig.preprocessor(PLAIN, interpolation), Picture(pixels, levels))[0]
+    planes = rig.run(rig.preprocessor(PLAIN, interpolation), Image(pixels, levels))[0]
     assert np.abs(planes[0] - expected).max() <= limit
 
 
@@ -134,22 +134,22 @@ def test_the_gpus_own_rows_are_read_at_any_pitch(
     rows = rows_of(pixels, pixels.strides[0] + pitch_extra)
     device = DeviceView(rig.cuda.map(rows), rows.shape[1], pixel_format)
     preprocess = rig.preprocessor(PLAIN, interpolation)
-    there = rig.run(preprocess, Picture(pixels, levels, device))
+    there = rig.run(preprocess, Image(pixels, levels, device))
     assert preprocess.copied == 0
-    assert np.array_equal(there, rig.run(preprocess, Picture(pixels, levels)))
+    assert np.array_equal(there, rig.run(preprocess, Image(pixels, levels)))
     assert preprocess.copied == 1
     rig.cuda.unmap(rows)
 
 
 def test_the_y_of_nv12_and_packed_yuv_is_read_in_place(rig: Rig) -> None:
     gray = noise((640, 400))
-    expected = rig.run(rig.preprocessor(), Picture(gray, LIMITED_RANGE))
+    expected = rig.run(rig.preprocessor(), Image(gray, LIMITED_RANGE))
     for name, step, first in (("nv12", 1, 0), ("yuyv", 2, 0), ("uyvy", 2, 1)):
         rows = noise((640 * step, 600))
         rows[:400, first::step] = gray
         pixels = rows[:400, first::step]
         device = DeviceView(rig.cuda.map(rows), rows.shape[1], name)
-        found = rig.run(rig.preprocessor(), Picture(pixels, LIMITED_RANGE, device))
+        found = rig.run(rig.preprocessor(), Image(pixels, LIMITED_RANGE, device))
         assert np.array_equal(found, expected), name
         rig.cuda.unmap(rows)
 
@@ -159,7 +159,7 @@ def test_the_y_of_nv12_and_packed_yuv_is_read_in_place(rig: Rig) -> None:
 def test_letterbox_pads_with_zero(rig: Rig, size: Tuple[int, int], interpolation: str, limit: float) -> None:
     pixels = noise(size)
     where = CENTERFACE.place(size)
-    found = rig.run(rig.preprocessor(CENTERFACE, interpolation), Picture(pixels))
+    found = rig.run(rig.preprocessor(CENTERFACE, interpolation), Image(pixels))
     assert found.shape == (1, 3, where.net_h, where.net_w)
     shrinks = where.inner_w <= size[0] and where.inner_h <= size[1]
     expected = opencv(pixels, (where.inner_w, where.inner_h), interpolation if shrinks else "linear")
@@ -169,13 +169,13 @@ def test_letterbox_pads_with_zero(rig: Rig, size: Tuple[int, int], interpolation
 
 def test_a_smaller_picture_after_a_larger_one_leaves_nothing_of_it(rig: Rig) -> None:
     preprocess = rig.preprocessor(CENTERFACE)
-    rig.run(preprocess, Picture(np.full((800, 1280), 255, np.uint8)))
-    found = rig.run(preprocess, Picture(np.zeros((480, 640), np.uint8)))
+    rig.run(preprocess, Image(np.full((800, 1280), 255, np.uint8)))
+    found = rig.run(preprocess, Image(np.zeros((480, 640), np.uint8)))
     assert not found.any()
 
 
 def test_half_is_the_float_rounded(rig: Rig) -> None:
-    picture = Picture(noise((1280, 800)), LIMITED_RANGE)
+    picture = Image(noise((1280, 800)), LIMITED_RANGE)
     for contract in (FACEDETECTIR, PLAIN):
         exact = rig.run(rig.preprocessor(contract), picture)
         half = rig.run(rig.preprocessor(contract, half=True), picture)
@@ -185,7 +185,7 @@ def test_half_is_the_float_rounded(rig: Rig) -> None:
 
 def test_halves_too_small_for_an_exponent_round_too(rig: Rig) -> None:
     contract = replace(FACEDETECTIR, gain=2.0**-30)
-    picture = Picture(noise((384, 240)))
+    picture = Image(noise((384, 240)))
     exact = rig.run(rig.preprocessor(contract), picture)
     half = rig.run(rig.preprocessor(contract, half=True), picture)
     assert len(np.unique(half)) > 2
@@ -193,13 +193,13 @@ def test_halves_too_small_for_an_exponent_round_too(rig: Rig) -> None:
 
 
 PICTURES = [
-    Picture(noise((1280, 800))),
-    Picture(noise((641, 479))[3:, 5:]),
-    Picture(np.rot90(noise((640, 400)))),
-    Picture(noise((640, 480), 3)[:, ::-1]),
-    Picture(noise((640, 480)), LIMITED_RANGE),
-    Picture(noise((640, 480), dtype=np.uint16) >> 6, Levels(0.0, 0.25)),
-    Picture(noise((100, 60))),
+    Image(noise((1280, 800))),
+    Image(noise((641, 479))[3:, 5:]),
+    Image(np.rot90(noise((640, 400)))),
+    Image(noise((640, 480), 3)[:, ::-1]),
+    Image(noise((640, 480)), LIMITED_RANGE),
+    Image(noise((640, 480), dtype=np.uint16) >> 6, Levels(0.0, 0.25)),
+    Image(noise((100, 60))),
 ]
 
 
@@ -234,7 +234,7 @@ def test_the_kernel_is_given_the_frames_own_pointer(rig: Rig) -> None:
     buffer = rig.context.pinned(1280 * 800)
     pixels = buffer.array.reshape(800, 1280)
     pixels[:] = noise((1280, 800))
-    whole = Picture(pixels, device=DeviceView(buffer.pointer, 1280, "gray8"))
+    whole = Image(pixels, device=DeviceView(buffer.pointer, 1280, "gray8"))
     preprocess = rig.preprocessor()
     rig.run(preprocess, whole)
     assert rig.last()["source"] == buffer.pointer
@@ -243,14 +243,14 @@ def test_the_kernel_is_given_the_frames_own_pointer(rig: Rig) -> None:
     found = rig.run(preprocess, part)
     assert rig.last()["source"] == buffer.pointer + top * 1280 + left
     assert preprocess.copied == 0 and rig.cuda.copied_bytes == 0
-    assert np.array_equal(found, rig.run(preprocess, Picture(part.pixels.copy())))
+    assert np.array_equal(found, rig.run(preprocess, Image(part.pixels.copy())))
     assert rig.last()["source"] != buffer.pointer
     assert preprocess.copied == 1
     del pixels, whole, part
 
 
 def test_nothing_runs_before_somebody_waits(rig: Rig) -> None:
-    tensor = rig.preprocessor()(Picture(noise((640, 480))))
+    tensor = rig.preprocessor()(Image(noise((640, 480))))
     assert rig.context.busy
     assert np.all(rig.cuda.at(tensor.pointer, 4096) == 0xA5)
     rig.context.wait()
@@ -260,8 +260,8 @@ def test_nothing_runs_before_somebody_waits(rig: Rig) -> None:
 
 def test_the_next_picture_does_not_overwrite_one_that_is_still_to_be_read(rig: Rig) -> None:
     first, second = rig.preprocessor(), rig.preprocessor()
-    tensor = first(Picture(np.full((480, 640), 7, np.uint8)))
-    first(Picture(np.full((480, 640), 9, np.uint8)))
+    tensor = first(Image(np.full((480, 640), 7, np.uint8)))
+    first(Image(np.full((480, 640), 9, np.uint8)))
     assert rig.cuda.at(tensor.pointer, 4).view(np.float32) == 7.0
     second.close()
     rig.context.wait()
@@ -274,7 +274,7 @@ def test_the_next_picture_does_not_overwrite_one_that_is_still_to_be_read(rig: R
 )
 def test_pixels_that_no_source_delivers_are_refused(rig: Rig, pixels: np.ndarray) -> None:
     with pytest.raises(EngineError, match="a picture of shape"):
-        rig.preprocessor()(Picture(pixels))
+        rig.preprocessor()(Image(pixels))
 
 
 @pytest.mark.parametrize(
@@ -282,18 +282,18 @@ def test_pixels_that_no_source_delivers_are_refused(rig: Rig, pixels: np.ndarray
 )
 def test_a_device_view_that_contradicts_its_pixels_is_refused(rig: Rig, device: DeviceView) -> None:
     with pytest.raises(EngineError, match="a device view of"):
-        rig.preprocessor()(Picture(np.zeros((480, 640), np.uint8), device=device))
+        rig.preprocessor()(Image(np.zeros((480, 640), np.uint8), device=device))
 
 
 def test_a_pointer_that_is_not_the_gpus_is_an_error_and_all_is_still_freed(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     pixels = noise((640, 480))
     preprocess = rig.preprocessor()
-    preprocess(Picture(pixels, device=DeviceView(pixels.ctypes.data, 640, "gray8")))
+    preprocess(Image(pixels, device=DeviceView(pixels.ctypes.data, 640, "gray8")))
     with pytest.raises(EngineError, match=r"illegal memory access.*restart"):
         rig.context.wait()
     with pytest.raises(EngineError, match=r"illegal memory access"):
-        preprocess(Picture(pixels))
+        preprocess(Image(pixels))
     preprocess.close()
     rig.context.close()
     rig.cuda.assert_clean()
@@ -301,11 +301,11 @@ def test_a_pointer_that_is_not_the_gpus_is_an_error_and_all_is_still_freed(tmp_p
 
 def test_growing_and_closing_wait_for_what_is_under_way(rig: Rig) -> None:
     preprocess = rig.preprocessor(replace(CENTERFACE, gain=1.0))
-    preprocess(Picture(np.zeros((100, 640), np.uint8)))
-    tensor = preprocess(Picture(np.full((640, 640), 3, np.uint8)))
+    preprocess(Image(np.zeros((100, 640), np.uint8)))
+    tensor = preprocess(Image(np.full((640, 640), 3, np.uint8)))
     rig.context.wait()
     assert rig.cuda.at(tensor.pointer, 4).view(np.float32) == 3.0
-    preprocess(Picture(np.zeros((640, 640), np.uint8)))
+    preprocess(Image(np.zeros((640, 640), np.uint8)))
     preprocess.close()
     rig.context.wait()
     assert rig.cuda.launched == 3
@@ -314,7 +314,7 @@ def test_growing_and_closing_wait_for_what_is_under_way(rig: Rig) -> None:
 def test_nothing_is_left_behind_by_ten_thousand_pictures(rig: Rig) -> None:
     contract = replace(PLAIN, net=(16, 10))
     preprocess = rig.preprocessor(contract)
-    picture = Picture(noise((32, 20)))
+    picture = Image(noise((32, 20)))
     state: Callable[[], Tuple[int, ...]] = lambda: (  # noqa: E731
         *(rig.cuda.allocated_bytes, len(rig.cuda.memory), rig.cuda.objects),
         *(len(queue) for queue in rig.cuda.queues.values()),

@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent.commands import model
 from edge_agent.config.settings import load_settings
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from tests.fakes import graphs
@@ -68,7 +68,7 @@ def test_with_a_gpu_it_runs_there(
     cache = calibration(tmp_path / "m_int8.txt", [("input_1", 1 / 127), ("cells", 0.01), ("logits", 0.1)])
     engine = opened(path, backend=backend, calibration=str(cache))
     assert (engine.info.backend, engine.info.precision) == ("tensorrt", "int8")
-    assert engine.infer(Picture(np.zeros((480, 640), np.uint8)))["cov"].shape == (1, 15, 24)
+    assert engine.infer(Image(np.zeros((480, 640), np.uint8)))["cov"].shape == (1, 15, 24)
     assert "engine: tensorrt, model m.onnx, int8, version 10.3.0, gpu Fake" in caplog.text
     assert ("auto: TensorRT is installed, and Fake answers" in caplog.text) == (backend == "auto")
     assert board.cuda.opened == 1

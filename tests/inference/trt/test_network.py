@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.convert import convert_file
@@ -54,7 +54,7 @@ def test_a_facedetect_in_uff_runs_on_a_cpu(tmp_path: Path) -> None:
     convert_file(path, path.with_suffix(".onnx"))
     engine = open_engine(params, tmp_path)
     assert (engine.contract.net, engine.contract.stride) == ((736, 416), (16.0, 16.0))
-    answers = engine.infer(Picture(pixels))
+    answers = engine.infer(Image(pixels))
     for role, name in (("cov", "output_cov/Sigmoid"), ("bbox", "output_bbox/BiasAdd")):
         np.testing.assert_allclose(answers[role], net.values[name][0], atol=1e-4, rtol=1e-4)
     engine.close()

@@ -14,7 +14,7 @@ import pytest
 
 from edge_agent.core.detection.detector import DetectionParams, FaceDetector
 from edge_agent.core.detection.geometry import iou
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import Preprocessor, golden_image
@@ -84,12 +84,12 @@ def reference_engine(network: Network, folder: Path) -> OrtEngine:
     return OrtEngine(path, network.contract)
 
 
-def pictures() -> List[Picture]:
+def pictures() -> List[Image]:
     found = [golden_image()]
     for width, height in SIZES:
         y, x = np.mgrid[:height, :width]
         blob = np.exp(-((x - width / 3) ** 2 + (y - height / 2) ** 2) / (width * 8.0))
-        found.append(Picture(np.clip(40 + 215 * blob, 0, 255).astype(np.uint8)))
+        found.append(Image(np.clip(40 + 215 * blob, 0, 255).astype(np.uint8)))
     return found
 
 
@@ -616,7 +616,7 @@ def test_faults_while_running(boards: Any, tmp_path: Path, setting: str, why: st
     else:
         fake.cuda.fail["cuMemHostAlloc"] = "out of memory"
     with pytest.raises(EngineError, match=why):
-        engine.infer(Picture(np.zeros((2000, 3000), np.uint8)))
+        engine.infer(Image(np.zeros((2000, 3000), np.uint8)))
     fake.cuda.fail.clear()
     engine.close()
 

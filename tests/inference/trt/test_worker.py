@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Set
 import numpy as np
 import pytest
 
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.ort import OrtEngine
@@ -56,7 +56,7 @@ def pictures() -> Any:
     for width, height in ((640, 480), (1280, 800), (480, 640), (640, 480)):
         y, x = np.mgrid[:height, :width]
         blob = np.exp(-((x - width / 3) ** 2 + (y - height / 2) ** 2) / (width * 8.0))
-        yield Picture(np.clip(40 + 215 * blob, 0, 255).astype(np.uint8))
+        yield Image(np.clip(40 + 215 * blob, 0, 255).astype(np.uint8))
 
 
 def gone(pid: int) -> bool:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import ModelError
 from edge_agent.inference.calibration.cpu_quantise import make_int8
 from edge_agent.inference.calibration.frames import measure, reached
@@ -32,13 +32,13 @@ def network_of(path: Path) -> Network:
     return read_network(str(path), path.parent)
 
 
-def answers(network: Network, data: bytes, picture: Picture) -> Dict[str, np.ndarray]:
+def answers(network: Network, data: bytes, picture: Image) -> Dict[str, np.ndarray]:
     feed = np.array(Preprocessor(network.contract)(picture))
     found = answer_once(data, "made", {network.binding.input: feed})
     return {role: found[name] for role, name in network.binding.outputs.items()}
 
 
-def off(network: Network, data: bytes, pictures: List[Picture]) -> float:
+def off(network: Network, data: bytes, pictures: List[Image]) -> float:
     """The largest difference of any output, as a share of the float network's norm."""
     worst = 0.0
     for picture in pictures:
@@ -48,7 +48,7 @@ def off(network: Network, data: bytes, pictures: List[Picture]) -> float:
     return worst
 
 
-def scales(network: Network, pictures: List[Picture], folder: Path) -> Any:
+def scales(network: Network, pictures: List[Image], folder: Path) -> Any:
     path = folder / "own.int8.txt"
     path.write_bytes(encode_calibration(reached(network, measure(network, pictures))))
     return read_calibration(path)

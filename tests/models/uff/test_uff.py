@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_agent.core.detection.detector import Decoder, DetectionParams, FaceDetector
 from edge_agent.core.detection.model_contract import FACEDETECTIR
-from edge_agent.core.frame import Picture
+from edge_agent.core.frame import Image
 from edge_agent.errors import InputError, ModelError
 from edge_agent.inference.convert import convert_file
 from edge_agent.inference.ort import OrtEngine
@@ -57,7 +57,7 @@ def scene() -> np.ndarray:
 
 
 def test_detectnet_gives_the_same_faces(scene: np.ndarray, tmp_path: Path) -> None:
-    feed = np.array(Preprocessor(FACEDETECTIR)(Picture(scene)))
+    feed = np.array(Preprocessor(FACEDETECTIR)(Image(scene)))
     net = detectnet(feed)
     (tmp_path / "in.uff").write_bytes(net.encode())
     found = convert_file(tmp_path / "in.uff", tmp_path / "out.onnx")
@@ -70,13 +70,13 @@ def test_detectnet_gives_the_same_faces(scene: np.ndarray, tmp_path: Path) -> No
     engine = OrtEngine(path, derive(read_onnx(path), str(path)))
     assert engine.contract == FACEDETECTIR
     wanted = {"cov": net.values["output_cov/Sigmoid"][0], "bbox": net.values["output_bbox/BiasAdd"][0]}
-    answers = engine.infer(Picture(scene))
+    answers = engine.infer(Image(scene))
     assert answers["cov"].shape == (1, 15, 24)
     for role, value in wanted.items():
         np.testing.assert_allclose(answers[role], value, atol=TOLERANCE, rtol=TOLERANCE)
 
     params = DetectionParams()
-    faces = FaceDetector(engine, params).detect(Picture(scene))
+    faces = FaceDetector(engine, params).detect(Image(scene))
     reference = Decoder(FACEDETECTIR, params).decode(
         {role: value.astype(np.float32) for role, value in wanted.items()}, (384, 240)
     )

@@ -36,12 +36,12 @@ from edge_agent.outbox.sqlite import SqliteOutbox
 from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import PublishStage
 from edge_agent.runtime.worker import Worker
+from scripts.lib.chaos_ledger import script
+from scripts.lib.soak import peak_rss_mb, sample
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
 from tests.fakes.mqtt_agent import HEALTH, INFO, event, now, report
 from tests.fakes.proxy import PUBACK, PUBLISH, packets
-from scripts.lib.chaos_ledger import script
-from scripts.lib.soak import peak_rss_mb, sample
 
 P50_MS, P99_MS, ENQUEUE_P99_US = 5.0, 20.0, 50.0
 SWITCH_INTERVAL_S = 0.0005

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 import edge_agent
-from tests.fakes.agent import AgentProcess
-from tests.fakes.broker import Broker, Listener, eventually
-from tests.fakes.pictures import write_video
 from scripts.lib.bench_publish import fleet
 from scripts.lib.curves import Panel, svg
 from scripts.lib.soak import peak_rss_mb, picture, sample
+from tests.fakes.agent import AgentProcess
+from tests.fakes.broker import Broker, Listener, eventually
+from tests.fakes.pictures import write_video
 
 PICTURE = Path(edge_agent.__file__).parent / "assets" / "astronaut.jpg"
 RATIO, WITH_OPENCV_MB, WITHOUT_OPENCV_MB = 1.1, 130.0, 95.0

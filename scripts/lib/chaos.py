@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from tests.fakes.broker import MOSQUITTO
 from scripts.lib.chaos_faults import FAULTS, LOSSY
 from scripts.lib.chaos_ledger import GRACE_S, Account
 from scripts.lib.chaos_world import World
+from tests.fakes.broker import MOSQUITTO
 
 SETTLE_S = 25.0
 CHAPTER = 10

@@ -8,9 +8,9 @@ from typing import Any, Callable, Dict, List
 
 from edge_agent.commands.live import is_crop
 from edge_agent.outbox.sqlite import RETRY_S
+from scripts.lib.chaos_world import AGENT, ALL, BASE, World
 from tests.fakes.broker import eventually
 from tests.fakes.proxy import Passed, Verdict
-from scripts.lib.chaos_world import AGENT, ALL, BASE, World
 
 SMALL = {"OUTBOX__MAX_BYTES": 65_536, "OUTBOX__MAX_CROP_BYTES": 20_000}
 

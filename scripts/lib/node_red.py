@@ -20,9 +20,9 @@ from typing import Any, Dict, Iterator, List
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
+from scripts.lib.topics import ROOT
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, eventually, free_port
-from scripts.lib.topics import ROOT
 
 AGENT: Dict[str, Any] = {
     "CAMERAS__DOOR__URI": "test://one?fps=15",

@@ -20,11 +20,11 @@ from typing import Any, Dict, List, Optional
 import cv2
 import numpy as np
 
+from scripts.lib import soak_faulty
+from scripts.lib.soak_ledger import sample
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
 from tests.fakes.pictures import write_video
-from scripts.lib import soak_faulty
-from scripts.lib.soak_ledger import sample
 
 CAMERAS = ("file", "folder", "scene")
 SETTLED = 0.25

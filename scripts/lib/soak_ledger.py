@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from tests.fakes.proxy import Passed
 from scripts.lib.soak_faults import DETECT_S, Blind
+from tests.fakes.proxy import Passed
 
 TELL_S = 1.5
 """From blindness proven to `None` on its way, at most, on a busy machine."""

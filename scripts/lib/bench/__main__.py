@@ -22,13 +22,13 @@ from typing import Any, Dict, List
 import cv2
 import numpy as np
 
-from tests.fakes.broker import Broker
 from scripts.lib.bench.arms import Arm, command, shipped
 from scripts.lib.bench.network import files
 from scripts.lib.bench.picture import draw
 from scripts.lib.bench.report import as_json, lines, page, results
 from scripts.lib.bench.scene import pictures
 from scripts.lib.bench.turn import ArmFailed, Turn, take_turn
+from tests.fakes.broker import Broker
 
 PROMPT = "set_tcp_nodelay true\n"
 

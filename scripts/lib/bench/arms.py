@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from tests.fakes.agent import environment
 from scripts.lib.bench.network import Files
 from scripts.lib.bench.scene import slot_of
+from tests.fakes.agent import environment
 
 GONE_S = 0.3
 IOU = 0.4

@@ -79,7 +79,7 @@ class Preprocessor:
         layout_fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
         if pixels.dtype not in (np.uint8, np.uint16) or not layout_fits or pixels.size == 0:
             raise EngineError(
-                f"a picture of shape {pixels.shape} and {pixels.dtype}", "expected (H, W) or (H, W, 3), uint8 or uint16"
+                f"an image of shape {pixels.shape} and {pixels.dtype}", "expected (H, W) or (H, W, 3), uint8 or uint16"
             )
         plan = self._plan((pixels.shape[1], pixels.shape[0]))
         where = plan.placement

@@ -31,10 +31,10 @@ def twin_image() -> bytes:
 
 
 class TwinCompiler:
-    """A `cuda.compiler.Compiler` for the fake GPU.
+    """Stands in for `cuda.compiler.Nvcc`; the fake GPU runs what it compiles.
 
     Attributes:
-        compiled: How often it was asked.
+        compiled: Count of calls.
     """
 
     def __init__(self) -> None:

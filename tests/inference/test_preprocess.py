@@ -155,5 +155,5 @@ def test_views_of_a_drivers_buffer_are_taken_and_never_written(opencv: bool) -> 
     ],
 )
 def test_pixels_that_no_source_delivers_are_refused(pixels: np.ndarray) -> None:
-    with pytest.raises(EngineError, match="a picture of shape"):
+    with pytest.raises(EngineError, match="an image of shape"):
         Preprocessor(FACEDETECTIR)(Image(pixels))

@@ -1,6 +1,6 @@
-"""The preprocess kernel's machine code: compiled by nvcc on the machine that runs it, and kept.
+"""Compiles the preprocess kernel with nvcc on the machine that runs it, and caches the machine code.
 
-No code can be shipped: CUDA 13 no longer compiles for the Nano, and older drivers run no newer CUDA's code.
+No machine code can be shipped: CUDA 13 no longer compiles for the Nano, and older drivers run no newer CUDA's code.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, List, Mapping, Optional, Protocol, Sequence
+from typing import Callable, Iterator, List, Mapping, Optional, Sequence
 
 from edge_agent.errors import EngineError, InputError, MissingPackage
 from edge_agent.inference.cuda.context import CudaContext, Kernel
@@ -21,32 +21,25 @@ _log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).with_name("kernel")
 SOURCE = _FOLDER / "preprocess.cu"
 _SOURCES = (_FOLDER / "preprocess.cuh", SOURCE)
-_COMPILE_LIMIT_S = 300.0  # a Nano on a slow card takes half a minute
-
-
-class Compiler(Protocol):
-    """Makes machine code of a kernel's source."""
-
-    def compile(self, source: Path, sm: str, scratch: Path) -> bytes:
-        """The cubin of `source` for architecture `sm`, e.g. "87"; intermediate files go to `scratch`.
-
-        Raises:
-            MissingPackage: It cannot be compiled with what is installed.
-        """
+_COMPILE_LIMIT_S = 300.0  # a Nano with a slow SD card takes half a minute
+_INSTALL = (
+    "install the CUDA toolkit that belongs to the board's JetPack or driver, with g++; "
+    "on a Jetson: sudo apt-get install nvidia-jetpack; elsewhere name its folder in CUDA_HOME"
+)
 
 
 class Nvcc:
-    """NVIDIA's compiler.
-
-    Args:
-        path: Of nvcc.
-    """
+    """NVIDIA's compiler, at `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def compile(self, source: Path, sm: str, scratch: Path) -> bytes:
-        """See `Compiler`."""
+        """The cubin of `source` for architecture `sm`, e.g. "87"; intermediate files are written to `scratch`.
+
+        Raises:
+            MissingPackage: It cannot be compiled with what is installed.
+        """
         target = scratch / "kernel.cubin"
         command = [str(self.path), "-cubin", f"-arch=sm_{sm}", "-std=c++14", "-o", str(target), str(source)]
         try:
@@ -62,32 +55,26 @@ class Nvcc:
         except OSError as error:
             raise MissingPackage(f"{self.path} cannot be run: {error.strerror}", _INSTALL) from error
         except subprocess.TimeoutExpired as error:
-            raise MissingPackage(f"{self.path} was not done within {_COMPILE_LIMIT_S:g} s", _INSTALL) from error
+            raise MissingPackage(f"{self.path} did not finish within {_COMPILE_LIMIT_S:g} s", _INSTALL) from error
         if done.returncode or not target.is_file():
-            said = _complaint(done.stdout.decode("utf-8", "replace"))
-            raise MissingPackage(f"{self.path} cannot compile for sm_{sm}: {said}", _INSTALL)
+            message = _error_line(done.stdout.decode("utf-8", "replace"))
+            raise MissingPackage(f"{self.path} cannot compile for sm_{sm}: {message}", _INSTALL)
         return target.read_bytes()
 
 
-_INSTALL = (
-    "install the CUDA toolkit that belongs to the board's JetPack or driver, with g++; "
-    "on a Jetson: sudo apt-get install nvidia-jetpack; elsewhere name its folder in CUDA_HOME"
-)
-
-
 def find_nvcc(environ: Mapping[str, str], roots: Sequence[Path] = (Path("/usr/local"), Path("/opt"))) -> Nvcc:
-    """CUDA_HOME's or CUDA_PATH's nvcc, else PATH's, else that of the newest toolkit under `roots`.
+    """The nvcc of CUDA_HOME or CUDA_PATH, else of PATH, else of the newest toolkit under `roots`.
 
-    A systemd service's PATH does not hold the toolkit's folder.
+    `roots` are needed because the PATH of a systemd service does not contain the toolkit's folder.
 
     Raises:
-        MissingPackage: There is none.
+        MissingPackage: There is no nvcc.
     """
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if environ.get(variable):
             path = Path(environ[variable]) / "bin" / "nvcc"
             if not os.access(str(path), os.X_OK):
-                raise MissingPackage(f"{variable} is {environ[variable]}, but {path} is no program", _INSTALL)
+                raise MissingPackage(f"{variable} is {environ[variable]}, but {path} is not executable", _INSTALL)
             return Nvcc(path)
     on_path = shutil.which("nvcc", path=environ.get("PATH", ""))
     if on_path:
@@ -97,21 +84,21 @@ def find_nvcc(environ: Mapping[str, str], roots: Sequence[Path] = (Path("/usr/lo
         path = folder / "bin" / "nvcc"
         if os.access(str(path), os.X_OK):
             return Nvcc(path)
-    places = ", ".join(str(root / "cuda*") for root in roots)
-    raise MissingPackage(f"nvcc, NVIDIA's compiler, is neither on PATH nor in {places}", _INSTALL)
+    searched = ", ".join(str(root / "cuda*") for root in roots)
+    raise MissingPackage(f"nvcc, NVIDIA's compiler, is neither on PATH nor in {searched}", _INSTALL)
 
 
 def cache_dir(environ: Mapping[str, str]) -> Path:
-    """Where compiled kernels are kept: systemd's cache directory, else the user's (XDG).
+    """The agent's cache folder: systemd's cache directory, else the user's (XDG).
 
     Raises:
-        InputError: None of them is known.
+        InputError: The environment names neither.
     """
     given = environ.get("CACHE_DIRECTORY", "").split(":")[0]
     if given:
         return Path(given)
     base = environ.get("XDG_CACHE_HOME", "")
-    if base.startswith("/"):  # the XDG specification: relative paths are to be ignored
+    if base.startswith("/"):  # the XDG specification demands that relative paths are ignored
         return Path(base) / "edge-agent"
     if environ.get("HOME"):
         return Path(environ["HOME"]) / ".cache" / "edge-agent"
@@ -122,29 +109,29 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 class KernelCache:
-    """Compiled kernels in a folder, by GPU architecture, the driver's CUDA version and the source's sum.
+    """Compiled kernels in a folder, by GPU architecture, the driver's CUDA version and the source's checksum.
 
     Args:
-        directory: Made when needed.
-        find_compiler: Called only when something has to be compiled.
+        directory: Created when needed.
+        find_compiler: Called only when a kernel has to be compiled.
     """
 
-    def __init__(self, directory: Path, find_compiler: Callable[[], Compiler]) -> None:
+    def __init__(self, directory: Path, find_compiler: Callable[[], Nvcc]) -> None:
         self._directory = directory
         self._find_compiler = find_compiler
 
     def path(self, sm: str, cuda_version: str) -> Path:
-        """Where the code for such a GPU and driver is kept."""
+        """File of the machine code for a GPU architecture and a driver's CUDA version."""
         digest = hashlib.sha256(b"\0".join(source.read_bytes() for source in _SOURCES)).hexdigest()
         return self._directory / f"preprocess-sm{sm}-cuda{cuda_version}-{digest[:16]}.cubin"
 
     def load(self, context: CudaContext, name: str, argument_bytes: int) -> Kernel:
-        """An entry point, from the cache or compiled now. Code that the GPU refuses is never kept.
+        """An entry point, from the cache or compiled now. Code that the GPU rejects is not stored.
 
         Raises:
-            MissingPackage: It must be compiled and cannot be.
+            MissingPackage: The kernel must be compiled and cannot be.
             InputError: The folder cannot be written.
-            EngineError: The GPU refuses even what was compiled just now.
+            EngineError: The GPU rejects code that was compiled just now.
         """
         path = self.path(context.sm, context.cuda_version)
         image = _read(path)
@@ -173,7 +160,7 @@ def _read(path: Path) -> Optional[bytes]:
 
 @contextmanager
 def _scratch(directory: Path) -> Iterator[Path]:
-    """A folder inside `directory`, on the same file system, gone afterwards."""
+    """A temporary folder inside `directory`, hence on the same file system."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".compiling-", dir=str(directory))
@@ -208,7 +195,7 @@ def _newest_first(root: Path) -> List[Path]:
     return sorted(root.glob("cuda-*"), key=version, reverse=True)
 
 
-def _complaint(output: str) -> str:
+def _error_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
-    return (telling or lines or ["it did not say why"])[0][:300]
+    errors = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
+    return (errors or lines or ["it printed no reason"])[0][:300]

@@ -1,55 +1,44 @@
-"""CUDA for one thread: the primary context, one stream, and memory with an explicit end."""
+"""A CUDA context for one thread: the primary context, one stream, and memory that is freed explicitly."""
 
 import logging
 import threading
-from typing import List, Optional, Protocol
+from typing import Any, List, Optional, Protocol, Tuple
 
 import numpy as np
 
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError
-from edge_agent.inference.cuda.driver import (
-    Block,
-    Context,
-    DeviceAllocation,
-    Driver,
-    Function,
-    Grid,
-    HostAllocation,
-    Module,
-    engine_error,
-    load_driver,
-)
+from edge_agent.inference.cuda.driver import Driver, engine_error, load_driver
 
 _log = logging.getLogger(__name__)
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream of other libraries
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not synchronise with the default stream that other libraries use
 
 
 class Resource(Protocol):
-    """Something of a context that must be freed before it."""
+    """An object that must be freed before its context."""
 
     def free(self) -> None:
         """Idempotent."""
 
 
 class CudaContext:
-    """One GPU, used and closed by the thread that made this.
+    """The primary context of one GPU, used and closed by the thread that created this object.
 
-    The context is current only inside `with current()`, so no thread can end with it on its stack, upon which pycuda
-    would abort the process. All that is enqueued goes to one stream; `wait` sleeps until it is done.
+    The context is current only inside `with current()`: pycuda aborts the process when a thread ends with a context on
+    its stack. All work is enqueued on one stream; `wait` sleeps until it is done.
 
     Args:
-        driver: `pycuda.driver`; see `open_cuda`.
-        ordinal: Which GPU.
+        driver: The module `pycuda.driver`.
+        ordinal: Number of the GPU.
 
     Attributes:
-        name: Of the GPU.
-        sm: Its architecture, e.g. "87" for compute capability 8.7.
-        cuda_version: The newest CUDA that its driver runs, e.g. "12.6".
+        name: Name of the GPU.
+        sm: Architecture, e.g. "87" for compute capability 8.7.
+        cuda_version: Newest CUDA version that the driver runs, e.g. "12.6".
         stream_handle: The CUstream, for TensorRT's execute calls.
-        multiprocessors: How many it has: boards of one name and architecture differ in it.
-        integrated: True when it shares the host's memory (Jetson): then page-locked memory is read in place.
+        multiprocessors: Count; boards of one name and architecture differ in it.
+        integrated: True when the GPU shares the host's memory (Jetson) and reads page-locked memory in place.
 
     Raises:
         EngineError: No GPU, a driver that does not fit, or no memory.
@@ -69,7 +58,7 @@ class CudaContext:
             self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
             self.multiprocessors = device.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
             self.integrated = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
-            self._context: Optional[Context] = device.retain_primary_context()
+            self._context: Optional[Any] = device.retain_primary_context()
         except driver.Error as error:
             raise engine_error(error, "opening the GPU") from error
         flags = driver.event_flags
@@ -85,18 +74,18 @@ class CudaContext:
 
     @property
     def busy(self) -> bool:
-        """True when something was enqueued through this object since the last `wait`."""
+        """True when work was enqueued through this object since the last `wait`."""
         return self._busy
 
     def current(self, doing: str = "working") -> "_Current":
-        """Make the context current for a block. Nests. TensorRT's calls belong inside such a block too.
+        """Make the context current for a block; blocks nest. Calls of TensorRT must be inside such a block too.
 
         Args:
-            doing: What the block does, for errors.
+            doing: What the block does, for error messages.
 
         Raises:
             EngineError: CUDA failed inside the block, or the context is closed.
-            RuntimeError: Another thread than the owner came here.
+            RuntimeError: The calling thread is not the owner.
         """
         self._require_owner()
         if self._context is None:
@@ -104,19 +93,19 @@ class CudaContext:
         return _Current(self._driver, self._context, doing)
 
     def device_buffer(self, nbytes: int) -> "DeviceBuffer":
-        """Memory of the GPU, `nbytes` long, with anything in it.
+        """Uninitialised GPU memory of `nbytes`.
 
         Raises:
-            EngineError: There is not so much.
+            EngineError: There is not enough memory.
         """
         with self.current(f"allocating {nbytes} bytes on the GPU"):
             return DeviceBuffer(self, self._driver.mem_alloc(nbytes), nbytes)
 
     def pinned(self, nbytes: int) -> "PinnedBuffer":
-        """Page-locked memory of the host, mapped for the GPU, `nbytes` long, with anything in it.
+        """Uninitialised page-locked host memory of `nbytes`, mapped for the GPU.
 
         Raises:
-            EngineError: There is not so much.
+            EngineError: There is not enough memory.
         """
         flags = int(self._driver.host_alloc_flags.DEVICEMAP)
         with self.current(f"allocating {nbytes} page-locked bytes"):
@@ -124,11 +113,11 @@ class CudaContext:
             try:
                 return PinnedBuffer(self, array)
             except self._driver.Error:
-                array.base.free()  # type: ignore[union-attr]
+                array.base.free()
                 raise
 
     def kernel(self, image: bytes, name: str, argument_bytes: int) -> "Kernel":
-        """Load machine code and take one entry point, whose single argument is a struct of `argument_bytes`.
+        """Load machine code and return one entry point, whose only argument is a struct of `argument_bytes`.
 
         Raises:
             EngineError: The image is damaged, or for another GPU.
@@ -139,11 +128,11 @@ class CudaContext:
             function.prepare([f"{argument_bytes}s"])
             return Kernel(self, module, function)
 
-    def launch(self, kernel: "Kernel", grid: Grid, block: Block, arguments: bytes) -> None:
+    def launch(self, kernel: "Kernel", grid: Tuple[int, int], block: Tuple[int, int, int], arguments: bytes) -> None:
         """Enqueue a kernel.
 
         Raises:
-            EngineError: CUDA refused, or earlier work failed.
+            EngineError: The launch or earlier work failed.
         """
         with self.current("launching a kernel"):
             self._busy = True
@@ -162,43 +151,43 @@ class CudaContext:
             self._driver.memcpy_dtoh_async(target, pointer, self._stream)
 
     def wait(self) -> None:
-        """Sleep until all that was enqueued on the stream, by whomever, is done.
+        """Sleep until all work on the stream is done, including what other libraries enqueued.
 
         Raises:
-            EngineError: Some of it failed.
+            EngineError: Some of the work failed.
         """
         with self.current("waiting for the GPU"):
             self._done.record(self._stream)
             self._done.synchronize()
             self._busy = False
 
-    def settle(self) -> None:
-        """Wait before freeing. A failure is only logged: memory has to be freed all the same."""
+    def wait_before_free(self) -> None:
+        """Wait, but only log a failure: memory must be freed in any case."""
         try:
             self.wait()
         except EngineError as error:
-            _log.warning("at the end: %s", error)
+            _log.warning("waiting before memory is freed: %s", error)
 
-    def adopt(self, resource: Resource) -> None:
-        """Free `resource` at the latest when this is closed, before everything adopted earlier."""
+    def track(self, resource: Resource) -> None:
+        """Register `resource`, so that `close` frees it, before all that were registered earlier."""
         self._resources.append(resource)
 
-    def disown(self, resource: Resource) -> None:
-        """It has been freed."""
+    def untrack(self, resource: Resource) -> None:
+        """Remove a resource that has been freed."""
         self._resources.remove(resource)
 
     def close(self) -> None:
-        """Wait, free everything, newest first, and let the context go. Idempotent.
+        """Wait, free all resources, newest first, and release the context. Idempotent.
 
         Raises:
-            RuntimeError: Another thread than the owner came here.
+            RuntimeError: The calling thread is not the owner.
         """
         self._require_owner()
         if self._context is None:
             return
         try:
             with self.current("closing"):
-                self.settle()
+                self.wait_before_free()
                 while self._resources:
                     self._resources[-1].free()
                 self._drop_stream()
@@ -207,13 +196,13 @@ class CudaContext:
 
     def _require_owner(self) -> None:
         if threading.get_ident() != self._thread:
-            raise RuntimeError("a CUDA context was used by another thread than the one that made it")
+            raise RuntimeError("a CUDA context was used by another thread than the one that created it")
 
     def _drop_stream(self) -> None:
-        """Destroy the stream and its event, as far as they were made."""
+        """Destroy the stream and its event, as far as they exist."""
         for name in ("_done", "_stream"):
             if hasattr(self, name):
-                with self.current("closing"):  # pycuda destroys them with their last reference, which must be in here
+                with self.current("closing"):  # pycuda destroys them with their last reference
                     delattr(self, name)
 
     def _detach(self) -> None:
@@ -223,14 +212,14 @@ class CudaContext:
 
 
 class _Current:
-    """The block of `CudaContext.current`.
+    """Context manager of `CudaContext.current`.
 
-    Not a generator: contextlib's `__exit__` of Python 3.12 and 3.13 leaves an error that replaces another in a cycle.
-    That would keep the frames of a failed call, with stream and events in them, until the garbage collector comes, in
-    any thread.
+    It is not a generator: in Python 3.12 and 3.13, `__exit__` of contextlib leaves an error that replaces another in a
+    reference cycle. The frames of the failed call, and with them stream and events, would then live until the garbage
+    collector runs, in any thread.
     """
 
-    def __init__(self, driver: Driver, context: Context, doing: str) -> None:
+    def __init__(self, driver: Driver, context: Any, doing: str) -> None:
         self._driver, self._context, self._doing = driver, context, doing
 
     def __enter__(self) -> None:
@@ -249,84 +238,84 @@ class _Current:
 
 
 class DeviceBuffer:
-    """Memory of the GPU.
+    """GPU memory.
 
     Attributes:
         pointer: Device pointer.
-        nbytes: Length.
+        nbytes: Size.
     """
 
-    def __init__(self, context: CudaContext, allocation: DeviceAllocation, nbytes: int) -> None:
+    def __init__(self, context: CudaContext, allocation: Any, nbytes: int) -> None:
         self._context = context
-        self._allocation: Optional[DeviceAllocation] = allocation
+        self._allocation: Optional[Any] = allocation
         self.pointer = int(allocation)
         self.nbytes = nbytes
-        context.adopt(self)
+        context.track(self)
 
     def free(self) -> None:
-        """Give it back; nothing enqueued may still use it. Idempotent."""
+        """Free the memory; no enqueued work may still use it. Idempotent."""
         if self._allocation is None:
             return
         with self._context.current("freeing memory"):
             self._allocation.free()
             self._allocation = None
-            self._context.disown(self)
+            self._context.untrack(self)
 
 
 class PinnedBuffer:
-    """Page-locked memory of the host.
+    """Page-locked host memory.
 
     Attributes:
-        array: (nbytes,) uint8, for the CPU. It and all views of it dangle after `free`.
+        array: (nbytes,) uint8, for the CPU. It and all views of it are invalid after `free`.
         pointer: The same memory for the GPU.
-        nbytes: Length.
+        nbytes: Size.
     """
 
     def __init__(self, context: CudaContext, array: Array) -> None:
-        allocation: HostAllocation = array.base  # type: ignore[assignment]
+        allocation: Any = array.base
         self._context = context
-        self._allocation: Optional[HostAllocation] = allocation
+        self._allocation: Optional[Any] = allocation
         self.array = array
         self.pointer = int(allocation.get_device_pointer())
         self.nbytes = array.nbytes
-        context.adopt(self)
+        context.track(self)
 
     def free(self) -> None:
-        """Give it back; nothing enqueued and no view may still use it. Idempotent."""
+        """Free the memory; no enqueued work and no view may still use it. Idempotent."""
         if self._allocation is None:
             return
         with self._context.current("freeing memory"):
             del self.array
             self._allocation.free()
             self._allocation = None
-            self._context.disown(self)
+            self._context.untrack(self)
 
 
 class Kernel:
     """An entry point of loaded machine code."""
 
-    def __init__(self, context: CudaContext, module: Module, function: Function) -> None:
+    def __init__(self, context: CudaContext, module: Any, function: Any) -> None:
         self._context = context
         self._loaded = [(module, function)]
-        context.adopt(self)
+        context.track(self)
 
     @property
-    def function(self) -> Function:
-        """For `CudaContext.launch`."""
+    def function(self) -> Any:
+        """The pycuda function, for `CudaContext.launch`."""
         if not self._loaded:
             raise EngineError("CUDA: a kernel was used after it was freed")
         return self._loaded[0][1]
 
     def free(self) -> None:
-        """Unload it. Idempotent."""
+        """Unload the machine code. Idempotent."""
         if self._loaded:
             with self._context.current("unloading a kernel"):
                 self._loaded.clear()
-                self._context.disown(self)
+                self._context.untrack(self)
 
 
 def open_cuda(ordinal: int = 0) -> CudaContext:
-    """The GPU, through pycuda. Call it in the thread that will use and close it.
+    """Open a GPU through pycuda. Call it in the thread that will use and close the context.
 
     Raises:
         MissingPackage: pycuda or NVIDIA's driver is not installed.

@@ -1,4 +1,4 @@
-"""From a picture to a network's input on the GPU: `preprocess.Preprocessor` as one kernel launch."""
+"""Fills a network's input on the GPU: `preprocess.Preprocessor` as one kernel launch."""
 
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
@@ -29,7 +29,7 @@ _BLOCK = (32, 8, 1)
 
 @dataclass(frozen=True)
 class _Layout:
-    """Samples of a pixel format: their kind, bytes from pixel to pixel, and where the first one begins."""
+    """Samples of a pixel format: their kind, bytes from pixel to pixel, and byte offset of the first."""
 
     samples: int
     step: int
@@ -48,7 +48,7 @@ _LAYOUTS: Dict[str, _Layout] = {
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """A network's input on the GPU, valid until the next call, once the stream has come so far.
+    """A network's input on the GPU, valid in stream order until the next call.
 
     Attributes:
         pointer: Device pointer.
@@ -64,18 +64,18 @@ class DeviceTensor:
 class CudaPreprocessor:
     """Fills the input of one model on the GPU. Used by the context's thread.
 
-    A picture that the GPU sees already (`Image.device`) is read where it lies. Any other is copied once into
-    page-locked memory, which an integrated GPU reads in place and another one gets by a second, asynchronous copy.
+    An image in memory that the GPU maps (`Image.device`) is read in place. Any other is copied once into page-locked
+    memory, which an integrated GPU reads in place; for other GPUs a second, asynchronous copy follows.
 
     Args:
         context: The GPU; `close` this before it.
-        cache: Where the kernel comes from.
-        contract: What the model takes.
-        interpolation: "linear" or "area", as `Preprocessor`.
-        half: True stores float16, for engines whose input is.
+        cache: Provides the kernel.
+        contract: Describes the model's input.
+        interpolation: "linear" or "area", as in `Preprocessor`.
+        half: True stores float16, for engines with such an input.
 
     Attributes:
-        copied: Pictures that were not there for the GPU, and had to be copied.
+        copied: Count of images that had to be copied to memory that the GPU maps.
 
     Raises:
         MissingPackage, InputError, EngineError: As `KernelCache.load`.
@@ -99,52 +99,53 @@ class CudaPreprocessor:
         self.copied = 0
 
     def __call__(self, picture: Image) -> DeviceTensor:
-        """Enqueue the picture's way into the model's input; nothing of it has to be done when this returns.
+        """Enqueue the conversion of an image to the model's input; it may not be done when this returns.
 
-        The picture must stay as it is until `CudaContext.wait` has returned. Values as `Preprocessor` gives them, but
-        resized in float: it rounds to whole levels where OpenCV does that.
+        The image must not change until `CudaContext.wait` has returned. Values are those of `Preprocessor`, except that
+        resizing does not round to whole gray levels, as OpenCV does.
 
         Raises:
-            EngineError: Pixels that no source may deliver, a device view that contradicts them, or CUDA failed.
+            EngineError: The pixels' shape or type is not supported, the device view contradicts them, or CUDA failed.
         """
         pixels = picture.pixels
         host = _layout_of(pixels)
-        where = self._contract.place((pixels.shape[1], pixels.shape[0]))
-        shape = (1, self._contract.channels, where.net_h, where.net_w)
+        placement = self._contract.place((pixels.shape[1], pixels.shape[0]))
+        shape = (1, self._contract.channels, placement.net_h, placement.net_w)
         target = self._target_of(int(np.prod(shape)) * self._dtype.itemsize)
         if picture.device is not None:
-            source, pitch, layout = _seen(picture.device, pixels, host)
+            source, pitch, layout = _device_source(picture.device, pixels, host)
         else:
-            source, pitch, layout = self._staging.put(pixels), pixels.shape[1] * host.step, host
+            source, pitch, layout = self._staging.upload(pixels), pixels.shape[1] * host.step, host
             self.copied += 1
-        shrinks = where.inner_w <= pixels.shape[1] and where.inner_h <= pixels.shape[0]
+        shrinks = placement.inner_w <= pixels.shape[1] and placement.inner_h <= pixels.shape[0]
         gain = picture.levels.gain * self._contract.gain
         arguments = np.array(
             (
                 source + layout.offset,
                 target.pointer,
                 *(pitch, layout.step, pixels.shape[1], pixels.shape[0], layout.samples),
-                *(self._filter if shrinks else _BILINEAR, where.net_w, where.net_h, where.inner_w, where.inner_h),
-                *(where.pad_x, where.pad_y, self._contract.channels),
+                *(self._filter if shrinks else _BILINEAR, placement.net_w, placement.net_h),
+                *(placement.inner_w, placement.inner_h),
+                *(placement.pad_x, placement.pad_y, self._contract.channels),
                 *(gain, -picture.levels.offset * gain, 255.0 * self._contract.gain),
             ),
             ARGUMENTS,
         )
-        grid = (-(-where.net_w // _BLOCK[0]), -(-where.net_h // _BLOCK[1]))
+        grid = (-(-placement.net_w // _BLOCK[0]), -(-placement.net_h // _BLOCK[1]))
         self._context.launch(self._kernel, grid, _BLOCK, arguments.tobytes())
         return DeviceTensor(target.pointer, shape, self._dtype)
 
     def close(self) -> None:
-        """Wait for what is under way and free everything. Idempotent."""
+        """Wait for enqueued work and free everything. Idempotent."""
         if self._context.busy:
-            self._context.settle()
+            self._context.wait_before_free()
         self._staging.free()
         self._kernel.free()
         if self._target is not None:
             self._target.free()
 
     def _target_of(self, nbytes: int) -> DeviceBuffer:
-        """The input's memory, which grows with the largest input so far."""
+        """Memory of the input, which grows with the largest input so far."""
         if self._target is None or self._target.nbytes < nbytes:
             if self._target is not None:
                 self._context.wait()
@@ -154,35 +155,35 @@ class CudaPreprocessor:
 
 
 class _Staging:
-    """Where pictures from ordinary memory are put for the GPU; grows with the largest so far."""
+    """Copies images from ordinary memory to memory that the GPU reads; grows with the largest so far."""
 
     def __init__(self, context: CudaContext) -> None:
         self._context = context
         self._pinned: Optional[PinnedBuffer] = None
-        self._remote: Optional[DeviceBuffer] = None
+        self._device_memory: Optional[DeviceBuffer] = None
 
-    def put(self, pixels: Array) -> int:
-        """Copy pixels, of any strides, to where the GPU sees them: a device pointer, rows without gaps."""
-        if self._context.busy:  # the last picture may not have been read yet
+    def upload(self, pixels: Array) -> int:
+        """Copy pixels, of any strides; the device pointer of the copy, whose rows have no gaps."""
+        if self._context.busy:  # the GPU may still read the last image
             self._context.wait()
         if self._pinned is None or self._pinned.nbytes < pixels.nbytes:
             self.free()
             self._pinned = self._context.pinned(pixels.nbytes)
             if not self._context.integrated:
-                self._remote = self._context.device_buffer(pixels.nbytes)
+                self._device_memory = self._context.device_buffer(pixels.nbytes)
         staged = self._pinned.array[: pixels.nbytes]
         np.copyto(staged.view(pixels.dtype).reshape(pixels.shape), pixels)
-        if self._remote is None:
+        if self._device_memory is None:
             return self._pinned.pointer
-        self._context.upload(self._remote.pointer, staged)
-        return self._remote.pointer
+        self._context.upload(self._device_memory.pointer, staged)
+        return self._device_memory.pointer
 
     def free(self) -> None:
-        """Idempotent; nothing may be under way."""
-        for buffer in (self._remote, self._pinned):
+        """Free the memory; no enqueued work may still use it. Idempotent."""
+        for buffer in (self._device_memory, self._pinned):
             if buffer is not None:
                 buffer.free()
-        self._remote = self._pinned = None
+        self._device_memory = self._pinned = None
 
 
 def _layout_of(pixels: Array) -> _Layout:
@@ -193,18 +194,18 @@ def _layout_of(pixels: Array) -> _Layout:
     if pixels.size and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8:
         return _LAYOUTS["rgb8"]
     raise EngineError(
-        f"a picture of shape {pixels.shape} and {pixels.dtype}",
+        f"an image of shape {pixels.shape} and {pixels.dtype}",
         "expected (H, W) uint8 or uint16, or (H, W, 3) uint8",
     )
 
 
-def _seen(device: DeviceView, pixels: Array, host: _Layout) -> Tuple[int, int, _Layout]:
-    """Pointer, bytes per row and layout of pixels that the GPU sees already."""
+def _device_source(device: DeviceView, pixels: Array, host: _Layout) -> Tuple[int, int, _Layout]:
+    """Pointer, bytes per row and layout of pixels in memory that the GPU maps."""
     layout = _LAYOUTS.get(device.pixel_format)
     if layout is None or layout.samples != host.samples or device.pitch_bytes < pixels.shape[1] * layout.step:
         raise EngineError(
             f"a device view of {device.pixel_format}, {device.pitch_bytes} bytes per row, "
-            f"for a picture of shape {pixels.shape} and {pixels.dtype}",
+            f"for an image of shape {pixels.shape} and {pixels.dtype}",
             f"expected the same pixels, as one of {', '.join(_LAYOUTS)}",
         )
     return device.pointer, device.pitch_bytes, layout

@@ -1,7 +1,7 @@
-"""Memory that CUDA has not made, locked and shown to the GPU, by the driver library itself.
+"""Registers host memory that CUDA did not allocate with the GPU, through the driver library.
 
-Not by pycuda, whose `register_host_memory` ties the registration to the life of a numpy array, and frees at its end, in
-whichever thread that is.
+`pycuda.driver.register_host_memory` is not used: it ties the registration to the life of a numpy array and releases it
+in the thread that drops the array.
 """
 
 import ctypes
@@ -17,10 +17,10 @@ _DEVICEMAP = 2  # CU_MEMHOSTREGISTER_DEVICEMAP
 
 
 class DriverLibrary:
-    """The calls of CUDA's driver API for it; each needs a current context. Pointers are 64 bits wide.
+    """The registration calls of CUDA's driver API; each needs a current context. Pointers are 64 bits wide.
 
     Raises:
-        EngineError: The library is not there, or too old.
+        EngineError: The library is missing or too old.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class DriverLibrary:
                 ctypes.c_uint,
             )
             self._unregister = _call(library, "cuMemHostUnregister", ctypes.c_void_p)
-            self._words = _call(library, "cuGetErrorString", ctypes.c_int, ctypes.POINTER(ctypes.c_char_p))
+            self._error_string = _call(library, "cuGetErrorString", ctypes.c_int, ctypes.POINTER(ctypes.c_char_p))
         except (OSError, AttributeError) as error:
             raise EngineError(f"CUDA: {_LIBRARY} cannot be used: {error}") from error
 
@@ -44,43 +44,43 @@ class DriverLibrary:
         self._require("cuMemHostRegister", self._register(address, nbytes, _DEVICEMAP))
 
     def pointer(self, address: int) -> int:
-        """Where the GPU sees registered memory."""
+        """Device pointer of registered memory."""
         found = ctypes.c_uint64()
         self._require("cuMemHostGetDevicePointer", self._pointer(ctypes.byref(found), address, 0))
         return found.value
 
     def unregister(self, address: int) -> None:
-        """Undo `register`."""
+        """Release memory that `register` locked."""
         self._require("cuMemHostUnregister", self._unregister(address))
 
     def _require(self, name: str, code: int) -> None:
         if code == 0:
             return
-        words = ctypes.c_char_p()
-        self._words(code, ctypes.byref(words))
-        said = (words.value or b"").decode("ascii", "replace") or f"error {code}"
-        raise engine_error(RuntimeError(f"{name} failed: {said}"), "showing a camera's buffers to the GPU")
+        text = ctypes.c_char_p()
+        self._error_string(code, ctypes.byref(text))
+        message = (text.value or b"").decode("ascii", "replace") or f"error {code}"
+        raise engine_error(RuntimeError(f"{name} failed: {message}"), "registering a camera's buffers with the GPU")
 
 
 class RegisteredBuffer:
-    """Memory that CUDA has not made, for as long as the GPU sees it.
+    """Host memory that CUDA did not allocate, while it is registered with the GPU.
 
     Attributes:
-        array: (nbytes,) uint8; gone after `free`, so that its owner can unmap it, or it goes with its last view.
+        array: (nbytes,) uint8; deleted by `free`, so that its owner can unmap the memory.
         pointer: The same memory for the GPU.
 
     Raises:
-        EngineError: The GPU cannot (before Xavier), or there is not so much memory.
+        EngineError: The GPU cannot map it (before Xavier), or there is not enough memory.
     """
 
     def __init__(self, context: CudaContext, library: DriverLibrary, array: Array) -> None:
         self._context, self._library = context, library
         self._address: Optional[int] = None
         address = array.ctypes.data
-        with context.current("showing a camera's buffers to the GPU"):
+        with context.current("registering a camera's buffers with the GPU"):
             library.register(address, array.nbytes)
             self._address = address
-            context.adopt(self)
+            context.track(self)
             try:
                 self.pointer = library.pointer(address)
             except EngineError:
@@ -89,11 +89,11 @@ class RegisteredBuffer:
         self.array = array
 
     def free(self) -> None:
-        """Hide it from the GPU; nothing enqueued may still use it. Idempotent."""
+        """Unregister the memory; no enqueued work may still use it. Idempotent."""
         if self._address is not None:
-            with self._context.current("hiding a camera's buffers from the GPU"):
+            with self._context.current("unregistering a camera's buffers from the GPU"):
                 address, self._address = self._address, None
-                self._context.disown(self)
+                self._context.untrack(self)
                 self._library.unregister(address)
         self.__dict__.pop("array", None)
 
@@ -101,5 +101,5 @@ class RegisteredBuffer:
 def _call(library: ctypes.CDLL, name: str, *arguments: object) -> Callable[..., int]:
     function = getattr(library, name)
     function.argtypes, function.restype = arguments, ctypes.c_int
-    called: Callable[..., int] = function
-    return called
+    call: Callable[..., int] = function
+    return call

@@ -56,7 +56,7 @@ class Loaded:
                 self._runtime = None
                 # Its frames hold objects of TensorRT, which must go while the CUDA context is current.
                 raise error.with_traceback(None) from None
-        cuda.adopt(self)
+        cuda.track(self)
 
     @property
     def runner(self) -> Runner:
@@ -80,7 +80,7 @@ class Loaded:
             self._runner = None
             self._engine = None
             self._runtime = None
-            self._cuda.disown(self)
+            self._cuda.untrack(self)
 
 
 class TensorRtEngine:

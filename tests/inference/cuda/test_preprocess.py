@@ -273,7 +273,7 @@ def test_the_next_picture_does_not_overwrite_one_that_is_still_to_be_read(rig: R
     [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), np.float32), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)],
 )
 def test_pixels_that_no_source_delivers_are_refused(rig: Rig, pixels: np.ndarray) -> None:
-    with pytest.raises(EngineError, match="a picture of shape"):
+    with pytest.raises(EngineError, match="an image of shape"):
         rig.preprocessor()(Image(pixels))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, List, Tuple
 import numpy as np
 
 from edge_agent.core.detection.model_contract import FACEDETECTIR
-from edge_agent.core.frame import DeviceView, Levels, Image
+from edge_agent.core.frame import DeviceView, Image, Levels
 from edge_agent.errors import EdgeAgentError
 from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext

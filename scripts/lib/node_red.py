@@ -20,7 +20,7 @@ from typing import Any, Dict, Iterator, List
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
-from scripts.lib.topics import ROOT
+from scripts.lib.generated import ROOT
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, eventually, free_port
 

@@ -16,7 +16,8 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Tuple
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
-from scripts.lib.topics import IMAGE, ROOT, TOPICS, B, C, Topic, topic_of
+from scripts.lib.generated import ROOT
+from scripts.lib.topics import IMAGE, TOPICS, B, C, Topic, topic_of
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Heard, Listener, eventually
 

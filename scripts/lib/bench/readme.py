@@ -1,20 +1,18 @@
-"""Writes the tables of measured runs into README.md, between the marks that name them; `--check` only tells whether
-they are stale (exit code 1).
-"""
+"""The tables of measured runs in Markdown pages, between the comments that name their JSON files."""
 
 import json
 import re
-import sys
-from pathlib import Path
+from typing import Dict
 
 from scripts.lib.bench.report import page
+from scripts.lib.generated import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
+PAGES = ("README.md", "scripts/lib/bench/README.md")
 _BLOCK = re.compile(r"(<!-- scripts/bench --table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def renewed(text: str) -> str:
-    """The same page with every block as its JSON file has it now."""
+    """The same page with the current table of each block's JSON file."""
 
     def block(found: "re.Match[str]") -> str:
         return found[1] + "\n".join(page(json.loads((ROOT / found[2]).read_text("utf-8")))) + "\n" + found[3]
@@ -22,17 +20,7 @@ def renewed(text: str) -> str:
     return _BLOCK.sub(block, text)
 
 
-def main() -> int:
-    """The command line."""
-    path = ROOT / "README.md"
-    text = path.read_text("utf-8")
-    new = renewed(text)
-    if new != text and "--check" in sys.argv[1:]:
-        print("README.md is stale: run scripts/generate", file=sys.stderr)
-        return 1
-    path.write_text(new, "utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> Dict[str, str]:
+    """Texts of the pages that have tables, by path."""
+    found = {name: (ROOT / name).read_text("utf-8") for name in PAGES if (ROOT / name).is_file()}
+    return {name: renewed(text) for name, text in found.items() if _BLOCK.search(text)}

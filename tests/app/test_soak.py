@@ -5,9 +5,9 @@ from typing import Any, Dict, Sequence
 
 import pytest
 
-from scripts.lib.soak_faults import Blind
-from scripts.lib.soak_faulty import judge, run_faulty, table
-from scripts.lib.soak_ledger import Ledger
+from scripts.lib.soak.faults import Blind
+from scripts.lib.soak.faulty import judge, run_faulty, table
+from scripts.lib.soak.ledger import Ledger
 from tests.fakes.broker import needs_mosquitto
 from tests.fakes.proxy import Passed
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts.lib.bench import arms, network, picture, report, scene
+from scripts.lib.bench import arms, network, plot, report, scene
 from scripts.lib.bench.camera import QUEUE, Reader
 from scripts.lib.bench.scores import Heard, Onset, Sample, judge, work
 from scripts.lib.bench.turn import ArmFailed, Turn, take_turn
@@ -152,7 +152,7 @@ def test_the_page_of_a_run_comes_from_its_json_alone() -> None:
 
 def test_the_picture_shows_every_onset_and_the_course_of_an_overload() -> None:
     one = {"latencies_ms": [20.0, 30.0, 40.0, 50.0], "rounds_ms": [[20.0, 30.0], [40.0, 50.0]]}
-    ends = [ElementTree.fromstring(picture.draw({name: one}, ["when"])) for name in (arms.OURS, arms.OVERLOAD)]
+    ends = [ElementTree.fromstring(plot.draw({name: one}, ["when"])) for name in (arms.OURS, arms.OVERLOAD)]
     tags = [[node.tag.rpartition("}")[2] for node in end.iter()] for end in ends]
     assert [seen.count("circle") for seen in tags] == [4, 4]
     assert [seen.count("polyline") for seen in tags] == [0, 2], "one line per round, of whoever is overloaded"

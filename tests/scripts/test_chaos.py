@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
-from scripts.lib.chaos import run, table
-from scripts.lib.chaos_ledger import FPS, Account, Evidence, Life, scene, untrue
+from scripts.lib.chaos.ledger import FPS, Account, Evidence, Life, scene, untrue
+from scripts.lib.chaos.run import run, table
 from tests.fakes.broker import Heard, needs_mosquitto
 from tests.fakes.proxy import Passed
 

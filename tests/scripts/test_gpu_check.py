@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edge_agent.inference.cuda.compiler import KernelCache
-from scripts.lib import gpu_check, gpu_checks
-from scripts.lib.gpu_checks import FAIL, NOTE, OK, Bench, Row
+from scripts.lib.gpu_check import checks, run
+from scripts.lib.gpu_check.checks import FAIL, NOTE, OK, Bench, Row
 from tests.fakes import graphs
 from tests.fakes.gpu import FakeBoard
 from tests.fakes.kernel_twin import TwinCompiler, spans, twin_image
@@ -38,7 +38,7 @@ def states(rows: Iterator[Row]) -> Dict[str, str]:
 
 def test_a_sound_gpu_passes(cuda: FakeCuda, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with FakeDriverLibrary(cuda) as library:
-        assert gpu_check.report(gpu_check.rows(bench(cuda, tmp_path), iter([("engine", NOTE, "none")]))) == 0
+        assert run.report(run.rows(bench(cuda, tmp_path), iter([("engine", NOTE, "none")]))) == 0
     out = capsys.readouterr().out
     assert "nothing failed (19 checks)" in out
     assert [line.split()[0] for line in out.splitlines()[:15]] == [OK] * 15
@@ -51,7 +51,7 @@ def test_only_the_ways_that_the_gpu_has_are_tried(tmp_path: Path) -> None:
         what = BOARDS[board]
         cuda = FakeCuda(spans=spans, capability=what.capability, integrated=what.integrated)
         with FakeDriverLibrary(cuda):
-            found = states(gpu_checks.camera_memory(bench(cuda, tmp_path / board)))
+            found = states(checks.camera_memory(bench(cuda, tmp_path / board)))
         assert tuple(found.values()) == state
         cuda.assert_clean()
 
@@ -59,7 +59,7 @@ def test_only_the_ways_that_the_gpu_has_are_tried(tmp_path: Path) -> None:
 def test_cameras_memory_that_the_gpu_refuses_is_a_failed_row(cuda: FakeCuda, tmp_path: Path) -> None:
     cuda.fail["cuMemHostRegister"] = "operation not supported"
     with FakeDriverLibrary(cuda):
-        rows = list(gpu_checks.camera_memory(bench(cuda, tmp_path)))
+        rows = list(checks.camera_memory(bench(cuda, tmp_path)))
     assert all(state == FAIL and "operation not supported" in found for _, state, found in rows)
     cuda.assert_clean()
 
@@ -73,7 +73,7 @@ class MixedUp(FakeDriverLibrary):
 
 def test_memory_that_is_not_the_cameras_fails(cuda: FakeCuda, tmp_path: Path) -> None:
     with MixedUp(cuda):
-        rows = list(gpu_checks.camera_memory(bench(cuda, tmp_path)))
+        rows = list(checks.camera_memory(bench(cuda, tmp_path)))
     assert all(state == FAIL and "other pixels" in found for _, state, found in rows)
 
 
@@ -94,7 +94,7 @@ class Skewed:
 
 def test_a_wrong_kernel_fails(cuda: FakeCuda, tmp_path: Path) -> None:
     twin_image()  # skips where there is no compiler
-    found = states(gpu_checks.kernel(bench(cuda, tmp_path, Skewed)))
+    found = states(checks.kernel(bench(cuda, tmp_path, Skewed)))
     assert found["kernel, linear"] == FAIL and found["kernel, area"] == OK
 
 
@@ -117,7 +117,7 @@ class Leaky(FakeCuda):
 def test_a_leak_fails(tmp_path: Path, leak: str, frames: str, starts: str) -> None:
     cuda = Leaky(spans=spans)
     cuda.leak = leak
-    found = states(gpu_checks.leaks(bench(cuda, tmp_path), lambda line: None))
+    found = states(checks.leaks(bench(cuda, tmp_path), lambda line: None))
     assert found == {"leaks: 60 frames": frames, "leaks: 50 starts": starts}
 
 
@@ -125,7 +125,7 @@ def test_a_check_that_breaks_off_is_a_failed_row_and_the_others_go_on(
     cuda: FakeCuda, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     cuda.fail = {"cuLaunchKernel": "unspecified launch failure"}
-    assert gpu_check.report(gpu_check.rows(bench(cuda, tmp_path), iter([("engine", OK, "")]))) == 1
+    assert run.report(run.rows(bench(cuda, tmp_path), iter([("engine", OK, "")]))) == 1
     out = capsys.readouterr().out
     assert "FAIL  kernel" in out and "launch failure" in out
     assert out.count("FAIL") == 6 and "6 of 9 checks failed" in out
@@ -137,16 +137,16 @@ def test_engines_where_tensorrt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("onnxruntime", reason="the reference needs it: pip install onnxruntime")
     fake = FakeBoard(tmp_path, version, board)
     fake.plug_in(monkeypatch)
-    monkeypatch.setattr(gpu_check, "ENGINE_S", 0.2)
+    monkeypatch.setattr(run, "ENGINE_S", 0.2)
     model = graphs.bright(tmp_path / "m.onnx")
-    rows: List[Row] = list(gpu_check.engine(str(model), tmp_path))
+    rows: List[Row] = list(run.engine(str(model), tmp_path))
     told = [(state, figure.split(",")[0]) for _, state, figure in rows]
     if board == "nano":
         assert told == [(OK, "fp16"), (OK, "fp32"), (OK, "fp16"), (NOTE, "Fake has no INT8")]
     else:
         assert told == [(OK, each) for each in ("fp16", "fp32", "fp16", "int8", "int8", "fp16")], rows
     fake.assert_clean()
-    assert states(gpu_check.engine("nowhere.onnx", tmp_path)) == {"engine": NOTE}
+    assert states(run.engine("nowhere.onnx", tmp_path)) == {"engine": NOTE}
 
 
 def test_without_a_gpu_it_says_so_in_one_line() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from scripts.lib.bench.arms import Arm, command, shipped
 from scripts.lib.bench.network import files
-from scripts.lib.bench.picture import draw
+from scripts.lib.bench.plot import draw
 from scripts.lib.bench.report import as_json, lines, page, results
 from scripts.lib.bench.scene import pictures
 from scripts.lib.bench.turn import ArmFailed, Turn, take_turn

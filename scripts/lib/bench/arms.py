@@ -105,11 +105,11 @@ def agent(
 def module(
     name: str, what: str, *arguments: str, visits: bool = True, seconds: float = 0.0, python: str = sys.executable
 ) -> Arm:
-    """One of the programs in scripts/lib/bench_arms."""
+    """One of the programs in scripts/lib/bench/programs."""
 
     def launch(place: Place) -> Tuple[List[str], Mapping[str, str]]:
         where = ["--url", place.url, "--port", str(place.port), "--topic", place.topic]
-        return [python, "-m", f"scripts.lib.bench_arms.{what}", *arguments, *where], environment({})
+        return [python, "-m", f"scripts.lib.bench.programs.{what}", *arguments, *where], environment({})
 
     return Arm(name, launch, plain, visits, seconds)
 

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List
 
 from edge_agent.commands.live import is_crop
 from edge_agent.outbox.sqlite import RETRY_S
-from scripts.lib.chaos_world import AGENT, ALL, BASE, World
+from scripts.lib.chaos.world import AGENT, ALL, BASE, World
 from tests.fakes.broker import eventually
 from tests.fakes.proxy import Passed, Verdict
 

@@ -33,10 +33,10 @@ from edge_agent.core.presence.state_machine import PresenceMachine, PresencePara
 from edge_agent.core.presence.tracker import Tracker, TrackerParams
 from edge_agent.core.types import Detections, Sight
 from edge_agent.inference.ort import OrtEngine
+from scripts.lib.bench.frigate import frigate_frame
 from scripts.lib.bench.network import files
 from scripts.lib.bench.report import Line, markdown, verdicts
 from scripts.lib.bench.scene import pictures
-from scripts.lib.bench_frigate import frigate_frame
 
 FACES = (1, 5, 20)
 IOU, EPS, MIN_BOXES = 0.5, 0.7, 3

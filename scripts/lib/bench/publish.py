@@ -36,8 +36,8 @@ from edge_agent.outbox.sqlite import SqliteOutbox
 from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import PublishStage
 from edge_agent.runtime.worker import Worker
-from scripts.lib.chaos_ledger import script
-from scripts.lib.soak import peak_rss_mb, sample
+from scripts.lib.chaos.ledger import script
+from scripts.lib.soak.run import peak_rss_mb, sample
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
 from tests.fakes.mqtt_agent import HEALTH, INFO, event, now, report

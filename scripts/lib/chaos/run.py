@@ -4,7 +4,7 @@
 
 Each round breaks one or two things around the real agent: the broker or the agent is killed, the network is cut or
 stalls, CONNECT is refused, an access list is revoked, the outbox overflows, a message is poisonous or too large. The
-proof does not ask the agent: the scene's script says what was to be seen (`chaos_ledger`), a recording proxy what the
+proof does not ask the agent: the scene's script says what was to be seen (`chaos.ledger`), a recording proxy what the
 broker acknowledged, a subscriber what came through. Ends with 1 when anything is missing, out of order or untrue; the
 evidence is then kept.
 """
@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from scripts.lib.chaos_faults import FAULTS, LOSSY
-from scripts.lib.chaos_ledger import GRACE_S, Account
-from scripts.lib.chaos_world import World
+from scripts.lib.chaos.faults import FAULTS, LOSSY
+from scripts.lib.chaos.ledger import GRACE_S, Account
+from scripts.lib.chaos.world import World
 from tests.fakes.broker import MOSQUITTO
 
 SETTLE_S = 25.0

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 import edge_agent
-from scripts.lib.bench_publish import fleet
-from scripts.lib.curves import Panel, svg
-from scripts.lib.soak import peak_rss_mb, picture, sample
+from scripts.lib.bench.curves import Panel, svg
+from scripts.lib.bench.publish import fleet
+from scripts.lib.soak.run import peak_rss_mb, picture, sample
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
 from tests.fakes.pictures import write_video

@@ -1,6 +1,6 @@
 """Parts of an arm, timed alone: what must be taken out of the sums.
 
-    python -m scripts.lib.bench_arms.parts decode-opencv|decode-agent|infer|libraries|libraries-lean ...
+    python -m scripts.lib.bench.programs.parts decode-opencv|decode-agent|infer|libraries|libraries-lean ...
 
 `decode-*` only read the camera: with cv2.VideoCapture, as the script does, or with the agent's own source, as the agent
 does. `infer` only runs the network 30 times a second, with the agent's options, on one input. `libraries` has run it

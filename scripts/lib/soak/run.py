@@ -3,7 +3,7 @@
     scripts/soak --frames 1000000 --plot soak.png
     scripts/soak --calm --frames 324000
 
-With faults (`soak_faulty`): three synthetic cameras at a speed-up, which go dark, covered, frozen and lost at random,
+With faults (`soak.faulty`): three synthetic cameras at a speed-up, which go dark, covered, frozen and lost at random,
 while the broker is killed or slow, outbox and disk are full, and settings are read again, good and bad. Calm: a video
 file, a folder of pictures and a scene, as fast as they go. The scripted engine, one mosquitto. Prints a table, and ends
 with 1 when something grew, was lost without a count, or was not true.
@@ -20,8 +20,8 @@ from typing import Any, Dict, List, Optional
 import cv2
 import numpy as np
 
-from scripts.lib import soak_faulty
-from scripts.lib.soak_ledger import sample
+from scripts.lib.soak import faulty
+from scripts.lib.soak.ledger import sample
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
 from tests.fakes.pictures import write_video
@@ -180,8 +180,8 @@ def main() -> int:
         result = run(args.frames, args.timeout)
         text = table(result)
     else:
-        result = soak_faulty.run_faulty(args.frames, args.timeout, args.fps, args.seed, args.plot)
-        text = soak_faulty.table(result)
+        result = faulty.run_faulty(args.frames, args.timeout, args.fps, args.seed, args.plot)
+        text = faulty.table(result)
     print(json.dumps(result) if args.json else text)
     return 1 if result["faults"] else 0
 

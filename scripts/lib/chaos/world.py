@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
-from scripts.lib.chaos_ledger import FPS, MAX_LOST_S, OUTAGE_S, Account, Evidence, Life, scene, script, untrue
+from scripts.lib.chaos.ledger import FPS, MAX_LOST_S, OUTAGE_S, Account, Evidence, Life, scene, script, untrue
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually, free_port
 from tests.fakes.proxy import RecordingProxy

@@ -20,8 +20,8 @@ from edge_agent.errors import EdgeAgentError, EngineError, MissingPackage
 from edge_agent.inference.cuda.compiler import KernelCache, find_nvcc
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.driver import load_driver
-from scripts.lib import gpu_checks
-from scripts.lib.gpu_checks import FAIL, NOTE, OK, Bench, Row
+from scripts.lib.gpu_check import checks
+from scripts.lib.gpu_check.checks import FAIL, NOTE, OK, Bench, Row
 from tests.fakes.views import wandering
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def tell(line: str) -> None:
 def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
     """All checks; one that breaks off is a row itself, and the others go on."""
     for name, found in (
-        ("kernel", gpu_checks.kernel(bench)),
-        ("buffer", gpu_checks.buffers(bench)),
-        ("camera memory", gpu_checks.camera_memory(bench)),
-        ("threads", gpu_checks.threads(bench)),
-        ("leaks", gpu_checks.leaks(bench, tell)),
-        ("throughput", gpu_checks.throughput(bench)),
+        ("kernel", checks.kernel(bench)),
+        ("buffer", checks.buffers(bench)),
+        ("camera memory", checks.camera_memory(bench)),
+        ("threads", checks.threads(bench)),
+        ("leaks", checks.leaks(bench, tell)),
+        ("throughput", checks.throughput(bench)),
         ("engine", engines),
     ):
         try:

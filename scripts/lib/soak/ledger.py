@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from scripts.lib.soak_faults import DETECT_S, Blind
+from scripts.lib.soak.faults import DETECT_S, Blind
 from tests.fakes.proxy import Passed
 
 TELL_S = 1.5

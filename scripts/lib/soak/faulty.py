@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from scripts.lib.soak_faults import BLINDNESS, MAX_BYTES, SIGHT, Trouble, as_query, blind_windows
-from scripts.lib.soak_ledger import Ledger, sample, slope
-from scripts.lib.soak_plot import plot
+from scripts.lib.soak.faults import BLINDNESS, MAX_BYTES, SIGHT, Trouble, as_query, blind_windows
+from scripts.lib.soak.ledger import Ledger, sample, slope
+from scripts.lib.soak.plot import plot
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, eventually
 from tests.fakes.proxy import RecordingProxy

@@ -18,7 +18,7 @@ from edge_agent.inference.cuda.compiler import KernelCache
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.cuda.pool import CudaBufferPool
 from edge_agent.inference.cuda.preprocess import CudaPreprocessor, DeviceTensor
-from scripts.lib.gpu_reference import resized
+from scripts.lib.gpu_check.reference import resized
 
 OK, FAIL, NOTE = "ok", "FAIL", "note"
 PLAIN = replace(FACEDETECTIR, gain=1.0)

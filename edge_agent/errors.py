@@ -1,19 +1,17 @@
-"""Errors, as a tree ordered by what the program does next.
+"""Errors, as a tree ordered by how the program reacts.
 
     EdgeAgentError
-    |-- Retry            wait and try the same thing again, counted
-    |   |-- SourceError      a camera that cannot be opened or read now
-    |   |   `-- EndOfStream      the source has truthfully ended; only a reopen can bring more
-    |   `-- BrokerError      a broker that cannot be reached or refuses
-    |-- Rebuild          drop the object and make a new one
-    |   `-- EngineError      an engine that no longer answers, or answers wrongly
-    `-- Exit             say it in one line and stop
-        |-- ConfigError      exit 78: systemd does not restart
-        |-- ModelError       a model file that is missing, damaged or of another contract
-        |-- MissingPackage   an optional package that this choice needs
-        `-- InputError       a file or folder given on the command line that cannot be used
-
-Every error carries a hint: what was expected, and what to do.
+    |-- Retry            wait and try the same operation again; retries are counted
+    |   |-- SourceError      a camera cannot be opened or read now
+    |   |   `-- EndOfStream      the source has ended; only reopening it can deliver more frames
+    |   `-- BrokerError      the broker cannot be reached, or refuses
+    |-- Rebuild          discard the object and create a new one
+    |   `-- EngineError      the inference engine fails or returns wrong outputs
+    `-- Exit             log one line and stop
+        |-- ConfigError      exit code 78: systemd does not restart the service
+        |-- ModelError       a model file is missing, damaged or breaks its contract
+        |-- MissingPackage   the selected feature needs an optional package
+        `-- InputError       a file or folder from the command line cannot be used
 """
 
 from typing import Sequence, Tuple
@@ -22,11 +20,11 @@ EXIT_CONFIG = 78
 
 
 class EdgeAgentError(Exception):
-    """What went wrong, with a hint that says what to do.
+    """An error with a hint for the user.
 
     Args:
-        message: What was wrong, naming the thing (file, variable, device).
-        hint: What was expected and what to do; one line, may be empty.
+        message: The fault, with the file, variable or device that has it.
+        hint: What was expected and what to do, in one line; may be empty.
     """
 
     exit_code = 1
@@ -41,7 +39,7 @@ class EdgeAgentError(Exception):
 
 
 class Retry(EdgeAgentError):
-    """The same thing may work later."""
+    """The same operation may succeed later."""
 
 
 class SourceError(Retry):
@@ -49,7 +47,7 @@ class SourceError(Retry):
 
 
 class EndOfStream(SourceError):
-    """The source has ended; there is nothing left to read."""
+    """The source has ended."""
 
 
 class BrokerError(Retry):
@@ -57,23 +55,23 @@ class BrokerError(Retry):
 
 
 class Rebuild(EdgeAgentError):
-    """The object is broken; a new one may work."""
+    """The object is unusable; a new one may work."""
 
 
 class EngineError(Rebuild):
-    """The inference engine failed or answered wrongly."""
+    """The inference engine failed or returned wrong outputs."""
 
 
 class Exit(EdgeAgentError):
-    """Nothing will improve by waiting."""
+    """Waiting does not help; the program stops."""
 
 
 class ConfigError(Exit):
     """One or more settings cannot be used.
 
     Args:
-        faults: One line per fault, each naming the variable, the value's fault and the allowed range.
-        hint: As for every error.
+        faults: One line per fault: the variable, what is wrong with its value, the allowed range.
+        hint: As in `EdgeAgentError`.
     """
 
     exit_code = EXIT_CONFIG
@@ -84,11 +82,11 @@ class ConfigError(Exit):
 
 
 class ModelError(Exit):
-    """A model file is missing, damaged, or not of the contract that was asked for."""
+    """A model file is missing, damaged, or breaks the expected contract."""
 
 
 class MissingPackage(Exit):
-    """An optional package is needed for what was chosen and is not installed."""
+    """The selected feature needs an optional package that is not installed."""
 
 
 class InputError(Exit):

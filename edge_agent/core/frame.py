@@ -1,4 +1,4 @@
-"""A picture with one owner, used in a `with` block, whose pixels never change while it is held."""
+"""Captured frames with one owner each, and the images that are derived from them."""
 
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,7 +11,7 @@ from edge_agent.core.types import Array
 
 @dataclass(frozen=True)
 class Levels:
-    """How raw pixel values become 8-bit gray: clip((raw - offset) * gain, 0, 255).
+    """Conversion of raw pixel values to 8-bit gray: clip((raw - offset) * gain, 0, 255).
 
     8-bit full range is (0, 1); limited-range Y is (16, 255/219); right-justified 10-bit is (0, 1/4).
     """
@@ -20,7 +20,7 @@ class Levels:
     gain: float = 1.0
 
     def to_gray8(self, pixels: Array) -> Array:
-        """(H, W[, 3]) uint8 of the same picture; `pixels` itself when nothing has to change."""
+        """(H, W[, 3]) uint8 of the same image; `pixels` itself when no conversion is needed."""
         if self.offset == 0.0 and self.gain == 1.0 and pixels.dtype == np.uint8:
             return pixels
         if pixels.dtype == np.uint8:
@@ -36,7 +36,7 @@ LIMITED_RANGE = Levels(16.0, 255.0 / 219.0)
 
 @dataclass(frozen=True)
 class DeviceView:
-    """Where the same pixels lie for the GPU: device pointer, bytes per row, and pixel format name."""
+    """GPU address of the same pixels: device pointer, bytes per row, pixel format name."""
 
     pointer: int
     pitch_bytes: int
@@ -45,12 +45,12 @@ class DeviceView:
 
 @dataclass(frozen=True)
 class Image:
-    """Pixels as an engine takes them: upright, masked, cropped to the region of interest.
+    """Input of an engine: upright, masked, cropped to the region of interest.
 
     Attributes:
-        pixels: (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8; may be a strided view; borrowed, never written.
-        levels: How they become 8-bit.
-        device: The same pixels for the GPU, where they are there already.
+        pixels: (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8; may be a strided view; borrowed, read only.
+        levels: Conversion to 8-bit.
+        device: The same pixels in GPU memory, where the source put them there.
     """
 
     pixels: Array
@@ -59,16 +59,16 @@ class Image:
 
 
 class Frame:
-    """One captured frame. Exactly one owner; `release` (or leaving the `with` block) gives the buffer back.
+    """One captured frame. It has one owner; `release` (or leaving the `with` block) returns the buffer.
 
     Args:
         pixels: (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8, as the source delivers it; may be a strided view
-            into a driver's buffer. Valid and unchanging until release.
+            into a driver's buffer. Valid and constant until release.
         sequence: The source's counter.
-        t: Monotonic seconds of exposure (or arrival, where the source cannot know).
-        levels: How pixels become 8-bit gray.
-        device: GPU view of the same buffer, if any.
-        on_release: Called once, from whichever thread releases.
+        t: Monotonic seconds of exposure (or of arrival, where the source does not report it).
+        levels: Conversion to 8-bit gray.
+        device: The same buffer in GPU memory, if any.
+        on_release: Called once, in the thread that releases.
     """
 
     __slots__ = ("_on_release", "_pixels", "device", "levels", "sequence", "t")
@@ -94,7 +94,7 @@ class Frame:
         """The raw pixels.
 
         Raises:
-            RuntimeError: When the frame was released already: a recycled buffer looks like a valid picture.
+            RuntimeError: The frame was released already; its buffer may hold another image by now.
         """
         if self._pixels is None:
             raise RuntimeError(f"frame {self.sequence} was used after its release")
@@ -102,11 +102,11 @@ class Frame:
 
     @property
     def released(self) -> bool:
-        """True once the buffer has gone back."""
+        """True once the buffer was returned."""
         return self._pixels is None
 
     def release(self) -> None:
-        """Give the buffer back. Idempotent."""
+        """Return the buffer. Idempotent."""
         if self._pixels is None:
             return
         self._pixels = None

@@ -1,11 +1,11 @@
-"""Small bounded measures for health: rates, latencies, slopes. Not thread-safe; one writer each."""
+"""Meters for the health message: rates, latencies, slopes. Bounded memory; one writer each."""
 
 from collections import deque
 from typing import Deque, Dict, Optional, Tuple
 
 
 class RateMeter:
-    """Events per second over the last `window_s` seconds, from a growing counter sampled now and then."""
+    """Events per second over the last `window_s` seconds, from samples of a growing counter."""
 
     def __init__(self, window_s: float = 10.0) -> None:
         self._window_s = window_s
@@ -41,9 +41,9 @@ class LatencyMeter:
 
 
 class SlopeMeter:
-    """Least-squares slope per hour of a value, such as memory; needs a quarter of an hour to speak.
+    """Least-squares slope per hour of a value, such as resident memory; None for the first 15 minutes.
 
-    Sampled however often, one value in half a minute is kept: a little over four hours in all.
+    One sample per 30 s is kept, for a little over four hours.
     """
 
     MIN_SPAN_S = 900.0
@@ -54,7 +54,7 @@ class SlopeMeter:
         self._samples: Deque[Tuple[float, float]] = deque(maxlen=size)
 
     def sample(self, t: float, value: float) -> Optional[float]:
-        """Slope per hour over what is kept, or None while the span is too short to mean anything."""
+        """Slope per hour over the kept samples, or None while they span less than `MIN_SPAN_S`."""
         if self._samples and t - self._samples[-1][0] < self.EVERY_S:
             return self._slope
         self._samples.append((t, value))

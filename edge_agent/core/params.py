@@ -1,7 +1,7 @@
-"""One place where a setting says its default, its bounds and its meaning.
+"""Declares a setting: its default, bounds and description.
 
-Parameters live in frozen dataclasses beside their algorithm. The metadata below is read by pydantic when
-`config.settings` loads them, and by the generated documentation, so `core` stays free of both.
+Parameters are frozen dataclasses beside their algorithm. pydantic, in `config.settings`, and the generator of the
+documentation read the metadata, so `core` depends on neither.
 """
 
 from dataclasses import field
@@ -18,16 +18,16 @@ def param(
     show: bool = True,
     **bounds: Any,
 ) -> Any:
-    """A dataclass field that documents and bounds itself.
+    """A dataclass field with description and bounds.
 
     Args:
         default: The default value (ignored when `factory` is given).
-        description: One sentence: the unit, and the effect of turning it up or down.
-        factory: Makes a mutable default.
-        restart: True when a change takes effect only at the next start; else it is live.
+        description: One sentence: the unit, and the effect of raising or lowering it.
+        factory: Creates a mutable default.
+        restart: True when a change takes effect at the next start; False when it takes effect at a reload.
         secret: True when the value must never be shown.
-        show: False keeps the value out of `repr`, because it may hold credentials; a secret is never in it.
-        bounds: `gt`, `ge`, `lt`, `le`, `min_length`, `max_length`, `pattern`, as pydantic names them.
+        show: False keeps the value out of `repr`, because it may hold credentials; secrets never are in it.
+        bounds: pydantic's `gt`, `ge`, `lt`, `le`, `min_length`, `max_length`, `pattern`.
     """
     metadata: Dict[str, Any] = {
         "description": description,

@@ -1,4 +1,4 @@
-"""The seams between the thinking and the machine. Adapters implement these; nothing else crosses."""
+"""Interfaces between the core and the adapters, which implement them."""
 
 from typing import Callable, Container, List, Mapping, Optional, Protocol, Sequence
 
@@ -17,10 +17,10 @@ class Source(Protocol):
 
     Attributes:
         uri: What was opened, without credentials.
-        kind: "sensor" (raw pixels: a live one always shows noise), "encoded" (a codec may repeat a picture), or
-            "still" (pictures that rightly never change). Decides how a frozen picture is told.
-        mode: How its pictures come to lie, as of the last open: "cpu" (in ordinary memory, so an engine on a GPU copies
-            them), one of `BufferPool.modes`, or "converted" (by jetson-utils, into memory that the GPU sees).
+        kind: "sensor" (raw pixels: a live one always shows noise), "encoded" (a codec may repeat a frame), or
+            "still" (images that never change). Decides how a frozen camera is detected.
+        mode: Memory of its frames, as of the last open: "cpu" (ordinary memory, copied by an engine on a GPU), one of
+            `BufferPool.modes`, or "converted" (by jetson-utils, into memory that the GPU reads).
     """
 
     uri: str
@@ -28,33 +28,33 @@ class Source(Protocol):
     mode: str
 
     def open(self) -> None:
-        """Take the device. Bounded in time.
+        """Open the device. Bounded in time.
 
         Raises:
-            SourceError: It cannot be opened now; `close` has been done.
+            SourceError: It cannot be opened now; `close` was called.
         """
 
     def read(self, timeout_s: float) -> Optional[Frame]:
         """The next frame, or None when none came within `timeout_s`.
 
         Raises:
-            EndOfStream: There will be no more.
-            SourceError: The device is gone or broken; close and open again.
+            EndOfStream: The source has ended.
+            SourceError: The device has failed; close and open it again.
         """
 
     def close(self) -> None:
-        """Give everything back. Idempotent; frames still lent stay readable until released."""
+        """Release the device. Idempotent; frames in use stay readable until they are released."""
 
     def counters(self) -> Counters:
-        """What was lost inside the source since it was made: e.g. sequence gaps, error-flagged buffers."""
+        """Losses inside the source since it was created, such as sequence gaps and buffers flagged as erroneous."""
 
 
 class MappedBuffer(Protocol):
-    """Memory that CPU and GPU see both, from a `BufferPool`.
+    """Memory that both CPU and GPU can access, from a `BufferPool`.
 
     Attributes:
-        array: (N,) uint8, the CPU's side. No view of it may be used after `BufferPool.free`, when it goes.
-        pointer: The same memory for the GPU: a device pointer.
+        array: (N,) uint8, as the CPU sees it. No view of it may be used after `BufferPool.free`.
+        pointer: Device pointer to the same memory.
     """
 
     array: Array
@@ -62,69 +62,67 @@ class MappedBuffer(Protocol):
 
 
 class BufferPool(Protocol):
-    """Memory for pictures where the GPU reads them in place. Made and freed in the one thread that owns the GPU.
+    """Memory for frames that the GPU reads in place. Allocated and freed in the thread that owns the GPU.
 
-    A camera asks for it when it is opened and gives it back when it has been closed and its last frame released.
+    A camera allocates at open, and frees once it is closed and its last frame is released.
     """
 
     def modes(self) -> Sequence[str]:
-        """The ways worth trying on this GPU, best first.
+        """Modes supported on this GPU, best first.
 
-        "userptr": the camera's driver writes into memory of `allocate`. "registered": the driver's own
-        buffers are shown to the GPU by `register`. "copied": one copy into memory of `allocate`.
+        "userptr": the camera's driver writes into memory of `allocate`. "registered": `register` maps the driver's own
+        buffers for the GPU. "copied": one copy into memory of `allocate`.
         """
 
     def allocate(self, count: int, nbytes: int) -> Sequence[MappedBuffer]:
-        """So many locked buffers of whole pages, each `nbytes` or longer, with anything in them; all or none.
+        """`count` page-locked buffers of whole pages, each at least `nbytes`, uninitialised; all or none.
 
         Raises:
-            EngineError: There is not so much memory.
+            EngineError: Not enough memory.
             SourceError: The GPU's thread does not answer now; it may at the next open.
         """
 
     def register(self, arrays: Sequence[Array]) -> Sequence[MappedBuffer]:
-        """Lock memory that is there already, (N,) uint8 each of whole pages, and show it to the GPU; all or none.
+        """Page-lock existing memory, (N,) uint8 arrays of whole pages, and map it for the GPU; all or none.
 
         Raises:
-            EngineError: The GPU cannot, or there is not so much memory.
+            EngineError: The GPU does not support it, or there is not enough memory.
             SourceError: As `allocate`.
         """
 
     def free(self, buffers: Sequence[MappedBuffer], then: Callable[[], None]) -> None:
-        """Give buffers back, soon, and call `then` when that is done, in whichever thread did it. Never waits."""
+        """Free buffers soon, then call `then`, in the thread that freed them. Does not block."""
 
 
 class Engine(Protocol):
     """Preprocessing and network of one model. Owned and called by one thread.
 
     Attributes:
-        info: What runs, for `B/info`.
-        contract: Which tensors mean what.
-        pool: Memory of which it reads pictures in place, of the same thread; None where any memory will do.
+        info: Description, for `B/info`.
+        contract: Meaning of the tensors.
+        pool: Memory that the engine reads in place; same thread. None where it reads ordinary memory.
     """
 
     info: EngineInfo
     contract: ModelContract
     pool: Optional[BufferPool]
 
-    def infer(self, picture: Image) -> Mapping[str, Array]:
-        """Raw outputs by role (see `core.contract`), without the batch axis.
-
-        The arrays are valid until the next call.
+    def infer(self, image: Image) -> Mapping[str, Array]:
+        """Raw outputs by role (see `ModelContract`), without the batch axis; valid until the next call.
 
         Raises:
             EngineError: The engine failed.
         """
 
     def close(self) -> None:
-        """Free everything. Idempotent."""
+        """Free all resources. Idempotent."""
 
 
 class Detector(Protocol):
     """An engine with its decoder: finds the faces in one image. Shared by all cameras; called by one thread."""
 
-    def detect(self, picture: Image) -> Detections:
-        """Faces in px of the picture, clipped to it, best first.
+    def detect(self, image: Image) -> Detections:
+        """Faces in px of `image`, clipped to it, best first.
 
         Raises:
             EngineError: The engine failed.
@@ -132,47 +130,47 @@ class Detector(Protocol):
 
 
 class Outbox(Protocol):
-    """Store first, send second, forget only upon acknowledgement. Used by the publish thread only."""
+    """Queue of messages: stored before they are sent, deleted after the acknowledgement. Publish thread only."""
 
     def open(self) -> None:
-        """Take what it needs; first of all, in the thread that uses it.
+        """Open the store, in the thread that uses it.
 
         Raises:
             InputError: Another agent uses it.
         """
 
     def put(self, messages: Sequence[Message], moment: Moment) -> None:
-        """Keep messages, in order, all or none; what must be dropped to make room is counted and announced."""
+        """Store messages in order, all or none; messages dropped to make room are counted and get a gap message."""
 
     def batch(self, limit: int, without: Container[str] = ()) -> List[Stored]:
-        """The oldest messages that are not in flight, in order, marked in flight; at most `limit`.
+        """Mark the oldest waiting messages as in flight, at most `limit`, and return them in order.
 
         Args:
-            limit: How many.
-            without: Kinds of messages that stay behind.
+            limit: Maximum number.
+            without: Message kinds to leave in the queue.
         """
 
     def accept(self, key: int) -> None:
-        """The broker has acknowledged it: forget it."""
+        """Delete a message that the broker has acknowledged."""
 
     def reject(self, key: int, reason: str, fatal: bool) -> None:
-        """It was not delivered: send again, or (fatal, or too often) put it into quarantine."""
+        """Queue an undelivered message again; after a fatal or repeated failure, quarantine it."""
 
     def release(self, keys: Sequence[int]) -> None:
-        """They are no longer in flight, through no fault of theirs: send again, in order."""
+        """Queue messages again, in order, after a failure that they did not cause."""
 
     def discard_crops(self, camera: Optional[str]) -> None:
-        """Send no crop of this camera, or of any (None), that was put so far: give them up and announce it."""
+        """Discard all stored crops of this camera, or of all (None), and store gap messages for them."""
 
     def flush(self) -> None:
-        """Make what was put so far as safe as this outbox can; called once for all that one step has put."""
+        """Make the stored messages as durable as this outbox can; called once after each step."""
 
     def status(self) -> OutboxStatus:
-        """Sizes and losses."""
+        """Queue sizes and losses."""
 
     @property
     def faults(self) -> Sequence[str]:
-        """What is wrong with the outbox itself, in words, for health."""
+        """Faults of the outbox itself, as texts for the health message."""
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the store. Idempotent."""

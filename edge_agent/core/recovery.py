@@ -1,4 +1,4 @@
-"""The last steps when nothing else has helped: how long to wait, how seldom to take them, and how often they were."""
+"""Policy of the last recovery steps, which restart something: when each is due, and how often it may be repeated."""
 
 import math
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from edge_agent.core.params import param
 NVARGUS, CAMERAS, MEMORY = "nvargus_requests", "camera_restarts", "memory_restarts"
 RESTART_KINDS = (NVARGUS, CAMERAS, MEMORY)
 MIN_INTERVAL_S = {NVARGUS: 3600.0, CAMERAS: 3600.0, MEMORY: 6 * 3600.0}
-"""A step is taken once in so many seconds at most, over all restarts of the process."""
+"""Minimum seconds between two restarts of one kind, also over restarts of the process."""
 
 WARM_UP_S = 3600.0
-"""Engines, caches and the allocator's arenas have their size by then; what grows on is a leak."""
+"""Engines, caches and the allocator's arenas have reached their size by then; further growth is a leak."""
 MEMORY_FAULT_HOLD_S = 120.0
-"""Memory's fault is told for so long before anything follows from it."""
+"""A memory fault is reported for this long before it causes a restart."""
 CHECK_INTERVAL_S = 30.0
 GROWN_MB = 64
-"""A process that has not grown by this much since it was warm would be as large again after a restart."""
+"""A process that has grown by less since its warm-up would have the same size after a restart."""
 MB = 1_000_000
 
 
 @dataclass(frozen=True)
 class RecoveryParams:
-    """When the agent has itself started anew: the last step, and only under a service manager that does so."""
+    """When the agent asks the service manager for a restart; without a service manager it never does."""
 
     camera_restart_after_s: float = param(
         1800.0,
@@ -35,69 +35,81 @@ class RecoveryParams:
     )
     nvargus_after_s: float = param(
         600.0,
-        "Seconds without a frame from any camera, a CSI camera among them, until a restart of NVIDIA's camera daemon "
-        "is asked for, once an hour at most; 0 for never",
+        "Seconds without a frame from any camera, with at least one CSI camera, until the agent requests a restart of "
+        "NVIDIA's camera daemon, once an hour at most; 0 for never",
         ge=0,
         le=604800,
         restart=True,
     )
     max_rss_mb: int = param(
-        1800, "Resident memory in MB from which on it is a fault; stay below the unit's MemoryMax=", ge=50, restart=True
+        1800,
+        "Resident memory in MB above which it is a fault; keep it below the unit's MemoryMax=",
+        ge=50,
+        restart=True,
     )
     max_growth_mb: int = param(
-        500, "The same, as growth since the agent has run for an hour, while it still grows", ge=1, restart=True
+        500,
+        "Growth of resident memory in MB since the first hour above which it is a fault, while it grows",
+        ge=1,
+        restart=True,
     )
 
 
 class RestartBudget:
-    """How often each step was taken, and when last. What it knows survives the process, and the rations with it.
+    """Counts restarts by kind and limits their rate. Its record survives the process.
 
-    Times are the monotonic clock's, which goes on over restarts of the process but not of the machine; so no step of
-    the clock that people see matters.
+    Times are monotonic: the clock continues over restarts of the process, restarts with the machine, and ignores
+    changes of the system clock.
 
     Args:
-        kernel: This run of the machine.
+        kernel: Boot id of the machine.
         t: Now.
-        kept: As `save` had it, or None.
-        save: Keeps it; False when it could not.
+        record: The value last given to `save`, or None.
+        save: Stores the record; returns False on failure.
+
+    Attributes:
+        counts: Restarts by kind.
     """
 
-    def __init__(self, kernel: str, t: float, kept: Any, save: Callable[[Any], bool]) -> None:
+    def __init__(self, kernel: str, t: float, record: Any, save: Callable[[Any], bool]) -> None:
         self._kernel, self._save = kernel, save
-        known = kept if isinstance(kept, dict) else {}
-        same_run = known.get("kernel") == kernel
-        last_t = _numbers(known.get("last_t")) if same_run else {}
-        # One from the future is damage, and must not forbid the step for ever.
-        self._last_t = {step: min(value, t) for step, value in last_t.items()}
+        known = record if isinstance(record, dict) else {}
+        same_boot = known.get("kernel") == kernel
+        last_t = _numbers(known.get("last_t")) if same_boot else {}
+        # A time in the future is damage, and must not block the restart forever.
+        self._last_t = {kind: min(value, t) for kind, value in last_t.items()}
         counts = _numbers(known.get("counts"))
-        self.counts: Mapping[str, int] = {step: int(counts.get(step, 0)) for step in RESTART_KINDS}
+        self.counts: Mapping[str, int] = {kind: int(counts.get(kind, 0)) for kind in RESTART_KINDS}
 
-    def allows(self, step: str, t: float) -> bool:
-        """Whether its ration allows it now."""
-        return t - self._last_t.get(step, -math.inf) >= MIN_INTERVAL_S[step]
+    def allows(self, kind: str, t: float) -> bool:
+        """Whether the last restart of this kind is long enough ago."""
+        return t - self._last_t.get(kind, -math.inf) >= MIN_INTERVAL_S[kind]
 
-    def record(self, step: str, t: float) -> bool:
-        """It is about to be taken; False, and not counted, when nobody would remember it after a restart: do not."""
-        self._last_t[step] = t
-        counts = {**self.counts, step: self.counts[step] + 1}
-        kept = self._keep(counts)
-        self.counts = counts if kept else self.counts
-        return kept
+    def record(self, kind: str, t: float) -> bool:
+        """Count a restart before it is done; False, and not counted, when the record cannot be saved.
 
-    def revert(self, step: str) -> None:
-        """It could not be taken after all."""
-        del self._last_t[step]
-        self.counts = {**self.counts, step: self.counts[step] - 1}
-        self._keep(self.counts)
+        The caller must not restart then: unrecorded restarts could loop.
+        """
+        self._last_t[kind] = t
+        counts = {**self.counts, kind: self.counts[kind] + 1}
+        saved = self._save_record(counts)
+        self.counts = counts if saved else self.counts
+        return saved
 
-    def _keep(self, counts: Mapping[str, int]) -> bool:
+    def revert(self, kind: str) -> None:
+        """Remove the last restart of this kind from the record: it failed."""
+        del self._last_t[kind]
+        self.counts = {**self.counts, kind: self.counts[kind] - 1}
+        self._save_record(self.counts)
+
+    def _save_record(self, counts: Mapping[str, int]) -> bool:
         return self._save({"kernel": self._kernel, "last_t": self._last_t, "counts": dict(counts)})
 
 
 class CameraWatch:
-    """For how long no camera has delivered a frame.
+    """Measures for how long no camera has delivered a frame.
 
-    One that has ended does not count, and neither does what a frame shows: a dark or covered camera works.
+    Ended sources do not count. A dark or covered camera delivers frames, and so works.
 
     Args:
         t: Now.
@@ -108,12 +120,12 @@ class CameraWatch:
         self._frames: Dict[str, int] = {}
 
     def outage_s(self, t: float, frames: Mapping[str, int], ended: Collection[str]) -> float:
-        """Seconds; 0.0 while one works, or when all have ended.
+        """Seconds without a frame; 0.0 while one camera works, or when all have ended.
 
         Args:
             t: Now.
-            frames: Counted since start, by camera.
-            ended: Those whose source has truthfully ended.
+            frames: Frames since start, by camera.
+            ended: Cameras whose source has ended.
         """
         live = {camera: count for camera, count in frames.items() if camera not in ended}
         if not live or any(count != self._frames.get(camera, 0) for camera, count in live.items()):
@@ -123,10 +135,10 @@ class CameraWatch:
 
 
 class MemoryWatch:
-    """Whether the process grows beyond its bounds.
+    """Compares the process's resident memory with its limits.
 
     Attributes:
-        fault: In words, for health; empty when all is well.
+        fault: Text for the health message; empty without a fault.
     """
 
     def __init__(self, params: RecoveryParams) -> None:
@@ -138,7 +150,7 @@ class MemoryWatch:
         self._fault_t: Optional[float] = None
 
     def observe(self, t: float, rss_bytes: Optional[int]) -> bool:
-        """Take a measurement; True when a restart is called for and would help."""
+        """Take a measurement; True when a restart is due and would free memory."""
         if rss_bytes is None:
             return False
         rss_mb = rss_bytes / MB
@@ -150,9 +162,9 @@ class MemoryWatch:
         still_growing = slope is not None and slope > 0
         self.fault = ""
         if rss_mb > self._params.max_rss_mb:
-            self.fault = f"memory: {rss_mb:.0f} MB are resident, of {self._params.max_rss_mb} MB at most"
+            self.fault = f"memory: {rss_mb:.0f} MB resident, limit {self._params.max_rss_mb} MB"
         elif grown_mb > self._params.max_growth_mb and still_growing:
-            self.fault = f"memory: has grown by {grown_mb:.0f} MB, of {self._params.max_growth_mb} MB at most"
+            self.fault = f"memory: grown by {grown_mb:.0f} MB, limit {self._params.max_growth_mb} MB"
         if not self.fault:
             self._fault_t = None
             return False
@@ -161,10 +173,10 @@ class MemoryWatch:
 
 
 def _numbers(value: Any) -> Dict[str, float]:
-    """What of a damaged or foreign record can be used."""
+    """The valid numbers by restart kind; the record may be damaged."""
     found = value if isinstance(value, dict) else {}
     return {
-        step: float(number)
-        for step, number in found.items()
-        if step in RESTART_KINDS and type(number) in (int, float) and math.isfinite(number) and number >= 0
+        kind: float(number)
+        for kind, number in found.items()
+        if kind in RESTART_KINDS and type(number) in (int, float) and math.isfinite(number) and number >= 0
     }

@@ -1,4 +1,4 @@
-"""What flows through the agent: moments, frames' identity, detections, reports, events. Pure data."""
+"""Plain data types of the agent: times, frame identity, detections, events, camera state."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,11 +12,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Moment:
-    """One instant on both clocks.
+    """One instant on the monotonic and on the system clock.
 
     Attributes:
-        t: Monotonic seconds; the only clock that durations are measured on.
-        at: Aware UTC; the only clock that people see.
+        t: Monotonic seconds; all durations are measured on this clock.
+        at: Aware UTC of the system clock, for timestamps.
         synced: Whether the system clock was known to be synchronised.
     """
 
@@ -27,14 +27,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class FrameInfo:
-    """Identity of a frame; flows on after its pixels are released.
+    """Identity of a frame; outlives its pixels.
 
     Attributes:
         camera: Camera id.
-        sequence: The source's own counter; gaps are frames lost before the agent saw them.
-        moment: Exposure time (start of exposure where the driver tells it).
-        width: Upright full frame, px (after rotation and flip, before the region of interest).
-        height: Likewise.
+        sequence: The source's counter; gaps are frames lost before the agent received them.
+        moment: Exposure time (start of exposure where the driver reports it).
+        width: Width of the upright full frame, px (after rotation and flip, before the region of interest).
+        height: Height of it, px.
     """
 
     camera: str
@@ -55,7 +55,7 @@ class Box:
 
 
 class Detections:
-    """Faces found in one frame, as arrays side by side.
+    """Faces found in one frame, as parallel arrays.
 
     Args:
         xyxy: (N, 4) float32: left, top, right, bottom in source px of the upright full frame.
@@ -81,11 +81,11 @@ class Detections:
 
     @classmethod
     def empty(cls, score_kind: str = "max") -> "Detections":
-        """No face."""
+        """Zero faces."""
         return cls(np.empty((0, 4), np.float32), np.empty(0, np.float32), score_kind)
 
     def select(self, index: Any) -> "Detections":
-        """The subset that a numpy index (mask, integers, slice) picks."""
+        """The subset selected by a numpy index (mask, integers, slice)."""
         return Detections(self.xyxy[index], self.confidence[index], self.score_kind)
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Detections:
 
 
 class Sight(str, Enum):
-    """Whether a camera can see, and if not, why not."""
+    """Whether a camera can see, or why it cannot."""
 
     OK = "ok"
     STARTING = "starting"
@@ -111,17 +111,17 @@ class Sight(str, Enum):
 
     @property
     def can_see(self) -> bool:
-        """True only when the picture may be trusted to show a face if there is one."""
+        """True when a face in front of the camera would be visible in its frames."""
         return self is Sight.OK
 
     @property
     def available(self) -> bool:
-        """What `C/availability` says: detection switched off is not a camera fault."""
+        """The value of `C/availability`: a camera whose detection is switched off is available."""
         return self in (Sight.OK, Sight.DISABLED)
 
 
 class Presence(str, Enum):
-    """The three-state answer; the values are the MQTT payloads."""
+    """Three-state presence; the values are the MQTT payloads."""
 
     YES = "ON"
     NO = "OFF"
@@ -130,10 +130,10 @@ class Presence(str, Enum):
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a face's picture is.
+    """Image quality of a face.
 
     Attributes:
-        score: 0..1, the product that crops are chosen by.
+        score: 0..1, product of the parts; the crop with the highest score is kept.
         sharpness: Variance of the Laplacian of the face, gray levels squared.
         face_px: Shorter side of the face box, source px.
         exposure: Mean gray level of the face, 0..1.
@@ -149,13 +149,13 @@ class Quality:
 
 @dataclass(frozen=True)
 class Crop:
-    """A face's picture, copied out of its frame; owns its pixels.
+    """Image of a face, copied from its frame; owns its pixels.
 
     Attributes:
         pixels: (H, W) or (H, W, 3 RGB) uint8, contiguous.
-        box: What the crop shows, normalised to the upright full frame (wider than the face by the margin).
-        quality: Of the face when the crop was taken.
-        info: The frame that it was cut from.
+        box: Area of the crop, normalised to the upright full frame (the face box with its margin).
+        quality: Quality of the face in this crop.
+        info: The frame that the crop was cut from.
     """
 
     pixels: Array
@@ -166,18 +166,18 @@ class Crop:
 
 @dataclass(frozen=True)
 class FaceEvent:
-    """One step in the life of one appearance of one face.
+    """Start, update or end of one visit of one face.
 
     Attributes:
         event_type: "start", "update" or "end".
         event_id: UUIDv7, the same from start to end.
-        seq: Counts per (boot, camera), from 1, without gaps.
-        info: The frame that caused it (for an "end", the last frame that showed the face).
-        ended: Only on "end".
-        crop: On "end" only, the best picture of the appearance, if there was one and crops are on.
+        seq: Counter per (boot, camera), from 1, without gaps.
+        info: The frame that caused the event (for an "end", the last frame that showed the face).
+        ended: Time of the last frame that showed the face; only on "end".
+        crop: Best crop of the visit, if crops are on and one was acceptable; only on "end".
         end_reason: "left", "camera_lost", "disabled", "shutdown" or "restart"; only on "end".
-        infer_started_t: Monotonic seconds when inference on the frame began.
-        infer_s: Seconds that preprocessing and the network took on the frame.
+        infer_started_t: Monotonic seconds when inference on the frame started.
+        infer_s: Seconds of preprocessing and inference on the frame.
     """
 
     event_type: str
@@ -201,17 +201,17 @@ class FaceEvent:
 
 @dataclass(frozen=True)
 class CameraReport:
-    """What is true of one camera now; published as retained state.
+    """Current state of one camera; published as retained messages.
 
     Attributes:
         camera: Camera id.
-        presence: The three-state answer.
-        sight: The reason behind it.
+        presence: Three-state presence.
+        sight: Whether the camera can see.
         since: When `presence` or `sight` last changed.
-        faces: Number of confirmed faces, or None when the camera cannot see.
-        best_score: Of the confirmed faces now, or None.
-        event_ids: Of the appearances open now.
-        zones: Three-state answer per named zone.
+        faces: Number of confirmed faces, or None when it is unknown.
+        best_score: Highest score among them, or None.
+        event_ids: Event ids of the open visits.
+        zones: Three-state presence per zone.
     """
 
     camera: str
@@ -226,16 +226,16 @@ class CameraReport:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step of a camera's pipeline says to the world.
+    """Result of one step of a camera's pipeline.
 
     Attributes:
         camera: Camera id.
         events: In `seq` order.
-        report: The camera's truth, only when it changed.
-        info: The frame behind it, or None for a step without one.
-        detections: Of the frame; empty when there was none.
-        first_crop: (event_id, crop) at the first acceptable crop of an appearance, for the retained image.
-        idle: The frame was not looked at, because nobody is there and it shows nothing new.
+        report: State of the camera, only when it changed.
+        info: The frame, or None for a step without one.
+        detections: Faces in the frame, or None when it was not inferred.
+        first_crop: (event_id, crop) of the first acceptable crop of a visit, for the retained image.
+        idle: True when the frame was skipped: nobody is present and nothing has changed.
     """
 
     camera: str
@@ -249,7 +249,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class LostEvents:
-    """Events of one camera, from the first `seq` to the last, that went before anybody had kept them."""
+    """Events of one camera, `from_seq` to `to_seq`, that were dropped before they reached the outbox."""
 
     camera: str
     from_seq: int
@@ -258,15 +258,15 @@ class LostEvents:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine says of itself; published in `B/info`.
+    """Description of an engine; published in `B/info`.
 
     Attributes:
         backend: "onnxruntime", "tensorrt", "scripted".
-        precision: What it really runs in: "fp32", "fp16", "int8".
+        precision: Precision in use: "fp32", "fp16", "int8".
         model: Registry name or file name.
-        model_sha256: Of the file, hex; empty for the scripted engine.
-        calibration_sha256: Of the INT8 calibration, or None.
-        detail: Anything worth publishing (threads, providers, device).
+        model_sha256: SHA-256 of the model file, hex; empty for the scripted engine.
+        calibration_sha256: SHA-256 of the INT8 calibration, or None.
+        detail: Other published facts (threads, providers, device).
     """
 
     backend: str
@@ -278,7 +278,7 @@ class EngineInfo:
 
 
 def normalised_boxes(detections: Detections, width: int, height: int) -> Sequence[Box]:
-    """Detections' boxes normalised to a frame of `width` x `height` px, clipped to 0..1."""
+    """Boxes normalised to a frame of `width` x `height` px, clipped to 0..1."""
     scaled = np.clip(detections.xyxy / np.array([width, height, width, height], np.float32), 0.0, 1.0)
     return [Box(*(round(float(v), 4) for v in row)) for row in scaled]
 

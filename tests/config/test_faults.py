@@ -89,7 +89,7 @@ def test_geometry_that_cannot_be_meant():
     ]
     assert all(fault.endswith(" [environment]") and "expected" in fault for fault in found)
     assert found[0] == (
-        f"{DOOR}__ROI: [0.5, 0.0, 0.5, 1.0] is not a region; "
+        f"{DOOR}__ROI: [0.5, 0.0, 0.5, 1.0] is not a rectangle; "
         "expected [left, top, right, bottom] with 0 <= left < right <= 1 and 0 <= top < bottom <= 1 [environment]"
     )
 
@@ -97,7 +97,7 @@ def test_geometry_that_cannot_be_meant():
 def test_masks_that_leave_nothing_of_the_region():
     corner = "[[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]]"
     found = faults({f"{DOOR}__ROI": "[0.1, 0.1, 0.4, 0.4]", f"{DOOR}__MASKS": f"[{corner}]"})
-    assert len(found) == 1 and found[0].startswith(f"{DOOR}__MASKS: nothing of the picture is left to look at")
+    assert len(found) == 1 and found[0].startswith(f"{DOOR}__MASKS: they cover the whole region of interest")
     config.load({f"{DOOR}__URI": "test://", f"{DOOR}__MASKS": f"[{corner}]"})
 
 

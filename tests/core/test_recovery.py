@@ -115,7 +115,7 @@ def test_a_leak_is_a_fault_first_and_a_restart_later():
 def test_what_is_large_from_the_start_is_a_fault_and_no_reason_to_restart():
     found = looked(MemoryWatch(PARAMS), (4 * 3600, 1200, 1200))
     assert faults(found) and not restarts(found)
-    assert "1200 MB are resident, of 1000" in found[-1][2]
+    assert "1200 MB resident, limit 1000" in found[-1][2]
 
 
 def test_warming_up_is_no_growth_and_a_step_that_stays_is_no_leak():

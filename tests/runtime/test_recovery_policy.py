@@ -113,7 +113,7 @@ def test_memory_is_a_fault_first_then_a_restart_and_that_every_six_hours_at_most
     rig = Rig(max_rss_mb=1000, max_growth_mb=200, camera_restart_after_s=0)
     assert rig.run(1.1 * HOUR_S) is None
     rig.rss_mb = 1100
-    assert rig.run(60) is None and "1100 MB are resident" in rig.upkeep.faults[0]
+    assert rig.run(60) is None and "1100 MB resident" in rig.upkeep.faults[0]
     reason, _ = rig.run(HOUR_S)
     assert "1100 MB" in reason and rig.upkeep.counts[MEMORY] == 1
     rig.rss_mb = 100

@@ -129,7 +129,7 @@ def _evaluate(
         "precision_in_use": info.precision,
         "threshold": detector.threshold,
         "iou": args.iou,
-        "pictures": tally.pictures,
+        "pictures": tally.images,
         "faces": tally.faces,
         "found": tally.hits,
         "false_alarms": tally.false_alarms,

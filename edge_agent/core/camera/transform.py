@@ -1,6 +1,6 @@
-"""How a camera is looked at: turned upright, masked for privacy, cropped to a region of interest, divided into zones.
+"""Geometry of one camera: rotation and flip, privacy masks, region of interest, zones.
 
-All geometry that a user gives is normalised 0..1 to the upright full frame: x to the right, y down.
+All geometry in the settings is normalised 0..1 to the upright full frame: x to the right, y down.
 """
 
 import math
@@ -14,89 +14,89 @@ from edge_agent.core.detection.geometry import Size
 from edge_agent.core.frame import DeviceView, Frame, Image, Levels
 from edge_agent.core.types import Array, Box
 
-# From pixel to pixel in a row, so that a device pointer can be moved to a region's corner. Of the YUV formats only Y
-# is read, as on the CPU's side, so it does not matter that neighbours share their colour.
+# Distance of neighbouring pixels in a row, to move a device pointer to a region's corner. Of the YUV formats only Y is
+# read, as on the CPU, so shared chroma does not matter.
 _BYTES_PER_PX = {"gray8": 1, "gray16": 2, "rgb8": 3, "nv12": 1, "yuyv": 2, "uyvy": 2}
-_GRID = 200  # of the check that masks leave something, px
+_GRID = 200  # px; resolution of the check that masks leave an area uncovered
 _MIN_SIDE = 0.01
 
 
 class CameraTransform:
-    """One camera's view, for any frame size. Used by one thread: it caches the masks of the last frame size.
+    """Transforms one camera's frames, of any size. Used by one thread: it caches the masks for the last frame size.
 
     Raises:
-        ValueError: As `check_geometry`.
+        ValueError: As in `check_geometry`.
     """
 
     def __init__(self, camera: CameraParams) -> None:
         check_geometry(camera)
-        self._turns = camera.rotate // 90
+        self._quarter_turns = camera.rotate // 90
         self._mirror_x = camera.flip in ("horizontal", "both")
         self._mirror_y = camera.flip in ("vertical", "both")
         self._masks = camera.masks
         self._roi = camera.roi
         self._zones: Dict[str, Polygon] = dict(sorted(camera.zones.items()))
-        self._hidden: Optional[Array] = None
+        self._mask: Optional[Array] = None
 
     def size(self, frame_w: int, frame_h: int) -> Size:
         """(width, height) px of the upright full frame."""
-        return (frame_h, frame_w) if self._turns % 2 else (frame_w, frame_h)
+        return (frame_h, frame_w) if self._quarter_turns % 2 else (frame_w, frame_h)
 
     def upright(self, frame: Frame) -> Image:
-        """The whole frame, turned clockwise, then mirrored, then masked.
+        """The whole frame, rotated clockwise, then mirrored, then masked.
 
         Without masks the pixels are a view into the frame, valid until its release; with masks they are a copy. The
-        device view survives only where the device sees the very same pixels.
+        device view is kept only when nothing was changed.
         """
-        pixels = self._turned(frame.pixels)
+        pixels = self._rotated(frame.pixels)
         if not self._masks:
             return Image(pixels, frame.levels, frame.device if pixels is frame.pixels else None)
         pixels = np.copy(pixels)
-        np.copyto(pixels, black_value(frame.levels, pixels.dtype), where=self._hidden_of(pixels))
+        np.copyto(pixels, black_value(frame.levels, pixels.dtype), where=self._mask_of(pixels))
         return Image(pixels, frame.levels)
 
-    def region(self, picture: Image) -> Tuple[Image, Tuple[int, int]]:
-        """The region of interest of an upright picture, as a view, and its top left corner (x, y) in px."""
+    def region(self, image: Image) -> Tuple[Image, Tuple[int, int]]:
+        """The region of interest of an upright image, as a view, and its top left corner (x, y) in px."""
         if self._roi is None:
-            return picture, (0, 0)
-        height, width = picture.pixels.shape[:2]
+            return image, (0, 0)
+        height, width = image.pixels.shape[:2]
         left, right = _span(self._roi[0], self._roi[2], width)
         top, bottom = _span(self._roi[1], self._roi[3], height)
-        device = _shifted(picture.device, left, top)
-        return Image(picture.pixels[top:bottom, left:right], picture.levels, device), (left, top)
+        device = _shifted(image.device, left, top)
+        return Image(image.pixels[top:bottom, left:right], image.levels, device), (left, top)
 
     def zones_of(self, box: Box) -> Tuple[str, ...]:
         """Names, sorted, of the zones that contain the box's centre."""
         centre = ((box.left + box.right) / 2.0, (box.top + box.bottom) / 2.0)
         return tuple(name for name, polygon in self._zones.items() if contains(polygon, centre))
 
-    def _turned(self, pixels: Array) -> Array:
-        if self._turns:
-            pixels = np.rot90(pixels, -self._turns)
+    def _rotated(self, pixels: Array) -> Array:
+        if self._quarter_turns:
+            pixels = np.rot90(pixels, -self._quarter_turns)
         if self._mirror_x:
             pixels = pixels[:, ::-1]
         if self._mirror_y:
             pixels = pixels[::-1]
         return pixels
 
-    def _hidden_of(self, pixels: Array) -> Array:
-        """(H, W) or (H, W, 1) bool: what the masks hide, rasterised once per size."""
+    def _mask_of(self, pixels: Array) -> Array:
+        """(H, W) or (H, W, 1) bool: pixels inside a mask, rasterised once per frame size."""
         height, width = pixels.shape[:2]
-        if self._hidden is None or self._hidden.shape != (height, width):
-            self._hidden = rasterise(self._masks, width, height)
-        return self._hidden if pixels.ndim == 2 else self._hidden[:, :, None]
+        if self._mask is None or self._mask.shape != (height, width):
+            self._mask = rasterise(self._masks, width, height)
+        return self._mask if pixels.ndim == 2 else self._mask[:, :, None]
 
 
 def needs_cpu(camera: CameraParams) -> bool:
-    """True when the CPU has to touch every picture: then what the GPU sees is no longer the same picture."""
+    """True when the CPU transforms every frame, so that the GPU cannot read the captured pixels in place."""
     return bool(camera.rotate or camera.flip != "none" or camera.masks)
 
 
 def check_geometry(camera: CameraParams) -> None:
-    """Refuse a region, zone or mask that cannot be meant.
+    """Check the region of interest, zones and masks.
 
     Raises:
-        ValueError: Naming the field, what is wrong and what is expected.
+        ValueError: One is unusable; the text names the field, the fault and what was expected.
     """
     if camera.roi is not None:
         _check_roi(camera.roi)
@@ -105,9 +105,9 @@ def check_geometry(camera: CameraParams) -> None:
     for index, mask in enumerate(camera.masks):
         _check_polygon(f"masks[{index}]", mask)
     left, top, right, bottom = camera.roi or (0.0, 0.0, 1.0, 1.0)
-    seen = ~rasterise(camera.masks, _GRID, _GRID)
-    if not seen[slice(*_span(top, bottom, _GRID)), slice(*_span(left, right, _GRID))].any():
-        raise ValueError("masks: nothing of the picture is left to look at; expected a part outside every mask")
+    visible = ~rasterise(camera.masks, _GRID, _GRID)
+    if not visible[slice(*_span(top, bottom, _GRID)), slice(*_span(left, right, _GRID))].any():
+        raise ValueError("masks: they cover the whole region of interest; expected a part outside all masks")
 
 
 def contains(polygon: Polygon, point: Point) -> bool:
@@ -126,7 +126,7 @@ def rasterise(polygons: Iterable[Polygon], width: int, height: int) -> Array:
     Each edge marks, in every row that it crosses, the first pixel centre to its right; the parity of the marks
     so far in the row says inside or outside.
     """
-    hidden = np.zeros((height, width), bool)
+    inside = np.zeros((height, width), bool)
     for polygon in polygons:
         marks = np.zeros((height, width + 1), np.uint8)
         points = np.asarray(polygon, np.float64) * (width, height)
@@ -137,12 +137,12 @@ def rasterise(polygons: Iterable[Polygon], width: int, height: int) -> Array:
             if rows.size:
                 crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
                 marks[rows, np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.intp)] += 1
-        hidden |= (np.cumsum(marks, axis=1, dtype=np.uint8)[:, :width] & 1).astype(bool)
-    return hidden
+        inside |= (np.cumsum(marks, axis=1, dtype=np.uint8)[:, :width] & 1).astype(bool)
+    return inside
 
 
 def black_value(levels: Levels, dtype: np.dtype) -> int:
-    """The raw value that `levels` shows as gray 0 (the darkest there is, where none reaches 0)."""
+    """The raw value that `levels` converts to gray 0, or the darkest possible one."""
     return int(np.clip(math.floor(levels.offset), 0, np.iinfo(dtype).max))
 
 
@@ -163,13 +163,13 @@ def _check_roi(roi: Rect) -> None:
     left, top, right, bottom = roi
     if not (0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0):
         raise ValueError(
-            f"roi: [{left}, {top}, {right}, {bottom}] is not a region; "
+            f"roi: [{left}, {top}, {right}, {bottom}] is not a rectangle; "
             "expected [left, top, right, bottom] with 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
         )
     if right - left < _MIN_SIDE or bottom - top < _MIN_SIDE:
         raise ValueError(
             f"roi: [{left}, {top}, {right}, {bottom}] is too small for any face; "
-            f"expected each side to be at least {_MIN_SIDE} of the picture's"
+            f"expected each side to be at least {_MIN_SIDE} of the frame's"
         )
 
 
@@ -178,6 +178,6 @@ def _check_polygon(name: str, polygon: Polygon) -> None:
         raise ValueError(f"{name}: {len(polygon)} points; expected at least 3 points [x, y]")
     points = np.asarray(polygon, np.float64)
     if not np.all((points >= 0.0) & (points <= 1.0)):
-        raise ValueError(f"{name}: a point lies outside the picture; expected x and y within 0..1, not px")
+        raise ValueError(f"{name}: a point lies outside the frame; expected x and y within 0..1, not px")
     if np.linalg.matrix_rank(points - points[0]) < 2:
         raise ValueError(f"{name}: all points lie on one line; expected a polygon with an area")

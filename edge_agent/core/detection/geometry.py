@@ -1,4 +1,4 @@
-"""Where a picture lands in a network's input, and how boxes come back."""
+"""Mapping between an image and the input of a network."""
 
 from dataclasses import dataclass
 from typing import Tuple
@@ -12,15 +12,15 @@ Size = Tuple[int, int]  # (width, height), px
 
 @dataclass(frozen=True)
 class Placement:
-    """Affine map between source px (of the picture given to the engine) and network px: net = src * scale + pad.
+    """Affine map from px of the image given to the engine to network px: net = src * scale + pad.
 
     Attributes:
         net_w: Network input width, px.
         net_h: Network input height, px.
-        inner_w: Width of the resized picture inside the network input, px.
-        inner_h: Likewise.
-        scale_x: Network px per source px.
-        scale_y: Likewise.
+        inner_w: Width of the resized image inside the network input, px.
+        inner_h: Height of it, px.
+        scale_x: Network px per source px, horizontally.
+        scale_y: Network px per source px, vertically.
         pad_x: Left padding, network px.
         pad_y: Top padding, network px.
     """
@@ -42,12 +42,12 @@ class Placement:
 
 
 def stretch(source: Size, net: Size) -> Placement:
-    """Fill the input, ignoring aspect: what DeepStream's FaceDetectIR sample does (no maintain-aspect-ratio)."""
+    """Fill the input without keeping the aspect ratio, as DeepStream's FaceDetectIR sample."""
     return Placement(net[0], net[1], net[0], net[1], net[0] / source[0], net[1] / source[1])
 
 
 def letterbox(source: Size, net: Size) -> Placement:
-    """Keep aspect; picture at the top left, padding right and below (DeepStream's default padding side)."""
+    """Keep the aspect ratio; image at the top left, padding right and below (DeepStream's default padding side)."""
     scale = min(net[0] / source[0], net[1] / source[1])
     inner_w = max(1, min(net[0], round(source[0] * scale)))
     inner_h = max(1, min(net[1], round(source[1] * scale)))
@@ -55,7 +55,7 @@ def letterbox(source: Size, net: Size) -> Placement:
 
 
 def fitted_size(source: Size, long_side: int, multiple: int) -> Size:
-    """The smallest input with the picture's aspect whose longer side is `long_side`, each side a multiple.
+    """The smallest input with the image's aspect ratio whose longer side is `long_side`, each side a multiple.
 
     384 and 32 give (384, 256) for 1280x800, (384, 288) for 640x480, (256, 384) for a portrait of 800x1280.
     """

@@ -1,8 +1,8 @@
-"""Decoding of DetectNet_v2's GridBox outputs, exactly as NVIDIA's DeepStream does it.
+"""Decoder of DetectNet_v2's GridBox outputs, equivalent to NVIDIA's DeepStream.
 
-Source: DeepStream's nvdsinfer, `DetectPostprocessor::parseBoundingBox`. Two departures, both under one network px:
-a box that clipping leaves empty is dropped here (there only one of negative size is), and an edge between W-1 and W
-is clipped to W-1 here (there only one at W or beyond is).
+Source: DeepStream's nvdsinfer, `DetectPostprocessor::parseBoundingBox`. Two differences, both under one network px:
+a box that is empty after clipping is dropped here (there only one of negative size), and an edge between W-1 and W is
+clipped to W-1 here (there only one at W or beyond).
 """
 
 from functools import lru_cache
@@ -20,14 +20,14 @@ NMS_IOU_THRESHOLD = 0.5
 
 
 def decode(outputs: Mapping[str, Array], contract: ModelContract, threshold: float) -> Tuple[Array, Array]:
-    """Candidate boxes of the cells whose coverage reaches the threshold.
+    """Candidate boxes of all cells whose coverage reaches the threshold.
 
     With X = column * stride + 0.5 (half a *pixel*, not half a cell) and b in units of 35 network px:
     left = X - 35 * b0, top = Y - 35 * b1, right = X + 35 * b2, bottom = Y + 35 * b3.
 
     Args:
-        outputs: `cov` (C, gh, gw) float32 0..1 and `bbox` (4C, gh, gw) float32; read only, not kept.
-        contract: Of the model; its `target` picks the class's planes.
+        outputs: `cov` (C, gh, gw) float32 0..1 and `bbox` (4C, gh, gw) float32; read only.
+        contract: Contract of the model; `target` selects the planes.
         threshold: A cell is kept when its coverage is >= this.
 
     Returns:
@@ -35,7 +35,7 @@ def decode(outputs: Mapping[str, Array], contract: ModelContract, threshold: flo
         coverage. Both new arrays, cells in row-major order.
 
     Raises:
-        ModelError: The arrays are not of the contract's shape.
+        ModelError: The arrays do not have the contract's shapes.
     """
     cov, bbox = outputs["cov"], outputs["bbox"]
     if cov.ndim != 3 or bbox.shape != (4 * cov.shape[0], *cov.shape[1:]) or not 0 <= contract.target < cov.shape[0]:
@@ -63,7 +63,7 @@ def decode(outputs: Mapping[str, Array], contract: ModelContract, threshold: flo
 
 @lru_cache(maxsize=8)
 def _centres(rows: int, columns: int, stride: Tuple[float, float], offset: float) -> Array:
-    """(4, rows * columns) float32: x, y, x, y of each cell's reference point, network px; shared, read only."""
+    """(4, rows * columns) float32: x, y, x, y of each cell's reference point, network px; cached, read only."""
     y, x = np.divmod(np.arange(rows * columns), columns)
     centres = np.array([x * stride[0] + offset, y * stride[1] + offset] * 2, np.float32)
     centres.flags.writeable = False
@@ -72,7 +72,7 @@ def _centres(rows: int, columns: int, stride: Tuple[float, float], offset: float
 
 @lru_cache(maxsize=8)
 def _signs(scale: float) -> Array:
-    """(4, 1) float32: network px per unit of left, top, right, bottom, with their directions."""
+    """(4, 1) float32: network px per unit of left, top, right, bottom, with their signs."""
     signs = np.array([[-scale], [-scale], [scale], [scale]], np.float32)
     signs.flags.writeable = False
     return signs

@@ -1,10 +1,10 @@
-"""What a model's tensors mean: the contract between an engine (adapter) and decoding (pure).
+"""Meaning of a model's tensors: the contract between an engine and the decoder of its outputs.
 
-Outputs are handed over by role, without the batch axis, float32:
+An engine returns outputs by role, without the batch axis, float32:
 
 - "gridbox": `cov` (C, gh, gw) coverage after sigmoid; `bbox` (4*C, gh, gw) distances left, top, right, bottom in
   units of `box_scale` network px.
-- "centerface": `heatmap` (1, gh, gw); `scale` (2, gh, gw); `offset` (2, gh, gw); landmarks are not read.
+- "centerface": `heatmap` (1, gh, gw); `scale` (2, gh, gw); `offset` (2, gh, gw); landmarks are ignored.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from edge_agent.core.detection.geometry import Placement, Size, fitted_size, let
 
 @dataclass(frozen=True)
 class ModelContract:
-    """Everything about a model that decoding and preprocessing need, and nothing about how it runs.
+    """Properties of a model that preprocessing and decoding need, independent of the backend.
 
     Attributes:
         kind: "gridbox" (DetectNet_v2) or "centerface".
         net: Input (width, height), px.
-        any_size: True when the model takes any size: then `long_side` and `multiple` apply, and `net` does not.
+        any_size: True when the model takes any input size: `long_side` and `multiple` apply instead of `net`.
         channels: 3 (gray is replicated) or 1.
-        gain: Multiplied into 8-bit values: 1/255 for FaceDetectIR, 1 for CenterFace.
+        gain: Factor of 8-bit values: 1/255 for FaceDetectIR, 1 for CenterFace.
         stride: Network px per grid cell, (x, y).
-        labels: Class names; DetectNet_v2 has one coverage plane each.
-        target: Index of the class that means "face".
+        labels: Class names; DetectNet_v2 has one coverage plane per class.
+        target: Index of the class "face".
         box_scale: DetectNet_v2's bbox scale (objective_set bbox scale), 35 for FaceDetectIR.
         box_offset: DetectNet_v2's offset, in *pixels*: 0.5.
         long_side: For models that take any size: the longer side of the input, px.
-        multiple: For models that take any size: sides are multiples of this.
+        multiple: For models that take any size: both sides are multiples of it.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class ModelContract:
     multiple: int = 32
 
     def place(self, source: Size) -> Placement:
-        """Where a picture of `source` (width, height) px lands in this model's input."""
+        """Placement of an image of `source` (width, height) px in this model's input."""
         if self.any_size:
             return letterbox(source, fitted_size(source, self.long_side, self.multiple))
         return stretch(source, self.net)

@@ -222,10 +222,10 @@ def test_zones_contain_the_box_centre_by_the_even_odd_rule() -> None:
     [
         ({"roi": (0.5, 0.0, 0.4, 1.0)}, "roi"),
         ({"roi": (0.5, 0.0, 0.5001, 1.0)}, "too small for any face"),
-        ({"masks": (((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),)}, "nothing of the picture is left"),
+        ({"masks": (((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),)}, "they cover the whole region of interest"),
         (
             {"roi": (0.2, 0.2, 0.4, 0.4), "masks": (((0.1, 0.1), (0.5, 0.1), (0.5, 0.5), (0.1, 0.5)),)},
-            "nothing of the picture is left",
+            "they cover the whole region of interest",
         ),
         ({"roi": (0.0, 0.0, 1.0, 1.5)}, "roi"),
         ({"roi": (0.0, float("nan"), 1.0, 1.0)}, "roi"),

@@ -11,7 +11,6 @@ from edge_agent.app.state import State
 from edge_agent.config.settings import Settings
 from edge_agent.core.ports import Clock, Outbox
 from edge_agent.core.protocol.commands import MAX_BYTES, CommandGuard, CommandResult
-from edge_agent.core.protocol.health import AgentHealth, health_payload
 from edge_agent.core.protocol.home_assistant import Device, decode_published, devices
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
@@ -41,7 +40,7 @@ CLOSE_S, GOODBYE_S = 1.5, 0.3
 
 
 class Publishing:
-    """Everything between the publish_queue and the broker. Built without touching either; belongs to the publish thread.
+    """Everything between publish queue and broker. Built without touching either; belongs to the publish thread.
 
     Args:
         settings: Checked.
@@ -130,13 +129,6 @@ class Publishing:
     def faults(self) -> List[str]:
         """What keeps messages from being stored or taken, in words."""
         return [*self.publisher.faults, *self.outbox.faults]
-
-    def health(self, health: AgentHealth) -> Dict[str, Any]:
-        """The health message's payload."""
-        return {
-            **health_payload(health),
-            "commands": {**self.service.commands_counters, "overflowed": self._publish_queue.lost_requests},
-        }
 
     def bounded_overrides(self, settings: Settings) -> Overrides:
         """What commands have left, as far as other settings allow it."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, Optional, Protocol, Sequence, Union
 
 from edge_agent.core.ports import Clock, Outbox
+from edge_agent.core.protocol.health import LinkHealth
 from edge_agent.core.protocol.messages import (
     OFFLINE,
     ONLINE,
@@ -17,7 +18,6 @@ from edge_agent.core.protocol.messages import (
     encode_health,
     encode_info,
     stamp_delivery,
-    timestamp,
     to_json,
 )
 from edge_agent.core.protocol.topics import Topics
@@ -109,7 +109,6 @@ class Publisher:
         self._letters, self._boot, self._parameters = letters, boot, parameters or {}
         self._subscriptions, self._received = tuple(subscriptions), received
         self._truth = RetainedState()
-        self._health: Optional[Mapping[str, Any]] = None
         self._selftest = SelfTest(topics.response(SELFTEST), boot)
         self._reports: Dict[str, CameraReport] = {}
         self._session: Optional[int] = None
@@ -156,23 +155,29 @@ class Publisher:
         for message in messages:
             self._truth.set(message, Rank.DISCOVERY)
 
-    def health(self, health: Mapping[str, Any]) -> None:
-        """How the agent is; only the newest waits, and only one is under way."""
-        self._health = health
+    @property
+    def connected(self) -> bool:
+        """True while a session with the broker is established. For the publish thread."""
+        return self._session is not None
+
+    def link(self) -> LinkHealth:
+        """Return the connection's figures for the health report. From any thread."""
         status = self._client.status()
-        link = {
-            "connected": status.connected,
-            "reconnects": status.reconnects,
-            "last_fault": status.last_fault,
-            "state": status.state,
-            "protocol": status.protocol,
-            "fault": status.fault,
-            "publish_verified": self._selftest.verified,
-            "certificate_until": status.own_until and timestamp(status.own_until),
-            "broker_certificate_until": status.broker_until and timestamp(status.broker_until),
-        }
-        merged = {**health, "mqtt": {**health.get("mqtt", {}), **link}}
-        payload = to_json(encode_health(merged, self._topics.node, self._boot, self._clock()))
+        return LinkHealth(
+            connected=status.connected,
+            reconnects=status.reconnects,
+            last_fault=status.last_fault,
+            state=status.state,
+            protocol=status.protocol,
+            fault=status.fault,
+            publish_verified=self._selftest.verified,
+            certificate_until=status.own_until,
+            broker_certificate_until=status.broker_until,
+        )
+
+    def health(self, health: Mapping[str, Any]) -> None:
+        """Publish a health report; at most one is in flight, and a newer one replaces one that waits."""
+        payload = to_json(encode_health(health, self._topics.node, self._boot, self._clock()))
         message = Message(
             self._topics.health, payload, qos=0, retain=True, kind="health", content_type="application/json",
             expiry_s=HEALTH_EXPIRY_S,
@@ -335,9 +340,6 @@ class Publisher:
         self._letters.limit(notice.maximum_packet_size)
         self._pace.connected()
         self._refused.clear()
-        if self._health is not None:
-            # Else the newest health would tell of the connection that was missing when it was made.
-            self.health(self._health)
         echo = self._selftest.connected(notice.protocol, self._clock().t)
         if self._subscriptions or echo:
             self._client.subscribe([*self._subscriptions, *echo], notice.session)

@@ -60,6 +60,11 @@ class MqttService:
         self._images, self._feed, self._clock = images, feed, clock
 
     @property
+    def connected(self) -> bool:
+        """True while a session with the broker is established."""
+        return self._publisher.connected
+
+    @property
     def commands_counters(self) -> Mapping[str, Any]:
         """For health."""
         return self._commands.counters

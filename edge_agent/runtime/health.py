@@ -1,46 +1,57 @@
-"""Gathers the stages' own counters into one `AgentHealth`. Reads only; called from the publish thread."""
+"""Assembles the health report: the only place that gathers the figures of all parts."""
 
-from typing import Callable, Dict, Mapping, Optional, Protocol, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from edge_agent.core.meters import LatencyMeter, RateMeter, SlopeMeter
 from edge_agent.core.ports import Clock
-from edge_agent.core.protocol.health import AgentHealth, CameraHealth, MachineHealth
+from edge_agent.core.protocol.health import (
+    AgentHealth,
+    CameraHealth,
+    CameraState,
+    LinkHealth,
+    MachineHealth,
+    status_line,
+)
 from edge_agent.core.protocol.messages import OutboxStatus
-from edge_agent.core.types import Counters, Sight
+from edge_agent.core.types import Counters, Outcome, Presence
 from edge_agent.runtime.frame_mailbox import FrameMailbox
 from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import CaptureStage
 
 
-class Link(Protocol):
-    """What the broker client says of itself."""
+@dataclass(frozen=True)
+class HealthSources:
+    """Figures that no stage counts; each is read once per report.
 
-    @property
-    def connected(self) -> bool:
-        """True only after an accepting CONNACK."""
+    Attributes:
+        outbox: Its sizes and losses.
+        link: The connection to the broker; also read by other threads.
+        commands: Counts of commands accepted and refused.
+        machine: Temperatures, throttling, power.
+        rss: Resident bytes, or None.
+        recovery: Recovery steps taken, by name.
+        faults: Faults of the other parts, in words.
+    """
 
-    @property
-    def reconnects(self) -> int:
-        """Connections after the first."""
-
-    @property
-    def last_fault(self) -> str:
-        """In words; empty when there was none."""
+    outbox: Callable[[], OutboxStatus]
+    link: Callable[[], LinkHealth]
+    commands: Callable[[], Mapping[str, Any]]
+    machine: Callable[[], MachineHealth]
+    rss: Callable[[], Optional[int]]
+    recovery: Callable[[], Mapping[str, int]]
+    faults: Callable[[], List[str]]
 
 
 class HealthCollector:
-    """Callable: the agent's health now.
+    """Callable: the whole health report as of now. For the publish thread; `status_line` is for any thread.
 
     Args:
         captures: One stage per camera.
-        mailbox: The slots.
-        publish_queue: The publish queue.
-        latencies: Frame to result, per camera.
-        outbox: Its status.
-        link: The broker client's.
-        rss: Resident bytes, or None.
-        machine: Temperatures and the like.
-        recovery: Steps of recovery that were taken.
+        mailbox: Sights, and frames taken and dropped.
+        publish_queue: Events and commands lost in it.
+        latencies: Capture to result, per camera.
+        sources: All other figures.
         clock: Both clocks.
     """
 
@@ -50,68 +61,72 @@ class HealthCollector:
         mailbox: FrameMailbox,
         publish_queue: PublishQueue,
         latencies: Mapping[str, LatencyMeter],
-        outbox: Callable[[], OutboxStatus],
-        link: Callable[[], Link],
-        rss: Callable[[], Optional[int]],
-        machine: Callable[[], MachineHealth],
-        recovery: Callable[[], Mapping[str, int]],
+        sources: HealthSources,
         clock: Clock,
     ) -> None:
-        self._captures, self._mailbox, self._publish_queue, self._latencies = (
-            captures,
-            mailbox,
-            publish_queue,
-            latencies,
-        )
-        self._outbox, self._link, self._rss, self._clock = outbox, link, rss, clock
-        self._machine, self._recovery = machine, recovery
+        self._captures, self._mailbox, self._publish_queue = captures, mailbox, publish_queue
+        self._latencies, self._sources, self._clock = latencies, sources, clock
         self._started_t = clock().t
+        self._presence: Dict[str, Presence] = {}
         self._rates: Dict[str, Tuple[RateMeter, RateMeter]] = {name: (RateMeter(), RateMeter()) for name in captures}
-        self._slope = SlopeMeter()
+        self._rss_slope = SlopeMeter()
 
-    def __call__(self, faults: Sequence[str] = ()) -> AgentHealth:
-        """Now; `faults` are reasons that others know of."""
+    def note(self, outcome: Outcome) -> None:
+        """Keep the camera's presence for the status line. For the infer thread."""
+        if outcome.report is not None:
+            self._presence[outcome.camera] = outcome.report.presence
+
+    def status_line(self) -> str:
+        """Return cameras and broker in one line for people."""
+        return status_line(self._states(), self._sources.link())
+
+    def __call__(self) -> AgentHealth:
         now = self._clock()
-        rss = self._rss()
-        link = self._link()
-        sights = self._mailbox.sights()
+        rss = self._sources.rss()
         return AgentHealth(
-            cameras={name: self._camera(name, stage, sights[name], now.t) for name, stage in self._captures.items()},
-            outbox=self._outbox(),
-            connected=link.connected,
-            reconnects=link.reconnects,
-            broker_fault=link.last_fault,
+            cameras={name: self._camera(name, state, now.t) for name, state in self._states().items()},
+            outbox=self._sources.outbox(),
+            link=self._sources.link(),
             lost_events=self._publish_queue.lost_events,
             uptime_s=now.t - self._started_t,
             rss_bytes=rss,
-            rss_slope_bytes_per_hour=None if rss is None else self._slope.sample(now.t, float(rss)),
+            rss_slope_bytes_per_hour=None if rss is None else self._rss_slope.sample(now.t, float(rss)),
             clock_synced=now.synced,
-            machine=self._machine(),
-            recovery=self._recovery(),
-            faults=list(faults),
+            machine=self._sources.machine(),
+            recovery=self._sources.recovery(),
+            commands={**self._sources.commands(), "overflowed": self._publish_queue.lost_requests},
+            faults=self._sources.faults(),
         )
 
-    def _camera(self, name: str, stage: CaptureStage, sight: Sight, t: float) -> CameraHealth:
-        slot = self._mailbox.counters(name)
-        own = stage.counters
-        counters: Counters = {
-            "frames": own.frames,
-            "inferred": slot["inferred"],
-            "idle": slot["idle"],
-            "dropped_busy": slot["dropped_busy"],
-            "dropped_dark": own.dark,
-            "dropped_blind": own.blind,
-            "stalls": own.stalls,
-            "faults": own.faults,
-            "recoveries": own.recoveries,
+    def _states(self) -> Dict[str, CameraState]:
+        return {
+            name: CameraState(
+                sight, self._presence.get(name, Presence.UNKNOWN), self._captures[name].counters.last_fault
+            )
+            for name, sight in self._mailbox.sights().items()
         }
-        counters.update({f"source_{cause}": count for cause, count in own.source.items()})
+
+    def _camera(self, name: str, state: CameraState, t: float) -> CameraHealth:
+        delivered = self._mailbox.counters(name)
+        captured = self._captures[name].counters
+        counters: Counters = {
+            "frames": captured.frames,
+            "inferred": delivered["inferred"],
+            "idle": delivered["idle"],
+            "dropped_busy": delivered["dropped_busy"],
+            "dropped_dark": captured.dark,
+            "dropped_blind": captured.blind,
+            "stalls": captured.stalls,
+            "faults": captured.faults,
+            "recoveries": captured.recoveries,
+        }
+        counters.update({f"source_{cause}": count for cause, count in captured.source.items()})
         fps_in, fps_inferred = self._rates[name]
         return CameraHealth(
-            sight=sight,
-            fps_in=fps_in.sample(t, own.frames),
-            fps_inferred=fps_inferred.sample(t, slot["inferred"]),
+            sight=state.sight,
+            fps_in=fps_in.sample(t, captured.frames),
+            fps_inferred=fps_inferred.sample(t, delivered["inferred"]),
             counters=counters,
             latency_ms=self._latencies[name].percentiles_ms(),
-            last_fault=own.last_fault,
+            last_fault=state.last_fault,
         )

@@ -1,4 +1,4 @@
-"""The three stages, each with a bounded `step()`, so that tests need no threads."""
+"""The stages capture, infer and publish. Each works in bounded calls of `step`, so that tests need no threads."""
 
 import logging
 import math
@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Callable, Dict, Iterable, Mapping, Optional, Protocol
 
+from edge_agent.core.camera.visibility import Visibility
 from edge_agent.core.frame import Frame, Levels
 from edge_agent.core.meters import LatencyMeter
 from edge_agent.core.ports import Clock, Source
-from edge_agent.core.types import Array, Counters, FrameInfo, Moment, Outcome, Sight
+from edge_agent.core.presence.pipeline import FacePipeline
+from edge_agent.core.types import Array, Counters, Moment, Outcome, Sight
 from edge_agent.errors import EndOfStream, SourceError
-from edge_agent.runtime.command_queue import CommandQueue, CommandTarget
+from edge_agent.runtime.command_queue import CommandQueue
 from edge_agent.runtime.frame_mailbox import FrameMailbox
 from edge_agent.runtime.publish_queue import PublishQueue
 
@@ -22,64 +24,30 @@ READ_TIMEOUT_S = 0.25
 REOPEN_FIRST_S = 0.5
 REOPEN_MAX_S = 5.0
 STEADY_S = 2.0
-"""A camera that fails sooner after its open has not come back: it climbs the ladder on, and is told once."""
+"""A camera that fails sooner after its open has not recovered: the back-off grows on, and nothing is logged again."""
 PUMP_S = 0.1
-HEALTH_LOOK_S = 1.0
-TICK_S = 0.1
-"""The infer thread looks at the clock at least this often, so that delays end without frames."""
+HEALTH_CHECK_S = 1.0
+TICKS_PER_S = 10
+"""Ticks fall on multiples of 0.1 s, so that delays end without frames and a replay ticks at round times."""
+TAKE_TIMEOUT_S = 1.0 / TICKS_PER_S
+_ROUNDING_S = 1e-6
 
-
-class Monitor(Protocol):
-    """What the capture stage needs of `core.illumination`."""
-
-    def observe(self, pixels: Array, levels: Levels, t: float) -> "VerdictLike":
-        """Judge one frame."""
-
-
-class VerdictLike(Protocol):
-    """Whether the frame goes on, and whether the camera can see."""
-
-    @property
-    def keep(self) -> bool:
-        """True when the frame is worth inferring."""
-
-    @property
-    def sight(self) -> Sight:
-        """The camera's state as of this frame."""
-
-    @property
-    def doubt(self) -> bool:
-        """True while the camera may have gone blind, which is not proven yet."""
-
-
-class Pipeline(CommandTarget, Protocol):
-    """What the infer stage needs of `core.pipeline.FacePipeline`."""
-
-    def frame_info(self, frame: Frame, moment: Moment) -> FrameInfo:
-        """The frame's identity, upright."""
-
-    def step(self, frame: Frame, info: FrameInfo) -> Outcome:
-        """One frame through."""
-
-    def tick(self, moment: Moment) -> Optional[Outcome]:
-        """Let delays end."""
-
-    def set_sight(self, sight: Sight, moment: Moment) -> Optional[Outcome]:
-        """The camera gained or lost sight."""
+Judge = Callable[[Array, Levels, float], Visibility]
+"""Judges one frame: pixels, their levels, the time of exposure."""
 
 
 def moment_of(t: float, now: Moment) -> Moment:
-    """The moment at monotonic `t`, given both clocks now: the camera's stamp turned to UTC."""
+    """Return the moment at monotonic `t`, its UTC time derived from both clocks as of `now`."""
     return Moment(t, now.at - timedelta(seconds=now.t - t), now.synced)
 
 
 @dataclass
 class CaptureCounters:
-    """What happened to one camera since start. Written by its capture thread.
+    """Counts of one camera since start. Written by its capture thread.
 
     Attributes:
         dark: Dark frames of a strobe, dropped while the camera sees.
-        blind: Frames dropped since the camera cannot see, or may not be able to.
+        blind: Frames dropped because the camera cannot see, or may not be able to.
     """
 
     frames: int = 0
@@ -93,24 +61,28 @@ class CaptureCounters:
 
 
 class CaptureStage:
-    """One camera: open, read, judge the light, hand over; on a fault close, back off and open again.
+    """Opens and reads one camera, judges visibility, hands frames over, and reopens with back-off after a fault.
 
     Args:
         camera: Its id.
-        source: Closed; opened here, by the thread that calls `step`.
-        monitor: Judges light and life of each frame; made anew at every open, since exposure may differ.
-        mailbox: Where frames and sight go.
+        source: Closed; opened by the thread that calls `step`.
+        make_judge: Makes the judge of visibility; called at every open, since exposure may differ.
+        mailbox: Takes frames and changes of sight.
         clock: Both clocks.
-        wait: Sleeps up to so many seconds, or less when the worker is to stop.
-        stall_after_s: Without a frame for so long the source is closed and opened again.
+        wait: Sleeps up to so many seconds, less when the worker is to stop.
+        stall_after_s: Seconds without a frame after which the source is reopened.
         jitter: Spreads the reopening of many cameras on one bus.
+
+    Attributes:
+        first_open_done: Whether the first open has succeeded or failed.
+        ended: Whether the source has ended.
     """
 
     def __init__(
         self,
         camera: str,
         source: Source,
-        monitor: Callable[[], Monitor],
+        make_judge: Callable[[], Judge],
         mailbox: FrameMailbox,
         clock: Clock,
         wait: Callable[[float], None],
@@ -122,36 +94,33 @@ class CaptureStage:
         self.counters = CaptureCounters()
         self.first_open_done = False
         self.ended = False
-        self._make_monitor, self._mailbox, self._clock, self._wait = monitor, mailbox, clock, wait
+        self._make_judge, self._mailbox, self._clock, self._wait = make_judge, mailbox, clock, wait
         self._stall_after_s = stall_after_s
         self._jitter = jitter or random.Random()
-        self._monitor: Optional[Monitor] = None
+        self._judge: Optional[Judge] = None
         self._opened_t = self._last_frame_t = 0.0
         self._retry_t = 0.0
         self._failures = 0
 
     def step(self) -> None:
-        """Open, or read at most one frame; at most about a quarter of a second, plus the time an open takes."""
+        """Open the source, or read at most one frame; takes about `READ_TIMEOUT_S`, plus the time of an open."""
         if self.ended:
             self._wait(READ_TIMEOUT_S)
-        elif self._monitor is None:
+        elif self._judge is None:
             self._open()
         else:
-            self._read(self._monitor)
+            self._read(self._judge)
 
     def abandon(self) -> None:
-        """A call to the camera does not return, so nothing that was seen holds any more. From any thread.
-
-        Should it return after all, the next frame tells what is seen.
-        """
+        """Report the camera as lost while a call to it does not return. From any thread; the next frame ends it."""
         if self._mailbox.set_sight(self.camera, Sight.LOST, self._clock()):
             self.counters.last_fault = f"{self.source.uri}: a call to the camera does not return"
             log.warning("%s: %s", self.camera, self.counters.last_fault, extra={"EVENT": "camera-lost"})
 
     def close(self) -> None:
-        """Give the device back. Idempotent."""
+        """Close the source. Idempotent."""
         self.source.close()
-        self._monitor = None
+        self._judge = None
 
     def _open(self) -> None:
         now = self._clock()
@@ -165,10 +134,10 @@ class CaptureStage:
             return
         finally:
             self.first_open_done = True
-        self._monitor = self._make_monitor()
+        self._judge = self._make_judge()
         self._opened_t = self._last_frame_t = self._clock().t
 
-    def _read(self, monitor: Monitor) -> None:
+    def _read(self, judge: Judge) -> None:
         try:
             frame = self.source.read(READ_TIMEOUT_S)
         except EndOfStream:
@@ -188,23 +157,23 @@ class CaptureStage:
             return
         self._last_frame_t = now.t
         self.counters.frames += 1
-        self._judge(monitor, frame, now)
+        self._hand_over(judge, frame, now)
 
-    def _judge(self, monitor: Monitor, frame: Frame, now: Moment) -> None:
+    def _hand_over(self, judge: Judge, frame: Frame, now: Moment) -> None:
         if self._failures and now.t - self._opened_t >= STEADY_S:
             back = "%s: %s delivers again after %d failed attempts"
             log.info(back, self.camera, self.source.uri, self._failures, extra={"EVENT": "camera-back"})
             self.counters.recoveries += 1
             self._failures = 0
-        verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
-        if self._mailbox.set_sight(self.camera, verdict.sight, moment_of(frame.t, now)):
-            log.info("%s: sight is %s", self.camera, verdict.sight.value, extra={"EVENT": "sight-changed"})
-        self._mailbox.set_doubt(self.camera, verdict.doubt)
-        if verdict.keep:
+        visibility = judge(frame.pixels, frame.levels, frame.t)
+        if self._mailbox.set_sight(self.camera, visibility.sight, moment_of(frame.t, now)):
+            log.info("%s: sight is %s", self.camera, visibility.sight.value, extra={"EVENT": "sight-changed"})
+        self._mailbox.set_doubt(self.camera, visibility.doubt)
+        if visibility.keep:
             self._mailbox.put(self.camera, frame)
         else:
             frame.release()
-            if verdict.sight.can_see and not verdict.doubt:
+            if visibility.sight.can_see and not visibility.doubt:
                 self.counters.dark += 1
             else:
                 self.counters.blind += 1
@@ -227,16 +196,15 @@ class CaptureStage:
 
 
 class InferStage:
-    """Frames of all cameras, one at a time, through their pipelines.
+    """Runs the frames of all cameras, one at a time, through their pipelines.
 
     Args:
-        mailbox: Where frames come from.
+        mailbox: Delivers frames and changes of sight.
         cameras: Their ids.
-        open_pipelines: Makes one pipeline per camera, and the engine behind them; called by `setup`, in the thread that
-            will own them.
+        open_pipelines: Opens the engine and makes one pipeline per camera; called by `setup`, in the owning thread.
         clock: Both clocks.
-        sink: Takes every outcome that says something; must not block.
-        every_frame: True when each frame's detections are news too.
+        sink: Takes every outcome with news; must not block.
+        every_frame: Whether the detections of each frame are news.
         command_queue: Commands for the pipelines.
     """
 
@@ -244,7 +212,7 @@ class InferStage:
         self,
         mailbox: FrameMailbox,
         cameras: Iterable[str],
-        open_pipelines: Callable[[], Mapping[str, Pipeline]],
+        open_pipelines: Callable[[], Mapping[str, FacePipeline]],
         clock: Clock,
         sink: Callable[[Outcome], None],
         every_frame: bool = False,
@@ -252,49 +220,53 @@ class InferStage:
     ) -> None:
         self._command_queue = command_queue
         self._mailbox, self._open_pipelines, self._clock, self._sink = mailbox, open_pipelines, clock, sink
-        self._pipelines: Mapping[str, Pipeline] = {}
+        self._pipelines: Mapping[str, FacePipeline] = {}
         self._every_frame = every_frame
-        self._next_tick_t = 0.0
+        self._ticks = -1
         self.capture_to_result: Dict[str, LatencyMeter] = {camera: LatencyMeter() for camera in cameras}
 
     def setup(self) -> None:
-        """Make what only this thread may touch."""
+        """Open the engine and the pipelines in the thread that owns them."""
         self._pipelines = self._open_pipelines()
 
     def step(self) -> None:
-        """Wait up to `TICK_S` for news, think about it, and let delays end."""
-        delivery = self._mailbox.take(TICK_S)
+        """Wait up to `TAKE_TIMEOUT_S` for one camera's news, process it, run commands, and let delays end."""
+        delivery = self._mailbox.take(TAKE_TIMEOUT_S)
         if delivery is not None:
             pipeline = self._pipelines[delivery.camera]
             for sight, moment in delivery.sights:
                 self._emit(pipeline.set_sight(sight, moment))
             if delivery.frame is not None:
                 with delivery.frame as frame:
-                    info = pipeline.frame_info(frame, moment_of(frame.t, self._clock()))
-                    if self._command_queue is not None:
-                        self._command_queue.take_snapshots(pipeline, frame, info)
-                    result = pipeline.step(frame, info)
-                    self._emit(result)
-                    if result.idle:
-                        self._mailbox.count_idle(delivery.camera)
-                    else:
-                        self.capture_to_result[delivery.camera].add(self._clock().t - frame.t)
+                    self._infer(pipeline, delivery.camera, frame)
         now = self._clock()
         for outcome in self._command_queue.run_pending(self._pipelines, now) if self._command_queue is not None else ():
             self._emit(outcome)
-        if now.t >= self._next_tick_t:
-            self._next_tick_t = now.t + TICK_S
+        ticks = math.floor((now.t + _ROUNDING_S) * TICKS_PER_S)
+        if ticks > self._ticks:
+            self._ticks = ticks
             for camera, pipeline in self._pipelines.items():
                 # A camera that may be blind has not shown that anybody left.
                 if not self._mailbox.in_doubt(camera):
                     self._emit(pipeline.tick(now))
 
     def finish(self) -> None:
-        """Say what is true at the end: open events close with "shutdown", presence becomes unknown."""
+        """End all open events with the reason "shutdown"; presence becomes unknown."""
         self._mailbox.close()
         now = self._clock()
         for pipeline in self._pipelines.values():
             self._emit(pipeline.set_sight(Sight.STOPPED, now))
+
+    def _infer(self, pipeline: FacePipeline, camera: str, frame: Frame) -> None:
+        info = pipeline.frame_info(frame, moment_of(frame.t, self._clock()))
+        if self._command_queue is not None:
+            self._command_queue.take_snapshots(pipeline, frame, info)
+        outcome = pipeline.step(frame, info)
+        self._emit(outcome)
+        if outcome.idle:
+            self._mailbox.count_idle(camera)
+        else:
+            self.capture_to_result[camera].add(self._clock().t - frame.t)
 
     def _emit(self, outcome: Optional[Outcome]) -> None:
         if outcome is None:
@@ -303,81 +275,89 @@ class InferStage:
             self._sink(outcome)
 
 
-class Publisher(Protocol):
-    """What the publish stage needs of `mqtt.publisher`."""
+class MessageService(Protocol):
+    """The publish stage's port to the broker; `mqtt.service.MqttService` in the agent."""
+
+    @property
+    def connected(self) -> bool:
+        """True while a session with the broker is established."""
 
     def outcome(self, outcome: Outcome) -> None:
-        """Keep what must be sent."""
+        """Store its events and crops, and publish its report."""
 
     def notice(self, notice: object) -> None:
-        """Something the broker client noticed, or a `Lost` in the place of events that the publish_queue had to drop."""
+        """Handle a `ClientEvent`, a finished command, or the `Lost` that replaces dropped events."""
 
     def info(self, info: Mapping[str, object]) -> None:
-        """What the agent is, from now on."""
+        """Publish what the agent is."""
 
     def health(self, health: Mapping[str, object]) -> None:
-        """How the agent is, now."""
+        """Publish a health report."""
 
     def pump(self) -> None:
         """Send what can be sent. Never blocks."""
 
 
 class PublishStage:
-    """From outcomes to the outbox to the broker.
+    """Hands outcomes and client events to the message service, and publishes info and health.
 
     Args:
-        publish_queue: Where outcomes and notices come from.
-        publisher: Called by one thread only.
-        health: Tells how the agent is.
-        info: Tells what it is.
+        publish_queue: Delivers outcomes, client events and calls.
+        service: Called by this stage's thread only.
+        health: Returns the health report's payload.
+        info: Returns what the agent is.
         clock: Both clocks.
-        health_interval_s: The state is sent this often, and within a second of a change; may be replaced at any time.
+        health_interval_s: Seconds between health reports; may be replaced at any time. A change of the state, its
+            reasons or the connection is published within `HEALTH_CHECK_S`.
     """
 
     def __init__(
         self,
         publish_queue: PublishQueue,
-        publisher: Publisher,
+        service: MessageService,
         health: Callable[[], Mapping[str, object]],
         info: Callable[[], Mapping[str, object]],
         clock: Clock,
         health_interval_s: float = 30.0,
     ) -> None:
-        self._publish_queue, self._publisher, self._clock = publish_queue, publisher, clock
+        self._publish_queue, self._service, self._clock = publish_queue, service, clock
         self._health, self._info = health, info
         self.health_interval_s = health_interval_s
-        self._next_look_t = 0.0
-        self._sent_t = -math.inf
-        self._told: object = None
-        self._told_info: object = None
+        self._next_check_t = 0.0
+        self._published_t = -math.inf
+        self._connected = False
+        self._published_state: object = None
+        self._published_info: object = None
 
     def step(self) -> None:
         """Wait up to `PUMP_S` for something to do, and do all of it."""
         for item in self._publish_queue.take(PUMP_S):
             if isinstance(item, Outcome):
-                self._publisher.outcome(item)
+                self._service.outcome(item)
             elif callable(item):
                 item()
             else:
-                self._publisher.notice(item)
+                self._service.notice(item)
         now = self._clock()
-        if now.t >= self._next_look_t:
-            self._next_look_t = now.t + HEALTH_LOOK_S
-            self._look(now)
-        self._publisher.pump()
+        # Before anything is sent: else a new session would begin with a report of the connection that was missing.
+        changed = self._service.connected != self._connected
+        if changed or now.t >= self._next_check_t:
+            self._next_check_t = now.t + HEALTH_CHECK_S
+            self._report(now, always=changed)
+        self._service.pump()
 
     def finish(self) -> None:
-        """Say how it ended, whatever was said last."""
-        self._told = None
-        self._look(self._clock())
+        """Publish the last health report."""
+        self._report(self._clock(), always=True)
 
-    def _look(self, now: Moment) -> None:
+    def _report(self, now: Moment, always: bool) -> None:
+        self._connected = self._service.connected
         info = self._info()
-        if info != self._told_info:
-            self._told_info = info
-            self._publisher.info(info)
+        if info != self._published_info:
+            self._published_info = info
+            self._service.info(info)
         health = self._health()
-        told = (health["state"], health["reasons"])
-        if told != self._told or now.t - self._sent_t >= self.health_interval_s:
-            self._told, self._sent_t = told, now.t
-            self._publisher.health(health)
+        state = (health["state"], health["reasons"])
+        if always or state != self._published_state or now.t - self._published_t >= self.health_interval_s:
+            self._published_state, self._published_t = state, now.t
+            self._service.health(health)

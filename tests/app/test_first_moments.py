@@ -57,7 +57,7 @@ def test_an_early_stop_is_an_ordered_stop(tmp_path, number):
         reading.send(number)
         reading.go_on()
         assert reading.agent.wait() == 0
-        assert "asked to stop before the start" in reading.agent.log and "Traceback" not in reading.agent.log
+        assert "stop requested before the start" in reading.agent.log and "Traceback" not in reading.agent.log
 
 
 def test_a_second_early_stop_is_at_once(tmp_path):

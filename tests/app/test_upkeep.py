@@ -40,7 +40,10 @@ def test_a_scrape_tells_what_health_tells_and_no_frame_waits_for_it(broker):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     frames, dropped = ("edge_agent_camera_frames_total", "n", "door"), ("edge_agent_camera_stalls_total", "n", "door")
-    settings = {**SCENE, "METRICS__ENABLED": "true", "METRICS__PORT": port, "MQTT__PORT": broker.port}
+    settings = {
+        **SCENE, "METRICS__ENABLED": "true", "METRICS__PORT": port, "MQTT__PORT": broker.port,
+        "MQTT__PROTOCOL": "3.1.1",
+    }  # fmt: skip
     with Listener(broker, "edge-agent/n/#") as listener, AgentProcess(settings) as agent:
         eventually(lambda: health(listener).get("cameras", {}).get("door", {}).get("fps_inferred", 0) > 0)
         before = health(listener)
@@ -53,6 +56,7 @@ def test_a_scrape_tells_what_health_tells_and_no_frame_waits_for_it(broker):
         assert count(before) <= told[frames] <= count(after) and told[dropped] == 0
         assert told["edge_agent_mqtt_connected", "n", None] == 1
         assert told["edge_agent_outbox_dropped_total", "n", None] == 0
+        eventually(lambda: scrape(port).get(("edge_agent_mqtt_publish_verified", "n", None)) == 1, "as health has it")
         eventually(lambda: scrape(port)[frames] > told[frames], "frames go on")
         assert agent.stop() < 5
         assert "Traceback" not in agent.log

@@ -96,6 +96,8 @@ class Agent:
         **params: Any,
     ) -> None:
         self.skipped_s = 0.0
+        self._health: Optional[Mapping[str, Any]] = None
+        self._connected = False
         self.inbox: queue.Queue[object] = queue.Queue()
         self.notices: List[object] = []
         self.topics = Topics("edge-agent", node)
@@ -116,6 +118,11 @@ class Agent:
         real = now()
         return Moment(real.t + self.skipped_s, real.at + timedelta(seconds=self.skipped_s))
 
+    def report_health(self, **more: Any) -> None:
+        """Publish a health report as the publish stage does, with the connection as of now."""
+        self._health = more
+        self.publisher.health({**HEALTH, **more, "mqtt": self.publisher.link().payload()})
+
     def put(self, *events: FaceEvent) -> None:
         """As the infer thread's outcome would."""
         self.publisher.outcome(Outcome("door", events))
@@ -127,6 +134,9 @@ class Agent:
         for item in self.take(0.01):
             self.notices.append(item)
             self.publisher.notice(item)
+        if self.publisher.connected and not self._connected and self._health is not None:
+            self.report_health(**self._health)
+        self._connected = self.publisher.connected
         self.publisher.pump()
 
     def take(self, timeout_s: float) -> List[object]:

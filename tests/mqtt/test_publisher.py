@@ -56,7 +56,7 @@ def test_the_order_at_every_connect(tmp_path: Path, version: str) -> None:
         gate = Gate(broker.port)
         agent = Agent(gate.port, protocol=version, subscriptions=[REQUESTS])
         agent.publisher.discovery([Message("homeassistant/device/lobby/config", b"{}", retain=True)])
-        agent.publisher.health(HEALTH)
+        agent.report_health()
         with Listener(broker, f"{NODE}/#", version=version) as listener, agent:
             for connect in range(2):
                 agent.put(event(2 * connect + 1), event(2 * connect + 2))
@@ -78,7 +78,7 @@ def test_the_order_at_every_connect(tmp_path: Path, version: str) -> None:
 def test_what_is_retained_and_how(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker, Listener(broker, version=version, qos=1) as listener:
         with Agent(broker.port, protocol=version) as agent:
-            agent.publisher.health(HEALTH)
+            agent.report_health()
             agent.say(report("ON", faces=1, best_score=0.9, event_ids=(event(1).event_id,), zones={}))
             agent.put(event(1), event(2, "end", crop=True))
             agent.until(agent.settled)
@@ -374,7 +374,7 @@ def test_counts_are_slowed_answers_are_not_and_health_keeps_only_the_newest(tmp_
             gate.shut()
             agent.until(lambda: not agent.client.status().connected)
             for uptime in range(50):
-                agent.publisher.health({**HEALTH, "uptime_s": uptime})
+                agent.report_health(uptime_s=uptime)
                 agent.step()
             gate.open()
             agent.until(agent.settled)

@@ -123,7 +123,7 @@ def test_against_an_access_list_that_is_mended_and_broken(tmp_path: Path, versio
 
         def told() -> Any:
             """As health says it to a subscriber."""
-            agent.publisher.health(HEALTH)
+            agent.report_health()
             agent.step()
             health = watcher.last("edge-agent/lobby/health")
             return json.loads(health)["mqtt"]["publish_verified"] if health else "nothing"

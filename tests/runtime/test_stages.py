@@ -13,7 +13,7 @@ from edge_agent.runtime.command_queue import CommandQueue
 from edge_agent.runtime.frame_mailbox import FrameMailbox
 from edge_agent.runtime.publish_queue import PublishQueue
 from edge_agent.runtime.stages import (
-    HEALTH_LOOK_S,
+    HEALTH_CHECK_S,
     REOPEN_FIRST_S,
     REOPEN_MAX_S,
     CaptureStage,
@@ -35,7 +35,7 @@ class Rig:
         self.stage = CaptureStage(
             "door",
             self.camera,
-            lambda: VisibilityMonitor(VisibilityParams(), "sensor"),
+            lambda: VisibilityMonitor(VisibilityParams(), "sensor").observe,
             self.mailbox,
             self.clock,
             self.clock.advance,
@@ -283,36 +283,36 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
     assert [done.crop for done in answers if isinstance(done, CommandResult)] == ["crop"]
 
 
-class MqttService:
-    """Writes down what the publish stage brings."""
+class RecordingService:
+    """A message service that records its calls."""
 
     def __init__(self):
-        self.told = []
+        self.calls, self.connected = [], False
 
     def outcome(self, outcome):
-        self.told.append(("outcome", outcome))
+        self.calls.append(("outcome", outcome))
 
     def notice(self, notice):
-        self.told.append(("notice", notice))
+        self.calls.append(("notice", notice))
 
     def info(self, info):
-        self.told.append(("info", dict(info)))
+        self.calls.append(("info", dict(info)))
 
     def health(self, health):
-        self.told.append(("health", health["state"]))
+        self.calls.append(("health", health["state"]))
 
     def pump(self):
-        self.told.append(("pump", None))
+        self.calls.append(("pump", None))
 
     def take(self, *kinds):
-        taken = [(kind, what) for kind, what in self.told if kind in kinds]
-        self.told = []
+        taken = [(kind, what) for kind, what in self.calls if kind in kinds]
+        self.calls = []
         return taken
 
 
 class PublishRig:
     def __init__(self):
-        self.clock, self.publish_queue, self.service = FakeClock(), PublishQueue(), MqttService()
+        self.clock, self.publish_queue, self.service = FakeClock(), PublishQueue(), RecordingService()
         self.health = {"state": "ok", "reasons": [], "uptime_s": 0}
         self.info = {"engine": None}
         self.stage = PublishStage(
@@ -333,7 +333,7 @@ def test_publish_hands_each_thing_to_who_it_is_for_and_pumps_last():
     rig.publish_queue.put_notice(lambda: done.append(True))
     rig.stage.step()
     assert done == [True]
-    assert [kind for kind, _ in rig.service.told] == ["outcome", "notice", "info", "health", "pump"]
+    assert [kind for kind, _ in rig.service.calls] == ["outcome", "notice", "info", "health", "pump"]
     assert rig.service.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
 
 
@@ -343,13 +343,13 @@ def test_health_is_told_at_a_change_within_a_second_and_else_at_the_interval():
     assert rig.service.take("info", "health") == [("info", {"engine": None}), ("health", "ok")]
     rig.health = {"state": "failed", "reasons": ["camera door: lost"], "uptime_s": 1}
     rig.info = {"engine": "there"}
-    rig.step(HEALTH_LOOK_S / 2)
+    rig.step(HEALTH_CHECK_S / 2)
     assert rig.service.take("info", "health") == [], "nobody looks so often"
-    rig.step(HEALTH_LOOK_S / 2)
+    rig.step(HEALTH_CHECK_S / 2)
     assert rig.service.take("info", "health") == [("info", {"engine": "there"}), ("health", "failed")]
     told_t, rig.health = rig.clock.t, {**rig.health, "uptime_s": 2}
     while not rig.service.take("info", "health"):
-        rig.step(HEALTH_LOOK_S)
+        rig.step(HEALTH_CHECK_S)
     assert rig.clock.t - told_t == pytest.approx(30.0)
     rig.stage.health_interval_s = 5.0
     rig.step(4.0)
@@ -358,7 +358,19 @@ def test_health_is_told_at_a_change_within_a_second_and_else_at_the_interval():
     assert rig.service.take("health") == [("health", "failed")], "another interval holds at once"
 
 
-def test_the_last_word_is_said_whatever_was_said_before():
+def test_a_new_session_begins_with_a_health_report_of_itself():
+    rig = PublishRig()
+    rig.step()
+    rig.service.take()
+    rig.service.connected = True
+    rig.step()
+    assert [kind for kind, _ in rig.service.calls] == ["health", "pump"], "before anything is sent"
+    rig.service.take()
+    rig.step()
+    assert rig.service.take("health") == [], "once per session"
+
+
+def test_the_last_health_report_is_published_whatever_was_published_before():
     rig = PublishRig()
     rig.step()
     rig.service.take()

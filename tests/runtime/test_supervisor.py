@@ -239,19 +239,19 @@ def test_a_stop_may_leave_an_engine_behind_that_is_being_built_but_no_step(engin
         assert exit_code(rig.workers) == code
 
 
-def test_what_upkeep_says_ends_it_but_not_before_it_is_ready():
+def test_a_reason_to_restart_ends_it_but_not_before_it_is_ready():
     manager, stage = Manager(), Stage()
-    supervisor = Supervisor({"door": stage}, manager, str, list, upkeep=lambda t: "no memory")
+    supervisor = Supervisor({"door": stage}, manager, str, list, recovery=lambda t: "no memory")
     worker = Worker("infer", lambda: time.sleep(0.01), on_exit=supervisor.wake)
     with worker:
         watching = threading.Thread(target=supervisor.watch, args=([worker],))
         watching.start()
         eventually(lambda: ("status", "starting: opening door") in manager.told, deadline_s=5)
-        assert supervisor.gave_up is None
+        assert supervisor.restart_reason is None
         stage.first_open_done = True
         supervisor.wake()
         watching.join(10)
-    assert supervisor.gave_up == "no memory" and manager.words()[-2:] == ["alive", "stopping"]
+    assert supervisor.restart_reason == "no memory" and manager.words()[-2:] == ["alive", "stopping"]
 
 
 @pytest.mark.parametrize("error, code", [(EngineError("gone", "restart"), 1), (None, 0)])

@@ -1,11 +1,12 @@
 """The agent's own state in words and numbers: what `B/health` carries."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Dict, List, Mapping, Optional
 
 from edge_agent.core.params import param
-from edge_agent.core.protocol.messages import OutboxStatus
-from edge_agent.core.types import Counters, Sight
+from edge_agent.core.protocol.messages import OutboxStatus, timestamp
+from edge_agent.core.types import Counters, Presence, Sight
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,63 @@ class HealthParams:
     interval_s: float = param(30.0, "Seconds between health messages; a change of state is sent at once", ge=1, le=90)
 
 
+LINK_STATES = ("connecting", "connected", "waiting", "closed")
+
+
+@dataclass(frozen=True)
+class LinkHealth:
+    """The connection to the broker.
+
+    Attributes:
+        connected: True only after an accepting CONNACK.
+        reconnects: Connections after the first.
+        last_fault: The newest fault, kept after recovery; empty when there was none.
+        state: One of `LINK_STATES`.
+        protocol: "5" or "3.1.1".
+        fault: What is wrong now; empty while connected.
+        publish_verified: Whether the self-test's message came back; None on MQTT 5 and before the first result.
+        certificate_until: End of the client certificate's validity; None without one.
+        broker_certificate_until: End of the broker certificate's validity; None without TLS.
+    """
+
+    connected: bool = False
+    reconnects: int = 0
+    last_fault: str = ""
+    state: str = "connecting"
+    protocol: str = ""
+    fault: str = ""
+    publish_verified: Optional[bool] = None
+    certificate_until: Optional[datetime] = None
+    broker_certificate_until: Optional[datetime] = None
+
+    def payload(self) -> Dict[str, Any]:
+        """Return the `mqtt` object of the health message."""
+        return {
+            "connected": self.connected,
+            "reconnects": self.reconnects,
+            "last_fault": self.last_fault,
+            "state": self.state,
+            "protocol": self.protocol,
+            "fault": self.fault,
+            "publish_verified": self.publish_verified,
+            "certificate_until": self.certificate_until and timestamp(self.certificate_until),
+            "broker_certificate_until": self.broker_certificate_until and timestamp(self.broker_certificate_until),
+        }
+
+
+@dataclass(frozen=True)
+class CameraState:
+    """What the status line reports of one camera.
+
+    Attributes:
+        last_fault: The newest fault of its source; empty when there was none.
+    """
+
+    sight: Sight
+    presence: Presence
+    last_fault: str = ""
+
+
 @dataclass(frozen=True)
 class CameraHealth:
     """One camera's figures since start.
@@ -101,9 +159,7 @@ class AgentHealth:
 
     cameras: Mapping[str, CameraHealth]
     outbox: OutboxStatus
-    connected: bool
-    reconnects: int
-    broker_fault: str
+    link: LinkHealth
     lost_events: int
     uptime_s: float
     rss_bytes: Optional[int]
@@ -111,6 +167,7 @@ class AgentHealth:
     clock_synced: bool
     machine: MachineHealth = MachineHealth()
     recovery: Mapping[str, int] = field(default_factory=dict)
+    commands: Mapping[str, Any] = field(default_factory=dict)
     faults: List[str] = field(default_factory=list)
 
 
@@ -147,11 +204,31 @@ def health_payload(health: AgentHealth) -> Dict[str, Any]:
             "quarantined": health.outbox.quarantined,
             "lost_before": health.lost_events,
         },
-        "mqtt": {"connected": health.connected, "reconnects": health.reconnects, "last_fault": health.broker_fault},
+        "mqtt": health.link.payload(),
         "clock_synced": health.clock_synced,
         **health.machine.payload(),
         "recovery": dict(health.recovery),
+        "commands": dict(health.commands),
     }
+
+
+def status_line(cameras: Mapping[str, CameraState], link: LinkHealth) -> str:
+    """Return one line for people: the cameras by their state, and the connection to the broker."""
+    blind: List[str] = []
+    count = dict.fromkeys(Presence, 0)
+    for camera, state in cameras.items():
+        if state.sight.can_see:
+            count[state.presence] += 1
+        else:
+            fault = state.last_fault if state.sight is Sight.LOST else ""
+            blind.append(f"{camera} ({fault or state.sight.value})")
+    parts = [f"{len(cameras)} camera{'' if len(cameras) == 1 else 's'}"]
+    parts += [f"{count[Presence.YES]} with a face"] if count[Presence.YES] else []
+    parts += [f"{count[Presence.NO]} without a face"] if count[Presence.NO] else []
+    parts += [f"{count[Presence.UNKNOWN]} not known yet"] if count[Presence.UNKNOWN] else []
+    parts += [f"{len(blind)} cannot see: {', '.join(blind)}"] if blind else []
+    fault = f" ({link.fault})" if link.fault else ""
+    return f"{', '.join(parts)}; broker {'connected' if link.connected else 'not connected' + fault}"
 
 
 def _camera(state: CameraHealth) -> Dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 from edge_agent.core.params import param
+from edge_agent.core.protocol.health import LINK_STATES
 from edge_agent.core.types import Sight
 
 STATES = ("ok", "degraded", "failed")
@@ -59,6 +61,7 @@ _SINGLE: Tuple[Tuple[str, str, str, str], ...] = (
     ("outbox.lost_before", "outbox_lost_before", "counter", "Events lost before the outbox."),
     ("mqtt.connected", "mqtt_connected", "gauge", "1 while the broker is connected."),
     ("mqtt.reconnects", "mqtt_reconnects", "counter", "Connections after the first."),
+    ("mqtt.publish_verified", "mqtt_publish_verified", "gauge", "1 when the self-test's message came back."),
     ("commands.accepted", "commands_accepted", "counter", "Commands accepted."),
     ("commands.overflowed", "commands_overflowed", "counter", "Commands that came too fast."),
 )
@@ -69,6 +72,14 @@ _BY_KEY: Tuple[Tuple[str, str, str, str, str], ...] = (
     ("power.rails_w", "rail_power_watts", "gauge", "rail", "Power rails."),
     ("commands.refused", "commands_refused", "counter", "reason", "Commands refused."),
     ("recovery", "recovery_steps", "counter", "step", "Steps of recovery that were taken."),
+)
+_EXPIRIES: Tuple[Tuple[str, str, str], ...] = (
+    ("mqtt.certificate_until", "mqtt_certificate_expiry_timestamp_seconds", "When our TLS certificate expires."),
+    (
+        "mqtt.broker_certificate_until",
+        "mqtt_broker_certificate_expiry_timestamp_seconds",
+        "When the broker's TLS certificate expires.",
+    ),
 )
 _QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 
@@ -81,6 +92,13 @@ def metrics_of(health: Mapping[str, Any]) -> List[Metric]:
         value = _at(health, path)
         if value is not None:
             found.append(Metric(name, kind, about, (), [((), float(value))]))
+    for path, name, about in _EXPIRIES:
+        until = _at(health, path)
+        if until is not None:
+            found.append(Metric(name, "gauge", about, (), [((), _unix_s(until))]))
+    if _at(health, "mqtt.state") is not None:
+        state: Dict[Tuple[str, ...], Any] = {(): _at(health, "mqtt.state")}
+        found.append(_one_of("mqtt_state", "The connection's state.", "state", LINK_STATES, state))
     for path, name, kind, label, about in _BY_KEY:
         values = _at(health, path)
         if values:
@@ -120,6 +138,11 @@ def _one_of(
     """A state as Prometheus wants it: 1 for the word that holds, 0 for all others."""
     samples = [((*key, word), float(word == value)) for key, value in values.items() for word in words]
     return Metric(name, "gauge", about, (*more, label), samples)
+
+
+def _unix_s(text: str) -> float:
+    """Seconds since 1970 of a time as the health message has it."""
+    return datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc).timestamp()
 
 
 def _at(tree: Any, path: str) -> Any:

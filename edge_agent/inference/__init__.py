@@ -5,12 +5,13 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Literal, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Literal, Optional, Tuple, Union
 
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
 from edge_agent.errors import EngineError, MissingPackage, ModelError
+from edge_agent.models.onnx.binding import ContractOf, Signature, derive
 
 if TYPE_CHECKING:
     from edge_agent.inference.trt.backend import TensorRtBackend
@@ -183,21 +184,24 @@ def _open_tensorrt(params: EngineParams, directory: Path, backend: "TensorRtBack
 
 def _open_onnxruntime(params: EngineParams, directory: Path) -> Engine:
     from edge_agent.models import registry
-    from edge_agent.models.onnx.binding import derive
-    from edge_agent.models.onnx.file import read_onnx
 
     if params.model.endswith(registry.SUFFIXES):
         path = registry.as_onnx(Path(params.model))
         labels = registry.labels_of(path, params.labels_file)
-        contract = derive(read_onnx(path), str(path), labels, params.class_name, params.long_side)
-        return _on_cpu(params, path, contract, path.name, registry.sha256_of(path))
+
+        def contract_of(signature: Signature) -> ModelContract:
+            return derive(signature, str(path), labels, params.class_name, params.long_side)
+
+        return _on_cpu(params, path, contract_of, path.name, registry.sha256_of(path))
     card = registry.card_of(params.model)
     path = registry.as_onnx(registry.locate(card, directory))
     contract = replace(card.contract, long_side=params.long_side)
     return _on_cpu(params, path, contract, card.name, card.files[0].sha256 or registry.sha256_of(path))
 
 
-def _on_cpu(params: EngineParams, path: Path, contract: ModelContract, name: str, sha256: str) -> Engine:
+def _on_cpu(
+    params: EngineParams, path: Path, contract: Union[ModelContract, ContractOf], name: str, sha256: str
+) -> Engine:
     """The float model, or its INT8 version where that is proven."""
     from edge_agent.inference.calibration.cpu_int8 import int8_file, proven_int8
     from edge_agent.inference.ort import OrtEngine

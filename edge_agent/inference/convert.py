@@ -1,4 +1,4 @@
-"""A model file of NVIDIA's made into ONNX, tried out, and written."""
+"""Converts NVIDIA's model files to ONNX, and tries the result out before it is written."""
 
 import os
 import shlex
@@ -16,22 +16,22 @@ from edge_agent.models.uff.to_onnx import convert_uff
 def convert_file(
     source: Path, target: Path, key: Optional[str] = None, outputs: Sequence[str] = (), batch: Optional[int] = 1
 ) -> Inspection:
-    """Convert `source` and write `target`, which is replaced at once or left as it was.
+    """Convert `source` to `target`, which is replaced atomically, or left unchanged after an error.
 
     Args:
-        source: .uff, or .etlt.
-        target: Where the ONNX file goes.
-        key: Of an .etlt.
-        outputs: See `convert_uff`.
-        batch: See `convert_uff`.
+        source: .uff or .etlt.
+        target: The ONNX file.
+        key: Decrypts an .etlt.
+        outputs: Names of the outputs of a UFF network; its own when empty.
+        batch: Size of a UFF network's free batch axis; None leaves it free.
 
     Returns:
-        What was read, and what came out of it.
+        The facts of the source and the findings about the result.
 
     Raises:
-        InputError: A file cannot be read or written, or an output is not there.
+        InputError: A file cannot be read or written, or there is no such output.
         ModelError: The file is damaged, its key is wrong, it cannot be converted, or the result does not run.
-        MissingPackage: An .etlt, without NVIDIA's package.
+        MissingPackage: `onnx`, or for an .etlt NVIDIA's package, is not installed.
     """
     if target.suffix != ".onnx":
         raise InputError(f"{target}: the result is ONNX", "expected a name that ends in .onnx")
@@ -63,15 +63,19 @@ def _payload(source: Path, key: Optional[str]) -> Tuple[str, bytes]:
 
 
 def _trial(data: bytes, name: str) -> str:
-    """Whether the result runs, and answers in the shapes that were worked out for it."""
+    """A line on whether the result runs.
+
+    Raises:
+        ModelError: It does not run, or an output has another shape than the file states.
+    """
     try:
         found = try_out(data, name)
     except MissingPackage:
         return "not tried out: that needs onnxruntime (pip install onnxruntime)"
     for tensor in parse_onnx(data, name).outputs:
-        told = tuple(dim if isinstance(dim, int) else 1 for dim in tensor.shape or ())
-        if tensor.shape is not None and told != found[tensor.name]:
-            raise ModelError(f"{name}: {tensor.name} should be {told}, and is {found[tensor.name]}")
+        stated = tuple(dim if isinstance(dim, int) else 1 for dim in tensor.shape or ())
+        if tensor.shape is not None and stated != found[tensor.name]:
+            raise ModelError(f"{name}: {tensor.name} should be {stated}, and is {found[tensor.name]}")
     return "tried out with ONNX Runtime: outputs of the shapes above, all finite"
 
 

@@ -1,4 +1,4 @@
-"""What a DetectNet_v2 model file says of itself, for comparing with what a configuration claims."""
+"""The facts of a DetectNet_v2 model file, for comparison with a DeepStream configuration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ from edge_agent.models.registry import FACEDETECTIR_CARD
 
 @dataclass(frozen=True)
 class Facts:
-    """A model's outside.
+    """A model's inputs and outputs.
 
     Attributes:
-        contract: What its tensors mean, up to the classes' names.
-        classes: How many it tells apart.
+        contract: The contract that it keeps, without the classes' names.
+        classes: Number of classes.
         input: Name of the input.
         outputs: Names of the outputs by role, "cov" and "bbox".
-        uff: True when its file holds UFF.
+        uff: True for a UFF file.
     """
 
     contract: ModelContract
@@ -31,7 +31,7 @@ class Facts:
     uff: bool
 
 
-# Of the file that stays sealed where NVIDIA's package is not installed; names as in NVIDIA's configurations.
+# For the encrypted file where NVIDIA's package is not installed; names from NVIDIA's configurations.
 FACEDETECTIR_FACTS = Facts(
     FACEDETECTIR, 1, "input_1", {"cov": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"}, uff=True
 )
@@ -42,11 +42,12 @@ def facts_of(path: Path, key: Optional[str] = None) -> Facts:
 
     Args:
         path: .onnx, .uff or .etlt.
-        key: Of an .etlt; NVIDIA's published key when None.
+        key: Decrypts an .etlt; NVIDIA's published key when None.
 
     Raises:
-        ModelError: It cannot be read, is damaged, or is no DetectNet_v2.
-        MissingPackage: It is encrypted, NVIDIA's package is not installed, and it is not FaceDetectIR, which is known.
+        ModelError: It cannot be read, is damaged, or is not a DetectNet_v2.
+        MissingPackage: `onnx` is not installed; or the file is encrypted, is not FaceDetectIR, and NVIDIA's package is
+            not installed.
     """
     try:
         onnx, uff = read_payload(path, key)

@@ -1,8 +1,9 @@
-"""Networks on the CPU by ONNX Runtime."""
+"""Runs networks on the CPU with ONNX Runtime."""
 
 import hashlib
+import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
 
 import numpy as np
 
@@ -12,10 +13,15 @@ from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference.preprocess import Preprocessor, golden_image
-from edge_agent.models.onnx.binding import bind, require
-from edge_agent.models.onnx.file import parse_onnx, read_model
+from edge_agent.models.onnx.binding import ContractOf, Signature, Tensor, bind, require
+from edge_agent.models.onnx.file import read_model
 
-_FATAL = 4  # ONNX Runtime's own log lines would only repeat what our errors say
+_FATAL = 4  # ONNX Runtime's own log lines would only repeat our errors
+_DTYPES = {"float": "float32", "double": "float64"}
+# ONNX Runtime does not report a model's precision. In the encoding of onnx.proto: the op_type of a NodeProto, and the
+# attribute of a Cast to float16, which every model with float32 inputs that computes in halves contains.
+_INT8 = re.compile(rb"\x22[\x0b\x0e\x10](?:QLinearConv|ConvInteger|QuantizeLinear|DequantizeLinear)")
+_HALF = b"\x0a\x02to\x18\x0a\xa0\x01\x02"
 
 
 class OrtEngine:
@@ -23,10 +29,10 @@ class OrtEngine:
 
     Args:
         path: The ONNX file.
-        contract: What it must keep; `onnx.contract.derive` reads it off the file.
-        threads: Cores that work on one picture.
-        interpolation: See `Preprocessor`.
-        name: What to call the model; the file's name when None.
+        contract: The contract that the model must keep, or the function that derives it from the model's signature.
+        threads: CPU cores that work on one frame.
+        interpolation: Of `Preprocessor`.
+        name: The model's name in logs and errors; the file's name when None.
         sha256: Hex sum that the file must have; any when None.
 
     Raises:
@@ -37,7 +43,7 @@ class OrtEngine:
     def __init__(
         self,
         path: Path,
-        contract: ModelContract,
+        contract: Union[ModelContract, ContractOf],
         threads: int = 1,
         interpolation: str = "linear",
         name: Optional[str] = None,
@@ -49,51 +55,53 @@ class OrtEngine:
             raise ModelError(
                 f"model {path}: sha256 is {digest}, expected {sha256}", "the file is damaged: fetch it again"
             )
-        model = parse_onnx(data, str(path))
+        precision = stored_precision(data)
         del data  # as large as all weights: ONNX Runtime reads its own copy
-        require(model, str(path), contract)
-        binding = bind(model, str(path))
         ort = _onnxruntime()
+        self._faults = _faults(ort)
+        self._session: Any = _open_session(ort, str(path), f"model {path}", threads)
+        signature = _signature(self._session)
+        if isinstance(contract, ModelContract):
+            require(signature, str(path), contract)
+        else:
+            contract = contract(signature)
+        binding = bind(signature, str(path))
         self.contract = contract
         self.pool: Optional[BufferPool] = None
-        self._faults = _faults(ort)
         self._input = binding.input
         self._roles = tuple(binding.outputs)
         self._outputs = [binding.outputs[role] for role in self._roles]
         self._preprocess = Preprocessor(contract, interpolation)
         self.info = EngineInfo(
             backend="onnxruntime",
-            precision=model.precision,
+            precision=precision,
             model=name or path.name,
             model_sha256=digest,
             detail={"version": ort.__version__, "threads": threads, "resizer": self._preprocess.resizer},
         )
-        refusals: Tuple[Type[BaseException], ...] = (*self._faults, EngineError)
         try:
-            self._session: Any = ort.InferenceSession(
-                str(path), sess_options=_options(ort, threads), providers=["CPUExecutionProvider"]
-            )
             self.infer(golden_image())
-        except refusals as error:
-            raise ModelError(
-                f"model {path}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}",
-                "look into it with: edge-agent model inspect FILE",
-            ) from error
+        except EngineError as error:
+            raise _cannot_run(ort, f"model {path}", error) from error
 
     def infer(self, picture: Image) -> Mapping[str, Array]:
-        """Raw outputs by role (see `core.contract`), without the batch axis.
+        """Raw outputs by role (`ModelContract`), without the batch axis.
 
         Raises:
-            EngineError: The runtime failed, or answered with something that is no number.
+            EngineError: The runtime failed, or an output holds NaN or infinity.
         """
         return self.run(self.prepare(picture))
 
     def prepare(self, picture: Image) -> Array:
-        """The first half of `infer`: the network's input, valid until the next call."""
+        """Preprocess a frame: the network's input, valid until the next call."""
         return self._preprocess(picture)
 
     def run(self, tensor: Array) -> Mapping[str, Array]:
-        """The second half of `infer`, of what `prepare` made; may be repeated."""
+        """Run the network on the result of `prepare`; may be repeated.
+
+        Raises:
+            EngineError: The runtime failed, or an output holds NaN or infinity.
+        """
         if self._session is None:
             raise EngineError(f"model {self.info.model}: used after it was closed")
         try:
@@ -111,22 +119,32 @@ class OrtEngine:
         self._session = None
 
 
+def stored_precision(data: bytes) -> str:
+    """The precision of the ONNX file in `data`: "int8" when it is quantised, "fp16" for halves, else "fp32"."""
+    return "int8" if _INT8.search(data) else "fp16" if _HALF in data else "fp32"
+
+
 def try_out(data: bytes, name: str) -> Dict[str, Tuple[int, ...]]:
-    """Run a float model once, on noise and with 1 for every free dim: the shapes of its outputs by name.
+    """Run a float model once on noise, with 1 for every free dimension.
+
+    Returns:
+        The shapes of its outputs by name.
 
     Raises:
         MissingPackage: onnxruntime is not installed.
-        ModelError: It does not run, or answers NaN or infinity.
+        ModelError: It does not run, or its outputs hold NaN or infinity.
     """
+    ort = _onnxruntime()
+    session = _open_session(ort, data, name)
     noise = np.random.default_rng(0)
     feed = {}
-    for tensor in parse_onnx(data, name).inputs:
+    for tensor in _signature(session).inputs:
         shape = [dim if isinstance(dim, int) else 1 for dim in tensor.shape or ()]
         try:
             feed[tensor.name] = np.asarray(noise.random(shape)).astype(tensor.dtype)
         except TypeError as error:
             raise ModelError(f"{name}: takes {tensor}", "expected numbers") from error
-    return {output: answer.shape for output, answer in answer_once(data, name, feed).items()}
+    return {output: answer.shape for output, answer in _run(ort, session, name, feed).items()}
 
 
 def answer_once(data: bytes, name: str, feed: Mapping[str, Array]) -> Dict[str, Array]:
@@ -134,27 +152,18 @@ def answer_once(data: bytes, name: str, feed: Mapping[str, Array]) -> Dict[str, 
 
     Raises:
         MissingPackage: onnxruntime is not installed.
-        ModelError: It does not run, or answers NaN or infinity.
+        ModelError: It does not run, or its outputs hold NaN or infinity.
     """
-    outputs = [tensor.name for tensor in parse_onnx(data, name).outputs]
     ort = _onnxruntime()
-    try:
-        session = ort.InferenceSession(data, sess_options=_options(ort, 1), providers=["CPUExecutionProvider"])
-        answers: List[Array] = session.run(outputs, dict(feed))
-    except _faults(ort) as error:
-        raise ModelError(f"{name}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}") from error
-    wild = [output for output, answer in zip(outputs, answers) if not np.isfinite(answer).all()]
-    if wild:
-        raise ModelError(f"{name}: answers NaN or infinity in {', '.join(wild)}", "the file is damaged")
-    return dict(zip(outputs, answers))
+    return _run(ort, _open_session(ort, data, name), name, feed)
 
 
 class Probe:
-    """Runs a network again and again, and answers all its float tensors.
+    """Runs a network repeatedly and returns all its float outputs.
 
     Args:
-        data: The model, with its inner tensors among its outputs, of which the shape may be untold.
-        name: Says in errors which file it is.
+        data: The model, with its inner tensors among its outputs; their types and shapes may be missing.
+        name: The model's name in errors.
 
     Attributes:
         tensors: Names of the float32 outputs.
@@ -165,30 +174,24 @@ class Probe:
     """
 
     def __init__(self, data: bytes, name: str) -> None:
-        ort = _onnxruntime()
-        self._name, self._faults = f"{name}: ONNX Runtime {ort.__version__} cannot run it", _faults(ort)
-        try:
-            self._session: Any = ort.InferenceSession(
-                data, sess_options=_options(ort, 1), providers=["CPUExecutionProvider"]
-            )
-        except self._faults as error:
-            raise ModelError(f"{self._name}: {_first_line(error)}") from error
-        self.tensors = [tensor.name for tensor in self._session.get_outputs() if tensor.type == "tensor(float)"]
+        self._ort, self._name = _onnxruntime(), name
+        self._session = _open_session(self._ort, data, name)
+        self.tensors = [tensor.name for tensor in _signature(self._session).outputs if tensor.dtype == "float32"]
 
     def __call__(self, feed: Mapping[str, Array]) -> Dict[str, Array]:
-        """Values by name for one input by name.
+        """The outputs by name for one input by name.
 
         Raises:
             ModelError: The runtime failed.
         """
         try:
             return dict(zip(self.tensors, self._session.run(self.tensors, dict(feed))))
-        except self._faults as error:
-            raise ModelError(f"{self._name}: {_first_line(error)}") from error
+        except _faults(self._ort) as error:
+            raise _cannot_run(self._ort, self._name, error) from error
 
 
 def runtime_version() -> str:
-    """Of ONNX Runtime.
+    """The version of ONNX Runtime.
 
     Raises:
         MissingPackage: It is not installed.
@@ -207,19 +210,66 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
+def _open_session(ort: Any, model: Union[str, bytes], name: str, threads: int = 1) -> Any:
+    """A session of the model in a file or in memory.
+
+    Raises:
+        ModelError: It is damaged, or ONNX Runtime cannot run it.
+    """
+    kinds = ort.capi.onnxruntime_pybind11_state
+    try:
+        return ort.InferenceSession(model, sess_options=_options(ort, threads), providers=["CPUExecutionProvider"])
+    except (kinds.InvalidProtobuf, kinds.InvalidArgument, kinds.NoModel) as error:
+        raise ModelError(
+            f"{name}: damaged or no ONNX file: {_first_line(error)}",
+            "fetch or export it again; 'edge-agent model inspect' helps",
+        ) from error
+    except _faults(ort) as error:
+        raise _cannot_run(ort, name, error) from error
+
+
+def _signature(session: Any) -> Signature:
+    inputs, outputs = (tuple(map(_tensor, tensors)) for tensors in (session.get_inputs(), session.get_outputs()))
+    return Signature(inputs, outputs)
+
+
+def _tensor(entry: Any) -> Tensor:
+    """A NodeArg. Its type is like "tensor(float)"; its shape is [] also where the model states none."""
+    dtype = entry.type[len("tensor(") : -1] if entry.type.startswith("tensor(") else entry.type
+    shape = tuple(dim or "?" for dim in entry.shape)
+    return Tensor(entry.name, _DTYPES.get(dtype, dtype), shape or None)
+
+
+def _run(ort: Any, session: Any, name: str, feed: Mapping[str, Array]) -> Dict[str, Array]:
+    outputs = [tensor.name for tensor in session.get_outputs()]
+    try:
+        answers: List[Array] = session.run(outputs, dict(feed))
+    except _faults(ort) as error:
+        raise _cannot_run(ort, name, error) from error
+    wild = [output for output, answer in zip(outputs, answers) if not np.isfinite(answer).all()]
+    if wild:
+        raise ModelError(f"{name}: its outputs hold NaN or infinity: {', '.join(wild)}", "the file is damaged")
+    return dict(zip(outputs, answers))
+
+
+def _cannot_run(ort: Any, name: str, error: BaseException) -> ModelError:
+    message = f"{name}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}"
+    return ModelError(message, "inspect it with: edge-agent model inspect FILE")
+
+
 def _options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Spinning threads burn 3.5 times the CPU of the work itself between camera frames.
+    # Between camera frames, spinning threads take 3.5 times the CPU time of the work itself.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
 
 def _faults(ort: Any) -> Tuple[Type[BaseException], ...]:
-    """ONNX Runtime's exceptions have no common parent of their own."""
+    """ONNX Runtime's exceptions, which have no common base class."""
     names = vars(ort.capi.onnxruntime_pybind11_state).values()
     own = [entry for entry in names if isinstance(entry, type) and issubclass(entry, Exception)]
     return (*own, RuntimeError, ValueError)

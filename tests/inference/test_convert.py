@@ -112,7 +112,7 @@ def test_a_wrong_key_is_told(tmp_path: Path, model: bytes) -> None:
     package(tmp_path)
     (tmp_path / "in.etlt").write_bytes(etlt(model, "tlt_encode"))
     (fault, hint) = faults(convert(tmp_path, "in.etlt", "out.onnx", "--key", "nvidia_tlt"))
-    assert "in.etlt: decrypted with the key given it is no UFF model: a wrong key" in fault
+    assert "in.etlt: decrypted with this key it is no UFF model: a wrong key" in fault
     assert "tlt_encode" in hint
     (fault, hint) = faults(convert(tmp_path, "in.etlt", "out.onnx", "--key", "sesame-13"))
     assert "sesame" not in fault + hint

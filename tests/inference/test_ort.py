@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,18 @@ from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, M
 from edge_agent.core.frame import Image
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference import EngineParams, open_engine
-from edge_agent.models.onnx.file import with_shapes
+from edge_agent.models.onnx.file import read_onnx
 from tests.fakes import graphs
+from tests.fakes.agent import AgentProcess
+from tests.fakes.views import wandering
 from tests.fakes.weights import centerface_models_dir
 
 pytest.importorskip("onnxruntime", reason="the CPU engine needs it: pip install onnxruntime")
 
-from edge_agent.inference.ort import OrtEngine
+from edge_agent.inference.calibration.measure import make_int8, measure
+from edge_agent.inference.ort import OrtEngine, stored_precision
+from edge_agent.inference.trt.network import read_network
+from edge_agent.inference.trt.precision import to_fp16
 
 
 def opened(path: Path, **params: Any) -> Any:
@@ -108,7 +114,9 @@ def test_centerface_as_published_says_how_to_prepare_it(tmp_path: Path) -> None:
 
 def test_the_runtime_stays_silent(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     path = graphs.centerface(tmp_path / "m.onnx", shape=(10, 3, 32, 32), grid=(8, 8), as_published=True)
-    path.write_bytes(with_shapes(path.read_bytes(), {"input.1": (1, 3, "h", "w")}))  # outputs stay stale: it would warn
+    path.write_bytes(
+        graphs.with_shapes(path.read_bytes(), {"input.1": (1, 3, "h", "w")})
+    )  # stale outputs: it would warn
     engine = OrtEngine(path, CENTERFACE)
     engine.infer(Image(np.zeros((480, 640), np.uint8)))
     assert capfd.readouterr() == ("", "")
@@ -188,7 +196,7 @@ def test_a_network_that_never_answers_in_numbers_is_a_model_error(tmp_path: Path
         opened(graphs.gridbox(tmp_path / "m.onnx", activation="Log"))
 
 
-def test_it_answers_the_golden_picture_before_it_counts_as_open(tmp_path: Path) -> None:
+def test_it_answers_the_golden_image_before_it_counts_as_open(tmp_path: Path) -> None:
     """A blank one would do for this network, and the first face would end the agent."""
     with pytest.raises(ModelError, match=r"NaN or infinity"):
         opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=200.0, net=(64, 32)))
@@ -302,6 +310,35 @@ def test_a_missing_runtime_is_named_with_its_remedy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "pip install onnxruntime" in done.stdout, done.stderr
+
+
+def test_an_agent_on_onnxruntime_imports_no_onnx(tmp_path: Path) -> None:
+    """Neither `onnx` nor protobuf: the names, types and shapes come from the session."""
+    path = graphs.gridbox(tmp_path / "m.onnx")
+    for package in ("onnx", "google"):
+        mark = f"import pathlib\npathlib.Path({str(tmp_path / 'imported')!r}).touch()\n"
+        (tmp_path / f"{package}.py").write_text(mark + "raise ImportError('not installed')\n")
+    settings = {"CAMERAS__A__URI": "test://one", "MODEL__MODEL": path, "MODEL__BACKEND": "onnxruntime", "MQTT__PORT": 9}
+    search = os.pathsep.join([str(tmp_path), *sys.path])
+    with AgentProcess(settings, tmp_path / "state", scripted=False, environ={"PYTHONPATH": search}) as agent:
+        deadline = time.monotonic() + 30.0
+        while "engine: onnxruntime, model m.onnx, fp32" not in agent.log and time.monotonic() < deadline:
+            time.sleep(0.05)
+        agent.stop()
+    assert "engine: onnxruntime, model m.onnx, fp32" in agent.log
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_precision_of_a_file_is_known_without_the_onnx_package(tmp_path: Path, precision: str) -> None:
+    network = read_network(str(graphs.residual(tmp_path / "m.onnx")), tmp_path)
+    amplitudes = measure(network, wandering(2))
+    made = {"fp32": network.onnx, "fp16": to_fp16(network).data, "int8": make_int8(network, amplitudes)}
+    path = tmp_path / "made.onnx"
+    path.write_bytes(made[precision] or b"")
+    engine = opened(path)
+    assert engine.info.precision == stored_precision(path.read_bytes()) == read_onnx(path).precision == precision
+    engine.close()
 
 
 def test_the_runtime_is_kept_from_telling_of_its_use(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import zipfile
 from pathlib import Path
 from typing import Dict, List, Optional
 
+import onnx
 import pytest
 
 from edge_agent.errors import InputError, ModelError
-from edge_agent.models.fetch import CENTERFACE_MEMBER, fetch
+from edge_agent.models.fetch import CENTERFACE_MEMBER, CENTERFACE_ORIGINAL, fetch, prepare_centerface
 from edge_agent.models.registry import (
     CENTERFACE_CARD,
     FACEDETECTIR_CARD,
@@ -23,8 +24,9 @@ from edge_agent.models.registry import (
     recorded_sums,
     verify,
 )
+from tests.fakes import graphs
 from tests.fakes.file_server import FileServer
-from tests.fakes.weights import centerface_models_dir
+from tests.fakes.weights import centerface_models_dir, centerface_original
 
 ETLT, CACHE, LABELS = (file.name for file in FACEDETECTIR_CARD.files)
 
@@ -271,3 +273,28 @@ def test_the_real_centerface_is_the_same_everywhere_and_heals(tmp_path: Path) ->
     assert [file.state for file in verify(CENTERFACE_CARD, tmp_path)] == ["damaged"]
     fetch(CENTERFACE_CARD, tmp_path, lambda line: None, lambda done, total: None)
     assert [file.state for file in verify(CENTERFACE_CARD, tmp_path)] == ["ok"]
+
+
+def test_centerface_is_prepared_as_the_onnx_package_would() -> None:
+    original = centerface_original()
+    assert hashlib.sha256(original).hexdigest() == CENTERFACE_ORIGINAL.sha256
+    grid = ("grid_height", "grid_width")
+    shapes = {"input.1": (1, 3, "height", "width"), "537": (1, 1, *grid), "538": (1, 2, *grid)}
+    expected = graphs.with_shapes(original, {**shapes, "539": (1, 2, *grid), "540": (1, 10, *grid)})
+    prepared = prepare_centerface(original)
+    assert onnx.load_model_from_string(prepared) == onnx.load_model_from_string(expected)
+    assert hashlib.sha256(prepared).hexdigest() == CENTERFACE_CARD.files[0].sha256
+    onnx.checker.check_model(prepared)
+
+
+def test_fetching_centerface_needs_no_onnx(tmp_path: Path) -> None:
+    (tmp_path / "centerface.onnx").write_bytes(centerface_original())
+    code = (
+        "import sys; sys.modules.update({'onnx': None, 'google': None, 'onnxruntime': None})\n"
+        "from edge_agent.cli import main\n"
+        f"sys.exit(main(['model', 'fetch', 'centerface', '--from', {str(tmp_path / 'centerface.onnx')!r}, "
+        f"'--models-dir', {str(tmp_path / 'models')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [file.state for file in verify(CENTERFACE_CARD, tmp_path / "models")] == ["ok"]

@@ -50,7 +50,7 @@ def add_parser(actions: Any) -> None:
 
 def run(args: argparse.Namespace, directory: Path) -> int:
     """Write the files and say what they are worth."""
-    from edge_agent.inference.calibration.frames import measure
+    from edge_agent.inference.calibration.measure import measure
     from edge_agent.inference.trt.network import read_network
 
     if args.frames < LEAST_FRAMES:
@@ -107,7 +107,7 @@ def _settings(args: argparse.Namespace) -> Tuple[Optional[CameraParams], "Engine
 def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
     """The calibration cache for TensorRT up to 10; files in INT8 and FP16 for TensorRT 11."""
     from edge_agent.inference.calibration.cpu_int8 import write_beside
-    from edge_agent.inference.calibration.frames import reached
+    from edge_agent.inference.calibration.measure import reached
     from edge_agent.inference.trt.network import local_calibration
     from edge_agent.inference.trt.precision import to_fp16, to_int8
     from edge_agent.models.calibration_cache import encode_calibration, read_calibration
@@ -129,7 +129,7 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
 def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -> Dict[str, Any]:
     """The INT8 file for the CPU, and the trial that decides whether it is used."""
     from edge_agent.inference.calibration.cpu_int8 import Verdict, cpu_name, int8_file, store_verdict, write_beside
-    from edge_agent.inference.calibration.cpu_quantise import make_int8
+    from edge_agent.inference.calibration.measure import make_int8
     from edge_agent.inference.ort import OrtEngine, runtime_version
 
     data = make_int8(network, amplitudes)

@@ -11,8 +11,7 @@ from edge_agent.inference.trt.network import Network
 from edge_agent.models.calibration_cache import Calibration, scales_of
 from edge_agent.models.onnx.fold import prepare
 from edge_agent.models.onnx.graph import read_graph, write_graph
-from edge_agent.models.onnx.half import halve
-from edge_agent.models.onnx.quantise import Grid, for_tensorrt, quantise, weighted_layers
+from edge_agent.models.onnx.quantise import Grid, for_tensorrt, halve, quantise, weighted_layers
 
 
 @dataclass(frozen=True)

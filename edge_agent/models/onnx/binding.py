@@ -1,11 +1,13 @@
-"""Which contract an ONNX model keeps: read off its inputs and outputs, and said plainly when it keeps none."""
+"""The contract that a model keeps, derived from the names, types and shapes of its inputs and outputs."""
 
 from dataclasses import dataclass, replace
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.errors import ModelError
-from edge_agent.models.onnx.file import OnnxModel, Tensor
+
+Dim = Union[int, str]
+Shape = Tuple[Dim, ...]
 
 EXPECTED = (
     "expected DetectNet_v2 (float32 input 1xCxHxW; outputs *cov* 1xKxGHxGW and *bbox* 1x4KxGHxGW) "
@@ -15,8 +17,43 @@ _CENTERFACE_IDS = {"heatmap": "537", "scale": "538", "offset": "539"}
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """An input or output.
+
+    Attributes:
+        name: As in the file, ":0" included.
+        dtype: numpy's name of the element type.
+        shape: Numbers where fixed, names (or "?") where free; None when it is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: Optional[Shape]
+
+    def __str__(self) -> str:
+        shape = "unknown" if self.shape is None else "x".join(str(dim) for dim in self.shape)
+        return f"{self.name} {self.dtype} {shape}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model.
+
+    Attributes:
+        inputs: Those that must be fed, weights excluded.
+        outputs: In file order.
+    """
+
+    inputs: Tuple[Tensor, ...]
+    outputs: Tuple[Tensor, ...]
+
+
+ContractOf = Callable[[Signature], ModelContract]
+
+
+@dataclass(frozen=True)
 class Binding:
-    """Names to run a model by.
+    """The names by which a model is run.
 
     Attributes:
         input: Name of the input tensor.
@@ -27,46 +64,47 @@ class Binding:
     outputs: Mapping[str, str]
 
 
-def bind(model: OnnxModel, name: str) -> Binding:
-    """Find input and outputs by role, as nvinfer does for DetectNet_v2: by the substrings cov and bbox.
+def bind(signature: Signature, name: str) -> Binding:
+    """Find the input and the outputs by role; for DetectNet_v2 by the substrings cov and bbox, as nvinfer does.
 
     Raises:
-        ModelError: It has not one float32 NCHW input, or its outputs have no known roles.
+        ModelError: There is not exactly one float32 NCHW input, or the outputs have no known roles.
     """
-    if len(model.inputs) != 1:
-        raise _mismatch(model, name, f"has {len(model.inputs)} inputs")
-    source = model.inputs[0]
+    if len(signature.inputs) != 1:
+        raise _mismatch(signature, name, f"has {len(signature.inputs)} inputs")
+    source = signature.inputs[0]
     if source.dtype != "float32" or source.shape is None or len(source.shape) != 4:
-        raise _mismatch(model, name, f"takes {source}")
-    roles = _gridbox_roles(model.outputs) or _centerface_roles(model.outputs)
+        raise _mismatch(signature, name, f"takes {source}")
+    roles = _gridbox_roles(signature.outputs) or _centerface_roles(signature.outputs)
     if not roles:
-        raise _mismatch(model, name, "has outputs of unknown meaning")
-    foreign = [str(tensor) for tensor in model.outputs if tensor.name in roles.values() and tensor.dtype != "float32"]
+        raise _mismatch(signature, name, "has outputs of unknown meaning")
+    used = [tensor for tensor in signature.outputs if tensor.name in roles.values()]
+    foreign = [str(tensor) for tensor in used if tensor.dtype != "float32"]
     if foreign:
-        raise _mismatch(model, name, f"answers {', '.join(foreign)}")
+        raise _mismatch(signature, name, f"answers {', '.join(foreign)}")
     return Binding(source.name, roles)
 
 
 def derive(
-    model: OnnxModel,
+    signature: Signature,
     name: str,
     labels: Sequence[str] = (),
     class_name: Optional[str] = None,
     long_side: int = CENTERFACE.long_side,
 ) -> ModelContract:
-    """The contract that `model` keeps.
+    """The contract that a model keeps.
 
     Args:
-        model: As read from the file.
-        name: Says in errors which file it is.
+        signature: Its inputs and outputs.
+        name: The model's name in errors.
         labels: Class names in the order of the coverage planes, from a labels file; may be empty.
-        class_name: The class that means "face"; needed when there are several and none is called so.
+        class_name: The class that means "face"; required when there are several and none has that name.
         long_side: For a model that takes any size, px.
 
     Raises:
-        ModelError: It keeps neither contract, or the class is not told.
+        ModelError: It keeps no known contract, or the face class is unknown.
     """
-    contract, classes = structure(model, name)
+    contract, classes = structure(signature, name)
     if contract.any_size:
         return replace(contract, long_side=long_side)
     names = class_names(labels, classes, name)
@@ -74,10 +112,10 @@ def derive(
 
 
 def class_names(labels: Sequence[str], classes: int, name: str) -> Tuple[str, ...]:
-    """Names of a model's classes; "face" or their numbers where no labels file tells any.
+    """Names of a model's classes; without labels "face" for a single class, else their numbers.
 
     Raises:
-        ModelError: The labels are not as many as the classes.
+        ModelError: The number of labels differs from the number of classes.
     """
     if len(labels) == classes:
         return tuple(labels)
@@ -90,7 +128,7 @@ def class_names(labels: Sequence[str], classes: int, name: str) -> Tuple[str, ..
 
 
 def face_class(labels: Sequence[str], class_name: Optional[str], name: str) -> int:
-    """Index of the class that means a face: by name in any case, or by number; when None "face", or the only one.
+    """Index of the class that means a face: by case-insensitive name, or by number; for None "face", or the only one.
 
     Raises:
         ModelError: There is no such class.
@@ -109,13 +147,13 @@ def face_class(labels: Sequence[str], class_name: Optional[str], name: str) -> i
     )
 
 
-def require(model: OnnxModel, name: str, contract: ModelContract) -> None:
-    """Make sure that `model` keeps `contract`.
+def require(signature: Signature, name: str, contract: ModelContract) -> None:
+    """Check that a model keeps `contract`.
 
     Raises:
-        ModelError: It keeps another one, or none.
+        ModelError: It keeps another contract, or none.
     """
-    found, classes = structure(model, name)
+    found, classes = structure(signature, name)
     wanted = replace(found, labels=contract.labels, target=contract.target, long_side=contract.long_side)
     if wanted != contract or classes != len(contract.labels):
         raise ModelError(
@@ -125,7 +163,7 @@ def require(model: OnnxModel, name: str, contract: ModelContract) -> None:
 
 
 def describe(contract: ModelContract, classes: int) -> str:
-    """A contract's structure in one line."""
+    """The structure of a contract in one line."""
     if contract.any_size:
         return f"{contract.kind}, {contract.channels} channels, any size, stride {contract.stride[0]:g}"
     width, height = contract.net
@@ -133,25 +171,29 @@ def describe(contract: ModelContract, classes: int) -> str:
     return f"{contract.kind}, input {contract.channels}x{height}x{width}, stride {across:g}x{down:g}, classes {classes}"
 
 
-def structure(model: OnnxModel, name: str) -> Tuple[ModelContract, int]:
-    """The contract up to the labels, and the number of classes."""
-    roles = bind(model, name).outputs
-    batch, channels, height, width = _shape(model.inputs[0])
+def structure(signature: Signature, name: str) -> Tuple[ModelContract, int]:
+    """The contract without its labels, and the number of classes.
+
+    Raises:
+        ModelError: The model keeps no known contract.
+    """
+    roles = bind(signature, name).outputs
+    batch, channels, height, width = _shape(signature.inputs[0])
     if "heatmap" in roles:
         if height or width or batch > 1 or channels not in (0, 3):
             raise ModelError(
-                f"model {name}: a CenterFace whose input is fixed at {model.inputs[0]}",
+                f"model {name}: a CenterFace whose input is fixed at {signature.inputs[0]}",
                 "prepare it with: edge-agent model fetch centerface --from FILE",
             )
         return CENTERFACE, 1
     if batch > 1:
-        raise _mismatch(model, name, f"has a fixed batch of {batch}; export it with batch 1 or free")
+        raise _mismatch(signature, name, f"has a fixed batch of {batch}; export it with batch 1 or free")
     if channels not in (1, 3) or not (height and width):
-        raise _mismatch(model, name, "needs 1 or 3 channels and a fixed height and width")
-    by_name = {tensor.name: tensor for tensor in model.outputs}
+        raise _mismatch(signature, name, "needs 1 or 3 channels and a fixed height and width")
+    by_name = {tensor.name: tensor for tensor in signature.outputs}
     cov, bbox = _shape(by_name[roles["cov"]]), _shape(by_name[roles["bbox"]])
     if len(cov) != 4 or not all(cov[1:]) or bbox[1:] != (4 * cov[1], *cov[2:]):
-        raise _mismatch(model, name, "has coverage and box grids that do not belong together")
+        raise _mismatch(signature, name, "has coverage and box grids that do not belong together")
     _, classes, grid_h, grid_w = cov
     # Rounded up where the grid does not divide the input, as nvinfer does.
     stride = (float(-(-width // grid_w)), float(-(-height // grid_h)))
@@ -176,13 +218,13 @@ def _centerface_roles(outputs: Sequence[Tensor]) -> Dict[str, str]:
 
 
 def _shape(tensor: Tensor) -> Tuple[int, ...]:
-    """The tensor's shape with 0 for a free dim; four zeros when it is not told."""
+    """The tensor's shape with 0 for a free dimension; four zeros when it is unknown."""
     if tensor.shape is None:
         return (0, 0, 0, 0)
     return tuple(dim if isinstance(dim, int) else 0 for dim in tensor.shape)
 
 
-def _mismatch(model: OnnxModel, name: str, what: str) -> ModelError:
-    found = ", ".join(str(tensor) for tensor in model.inputs) or "none"
-    answers = ", ".join(str(tensor) for tensor in model.outputs)
+def _mismatch(signature: Signature, name: str, what: str) -> ModelError:
+    found = ", ".join(str(tensor) for tensor in signature.inputs) or "none"
+    answers = ", ".join(str(tensor) for tensor in signature.outputs)
     return ModelError(f"model {name}: {what}; found inputs {found}; outputs {answers}", EXPECTED)

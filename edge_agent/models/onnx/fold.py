@@ -1,4 +1,4 @@
-"""A network made ready to be quantised: newest operators, and batch norm inside the convolution before it."""
+"""Prepares a network for quantisation: opset 13, with batch norm folded into the preceding convolution."""
 
 from dataclasses import replace
 from typing import Dict, List, Optional, Tuple
@@ -7,14 +7,11 @@ import numpy as np
 
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
-from edge_agent.models.onnx.graph import Graph, Node
-
-OPSET = 13
-"""The first whose quantisation has one scale per channel."""
+from edge_agent.models.onnx.graph import OPSET, Graph, Node
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-# What these mean has not changed from opset 9 to 13.
-_STEADY = (
+# Operators whose definition is the same in opsets 9 to 13.
+_UNCHANGED = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "Div", "Exp", "Sqrt"),
     *("Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"),
     *("Concat", "Reshape", "Transpose", "Flatten", "Identity", "Shape"),
@@ -22,13 +19,13 @@ _STEADY = (
 
 
 def prepare(graph: Graph, name: str) -> Graph:
-    """The same network in opset 13 or later, batch norm folded; `graph` is left as it is.
+    """The same network in opset 13 or later with batch norm folded; `graph` is not modified.
 
     Raises:
-        ModelError: It uses operators of an older opset that have changed since.
+        ModelError: It is of an older opset and uses operators whose definition has changed since.
     """
     if graph.opset < OPSET:
-        changed = sorted({node.operator for node in graph.nodes}.difference(_STEADY))
+        changed = sorted({node.operator for node in graph.nodes}.difference(_UNCHANGED))
         if changed or graph.opset < 9:
             raise ModelError(
                 f"model {name}: cannot be quantised: it is of opset {graph.opset}"
@@ -39,36 +36,36 @@ def prepare(graph: Graph, name: str) -> Graph:
 
 
 def _fold(graph: Graph) -> Graph:
-    """Multiplications and additions per channel become part of the convolution that they follow."""
+    """Fold multiplications and additions per channel into the convolution that they follow."""
     uses = graph.uses()
-    places: Dict[str, int] = {}  # of convolutions in `nodes`, by their output
+    convolutions: Dict[str, int] = {}  # index in `nodes` by output
     nodes: List[Node] = []
     for node in graph.nodes:
         folded = None
         source, constants = _split(node, graph)
-        if source in places and uses[source] == 1:
-            folded = _merged(graph, nodes[places[source]], node, constants)
+        if source in convolutions and uses[source] == 1:
+            folded = _merged(graph, nodes[convolutions[source]], node, constants)
         if folded is not None:
-            place = places.pop(source)
-            nodes[place] = folded
-            places[folded.outputs[0]] = place
+            index = convolutions.pop(source)
+            nodes[index] = folded
+            convolutions[folded.outputs[0]] = index
             continue
         if node.operator in CONVOLUTIONS:
-            places[node.outputs[0]] = len(nodes)
+            convolutions[node.outputs[0]] = len(nodes)
         nodes.append(node)
     return replace(graph, nodes=nodes)
 
 
 def _split(node: Node, graph: Graph) -> Tuple[str, List[Array]]:
-    """The one input that is no constant, and those that are; "" where it is not so simple."""
+    """The one variable input ("" unless there is exactly one), and the constant ones."""
     if node.operator not in ("BatchNormalization", "Mul", "Add"):
         return "", []
-    moving = [name for name in node.inputs if name not in graph.weights]
-    return (moving[0] if len(moving) == 1 else ""), [graph.weights[n] for n in node.inputs if n in graph.weights]
+    variable = [name for name in node.inputs if name not in graph.weights]
+    return (variable[0] if len(variable) == 1 else ""), [graph.weights[n] for n in node.inputs if n in graph.weights]
 
 
 def _merged(graph: Graph, convolution: Node, node: Node, constants: List[Array]) -> Optional[Node]:
-    """The convolution that does what `node` does, too, under its name; None where that is not possible."""
+    """The convolution with `node` folded in, under the output name of `node`; None where that is not possible."""
     weights = graph.weights.get(convolution.inputs[1])
     axis = 0 if convolution.operator == "Conv" else 1
     if weights is None or weights.dtype != np.float32 or (axis == 1 and convolution.integer("group", 1) != 1):
@@ -92,7 +89,7 @@ def _merged(graph: Graph, convolution: Node, node: Node, constants: List[Array])
 
 
 def _affine(node: Node, constants: List[Array], channels: int) -> Tuple[Optional[Array], Optional[Array]]:
-    """(factor, shift) per channel that `node` applies, float64."""
+    """(factor, shift) per channel that `node` applies, float64; (None, None) where it is not per channel."""
     if node.operator == "BatchNormalization":
         gain, offset, mean, variance = (constant.astype(np.float64) for constant in constants)
         factor = gain / np.sqrt(variance + node.number("epsilon", 1e-5))
@@ -108,7 +105,7 @@ def _per_channel(constant: Array, channels: int) -> Optional[Array]:
         return None
     if constant.size == 1:
         return np.full(channels, constant.reshape(-1)[0], np.float64)
-    # Counted from the last axis, channels are the third.
+    # The channel axis is the third from the end.
     if constant.size == channels and constant.ndim >= 3 and constant.shape[-3] == channels:
         return constant.reshape(-1).astype(np.float64)
     return None

@@ -1,34 +1,22 @@
-"""The inside of an ONNX model, read, changed and written back without the `onnx` package.
+"""An ONNX graph as operators and weights: read from a model, changed, and written again, with the `onnx` package."""
 
-Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto).
-"""
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
-from dataclasses import dataclass, replace
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
-
-import numpy as np
-
+from edge_agent import __version__
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
-from edge_agent.models.onnx.file import DTYPES
-from edge_agent.models.onnx.protowire import (
-    BYTES,
-    Value,
-    WireError,
-    copy,
-    encode,
-    fields,
-    integer,
-    integers,
-    message,
-    text,
-)
-from edge_agent.models.onnx.writer import Attribute, encode_attribute, encode_weights
+from edge_agent.models.onnx.binding import Tensor
+from edge_agent.models.onnx.file import DTYPES, checked_text, decode_model, onnx_package
+
+Attribute = Union[int, float, str, Sequence[int]]
+
+OPSET = 13
+"""The first whose quantisation has one scale per channel."""
 
 _IR_VERSION = 7  # the first that knows opset 13
-_NODE, _INITIALIZER, _INPUT, _OUTPUT, _VALUE_INFO = 1, 5, 11, 12, 13
-_TYPED_DATA = {4: "float32", 5: "int32", 7: "int64", 10: "float64"}
-_EMPTY = memoryview(b"")
+_OWN_DOMAIN = ("", "ai.onnx")
+_CODES = {name: code for code, name in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -39,54 +27,37 @@ class Node:
         operator: Its name in ONNX.
         inputs: Names of tensors; "" for one that is left out.
         outputs: Names of tensors.
-        rest: The other fields, encoded: name, operator, attributes.
+        name: Of the node.
+        attributes: AttributeProto by name.
     """
 
     operator: str
     inputs: Tuple[str, ...]
     outputs: Tuple[str, ...]
-    rest: bytes
+    name: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def integer(self, name: str, default: int) -> int:
-        """An attribute that is a whole number."""
-        found = self._attribute(name)
-        return default if found is None else integer(found.get(3, 0))
+        """The value of an integer attribute."""
+        return int(self.attributes[name].i) if name in self.attributes else default
 
     def number(self, name: str, default: float) -> float:
-        """An attribute that is a float."""
-        found = self._attribute(name)
-        return default if found is None else float(np.frombuffer(message(found.get(2, memoryview(bytes(4)))), "<f4")[0])
-
-    def _attribute(self, name: str) -> Optional[Dict[int, Value]]:
-        for number, _, value in fields(self.rest):
-            if number == 5:
-                entry = {inner: part for inner, _, part in fields(message(value))}
-                if text(entry.get(1, _EMPTY)) == name:
-                    return entry
-        return None
-
-
-def make_node(
-    operator: str, inputs: Sequence[str], output: str, attributes: Optional[Mapping[str, Attribute]] = None
-) -> Node:
-    """A new operator of one output, with a name that no exporter gives."""
-    parts = [encode(3, f"{output}/{operator}"), encode(4, operator)]
-    parts += [encode(5, encode_attribute(name, value)) for name, value in (attributes or {}).items()]
-    return Node(operator, tuple(inputs), (output,), b"".join(parts))
+        """The value of a float attribute."""
+        return float(self.attributes[name].f) if name in self.attributes else default
 
 
 @dataclass
 class Graph:
-    """A model taken apart.
+    """A model's graph.
 
     Attributes:
-        nodes: In the order in which they run.
+        nodes: In execution order.
         weights: Constants by name.
-        inputs: Names of what must be fed.
-        outputs: Names of the answers.
+        inputs: Names of the inputs that must be fed.
+        outputs: Names of the outputs.
         opset: Version of ONNX's own operators.
-        head: The model's other fields, encoded: producer, metadata.
-        sides: The graph's other fields, encoded: its name, and what inputs and outputs look like.
+        model: The ModelProto that the graph was read from. Of it, `write_graph` takes the types of inputs and outputs,
+            the producer and the metadata.
     """
 
     nodes: List[Node]
@@ -94,11 +65,10 @@ class Graph:
     inputs: Tuple[str, ...]
     outputs: Tuple[str, ...]
     opset: int
-    head: bytes = b""
-    sides: bytes = b""
+    model: Any
 
     def uses(self) -> Dict[str, int]:
-        """How many read each tensor, the model's outputs included."""
+        """Number of readers of each tensor; the model's outputs count as one more."""
         counts = dict.fromkeys(self.outputs, 1)
         for node in self.nodes:
             for name in node.inputs:
@@ -114,160 +84,126 @@ class Graph:
         return found
 
     def makers(self) -> Dict[str, Node]:
-        """The operator that makes each tensor."""
+        """The operator that computes each tensor."""
         return {name: node for node in self.nodes for name in node.outputs}
 
 
+def make_node(
+    operator: str,
+    inputs: Sequence[str],
+    output: str,
+    attributes: Optional[Mapping[str, Attribute]] = None,
+    name: Optional[str] = None,
+) -> Node:
+    """A new operator of one output; its name is unlike those that exporters use, unless `name` is given."""
+    make = onnx_package().helper.make_attribute
+    made = {key: make(key, value) for key, value in (attributes or {}).items()}
+    return Node(operator, tuple(inputs), (output,), f"{output}/{operator}" if name is None else name, made)
+
+
+def renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """The same operator with its inputs renamed."""
+    return replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
+
+
+def new_graph(
+    name: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    nodes: List[Node],
+    weights: Dict[str, Array],
+    metadata: Mapping[str, str],
+) -> Graph:
+    """A graph of opset 13, produced by this program."""
+    onnx = onnx_package()
+    model = onnx.ModelProto(producer_name="edge-agent", producer_version=__version__)
+    model.graph.name = name
+    for tensors, infos in ((inputs, model.graph.input), (outputs, model.graph.output)):
+        infos.extend(
+            onnx.helper.make_tensor_value_info(tensor.name, _CODES[tensor.dtype], tensor.shape) for tensor in tensors
+        )
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return Graph(nodes, weights, _names(inputs), _names(outputs), OPSET, model)
+
+
 def read_graph(data: bytes, name: str) -> Graph:
-    """Take a model apart; `name` says in errors where it came from.
+    """The graph of the model in `data`; errors call it `name`. Constant operators become weights.
 
     Raises:
-        ModelError: It is damaged, keeps weights elsewhere, or uses operators that are not ONNX's own.
+        ModelError: It is damaged, keeps weights in another file, or uses operators that are not ONNX's own.
+        MissingPackage: `onnx` is not installed.
     """
     try:
-        return _read(data)
-    except (WireError, ValueError, KeyError) as error:
+        return _graph_of(decode_model(data))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ModelError(
-            f"model {name}: cannot be taken apart: {error}", "expected one ONNX file of standard operators"
+            f"model {name}: its graph cannot be read: {error}", "expected one ONNX file of standard operators"
         ) from error
 
 
 def write_graph(graph: Graph, extra: Sequence[str] = ()) -> bytes:
-    """The whole ModelProto; `extra` names inner tensors to be answered, too. Weights that nobody reads are left out."""
+    """The ONNX file. Unused weights are left out; the inner tensors named by `extra` become outputs, too."""
+    onnx = onnx_package()
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    model.ir_version = _IR_VERSION
+    del model.opset_import[:]
+    model.opset_import.add(domain="", version=graph.opset)
+    made = model.graph
+    for stale in (made.node, made.initializer, made.value_info):
+        del stale[:]
+    for node in graph.nodes:
+        made.node.add(
+            op_type=node.operator,
+            input=node.inputs,
+            output=node.outputs,
+            name=node.name or None,
+            attribute=node.attributes.values(),
+        )
     used: Set[str] = {name for node in graph.nodes for name in node.inputs}
-    parts = [encode(_NODE, _encode_node(node)) for node in graph.nodes]
-    parts += [encode(_INITIALIZER, encode_weights(name, graph.weights[name])) for name in graph.weights if name in used]
-    parts.append(graph.sides)
-    parts += [encode(_OUTPUT, encode(1, name)) for name in extra]
-    opset = encode(8, encode(1, "") + encode(2, graph.opset))
-    return b"".join((encode(1, _IR_VERSION), graph.head, encode(7, b"".join(parts)), opset))
+    for name, values in graph.weights.items():
+        if name in used:
+            made.initializer.add().CopyFrom(onnx.numpy_helper.from_array(values, name))
+    fed = [entry for entry in made.input if entry.name in graph.inputs]
+    del made.input[:]
+    made.input.extend(fed)
+    for name in extra:
+        made.output.add(name=name)
+    encoded: bytes = model.SerializeToString()
+    return encoded
 
 
-def _encode_node(node: Node) -> bytes:
-    parts = [encode(1, name) for name in node.inputs] + [encode(2, name) for name in node.outputs]
-    return b"".join((*parts, node.rest))
-
-
-def _read(data: bytes) -> Graph:
-    head: List[bytes] = []
-    graph = Graph([], {}, (), (), 0)
-    for entry in fields(data):
-        number, _, value = entry
-        if number == 7:
-            _read_graph(message(value), graph)
-        elif number == 8:
-            parts = {inner: part for inner, _, part in fields(message(value))}
-            if text(parts.get(1, _EMPTY)) in ("", "ai.onnx"):
-                graph.opset = integer(parts.get(2, 0))
-        elif number != 1:
-            head.append(copy(entry))
-    graph.head = b"".join(head)
-    if not graph.nodes or not graph.opset:
-        raise WireError("it holds no graph")
-    return graph
-
-
-def _read_graph(view: memoryview, graph: Graph) -> None:
-    sides: List[bytes] = []
-    inputs: List[Tuple[str, bytes]] = []
-    outputs: List[str] = []
-    for entry in fields(view):
-        number, _, value = entry
-        if number == _NODE:
-            _take_node(message(value), graph)
-        elif number == _INITIALIZER:
-            name, values = _tensor(message(value))
-            graph.weights[name] = values
-        elif number == _INPUT:
-            inputs.append((_name(message(value)), copy(entry)))
-        elif number == _OUTPUT:
-            outputs.append(_name(message(value)))
-            sides.append(copy(entry))
-        elif number != _VALUE_INFO:
-            sides.append(copy(entry))
-    # Old exporters list weights among the inputs.
-    inputs = [entry for entry in inputs if entry[0] not in graph.weights]
-    graph.inputs, graph.outputs = tuple(name for name, _ in inputs), tuple(outputs)
-    graph.sides = b"".join((*sides, *(encoded for _, encoded in inputs)))
-
-
-def _take_node(view: memoryview, graph: Graph) -> None:
-    inputs: List[str] = []
-    outputs: List[str] = []
-    rest: List[bytes] = []
-    operator = ""
-    for entry in fields(view):
-        number, _, value = entry
-        if number == 1:
-            inputs.append(text(value))
-        elif number == 2:
-            outputs.append(text(value))
-        elif number == 7 and text(value) not in ("", "ai.onnx"):
-            raise WireError(f"an operator of {text(value)}")
+def _graph_of(model: Any) -> Graph:
+    opsets = [entry.version for entry in model.opset_import if entry.domain in _OWN_DOMAIN]
+    weights = {checked_text(tensor.name): _values(tensor) for tensor in model.graph.initializer}
+    nodes: List[Node] = []
+    for entry in model.graph.node:
+        if entry.domain not in _OWN_DOMAIN:
+            raise ValueError(f"an operator of {entry.domain}")
+        inputs, outputs = (tuple(map(checked_text, names)) for names in (entry.input, entry.output))
+        attributes = {checked_text(attribute.name): attribute for attribute in entry.attribute}
+        if entry.op_type == "Constant" and "value" in attributes:
+            weights[outputs[0]] = _values(attributes["value"].t)
         else:
-            operator = text(value) if number == 4 else operator
-            rest.append(copy(entry))
-    node = Node(operator, tuple(inputs), tuple(outputs), b"".join(rest))
-    values = _constant(node)
-    if values is None:
-        graph.nodes.append(node)
-    else:
-        graph.weights[outputs[0]] = values
+            nodes.append(Node(checked_text(entry.op_type), inputs, outputs, checked_text(entry.name), attributes))
+    if not nodes or not opsets:
+        raise ValueError("it holds no graph")
+    # Old exporters list the weights among the inputs.
+    fed = tuple(name for name in _names(model.graph.input) if name not in weights)
+    return Graph(nodes, weights, fed, _names(model.graph.output), opsets[-1], model)
 
 
-def _constant(node: Node) -> Optional[Array]:
-    """What a Constant holds, where it is a tensor."""
-    if node.operator != "Constant":
-        return None
-    for number, _, value in fields(node.rest):
-        if number == 5:
-            entry = {inner: part for inner, _, part in fields(message(value))}
-            if text(entry.get(1, _EMPTY)) == "value" and 5 in entry:
-                return _tensor(message(entry[5]))[1]
-    return None
+def _values(tensor: Any) -> Array:
+    """The values of a TensorProto."""
+    onnx = onnx_package()
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ValueError("weights in another file")
+    if tensor.data_type not in DTYPES:
+        raise ValueError(f"weights of type {tensor.data_type} in {tensor.name}")
+    values: Array = onnx.numpy_helper.to_array(tensor)
+    return values
 
 
-def _name(view: memoryview) -> str:
-    return next((text(value) for number, _, value in fields(view) if number == 1), "")
-
-
-def _tensor(view: memoryview) -> Tuple[str, Array]:
-    """A TensorProto's name and values."""
-    dims: List[int] = []
-    name, code, raw = "", 0, None
-    typed: List[Array] = []
-    for number, wire, value in fields(view):
-        if number == 1:
-            dims += integers(message(value)) if wire == BYTES else [integer(value)]
-        elif number == 2:
-            code = integer(value)
-        elif number == 8:
-            name = text(value)
-        elif number == 9:
-            raw = message(value)
-        elif number in _TYPED_DATA:
-            typed.append(_typed(number, wire, value))
-        elif number in (13, 14) and (wire == BYTES or integer(value)):
-            raise WireError("weights in another file")
-    if code not in DTYPES:
-        raise WireError(f"weights of type {code} in {name}")
-    dtype = np.dtype(DTYPES[code])
-    if raw is not None:
-        values = np.frombuffer(raw, dtype.newbyteorder("<"))
-    else:
-        joined = np.concatenate(typed) if typed else np.zeros(0)
-        # A half is kept as the number of its bits.
-        values = joined.astype(np.uint16).view(np.float16) if dtype == np.float16 else joined
-    return name, values.astype(dtype).reshape(dims)
-
-
-def _typed(number: int, wire: int, value: Value) -> Array:
-    if number in (4, 10):
-        kind = "<f4" if number == 4 else "<f8"
-        return np.frombuffer(message(value), kind)
-    return np.array(integers(message(value)) if wire == BYTES else [integer(value)], np.int64)
-
-
-def renamed(node: Node, names: Mapping[str, str]) -> Node:
-    """The same operator, reading other tensors."""
-    return replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
+def _names(tensors: Sequence[Any]) -> Tuple[str, ...]:
+    return tuple(checked_text(tensor.name) for tensor in tensors)

@@ -1,13 +1,13 @@
-"""Q/DQ: a float network told, by pairs of QuantizeLinear and DequantizeLinear, where to compute in INT8.
+"""Stores a float network in lower precision: in INT8 as Q/DQ (QuantizeLinear, DequantizeLinear), or in halves.
 
-Where the pairs go decides what a runtime can fuse, and the runtimes differ:
+The placement of the pairs decides what a runtime can fuse, and the runtimes differ:
 
-- TensorRT wants them before all inputs of weighted layers and before all inputs of an addition but the one that comes
+- TensorRT expects them before all inputs of weighted layers and before all inputs of an addition but the one that comes
   straight from a convolution, into which it fuses the addition. Everything is symmetric: int8, zero points 0. A
   transposed convolution has one scale for all its weights, because TensorRT has no others per output channel
   (github.com/NVIDIA/TensorRT issue 2380).
-- ONNX Runtime's CPU kernels want them around every operator that they know in INT8, which a transposed convolution is
-  not, and like uint8 activations with int8 weights best. A convolution's bias must be int32.
+- ONNX Runtime's CPU kernels expect them around every operator that has an INT8 kernel, which a transposed convolution
+  has not, and are fastest with uint8 activations and int8 weights. A convolution's bias must be int32.
 """
 
 from dataclasses import dataclass, replace
@@ -16,16 +16,26 @@ from typing import Dict, List, Mapping, Sequence, Set, Tuple
 import numpy as np
 
 from edge_agent.core.types import Array
+from edge_agent.errors import ModelError
 from edge_agent.models.onnx.fold import CONVOLUTIONS
 from edge_agent.models.onnx.graph import Graph, Node, make_node, renamed
 
 _WEIGHTED = (*CONVOLUTIONS, "Gemm", "MatMul")
 _POOLS = ("AveragePool", "GlobalAveragePool")
+_FLOAT, _HALF = 1, 10  # of TensorProto.DataType
+_LARGEST_HALF = 65504.0
+# Operators whose float inputs may all be halves.
+_HALF_OPERATORS = (
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "Div", "Exp", "Sqrt"),
+    *("Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "Tanh", "Softmax"),
+    *("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Pad", "Concat", "Reshape", "Transpose"),
+    *("Flatten", "Squeeze", "Unsqueeze", "Identity"),
+)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that a tensor can take once quantised: (number - zero) * scale.
+    """The quantisation grid of a tensor: its values are (number - zero) * scale.
 
     Attributes:
         scale: Step; above 0.
@@ -40,10 +50,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a runtime wants its pairs.
+    """Where the pairs of a runtime go.
 
     Attributes:
-        tensors: That get one.
+        tensors: Names of the tensors that get a pair.
         layers: Outputs of the weighted layers whose weights become int8.
         whole_bias: True makes biases int32.
         half_weights: True keeps weights within 7 bits: x86 without VNNI saturates sums of pairs of products.
@@ -56,7 +66,7 @@ class Placement:
 
 
 def for_tensorrt(graph: Graph, known: Mapping[str, Grid]) -> Placement:
-    """As TensorRT fuses best; see above."""
+    """The placement for TensorRT."""
     tensors: Set[str] = set()
     layers: Set[str] = set()
     uses, makers = graph.uses(), graph.makers()
@@ -77,14 +87,14 @@ def for_tensorrt(graph: Graph, known: Mapping[str, Grid]) -> Placement:
 
 
 def for_cpu(graph: Graph, known: Mapping[str, Grid], half_weights: bool = False) -> Placement:
-    """As ONNX Runtime's CPU kernels take it; layers whose results leave the network stay float."""
+    """The placement for ONNX Runtime's CPU kernels; layers that compute the network's outputs stay float."""
     tensors: Set[str] = set()
     layers: Set[str] = set()
     readers = graph.readers()
     for node in graph.nodes:
         if node.operator == "Conv" and _is_weighted(node, graph):
             result = _after_relu(graph, readers, node.outputs[0])
-            if node.inputs[0] in known and result in known and not _leaves(graph, readers, result):
+            if node.inputs[0] in known and result in known and not _is_output(graph, readers, result):
                 tensors.update((node.inputs[0], result))
                 layers.add(node.outputs[0])
         elif _is_sum(node, graph):
@@ -95,17 +105,17 @@ def for_cpu(graph: Graph, known: Mapping[str, Grid], half_weights: bool = False)
 
 
 def weighted_layers(graph: Graph) -> List[str]:
-    """Outputs of the layers that have constant weights."""
+    """Names of the outputs of the layers with constant weights."""
     return [node.outputs[0] for node in graph.nodes if _is_weighted(node, graph)]
 
 
 def quantise(graph: Graph, grids: Mapping[str, Grid], placement: Placement) -> Graph:
-    """The network with pairs; `graph` is left as it is.
+    """The network with its pairs; `graph` is not modified.
 
     Args:
-        graph: As `onnx.fold.prepare` gives it.
-        grids: Of at least the placement's tensors.
-        placement: Where they go.
+        graph: The result of `onnx.fold.prepare`.
+        grids: By tensor name, of at least the tensors in the placement.
+        placement: Where the pairs go.
     """
     made = replace(graph, nodes=[], weights=dict(graph.weights))
     names: Dict[str, str] = {}
@@ -121,6 +131,34 @@ def quantise(graph: Graph, grids: Mapping[str, Grid], placement: Placement) -> G
     return made
 
 
+def halve(graph: Graph, name: str) -> Graph:
+    """The same network in half precision with float32 inputs and outputs; `graph` is not modified.
+
+    Raises:
+        ModelError: An operator is not known to accept halves, or a weight exceeds their range.
+    """
+    unknown = sorted({node.operator for node in graph.nodes}.difference(_HALF_OPERATORS))
+    if unknown:
+        raise ModelError(
+            f"model {name}: cannot be stored in fp16: it uses {', '.join(unknown)}",
+            "give a file that is stored in fp16, or ask for precision fp32",
+        )
+    weights = {}
+    for key, values in graph.weights.items():
+        if values.dtype == np.float32:
+            if values.size and np.abs(values).max() > _LARGEST_HALF:
+                raise ModelError(f"model {name}: weights {key} are too large for fp16", "ask for precision fp32")
+            values = values.astype(np.float16)
+        weights[key] = values
+    names: Dict[str, str] = {key: f"{key}/half" for key in (*graph.inputs, *graph.outputs)}
+    nodes: List[Node] = [make_node("Cast", (key,), names[key], {"to": _HALF}) for key in graph.inputs]
+    for node in graph.nodes:
+        outputs = tuple(names.get(key, key) for key in node.outputs)
+        nodes.append(replace(renamed(node, names), outputs=outputs))
+    nodes += [make_node("Cast", (names[key],), key, {"to": _FLOAT}) for key in graph.outputs]
+    return replace(graph, nodes=nodes, weights=weights)
+
+
 def _add_pair(made: Graph, name: str, grids: Mapping[str, Grid], placement: Placement, names: Dict[str, str]) -> None:
     if name not in placement.tensors:
         return
@@ -134,7 +172,7 @@ def _add_pair(made: Graph, name: str, grids: Mapping[str, Grid], placement: Plac
 
 
 def _with_int8_weights(made: Graph, node: Node, changed: Node, source: Grid, placement: Placement) -> Node:
-    """The layer reading weights (and a bias) that are stored as integers."""
+    """The layer with its weights (and bias) stored as integers."""
     output = node.outputs[0]
     inputs = list(changed.inputs)
     values = made.weights[node.inputs[1]]
@@ -178,13 +216,13 @@ def _made_by_weighted(makers: Mapping[str, Node], name: str) -> bool:
 
 
 def _after_relu(graph: Graph, readers: Mapping[str, Sequence[Node]], name: str) -> str:
-    """The tensor behind the activation that is fused into its layer, if there is one."""
+    """The output of the ReLU that is fused into the layer, else the tensor itself."""
     found: List[Node] = list(readers.get(name, ()))
     alone = len(found) == 1 and name not in graph.outputs
     return found[0].outputs[0] if alone and found[0].operator == "Relu" else name
 
 
-def _leaves(graph: Graph, readers: Mapping[str, Sequence[Node]], name: str) -> bool:
-    """Whether a tensor is an output of the network, directly or by an activation."""
+def _is_output(graph: Graph, readers: Mapping[str, Sequence[Node]], name: str) -> bool:
+    """Whether a tensor is an output of the network, directly or through a sigmoid."""
     answers = {output for node in readers.get(name, ()) if node.operator == "Sigmoid" for output in node.outputs}
     return name in graph.outputs or bool(answers.intersection(graph.outputs))

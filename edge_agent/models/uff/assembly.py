@@ -1,16 +1,17 @@
-"""An ONNX graph while it is put together from UFF nodes: which tensors there are, their shapes, and what is constant.
+"""Assembles an ONNX graph from UFF nodes; tracks the tensors, their shapes, and which of them are constant.
 
-Every UFF node's output keeps its name, so that an INT8 calibration cache made for the UFF file fits the ONNX file.
+The output of every UFF node keeps its name, so that an INT8 calibration cache made for the UFF file fits the ONNX file.
 """
 
 from dataclasses import dataclass
-from typing import Dict, Iterable, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
-from edge_agent.models.onnx.writer import Attribute, OnnxWriter
+from edge_agent.models.onnx.graph import Attribute, make_node
+from edge_agent.models.onnx.graph import Node as OnnxNode
 from edge_agent.models.uff.file import BATCH, CHANNELS, SPACE, Node, Order
 
 FREE = -1  # the size of the batch axis
@@ -31,7 +32,7 @@ class Operand:
         name: In the ONNX graph.
         shape: With `FREE` for the batch.
         dtype: Of its elements.
-        values: Read only; None unless it is a constant.
+        values: Of a constant, read only; else None.
     """
 
     name: str
@@ -46,45 +47,50 @@ class Operand:
 
 
 class Assembly:
-    """Takes one UFF node after the other, inputs first.
+    """An ONNX graph under construction; nodes are added one by one, inputs first.
 
     Args:
         source: The file's name, for errors.
-        size_bytes: Of the file; constants may grow to a few times that, so that no small file takes much memory.
-        names: Of all nodes: inner tensors get others.
+        size_bytes: Of the file; limits the memory that constants may take to a few times that.
+        names: Of all UFF nodes; inner tensors get other names.
+
+    Attributes:
+        nodes: The ONNX operators so far, in execution order.
+        weights: The constants that they read, by name.
+        operands: The tensors so far, by name.
     """
 
     def __init__(self, source: str, size_bytes: int, names: Iterable[str]) -> None:
-        self.writer = OnnxWriter()
+        self.nodes: List[OnnxNode] = []
+        self.weights: Dict[str, Array] = {}
         self.operands: Dict[str, Operand] = {}
         self._source = source
         self._budget_bytes = _COPIES * size_bytes + _SPARE_BYTES
         self._names = set(names)
-        self._written: Set[str] = set()
 
     def inputs(self, node: Node, count: int) -> Sequence[Operand]:
-        """The tensors that a node takes.
+        """The tensors that a node reads.
 
         Raises:
-            ModelError: It does not take `count` of them (any number, but one, when `count` is 0).
+            ModelError: Their number is not `count` (or there is none, when `count` is 0).
         """
         if len(node.inputs) != count if count else not node.inputs:
             raise node.fault(f"takes {len(node.inputs)} inputs, expected {count or 'at least one'}")
         return [self.operands[name] for name in node.inputs]
 
     def place(self, node: Node, shape: Shape, dtype: DType) -> Operand:
-        """Note a node's output without an operator: an input of the network.
+        """Add an input of the network.
 
         Raises:
-            ModelError: No network can work on such a shape.
+            ModelError: The shape is empty or too large.
         """
         return self._keep(node, Operand(node.id, shape, dtype))
 
     def fold(self, node: Node, values: Array) -> Operand:
-        """Note that a node's output is constant.
+        """Add a constant.
 
         Raises:
-            ModelError: The constants have grown beyond all proportion to the file.
+            ModelError: The constants have grown to more than a few times the file.
         """
         if values.base is None:
             self._charge(values.nbytes)
@@ -102,27 +108,28 @@ class Assembly:
         """Add an operator.
 
         Args:
-            node: Whose output it makes; the output is of the type of the first input.
+            node: The UFF node; the output gets its name and the type of the first input.
             operator: ONNX's name.
-            inputs: What it takes.
+            inputs: What it reads.
             shape: Of its output.
             attributes: ONNX's.
-            part: Names an inner tensor, when the node takes several operators of ONNX.
+            part: Suffix of an inner tensor's name, when the node becomes several ONNX operators.
 
         Raises:
-            ModelError: The output is empty or beyond all measure, or constants hold NaN or infinity.
+            ModelError: The output is empty or too large, or constants hold NaN or infinity.
         """
         name = self._fresh(f"{node.id}:{part}") if part else node.id
         made = self._keep(node, Operand(name, shape, inputs[0].dtype))
-        self.writer.node(operator, [self._name(node, operand) for operand in inputs], name, attributes)
+        sources = [self._name(node, operand) for operand in inputs]
+        self.nodes.append(make_node(operator, sources, name, attributes, name))
         return made
 
     def constant(self, node: Node, part: str, values: Array) -> Operand:
-        """A constant that an operator takes beside the node's own inputs; written when it is used."""
+        """A constant beside the node's own inputs; it becomes part of the graph when an operator reads it."""
         return Operand(self._fresh(f"{node.id}:{part}"), values.shape, values.dtype, values)
 
     def reshape(self, node: Node, operand: Operand, shape: Shape) -> Operand:
-        """Lay the same values out in another shape, in which the batch keeps an axis of its own.
+        """Change the shape; the batch stays an axis of its own.
 
         Raises:
             ModelError: The numbers of elements differ, or the batch is mixed with other axes.
@@ -150,12 +157,11 @@ class Assembly:
         return operand
 
     def _name(self, node: Node, operand: Operand) -> str:
-        if operand.values is not None and operand.name not in self._written:
+        if operand.values is not None and operand.name not in self.weights:
             if operand.dtype.kind == "f" and not np.isfinite(operand.values).all():
                 raise node.fault(f"takes a constant that holds NaN or infinity ({operand.name})", "the file is damaged")
             self._charge(operand.values.nbytes)
-            self.writer.weights(operand.name, operand.values)
-            self._written.add(operand.name)
+            self.weights[operand.name] = operand.values
         return operand.name
 
     def _charge(self, size_bytes: int) -> None:
@@ -181,10 +187,10 @@ def count_of(shape: Shape) -> int:
 
 
 def broadcast(node: Node, first: Operand, second: Operand) -> Shape:
-    """The shape that two tensors have together, by numpy's rules.
+    """The common shape of two tensors, by numpy's broadcasting rules.
 
     Raises:
-        ModelError: They do not fit.
+        ModelError: They cannot be broadcast.
     """
     rank = max(len(first.shape), len(second.shape))
     pairs = zip((1,) * (rank - len(first.shape)) + first.shape, (1,) * (rank - len(second.shape)) + second.shape)
@@ -197,7 +203,7 @@ def broadcast(node: Node, first: Operand, second: Operand) -> Shape:
 
 
 def axis_of(node: Node, value: int, rank: int) -> int:
-    """An axis counted from the front.
+    """The axis as a non-negative number.
 
     Raises:
         ModelError: There is no such axis.
@@ -208,7 +214,7 @@ def axis_of(node: Node, value: int, rank: int) -> int:
 
 
 def channels_first(node: Node, order: Order, rank: int) -> Tuple[int, ...]:
-    """The permutation that brings a tensor of a layout into batch (or filters), channels, space.
+    """The permutation from a layout to batch (or filters), channels, space.
 
     Raises:
         ModelError: The layout has another number of axes.
@@ -226,7 +232,7 @@ def channels_first(node: Node, order: Order, rank: int) -> Tuple[int, ...]:
 
 
 def inverse(axes: Sequence[int]) -> Tuple[int, ...]:
-    """The permutation that undoes another."""
+    """The inverse permutation."""
     return tuple(sorted(range(len(axes)), key=axes.__getitem__))
 
 

@@ -1,6 +1,6 @@
-"""Reading UFF, the protobuf that TensorRT took from TensorFlow up to 8.6: nodes, their fields, and the weights.
+"""Reads UFF, the protobuf in which TensorRT up to 8.6 took TensorFlow networks: nodes, their fields, and weights.
 
-Numbers of fields and kinds were read off real files; names of operations and fields are those of NVIDIA's
+The numbers of fields and kinds come from real files, the names of operations and fields from NVIDIA's
 Apache-2.0 exporter (TAO's TensorFlow-to-UFF conversion functions) and of TensorRT's page "UFF Operators".
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_agent.core.types import Array
 from edge_agent.errors import ModelError
-from edge_agent.models.onnx.protowire import Value, WireError, fields, integer, integers, message, text
+from edge_agent.models.uff.wire import Value, WireError, fields, integer, integers, message, text
 
 _GRAPH, _REFERENCED = 4, 5
 _GRAPH_NODE = 2
@@ -36,14 +36,14 @@ _Data = Tuple[int, Value]
 
 @dataclass(frozen=True)
 class Node:
-    """One operation.
+    """A node: one operation.
 
     Attributes:
         source: The file's name, for errors.
-        id: Its name, which is also its output's.
+        id: The name of the node and of its output.
         operation: "Conv", "Binary", ...
-        inputs: Names of the nodes whose outputs it takes.
-        fields: By key, (kind, value) with references resolved; fields without a value are left out.
+        inputs: Names of the nodes whose outputs it reads.
+        fields: By key, (kind, value) with references resolved; fields without a value are omitted.
     """
 
     source: str
@@ -77,7 +77,7 @@ class Node:
         """
         value = self._value(key, _DOUBLE)
         if not isinstance(value, memoryview) or len(value) != 8:
-            raise self.fault(f"field {key} is no number")
+            raise self.fault(f"field {key} is not a number")
         number = float(np.frombuffer(value, "<f8")[0])
         if not np.isfinite(number):
             raise self.fault(f"field {key} is {number}")
@@ -127,7 +127,7 @@ class Node:
         """The layouts of the first `count` inputs: axis codes in the order in which the axes lie.
 
         Raises:
-            ModelError: There are fewer, or one is no layout.
+            ModelError: There are fewer, or one is damaged.
         """
         value = self._value("inputs_orders", _ORDERS)
         try:
@@ -135,14 +135,14 @@ class Node:
         except WireError as error:
             raise self.fault(f"field inputs_orders: {error}") from error
         if len(orders) < count:
-            raise self.fault(f"tells the layout of {len(orders)} inputs, expected {count}")
+            raise self.fault(f"states the layout of {len(orders)} inputs, expected {count}")
         return orders[:count]
 
     def constant(self) -> Array:
-        """The values of a Const: a read-only view into the file, of the shape told.
+        """The values of a Const: a read-only view into the file, in the shape that the node states.
 
         Raises:
-            ModelError: Shape and number of bytes do not belong together.
+            ModelError: The shape does not match the number of bytes.
         """
         shape, dtype = self.integers("shape"), self.dtype()
         blob = self._value("values", _BLOB)
@@ -168,10 +168,10 @@ class Node:
 
 @dataclass(frozen=True)
 class UffGraph:
-    """The network.
+    """A network.
 
     Attributes:
-        nodes: By id, in file order, without the marks.
+        nodes: By id, in file order, without the output marks.
         marked: Names of the nodes that are marked as outputs; may be empty.
     """
 
@@ -180,10 +180,10 @@ class UffGraph:
 
 
 def parse_uff(data: bytes, name: str) -> UffGraph:
-    """The network in `data`; `name` says in errors where it came from. Weights stay views into `data`.
+    """The network in `data`; errors call it `name`. Weights are views into `data`.
 
     Raises:
-        ModelError: It is no UFF, or damaged.
+        ModelError: It is not UFF, or damaged.
     """
     try:
         graph = _parse(data, name)
@@ -196,7 +196,7 @@ def parse_uff(data: bytes, name: str) -> UffGraph:
 
 def _parse(data: bytes, name: str) -> UffGraph:
     graphs, referenced = [], {}
-    for number, _, value in fields(data):
+    for number, value in fields(data):
         if number == _GRAPH:
             graphs.append(message(value))
         elif number == _REFERENCED:
@@ -210,7 +210,7 @@ def _parse(data: bytes, name: str) -> UffGraph:
             if node.operation == _MARK_OUTPUT:
                 marked.extend(node.inputs)
             elif nodes.setdefault(node.id, node) != node:
-                raise node.fault("is there twice, and not the same")
+                raise node.fault("is there twice, with different content")
     return UffGraph(nodes, tuple(dict.fromkeys(marked)))
 
 
@@ -218,7 +218,7 @@ def _node(data: memoryview, referenced: Mapping[str, Optional[_Data]], source: s
     name, operation = "", ""
     inputs: List[str] = []
     found: Dict[str, _Data] = {}
-    for number, _, value in fields(data):
+    for number, value in fields(data):
         if number == _NODE_ID:
             name = _name(value)
         elif number == _NODE_INPUT:
@@ -240,23 +240,23 @@ def _node(data: memoryview, referenced: Mapping[str, Optional[_Data]], source: s
 
 
 def _pair(data: memoryview) -> Tuple[str, Optional[_Data]]:
-    """A key with its Data; None for one without a value, which is how the exporter writes Python's None."""
+    """A key and its Data; None for a key without a value, with which the exporter encodes Python's None."""
     key, entry = "", None
-    for number, _, value in fields(data):
+    for number, value in fields(data):
         if number == 1:
             key = _name(value)
         elif number == 2:
-            for kind, _, inner in fields(message(value)):
+            for kind, inner in fields(message(value)):
                 entry = (kind, inner)
     return key, entry
 
 
 def _parts(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    return (message(value) for number, _, value in fields(data) if number == wanted)
+    return (message(value) for number, value in fields(data) if number == wanted)
 
 
 def _small(value: Value, limit: int) -> memoryview:
-    """A message that is read into Python objects, which take 30 times its size."""
+    """A message of limited size: the Python objects made from it take 30 times as much memory."""
     part = message(value)
     if len(part) > limit:
         raise WireError(f"{len(part)} bytes where at most {limit} were expected")
@@ -269,14 +269,14 @@ def _name(value: Value) -> str:
 
 def _integers(data: memoryview) -> List[int]:
     numbers: List[int] = []
-    for number, _, value in fields(data):
+    for number, value in fields(data):
         if number == 1:
             numbers.extend([integer(value)] if isinstance(value, int) else integers(value))
     return numbers
 
 
 def _order(data: memoryview) -> Order:
-    """A layout, out of a map of which only the entry for every rank (key -1) is ever written."""
+    """A layout. It is stored as a map, in which exporters write only the entry for all ranks (key -1)."""
     codes = [code for entry in _parts(data, 1) for part in _parts(entry, 2) for code in _integers(part)]
     order = tuple(code for code in codes if code != _RANGE_END)
     if len(set(order)) != len(order) or not {BATCH, CHANNELS} <= set(order) <= {BATCH, CHANNELS, SPACE}:

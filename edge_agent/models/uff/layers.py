@@ -1,9 +1,9 @@
-"""UFF's layers with weights or windows: convolution, pooling, batch norm, fully connected."""
+"""Converts UFF's layers with weights or windows: convolution, pooling, batch norm, fully connected."""
 
 from typing import Dict, NamedTuple, Sequence, Tuple
 
 from edge_agent.core.types import Array
-from edge_agent.models.onnx.writer import Attribute
+from edge_agent.models.onnx.graph import Attribute
 from edge_agent.models.uff.assembly import Assembly, Operand, channels_first, inverse
 from edge_agent.models.uff.file import SPACE, Node
 
@@ -12,7 +12,7 @@ _LARGEST_STEP = 1 << 16
 
 
 class _Window(NamedTuple):
-    """How a kernel moves: ONNX's attributes, and the spatial shape that comes out."""
+    """A sliding window: ONNX's attributes, and the spatial shape of the output."""
 
     attributes: Dict[str, Attribute]
     shape: Tuple[int, ...]
@@ -40,7 +40,7 @@ def conv(assembly: Assembly, node: Node) -> Operand:
 
 
 def pool(assembly: Assembly, node: Node) -> Operand:
-    """Maximum or average of a window; an average counts only what lies inside the picture, as TensorFlow's does."""
+    """Maximum or average pooling; the average excludes the padding, as TensorFlow's does."""
     (operand,) = assembly.inputs(node, 1)
     func = node.text("func")
     if func not in _POOLS:
@@ -95,7 +95,7 @@ def fully_connected(assembly: Assembly, node: Node) -> Operand:
 
 
 def _grouped(node: Node, filters: Array, channels: int, groups: int) -> Array:
-    """Kernels as ONNX wants them: filters by channels *of a group* by space.
+    """The kernel as ONNX expects it: filters by channels *of a group* by space.
 
     TensorFlow's depthwise kernel is laid out as channels by multiplier, and its filter number is their product.
     """
@@ -110,16 +110,17 @@ def _grouped(node: Node, filters: Array, channels: int, groups: int) -> Array:
 
 
 def _window(node: Node, space: Sequence[int], kernel: Sequence[int]) -> _Window:
-    """Explicit padding for what the file says in words.
+    """The window with explicit padding.
 
-    TensorFlow's SAME gives ceil(size / stride); of an odd padding the extra pixel is at the bottom and right.
+    TensorFlow's SAME gives ceil(size / stride); the extra pixel of an odd padding is at the bottom and right.
     """
     ones = (1,) * len(space)
     strides, dilations = node.integers("strides", ones), node.integers("dilation", ones)
     padding = node.integers("padding", (0,) * len(space))
     implicit = node.text("implicit_padding", "")
+    sized = bool(space) and min(space) > 0
     for name, steps, least in (("strides", strides, 1), ("dilation", dilations, 1), ("padding", padding, 0)):
-        if len(steps) != len(space) or min(space) < 1 or any(not least <= step <= _LARGEST_STEP for step in steps):
+        if not sized or len(steps) != len(space) or any(not least <= step <= _LARGEST_STEP for step in steps):
             raise node.fault(f"has the {name} {list(steps)} on {len(space)} spatial axes")
     if implicit not in ("", "same"):
         raise node.fault(f"its padding {implicit!r} is not supported", "supported: same, or numbers")
@@ -145,7 +146,7 @@ def _window(node: Node, space: Sequence[int], kernel: Sequence[int]) -> _Window:
 
 
 def _arranged(assembly: Assembly, node: Node, operand: Operand, axes: Tuple[int, ...]) -> Operand:
-    """Channels first."""
+    """The tensor transposed to channels first."""
     if axes == tuple(range(len(axes))):
         return operand
     return assembly.transpose(node, operand, axes, "channels_first")
@@ -160,7 +161,7 @@ def _restored(
     attributes: Dict[str, Attribute],
     axes: Tuple[int, ...],
 ) -> Operand:
-    """The operator on channels-first tensors, its output in the layout of the node."""
+    """Add an operator on channels-first tensors, and transpose its output to the layout of the node."""
     if axes == tuple(range(len(axes))):
         return assembly.add(node, operator, inputs, shape, attributes)
     made = assembly.add(node, operator, inputs, shape, attributes, operator.lower())

@@ -1,4 +1,4 @@
-"""UFF operations that work element by element or only rearrange: each adds its ONNX operators to the assembly."""
+"""Converts UFF's element-wise and shape operations: each function adds ONNX operators to the assembly."""
 
 from typing import Callable, Dict, List, Tuple, TypeVar
 
@@ -55,18 +55,18 @@ _ACTIVATION = {
 
 
 def const(assembly: Assembly, node: Node) -> Operand:
-    """Weights, which stay in the file's memory until they are written."""
+    """Weights: a view into the file."""
     return assembly.fold(node, node.constant())
 
 
 def binary(assembly: Assembly, node: Node) -> Operand:
-    """Two tensors; of two constants the result is computed here, which undoes a decomposed batch norm."""
+    """An operation on two tensors; two constants are folded, which composes a decomposed batch norm."""
     first, second = assembly.inputs(node, 2)
     operator, compute = _known(node, _BINARY)
     if first.dtype != second.dtype or first.dtype.kind != "f":
         raise node.fault(f"takes {first.dtype.name} and {second.dtype.name}, expected floats of one kind")
     shape = broadcast(node, first, second)
-    # An outer product of constants is left to the runtime: folded it could take any amount of memory.
+    # An outer product of constants is not folded: the result could take any amount of memory.
     if first.values is not None and second.values is not None and shape in (first.shape, second.shape):
         with np.errstate(all="ignore"):
             return assembly.fold(node, np.asarray(compute(first.values, second.values), first.dtype))
@@ -74,7 +74,7 @@ def binary(assembly: Assembly, node: Node) -> Operand:
 
 
 def unary(assembly: Assembly, node: Node) -> Operand:
-    """One tensor; of a constant the result is computed here."""
+    """An operation on one tensor; a constant is folded."""
     operand = _float(assembly, node)
     if node.text("func") == "square":
         if operand.values is not None:
@@ -91,7 +91,7 @@ def unary(assembly: Assembly, node: Node) -> Operand:
 
 
 def activation(assembly: Assembly, node: Node) -> Operand:
-    """ReLU and its kin."""
+    """An activation function."""
     operand = _float(assembly, node)
     if node.text("func") == "relu6":
         low = assembly.constant(node, "min", np.array(0, operand.dtype))
@@ -101,20 +101,20 @@ def activation(assembly: Assembly, node: Node) -> Operand:
 
 
 def leaky_relu(assembly: Assembly, node: Node) -> Operand:
-    """ReLU with a slope below zero."""
+    """Leaky ReLU."""
     operand = _float(assembly, node)
     return assembly.add(node, "LeakyRelu", [operand], operand.shape, {"alpha": node.number("alpha")})
 
 
 def softmax(assembly: Assembly, node: Node) -> Operand:
-    """Along the last axis where the file says 0: TensorFlow's has no axis, and NVIDIA's converter then writes 0."""
+    """Softmax; axis 0 means the last one: NVIDIA's converter writes 0 where TensorFlow's operation has no axis."""
     operand = _float(assembly, node)
     axis = axis_of(node, node.integer("axis", 0) or -1, len(operand.shape))
     return assembly.add(node, "Softmax", [operand], operand.shape, {"axis": axis})
 
 
 def identity(assembly: Assembly, node: Node) -> Operand:
-    """The same under another name."""
+    """A copy under another name."""
     (operand,) = assembly.inputs(node, 1)
     if operand.values is not None:
         return assembly.fold(node, operand.values[...])
@@ -122,11 +122,11 @@ def identity(assembly: Assembly, node: Node) -> Operand:
 
 
 def concat(assembly: Assembly, node: Node) -> Operand:
-    """Several tensors along one axis that is not the batch."""
+    """Concatenate tensors along an axis other than the batch."""
     operands = assembly.inputs(node, 0)
     first = operands[0]
     axis = axis_of(node, node.integer("axis"), len(first.shape))
-    # Sizes along the axis may differ, all else may not.
+    # Only the sizes along the axis may differ.
     kinds = {(len(entry.shape), entry.shape[:axis], entry.shape[axis + 1 :], entry.dtype) for entry in operands}
     if len(kinds) > 1 or any(entry.shape[axis] == FREE for entry in operands):
         raise node.fault(f"joins tensors that do not fit along axis {axis}")
@@ -136,7 +136,7 @@ def concat(assembly: Assembly, node: Node) -> Operand:
 
 
 def flatten(assembly: Assembly, node: Node) -> Operand:
-    """All axes but the batch into one."""
+    """Merge all axes but the batch."""
     (operand,) = assembly.inputs(node, 1)
     if not operand.shape:
         raise node.fault("takes a scalar")
@@ -144,7 +144,7 @@ def flatten(assembly: Assembly, node: Node) -> Operand:
 
 
 def reshape(assembly: Assembly, node: Node) -> Operand:
-    """Into the shape that the second input holds; -1 is the batch, or what is left over."""
+    """Reshape to the constant second input; -1 is the batch, or the remaining elements."""
     operand, target = assembly.inputs(node, 2)
     if target.values is None or target.dtype.kind != "i" or target.values.ndim != 1 or target.values.size > 8:
         raise node.fault("takes a shape that is no constant list of integers")
@@ -152,7 +152,7 @@ def reshape(assembly: Assembly, node: Node) -> Operand:
     if shape.count(-1) > 1:
         raise node.fault(f"has the target shape {shape}")
     if FREE in operand.shape and shape and shape[0] == 1:
-        shape[0] = FREE  # frozen for one picture
+        shape[0] = FREE  # exported with a fixed batch of 1
     for index, dim in enumerate(shape):
         if dim == -1 and not (index == 0 and FREE in operand.shape):
             known = count_of(tuple(shape))
@@ -161,7 +161,7 @@ def reshape(assembly: Assembly, node: Node) -> Operand:
 
 
 def squeeze(assembly: Assembly, node: Node) -> Operand:
-    """Drop axes of size 1; all of them when none is named."""
+    """Remove the named axes of size 1, or all of them when none is named."""
     (operand,) = assembly.inputs(node, 1)
     rank = len(operand.shape)
     axes = {axis_of(node, axis, rank) for axis in node.integers("axes", ())}
@@ -188,7 +188,7 @@ def transpose(assembly: Assembly, node: Node) -> Operand:
 
 
 def pad(assembly: Assembly, node: Node) -> Operand:
-    """Zeros around a tensor; the second input holds before and after of each axis."""
+    """Pad with zeros; the constant second input holds (before, after) per axis."""
     operand, widths = assembly.inputs(node, 2)
     rank = len(operand.shape)
     if widths.values is None or widths.dtype.kind != "i" or widths.shape != (rank, 2):

@@ -1,4 +1,4 @@
-"""UFF to ONNX: the way out for models whose only reader, TensorRT's UFF parser, ended with TensorRT 8.6."""
+"""Converts UFF to ONNX, because TensorRT's UFF parser, the only reader of UFF, ended with TensorRT 8.6."""
 
 import hashlib
 from collections import Counter
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from edge_agent.errors import InputError, ModelError
-from edge_agent.models.onnx.file import Dim, Tensor
+from edge_agent.models.onnx.binding import Dim, Tensor
+from edge_agent.models.onnx.graph import new_graph, write_graph
 from edge_agent.models.uff import layers as uff_layers
 from edge_agent.models.uff import ops as uff_ops
 from edge_agent.models.uff.assembly import FREE, Assembly, Operand
@@ -38,13 +39,13 @@ _OPERATIONS: Dict[str, uff_ops.Convert] = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """A model in ONNX.
+    """A converted model.
 
     Attributes:
         data: The ONNX file.
-        inputs: What it takes.
-        outputs: What it answers, under the names of the UFF file.
-        operations: Number of UFF nodes by operation, of those that the outputs need.
+        inputs: Its inputs.
+        outputs: Its outputs, under the names of the UFF file.
+        operations: Number of UFF nodes by operation, of the nodes that the outputs depend on.
     """
 
     data: bytes
@@ -54,17 +55,18 @@ class Conversion:
 
 
 def convert_uff(data: bytes, name: str, outputs: Sequence[str] = (), batch: Optional[int] = 1) -> Conversion:
-    """The same network in ONNX, opset 13.
+    """Convert a UFF network to ONNX, opset 13.
 
     Args:
         data: The UFF file.
-        name: Says in errors where it came from.
-        outputs: Names of the outputs; those marked in the file when empty, else the nodes that nothing takes.
+        name: Its name in errors.
+        outputs: Names of the outputs; when empty those marked in the file, else the nodes that no other node reads.
         batch: Size of the batch axis where the file leaves it free; None leaves it free in ONNX, too.
 
     Raises:
-        ModelError: It is no UFF, is damaged, or holds an operation that cannot be converted.
-        InputError: An output that was asked for is not there.
+        ModelError: It is not UFF, is damaged, or holds an operation that cannot be converted.
+        InputError: There is no such output.
+        MissingPackage: `onnx` is not installed.
     """
     graph = parse_uff(data, name)
     wanted = _outputs(graph, name, outputs)
@@ -72,18 +74,19 @@ def convert_uff(data: bytes, name: str, outputs: Sequence[str] = (), batch: Opti
     assembly = Assembly(name, len(data), graph.nodes)
     for node in nodes:
         if node.operation == "Input":
-            _place(assembly, node)
+            _add_input(assembly, node)
         elif node.operation in _OPERATIONS:
             _OPERATIONS[node.operation](assembly, node)
         else:
             raise node.fault("this operation is not supported", f"supported: Input, {', '.join(_OPERATIONS)}")
-    takes = [_tensor(assembly.operands[node.id], batch) for node in nodes if node.operation == "Input"]
-    answers = [_answer(assembly, graph.nodes[output], batch) for output in wanted]
-    if not takes:
+    sources = [_tensor(assembly.operands[node.id], batch) for node in nodes if node.operation == "Input"]
+    results = [_output_tensor(assembly, graph.nodes[output], batch) for output in wanted]
+    if not sources:
         raise ModelError(f"{name}: no output depends on an input", f"outputs: {', '.join(wanted)}")
-    written = assembly.writer.write("main", takes, answers, {"uff_sha256": hashlib.sha256(data).hexdigest()})
+    metadata = {"uff_sha256": hashlib.sha256(data).hexdigest()}
+    made = new_graph("main", sources, results, assembly.nodes, assembly.weights, metadata)
     operations = Counter(node.operation for node in nodes)
-    return Conversion(written, tuple(takes), tuple(answers), dict(sorted(operations.items())))
+    return Conversion(write_graph(made), tuple(sources), tuple(results), dict(sorted(operations.items())))
 
 
 def _outputs(graph: UffGraph, name: str, asked: Sequence[str]) -> List[str]:
@@ -102,9 +105,9 @@ def _ends(graph: UffGraph) -> List[str]:
 
 
 def _sorted(graph: UffGraph, name: str, outputs: Sequence[str]) -> List[Node]:
-    """The nodes that the outputs need, inputs before those that take them."""
+    """The nodes that the outputs depend on, in topological order."""
     done: List[Node] = []
-    state: Dict[str, bool] = {}  # False while a node's inputs are visited, True after
+    state: Dict[str, bool] = {}  # False while a node's inputs are visited, True afterwards
     stack = list(reversed(outputs))
     while stack:
         current = stack[-1]
@@ -126,8 +129,8 @@ def _sorted(graph: UffGraph, name: str, outputs: Sequence[str]) -> List[Node]:
     return done
 
 
-def _place(assembly: Assembly, node: Node) -> None:
-    """An input of the network. NVIDIA's own exporters leave out the batch: then three numbers are a picture's."""
+def _add_input(assembly: Assembly, node: Node) -> None:
+    """Add an input. NVIDIA's own exporters omit the batch: three numbers are then channels, height and width."""
     shape = node.integers("shape")
     if len(shape) == 3 and min(shape) > 0:
         shape = (FREE, *shape)
@@ -136,7 +139,7 @@ def _place(assembly: Assembly, node: Node) -> None:
     assembly.place(node, shape, node.dtype())
 
 
-def _answer(assembly: Assembly, node: Node, batch: Optional[int]) -> Tensor:
+def _output_tensor(assembly: Assembly, node: Node, batch: Optional[int]) -> Tensor:
     operand = assembly.operands[node.id]
     if operand.values is not None or node.operation == "Input":
         raise node.fault("is an output, but nothing is computed there", "name the outputs with --output")

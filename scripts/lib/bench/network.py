@@ -10,8 +10,7 @@ from typing import Any, List, NamedTuple, Tuple
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
-from edge_agent.inference.calibration.cpu_quantise import make_int8
-from edge_agent.inference.calibration.frames import measure
+from edge_agent.inference.calibration.measure import make_int8, measure
 from edge_agent.inference.trt.network import read_network
 
 NET = (384, 240)  # width, height, px

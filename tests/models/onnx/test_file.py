@@ -1,6 +1,7 @@
-"""Reading and editing ONNX without the `onnx` package, with that package as the oracle."""
+"""ONNX files read, their graphs written again, and files that are not what they should be."""
 
-import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.errors import ModelError
-from edge_agent.models.onnx import protowire
-from edge_agent.models.onnx.file import parse_onnx, read_onnx, with_shapes
+from edge_agent.models.onnx.file import parse_onnx, read_onnx
+from edge_agent.models.onnx.graph import read_graph, write_graph
 from tests.fakes import graphs
 
 
-def test_the_outside_of_a_model_is_read(tmp_path: Path) -> None:
+def test_a_model_is_described(tmp_path: Path) -> None:
     model = read_onnx(graphs.gridbox(tmp_path / "m.onnx", suffix=":0", batch="N", classes=2))
     assert [str(tensor) for tensor in model.inputs] == ["input_1:0 float32 Nx3x240x384"]
     assert [str(tensor) for tensor in model.outputs] == [
@@ -30,12 +31,12 @@ def test_the_outside_of_a_model_is_read(tmp_path: Path) -> None:
     assert model.precision == "fp32"
 
 
-def test_weights_listed_as_inputs_are_no_inputs(tmp_path: Path) -> None:
+def test_weights_listed_as_inputs_are_not_inputs(tmp_path: Path) -> None:
     model = read_onnx(graphs.centerface(tmp_path / "m.onnx", as_published=True))
     assert [tensor.name for tensor in model.inputs] == ["input.1"]
 
 
-def test_unknown_shapes_and_other_types_are_told(tmp_path: Path) -> None:
+def test_unknown_shapes_and_other_types(tmp_path: Path) -> None:
     path = graphs.save(
         tmp_path / "m.onnx",
         [helper.make_node("Identity", ["a"], ["b"])],
@@ -62,58 +63,55 @@ def test_precision_is_what_the_file_stores(tmp_path: Path, operator: str, dtype:
     assert read_onnx(path).precision == precision
 
 
-def test_an_edit_changes_what_was_asked_and_nothing_else(tmp_path: Path) -> None:
+def test_a_graph_is_written_as_it_was_read(tmp_path: Path) -> None:
     path = graphs.centerface(tmp_path / "m.onnx", shape=(10, 3, 32, 32), grid=(8, 8), as_published=True)
-    edited = with_shapes(path.read_bytes(), {"input.1": (1, 3, "height", "width"), "537": (1, 1, "gh", "gw")})
+    written = write_graph(read_graph(path.read_bytes(), "m"), ["cells"])
 
     expected = onnx.load(str(path))
-    source, heatmap = expected.graph.input[0], expected.graph.output[0]
-    source.CopyFrom(graphs.tensor("input.1", [1, 3, "height", "width"]))
-    heatmap.CopyFrom(graphs.tensor("537", [1, 1, "gh", "gw"]))
+    expected.ir_version = 7
     del expected.graph.input[1:]
     del expected.graph.value_info[:]
-    assert onnx.load_model_from_string(edited) == expected
-    onnx.checker.check_model(edited)
+    expected.graph.output.add(name="cells")
+    assert onnx.load_model_from_string(written) == expected
+    onnx.checker.check_model(write_graph(read_graph(path.read_bytes(), "m")))
 
 
-def test_fields_of_every_wire_type_survive_a_copy() -> None:
-    model = helper.make_model(
-        helper.make_graph(
-            [helper.make_node("LeakyRelu", ["a"], ["b"], alpha=0.25), helper.make_node("Selu", ["b"], ["c"])],
-            "g",
-            [graphs.tensor("a", [1])],
-            [graphs.tensor("c", [1])],
-            [numpy_helper.from_array(np.arange(3, dtype=np.float64), "w")],
-        )
-    )
-    model.graph.initializer[0].double_data.extend([1.5, -2.5])
+def test_attributes_weights_and_metadata_of_every_type_survive() -> None:
+    nodes = [
+        helper.make_node("LeakyRelu", ["a"], ["b"], alpha=0.25),
+        helper.make_node("Selu", ["b"], ["c"], name="named"),
+        helper.make_node("Unknown", ["c", "w", ""], ["d"], texts=["x", "y"], numbers=[1.5, -2.0], counts=[-1, 2**40]),
+    ]
+    weights = [numpy_helper.from_array(np.arange(3, dtype=np.float64), "w")]
+    graph = helper.make_graph(nodes, "g", [graphs.tensor("a", [1])], [graphs.tensor("d", None)], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     model.model_version = -7
-    data = model.SerializeToString()
-    assert onnx.load_model_from_string(with_shapes(data, {})) == model
+    helper.set_model_props(model, {"key": "value"})
+    assert onnx.load_model_from_string(write_graph(read_graph(model.SerializeToString(), "m"))) == model
 
 
-def test_negative_numbers_are_twos_complement() -> None:
-    (field,) = protowire.fields(protowire.encode(3, -5))
-    assert protowire.integer(field[2]) == -5
+def test_weights_that_are_not_read_are_left_out() -> None:
+    weights = [numpy_helper.from_array(np.ones(3, np.float32), name) for name in ("w", "unused")]
+    io = [graphs.tensor("a", [3]), graphs.tensor("b", [3])]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "w"], ["b"])], "g", io[:1], io[1:], weights)
+    written = onnx.load_model_from_string(write_graph(read_graph(helper.make_model(graph).SerializeToString(), "m")))
+    assert [tensor.name for tensor in written.graph.initializer] == ["w"]
 
 
-@given(st.lists(st.tuples(st.integers(1, 2**29 - 1), st.one_of(st.integers(0, 2**64 - 1), st.binary(max_size=300)))))
-def test_what_is_encoded_is_read(entries: list) -> None:
-    data = b"".join(protowire.encode(number, value) for number, value in entries)
-    read = [(number, value if isinstance(value, int) else bytes(value)) for number, _, value in protowire.fields(data)]
-    assert read == entries
-    assert b"".join(protowire.copy(field) for field in protowire.fields(data)) == data
-
-
-def test_fixed_width_fields_are_copied() -> None:
-    data = bytes([9 << 3 & 0x7F | 1]) + struct.pack("<d", 0.5) + bytes([10 << 3 & 0x7F | 5]) + struct.pack("<f", 2.0)
-    assert b"".join(protowire.copy(field) for field in protowire.fields(data)) == data
-
-
-@pytest.mark.parametrize("data", [b"\x80" * 11, b"\x0a\x05abc", b"\x0b", b"\x00\x01", b"\x09\x00", b"\x80"])
-def test_broken_messages_are_refused(data: bytes) -> None:
-    with pytest.raises(protowire.WireError):
-        list(protowire.fields(data))
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path) -> None:
+    path = graphs.gridbox(tmp_path / "m.onnx")
+    for call in ("read_onnx(path)", "read_graph(path.read_bytes(), 'm')"):
+        code = (
+            "import sys; sys.modules['onnx'] = None\n"
+            "from pathlib import Path; from edge_agent.errors import MissingPackage\n"
+            "from edge_agent.models.onnx.file import read_onnx; from edge_agent.models.onnx.graph import read_graph\n"
+            f"path = Path({str(path)!r})\n"
+            f"try: {call}\n"
+            "except MissingPackage as error: print(error)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert "onnx cannot be imported" in done.stdout, done.stderr
+        assert "pip install 'edge-agent[convert]'" in done.stdout
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, this is no model at all", b"\x08\x07", bytes(1000)])
@@ -138,6 +136,10 @@ def test_damage_never_gives_anything_but_a_model_error(model_bytes: bytes, data:
     cut = data.draw(st.integers(0, len(damaged)))
     try:
         parse_onnx(bytes(damaged[:cut]), "damaged")
+    except ModelError as error:
+        assert "damaged" in error.message
+    try:
+        write_graph(read_graph(bytes(damaged[:cut]), "damaged"))
     except ModelError as error:
         assert "damaged" in error.message
 

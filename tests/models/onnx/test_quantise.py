@@ -1,4 +1,4 @@
-"""Networks taken apart, folded, quantised and halved: against ONNX Runtime and the rules of TensorRT."""
+"""Graphs read, written, folded, quantised and halved: against ONNX Runtime and the rules of TensorRT."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.core.frame import Image
 from edge_agent.errors import ModelError
-from edge_agent.inference.calibration.cpu_quantise import make_int8
-from edge_agent.inference.calibration.frames import measure, reached
+from edge_agent.inference.calibration.measure import make_int8, measure, reached
 from edge_agent.inference.ort import answer_once
 from edge_agent.inference.preprocess import Preprocessor
 from edge_agent.inference.trt.network import Network, read_network
@@ -20,8 +19,7 @@ from edge_agent.inference.trt.precision import to_fp16, to_int8
 from edge_agent.models.calibration_cache import encode_calibration, read_calibration
 from edge_agent.models.onnx.fold import prepare
 from edge_agent.models.onnx.graph import read_graph, write_graph
-from edge_agent.models.onnx.half import halve
-from edge_agent.models.onnx.quantise import int8_weights
+from edge_agent.models.onnx.quantise import halve, int8_weights
 from tests.fakes import graphs
 from tests.fakes.views import wandering
 
@@ -93,7 +91,7 @@ def test_weights_are_read_in_every_form(tmp_path: Path) -> None:
         np.testing.assert_array_equal(graph.weights[name], values)
 
 
-def test_what_cannot_be_taken_apart_says_why(tmp_path: Path) -> None:
+def test_a_graph_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     node, io = helper.make_node("Relu", ["x"], ["y"]), [graphs.tensor("x", [1]), graphs.tensor("y", [1])]
     away = numpy_helper.from_array(np.zeros(4, np.float32), "w")
     away.data_location = TensorProto.EXTERNAL
@@ -103,7 +101,7 @@ def test_what_cannot_be_taken_apart_says_why(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=why):
             read_graph(data, "g")
     for damaged in (b"", b"\x00\x01", graphs.residual(tmp_path / "m.onnx").read_bytes()[:-50]):
-        with pytest.raises(ModelError, match="cannot be taken apart"):
+        with pytest.raises(ModelError, match="its graph cannot be read"):
             read_graph(damaged, "g")
 
 

@@ -1,16 +1,16 @@
-"""Protobuf's wire format, read and written without a schema: enough to look into a model file and change a field.
+"""Reads protobuf's wire format without a schema, because none was published for UFF.
 
 Source: https://protobuf.dev/programming-guides/encoding/
 """
 
 from typing import Iterator, List, Tuple, Union
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 Value = Union[int, memoryview]
-Field = Tuple[int, int, Value]
+Field = Tuple[int, Value]
 
-_FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 
 
 class WireError(ValueError):
@@ -18,7 +18,7 @@ class WireError(ValueError):
 
 
 def fields(data: Union[bytes, memoryview]) -> Iterator[Field]:
-    """Each field of one message as (number, wire type, value), in file order.
+    """Each field of one message as (number, value), in file order.
 
     A varint's value is an int (unsigned), every other one a view into `data`.
 
@@ -28,23 +28,23 @@ def fields(data: Union[bytes, memoryview]) -> Iterator[Field]:
     view = memoryview(data)
     at = 0
     while at < len(view):
-        key, at = _read_varint(view, at)
+        key, at = _varint(view, at)
         number, wire = key >> 3, key & 7
         if number == 0:
             raise WireError(f"field number 0 before byte {at}")
-        if wire == VARINT:
-            value, at = _read_varint(view, at)
-            yield number, wire, value
+        if wire == _VARINT:
+            value, at = _varint(view, at)
+            yield number, value
             continue
-        if wire == BYTES:
-            size, at = _read_varint(view, at)
+        if wire == _BYTES:
+            size, at = _varint(view, at)
         elif wire in _FIXED_BYTES:
             size = _FIXED_BYTES[wire]
         else:
             raise WireError(f"wire type {wire} before byte {at}")
         if size > len(view) - at:
             raise WireError(f"field {number} claims {size} bytes at byte {at}, {len(view) - at} are left")
-        yield number, wire, view[at : at + size]
+        yield number, view[at : at + size]
         at += size
 
 
@@ -86,33 +86,17 @@ def integers(data: Union[bytes, memoryview]) -> List[int]:
     """The numbers of a packed repeated int32 or int64 field.
 
     Raises:
-        WireError: The bytes are no row of varints.
+        WireError: The bytes are not a sequence of varints.
     """
     view = memoryview(data)
     at, numbers = 0, []
     while at < len(view):
-        value, at = _read_varint(view, at)
+        value, at = _varint(view, at)
         numbers.append(integer(value))
     return numbers
 
 
-def encode(number: int, value: Union[int, str, bytes, memoryview]) -> bytes:
-    """One field: an int becomes a varint, all else length-delimited."""
-    if isinstance(value, int):
-        return _varint(number << 3 | VARINT) + _varint(value & (1 << 64) - 1)
-    body = value.encode("utf-8") if isinstance(value, str) else value
-    return b"".join((_varint(number << 3 | BYTES), _varint(len(body)), body))
-
-
-def copy(field: Field) -> bytes:
-    """A field as it was read."""
-    number, wire, value = field
-    if wire in _FIXED_BYTES:
-        return _varint(number << 3 | wire) + bytes(message(value))
-    return encode(number, value)
-
-
-def _read_varint(view: memoryview, at: int) -> Tuple[int, int]:
+def _varint(view: memoryview, at: int) -> Tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(view):
@@ -123,12 +107,3 @@ def _read_varint(view: memoryview, at: int) -> Tuple[int, int]:
         if byte < 0x80:
             return value & (1 << 64) - 1, at
     raise WireError(f"a number longer than 10 bytes before byte {at}")
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

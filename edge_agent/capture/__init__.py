@@ -1,4 +1,4 @@
-"""Sources of pictures, chosen by URI. Only the module that is chosen is loaded."""
+"""Frame sources, chosen by URI. Only the module of the chosen source is imported."""
 
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -9,7 +9,7 @@ from edge_agent.core.camera.auto_exposure import ExposureParams
 from edge_agent.core.ports import BufferPool, Source
 from edge_agent.errors import InputError, MissingPackage
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp"})
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm", ".ts", ".mts", ".mpg", ".mpeg", ".flv", ".wmv"}
     | {".h264", ".264", ".h265", ".265", ".hevc", ".mjpg", ".mjpeg", ".gif", ".y4m", ".nut"}
@@ -18,10 +18,18 @@ VIDEO_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source is asked for beside its URI; each takes what concerns it (see `core.camera.CameraParams`).
+    """Camera settings for a source; each source uses those that apply to it.
 
     Attributes:
-        pool: Memory of which the network reads pictures in place; None where any will do.
+        width: Wanted width in px.
+        height: Wanted height in px.
+        fps: Wanted frame rate.
+        pixel_format: A name of `pixels.FORMATS`, or "auto".
+        color: Whether frames are RGB where the source has colour.
+        controls: V4L2 controls by name.
+        stall_after_s: A live source without a frame for so long has failed.
+        exposure: Settings of the agent's exposure control; None leaves exposure to the camera.
+        pool: Allocates frame buffers from which the GPU reads directly; None for ordinary memory.
     """
 
     width: Optional[int] = None
@@ -35,17 +43,17 @@ class SourceOptions:
     pool: Optional[BufferPool] = None
 
 
-class _Choice(NamedTuple):
+class _SourceClass(NamedTuple):
     module: str
     name: str
 
 
-_MEDIA = _Choice("edge_agent.capture.media", "MediaSource")
-_STREAM = _Choice("edge_agent.capture.media_stream", "StreamSource")
-_IMAGES = _Choice("edge_agent.capture.images", "ImageSource")
-_V4L2 = _Choice("edge_agent.capture.v4l2.source", "V4l2Source")
-_JETSON = _Choice("edge_agent.capture.jetson.source", "JetsonSource")
-_SCHEMES: Dict[str, _Choice] = {
+_MEDIA = _SourceClass("edge_agent.capture.media", "MediaSource")
+_STREAM = _SourceClass("edge_agent.capture.media_stream", "StreamSource")
+_IMAGES = _SourceClass("edge_agent.capture.images", "ImageSource")
+_V4L2 = _SourceClass("edge_agent.capture.v4l2.source", "V4l2Source")
+_JETSON = _SourceClass("edge_agent.capture.jetson.source", "JetsonSource")
+_SCHEMES: Dict[str, _SourceClass] = {
     "v4l2": _V4L2,
     "csi": _JETSON,
     "jetson": _JETSON,
@@ -53,26 +61,26 @@ _SCHEMES: Dict[str, _Choice] = {
     "rtsps": _STREAM,
     "http": _STREAM,
     "https": _STREAM,
-    "test": _Choice("edge_agent.capture.synthetic.source", "SyntheticSource"),
+    "test": _SourceClass("edge_agent.capture.synthetic.source", "SyntheticSource"),
 }
-# By their own names: a stranger's project is called edge-agent on the package index.
+# Extras are not named: the project "edge-agent" on the package index is not ours.
 _PACKAGES = {"av": "av", "cv2": "opencv-python-headless"}
 _EXPECTED = (
     "expected v4l2:/dev/..., /dev/video*, csi://0, jetson:..., rtsp[s]://, http[s]://, test://, or a video file, "
-    "a picture or a folder"
+    "an image or a folder"
 )
 
 
 def open_source(uri: str, options: Optional[SourceOptions] = None) -> Source:
-    """The source that `uri` names, not yet opened.
+    """The source for `uri`, not yet opened.
 
     Args:
-        uri: A scheme of the table above, a `file:` URI, or a bare path; files take `?pace=fast`, `?loop=1`, `?fps=`.
-        options: What the camera's settings ask for.
+        uri: A URI of a known scheme, a `file:` URI, or a bare path; files take `?pace=fast`, `?loop=1`, `?fps=`.
+        options: The camera's settings.
 
     Raises:
-        InputError: The URI names no known kind of source, or its options cannot be understood.
-        MissingPackage: The kind of source needs a package that is not installed.
+        InputError: The kind of source is unknown, or an option is invalid.
+        MissingPackage: The source needs a package that is not installed.
     """
     choice, rest = _choose(uri)
     try:
@@ -87,7 +95,7 @@ def open_source(uri: str, options: Optional[SourceOptions] = None) -> Source:
     return cast(Source, source(rest, options or SourceOptions()))
 
 
-def _choose(uri: str) -> Tuple[_Choice, str]:
+def _choose(uri: str) -> Tuple[_SourceClass, str]:
     if not uri:
         raise InputError("an empty source", _EXPECTED)
     scheme, colon, rest = uri.partition(":")
@@ -104,7 +112,7 @@ def _choose(uri: str) -> Tuple[_Choice, str]:
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return _MEDIA, uri
-    if suffix in PICTURE_SUFFIXES or path.is_dir():
+    if suffix in IMAGE_SUFFIXES or path.is_dir():
         return _IMAGES, uri
-    why = "its name does not tell what it is" if path.exists() else "no such file or folder"
+    why = "its suffix is not that of a video or an image" if path.exists() else "no such file or folder"
     raise InputError(f"{path}: {why}", _EXPECTED)

@@ -1,4 +1,4 @@
-"""What a source's URI says: where it is, what it asks for, and what of it people may see."""
+"""Parsing of source URIs: paths, query options, and removal of credentials for logs."""
 
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -8,49 +8,49 @@ from edge_agent.errors import InputError
 
 
 def hide_credentials(uri: str) -> str:
-    """`uri` as people may see it: of a network address neither user, password nor query (cameras put tokens there)."""
+    """`uri` for logs: a network address without user, password and query (which may hold tokens)."""
     if "://" not in uri or uri.startswith(("test:", "file:")):
         return uri
     scheme, _, rest = uri.partition("://")
     address, _, query = rest.partition("?")
-    place, slash, path = address.partition("/")
-    if not slash and "@" in query:  # an unescaped question mark in the password, or an @ in the query: show neither
+    host, slash, path = address.partition("/")
+    if not slash and "@" in query:  # an unescaped question mark in the password, or an @ in the query
         return f"{scheme}://..."
     if "@" in path:  # an unescaped slash in the password: everything up to the last @ may be secret
-        place, slash, path = path.rpartition("@")[2].partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+        host, slash, path = path.rpartition("@")[2].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def split_file(uri: str) -> Tuple[Path, "Query"]:
-    """The path and the options of a bare path or a `file:` URI; only the latter is percent-decoded."""
-    place, _, query = uri.partition("?")
-    if place.startswith("file:"):
-        place = unquote(urlsplit(place).path)
-    return Path(place), Query(uri, query)
+    """The path and the options of a bare path or a `file:` URI; only a `file:` URI is percent-decoded."""
+    location, _, query = uri.partition("?")
+    if location.startswith("file:"):
+        location = unquote(urlsplit(location).path)
+    return Path(location), Query(uri, query)
 
 
 class Query:
-    """The options behind the question mark. Each is taken once, by name and type; `finish` refuses what is left.
+    """The options in a URI's query. Each is read once, by name and type; `finish` rejects the rest.
 
     Raises:
-        InputError: From every method: what was wrong, and what is allowed.
+        InputError: From every method, with the faulty value and the allowed ones.
     """
 
     def __init__(self, uri: str, text: str) -> None:
         self._uri = uri
-        self._given: Dict[str, str] = dict(parse_qsl(text, keep_blank_values=True))
+        self._unread: Dict[str, str] = dict(parse_qsl(text, keep_blank_values=True))
         self._known: List[str] = []
 
     def text(self, name: str, default: str = "") -> str:
-        """An option as it is."""
+        """The option as text."""
         self._known.append(name)
-        return self._given.pop(name, default)
+        return self._unread.pop(name, default)
 
     def choice(self, name: str, allowed: Sequence[str]) -> str:
         """One of `allowed`; the first is the default."""
         value = self.text(name, allowed[0])
         if value not in allowed:
-            raise self.fault(name, value, f"one of {', '.join(allowed)}")
+            raise self.error(name, value, f"one of {', '.join(allowed)}")
         return value
 
     def flag(self, name: str) -> bool:
@@ -58,28 +58,28 @@ class Query:
         return self.choice(name, ("0", "1")) == "1"
 
     def number(self, name: str, default: float, low: float, high: float) -> float:
-        """A number within `low`..`high`."""
+        """A number from `low` to `high`."""
         value = self.text(name, str(default))
         try:
             number = float(value)
         except ValueError:
-            raise self.fault(name, value, f"a number from {low:g} to {high:g}") from None
+            raise self.error(name, value, f"a number from {low:g} to {high:g}") from None
         if not low <= number <= high:
-            raise self.fault(name, value, f"a number from {low:g} to {high:g}")
+            raise self.error(name, value, f"a number from {low:g} to {high:g}")
         return number
 
     def pair(self, name: str, separator: str, default: Optional[Tuple[int, int]]) -> Optional[Tuple[int, int]]:
-        """Two positive whole numbers, e.g. `640x480` or `1:1`."""
+        """Two positive integers, e.g. `640x480` or `1:1`."""
         value = self.text(name)
         if not value:
             return default
         first, _, second = value.partition(separator)
         if not (first.isdecimal() and second.isdecimal() and int(first) and int(second)):
-            raise self.fault(name, value, f"two whole numbers above 0, like 2{separator}1")
+            raise self.error(name, value, f"two whole numbers above 0, like 2{separator}1")
         return int(first), int(second)
 
     def windows(self, name: str) -> Tuple[Tuple[float, float], ...]:
-        """Spans of scene seconds, e.g. `10-15` or `10-15,20-22.5`."""
+        """Intervals of scene time in seconds, e.g. `10-15` or `10-15,20-22.5`."""
         value = self.text(name)
         spans = []
         for part in value.split(",") if value else ():
@@ -87,18 +87,18 @@ class Query:
             try:
                 span = (float(start), float(end))
             except ValueError:
-                raise self.fault(name, value, "seconds like 10-15 or 10-15,20-22.5") from None
+                raise self.error(name, value, "seconds like 10-15 or 10-15,20-22.5") from None
             if not 0 <= span[0] < span[1]:
-                raise self.fault(name, value, "spans that end after they start")
+                raise self.error(name, value, "spans that end after they start")
             spans.append(span)
         return tuple(spans)
 
     def finish(self) -> None:
-        """Refuse options that nobody took."""
-        if self._given:
-            names = ", ".join(sorted(self._given))
+        """Reject options that were not read."""
+        if self._unread:
+            names = ", ".join(sorted(self._unread))
             raise InputError(f"{self._uri}: unknown option {names}", f"allowed: {', '.join(sorted(self._known))}")
 
-    def fault(self, name: str, value: str, expected: str) -> InputError:
-        """The error for an option that cannot be understood."""
+    def error(self, name: str, value: str, expected: str) -> InputError:
+        """The error for an invalid option."""
         return InputError(f"{self._uri}: {name}={value} cannot be used", f"expected {expected}")

@@ -1,4 +1,4 @@
-"""Picture files by OpenCV: one picture, shown again and again, or the pictures of a folder one after another."""
+"""Image files, decoded by OpenCV: one image, repeated, or the images of a folder in order of name."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ from typing import Iterator, List, Optional, Tuple
 import cv2
 import numpy as np
 
-from edge_agent.capture import PICTURE_SUFFIXES, SourceOptions
+from edge_agent.capture import IMAGE_SUFFIXES, SourceOptions
 from edge_agent.capture.address import split_file
 from edge_agent.core.frame import FULL_RANGE, Frame, Levels
 from edge_agent.core.types import Array, Counters
@@ -19,17 +19,18 @@ log = logging.getLogger(__name__)
 
 DEFAULT_FPS = 5.0
 _DEEP = Levels(0.0, 1.0 / 256.0)  # 16-bit files use their full range
-_EXPECTED = f"expected one of {', '.join(sorted(PICTURE_SUFFIXES))}"
+_EXPECTED = f"expected one of {', '.join(sorted(IMAGE_SUFFIXES))}"
 
 
-def load_picture(path: Path, color: bool = False) -> Tuple[Array, Levels]:
-    """A picture file's pixels.
+def load_image(path: Path, color: bool = False) -> Tuple[Array, Levels]:
+    """Decode an image file.
 
     Returns:
-        (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8, upright by its EXIF tag, and how to make 8-bit of it.
+        (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8, read-only, rotated by the EXIF tag, and the levels that
+        convert it to 8 bits.
 
     Raises:
-        SourceError: The file cannot be read or is no picture.
+        SourceError: The file cannot be read or is not an image.
     """
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
@@ -42,19 +43,19 @@ def load_picture(path: Path, color: bool = False) -> Tuple[Array, Levels]:
     except cv2.error as error:
         raise SourceError(f"{path}: OpenCV cannot decode it", _EXPECTED) from error
     if decoded is None or decoded.dtype not in (np.uint8, np.uint16):
-        raise SourceError(f"{path}: damaged, cut short, or not a picture of 8 or 16 bits", _EXPECTED)
+        raise SourceError(f"{path}: damaged, truncated, or not an image of 8 or 16 bits", _EXPECTED)
     pixels = np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if color else decoded)
     pixels.flags.writeable = False
     return pixels, _DEEP if pixels.dtype == np.uint16 else FULL_RANGE
 
 
 class ImageSource:
-    """A picture, repeated without end, or a folder's pictures in the order of their names.
+    """An image, repeated without end, or a folder's images in order of name.
 
     Args:
-        uri: Bare path or `file:` URI. `?fps=` pictures per second (5), `?pace=fast` as fast as asked, `?loop=1` starts
-            a folder over at its end.
-        options: `color` and `fps` are honoured; the URI's `fps` wins.
+        uri: Bare path or `file:` URI. `?fps=` images per second (5); `?pace=fast` returns an image at every read;
+            `?loop=1` restarts a folder at its end.
+        options: Only `color` and `fps` are used; the URI's `fps` takes precedence.
     """
 
     kind = "still"
@@ -69,33 +70,33 @@ class ImageSource:
         self.uri = uri
         self._path = path
         self._color = options.color
-        self._pictures: Optional[Iterator[Tuple[Array, Levels]]] = None
+        self._images: Optional[Iterator[Tuple[Array, Levels]]] = None
         self._due_t = 0.0
         self._sequence = 0
         self._unreadable = 0
 
     def open(self) -> None:
-        """Find the pictures; a single one is decoded once, here.
+        """List the folder, or decode the single image.
 
         Raises:
-            SourceError: There is no such file or folder, no picture in it, or the picture cannot be decoded.
+            SourceError: The file or folder does not exist, the folder has no image, or the image cannot be decoded.
         """
         self.close()
         if self._path.is_dir():
             names = self._list_folder()
-            self._pictures = self._decode_folder(names)
+            self._images = self._decode_folder(names)
         else:
-            self._pictures = cycle([load_picture(self._path, self._color)])
+            self._images = cycle([load_image(self._path, self._color)])
         self._due_t = time.monotonic()
 
     def read(self, timeout_s: float) -> Optional[Frame]:
-        """The next picture when it is due; None when that is not within `timeout_s`.
+        """The next image when it is due; None when it is not due within `timeout_s`.
 
         Raises:
-            EndOfStream: After a folder's last picture.
-            SourceError: Not open, or no picture of the folder can be decoded.
+            EndOfStream: After a folder's last image.
+            SourceError: The source is not open, or no image of the folder can be decoded.
         """
-        if self._pictures is None:
+        if self._images is None:
             raise SourceError(f"{self.uri}: not open")
         if not self._fast:
             wait_s = self._due_t - time.monotonic()
@@ -104,45 +105,45 @@ class ImageSource:
             if time.monotonic() < self._due_t:
                 return None
             self._due_t = max(self._due_t + self._period_s, time.monotonic())
-        picture = next(self._pictures, None)
-        if picture is None:
-            raise EndOfStream(f"{self.uri}: all pictures were shown")
+        image = next(self._images, None)
+        if image is None:
+            raise EndOfStream(f"{self.uri}: all images were read")
         self._sequence += 1
-        return Frame(picture[0], self._sequence - 1, time.monotonic(), picture[1])
+        return Frame(image[0], self._sequence - 1, time.monotonic(), image[1])
 
     def close(self) -> None:
-        """Forget the pictures; frames handed out keep theirs."""
-        self._pictures = None
+        """Release the images; frames that were returned keep their pixels."""
+        self._images = None
 
     def counters(self) -> Counters:
-        """`unreadable`: files of the folder that are no pictures, each time they were tried."""
+        """`unreadable`: failed attempts to decode a file of the folder."""
         return {"unreadable": self._unreadable}
 
     def _list_folder(self) -> List[Path]:
         try:
-            found = sorted(path for path in self._path.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+            found = sorted(path for path in self._path.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         except OSError as error:
-            raise SourceError(f"{self.uri}: {error.strerror}", "expected a folder that may be listed") from error
+            raise SourceError(f"{self.uri}: {error.strerror}", "expected a folder that can be listed") from error
         if not found:
-            raise SourceError(f"{self.uri}: no picture in this folder", _EXPECTED)
+            raise SourceError(f"{self.uri}: no image in this folder", _EXPECTED)
         return found
 
     def _decode_folder(self, paths: List[Path]) -> Iterator[Tuple[Array, Levels]]:
-        """Every picture once, or over and over when looping; what cannot be decoded is skipped and counted."""
+        """Every image once, or repeatedly when looping; files that cannot be decoded are skipped and counted."""
         warned = False
         while True:
-            shown = 0
+            decoded = 0
             for path in paths:
                 try:
-                    picture = load_picture(path, self._color)
+                    image = load_image(path, self._color)
                 except SourceError as error:
                     self._unreadable += 1
                     log.log(logging.DEBUG if warned else logging.WARNING, "skipped %s", error)
                     warned = True
                     continue
-                shown += 1
-                yield picture
-            if not shown:
-                raise SourceError(f"{self.uri}: none of the {len(paths)} pictures can be decoded", _EXPECTED)
+                decoded += 1
+                yield image
+            if not decoded:
+                raise SourceError(f"{self.uri}: none of the {len(paths)} images can be decoded", _EXPECTED)
             if not self._loop:
                 return

@@ -1,4 +1,4 @@
-"""Video files by PyAV, played in real time (late frames are skipped) or as fast as asked."""
+"""Video files, decoded by PyAV and played in real time (late frames are skipped) or as fast as they are read."""
 
 import time
 from collections import deque
@@ -8,18 +8,18 @@ import av
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.address import split_file
-from edge_agent.capture.media_picture import gray_of, rgb_of, video_of
+from edge_agent.capture.media_decode import gray_pixels, rgb_pixels, video_stream
 from edge_agent.core.frame import Frame
 from edge_agent.core.types import Counters
 from edge_agent.errors import EndOfStream, SourceError
 
 _EXPECTED = "expected a video file that FFmpeg reads"
 _LONGEST_GAP_S = 10.0  # a larger step between two timestamps is a broken file, not a pause
-_CATCH_UP_S = 0.05  # how long a read may go on decoding late pictures beyond its timeout
+_CATCH_UP_S = 0.05  # how long a read may decode late frames after its timeout
 
 
-class _Timed(NamedTuple):
-    picture: Any
+class _TimedFrame(NamedTuple):
+    frame: Any  # av.VideoFrame
     sequence: int
     due_s: float  # since the start of playing
 
@@ -28,9 +28,9 @@ class MediaSource:
     """A video file.
 
     Args:
-        uri: Bare path or `file:` URI. `?pace=fast` gives every frame as soon as it is asked for, else the file plays
-            in real time; `?loop=1` starts over at its end, and the sequence goes on.
-        options: `color` is honoured.
+        uri: Bare path or `file:` URI. `?pace=fast` returns every frame as soon as it is read; otherwise the file
+            plays in real time. `?loop=1` restarts the file at its end; the sequence continues.
+        options: Only `color` is used.
     """
 
     kind = "encoded"
@@ -43,9 +43,9 @@ class MediaSource:
         query.finish()
         self.uri = uri
         self._path = path
-        self._pixels_of = rgb_of if options.color else gray_of
-        self._pictures: Optional[Generator[_Timed, None, None]] = None
-        self._ahead: Deque[_Timed] = deque()
+        self._to_pixels = rgb_pixels if options.color else gray_pixels
+        self._frames: Optional[Generator[_TimedFrame, None, None]] = None
+        self._queue: Deque[_TimedFrame] = deque()
         self._ended = False
         self._started_t = 0.0
         self._sequence = 0
@@ -53,112 +53,112 @@ class MediaSource:
         self._decode_errors = 0
 
     def open(self) -> None:
-        """Open the file and decode its first picture.
+        """Open the file and decode its first frame.
 
         Raises:
-            SourceError: There is no such file, or nothing in it can be decoded.
+            SourceError: The file does not exist, or no frame of it can be decoded.
         """
         self.close()
-        self._pictures = self._play()
+        self._frames = self._play()
         self._ended = False
         try:
-            self._look_ahead(1)
+            self._fill_queue(1)
         except SourceError:
             self.close()
             raise
         self._started_t = time.monotonic()
 
     def read(self, timeout_s: float) -> Optional[Frame]:
-        """The next frame (`pace=fast`) or the one that is due now; None when none became due in time.
+        """The next frame (`pace=fast`) or the frame that is due now; None when none was due within `timeout_s`.
 
         Raises:
             EndOfStream: After the last frame.
-            SourceError: Not open, or the file cannot be read on.
+            SourceError: The source is not open, or the file cannot be read further.
         """
-        if self._pictures is None:
+        if self._frames is None:
             raise SourceError(f"{self.uri}: not open")
         deadline = time.monotonic() + timeout_s
-        self._look_ahead(1)
-        if not self._ahead:
+        self._fill_queue(1)
+        if not self._queue:
             raise EndOfStream(f"{self.uri}: the file has ended")
         if not self._fast:
-            due_t = self._started_t + self._ahead[0].due_s
+            due_t = self._started_t + self._queue[0].due_s
             wait_s = min(due_t, deadline) - time.monotonic()
             if wait_s > 0:
                 time.sleep(wait_s)
             if due_t > time.monotonic():
                 return None
             self._skip_late(max(deadline, time.monotonic() + _CATCH_UP_S))
-        timed = self._ahead.popleft()
-        pixels, levels = self._pixels_of(timed.picture)
+        timed = self._queue.popleft()
+        pixels, levels = self._to_pixels(timed.frame)
         return Frame(pixels, timed.sequence, time.monotonic(), levels)
 
     def close(self) -> None:
-        """Close the file; frames handed out keep their pixels."""
-        if self._pictures is not None:
-            self._pictures.close()
-            self._pictures = None
-        self._ahead.clear()
+        """Close the file; frames that were returned keep their pixels."""
+        if self._frames is not None:
+            self._frames.close()
+            self._frames = None
+        self._queue.clear()
 
     def counters(self) -> Counters:
-        """`skipped`: decoded too late to be shown; `decode_errors`: packets that could not be decoded."""
+        """`skipped`: frames decoded after their time; `decode_errors`: packets that could not be decoded."""
         return {"skipped": self._skipped, "decode_errors": self._decode_errors}
 
-    def _look_ahead(self, count: int) -> None:
-        """Decode until `count` pictures wait, or the file has ended."""
-        while len(self._ahead) < count and not self._ended:
+    def _fill_queue(self, count: int) -> None:
+        """Decode until `count` frames are queued, or the file has ended."""
+        while len(self._queue) < count and not self._ended:
             following = self._decode_next()
             if following is None:
                 self._ended = True
             else:
-                self._ahead.append(following)
+                self._queue.append(following)
 
-    def _decode_next(self) -> Optional[_Timed]:
+    def _decode_next(self) -> Optional[_TimedFrame]:
         try:
-            return None if self._pictures is None else next(self._pictures, None)
-        except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter: from the file's tags
+            return None if self._frames is None else next(self._frames, None)
+        except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter: invalid tags in the file
             raise SourceError(f"{self.uri}: {getattr(error, 'strerror', error)}", _EXPECTED) from error
 
     def _skip_late(self, deadline: float) -> None:
         while time.monotonic() < deadline:
-            self._look_ahead(2)
-            if len(self._ahead) < 2 or self._started_t + self._ahead[1].due_s > time.monotonic():
+            self._fill_queue(2)
+            if len(self._queue) < 2 or self._started_t + self._queue[1].due_s > time.monotonic():
                 return
-            self._ahead.popleft()
+            self._queue.popleft()
             self._skipped += 1
 
-    def _play(self) -> Generator[_Timed, None, None]:
-        """Every picture of the file, over and over when looping, on one time line."""
+    def _play(self) -> Generator[_TimedFrame, None, None]:
+        """Every frame of the file, repeated when looping, with due times that increase across loops."""
         due_s: Optional[float] = None
         while True:
             last_s: Optional[float] = None
             pass_started = self._sequence
-            for picture, period_s in self._decode():
+            for frame, period_s in self._decode():
                 step_s = period_s
-                if picture.time is not None and last_s is not None and 0.0 <= picture.time - last_s <= _LONGEST_GAP_S:
-                    step_s = picture.time - last_s
-                last_s = picture.time
+                if frame.time is not None and last_s is not None and 0.0 <= frame.time - last_s <= _LONGEST_GAP_S:
+                    step_s = frame.time - last_s
+                last_s = frame.time
                 due_s = 0.0 if due_s is None else due_s + step_s
-                yield _Timed(picture, self._sequence, due_s)
+                yield _TimedFrame(frame, self._sequence, due_s)
                 self._sequence += 1
             if self._sequence == pass_started:
-                raise SourceError(f"{self.uri}: no picture can be decoded", _EXPECTED)
+                raise SourceError(f"{self.uri}: no frame can be decoded", _EXPECTED)
             if not self._loop:
                 return
 
     def _decode(self) -> Iterator[Tuple[Any, float]]:
-        """Every picture of the file once, with the seconds that one picture usually lasts."""
+        """Every frame of the file once, with the nominal frame period in seconds."""
         with av.open(str(self._path)) as container:
             try:
-                stream = video_of(container)
+                stream = video_stream(container)
             except SourceError as error:
                 raise SourceError(f"{self.uri}: {error.message}", _EXPECTED) from None
             period_s = 1.0 / float(stream.average_rate or 25)
             for packet in container.demux(stream):
                 try:
-                    pictures = packet.decode()
+                    frames = packet.decode()
                 except av.FFmpegError:
                     self._decode_errors += 1
                     continue
-                for picture in pictures:
-                    yield picture, period_s
+                for frame in frames:
+                    yield frame, period_s

@@ -1,4 +1,4 @@
-"""A driver's raw buffer as a picture: a zero-copy gray view where the format allows it, else a decoded copy."""
+"""Pixels from a driver's raw buffer: a zero-copy gray view where the format allows it, else a decoded copy."""
 
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
@@ -12,13 +12,13 @@ from edge_agent.errors import MissingPackage
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """One pixel format that we can read.
+    """A supported pixel format.
 
     Attributes:
-        name: As settings and logs say it.
+        name: The name in settings and logs.
         layout: "mono8", "mono16", "yuyv", "uyvy", "nv12" or "jpeg".
-        bits: Significant bits of a mono16 sample, as the format's definition says; 8 for all others.
-        big_endian: Of mono16.
+        bits: Significant bits of a mono16 sample by the format's definition; 8 for the other layouts.
+        big_endian: Byte order of mono16.
     """
 
     name: str
@@ -28,12 +28,12 @@ class PixelFormat:
 
     @property
     def is_color(self) -> bool:
-        """True when it carries colour."""
+        """Whether the format has colour."""
         return self.layout not in ("mono8", "mono16")
 
     @property
     def is_encoded(self) -> bool:
-        """True when a codec stands between sensor and picture."""
+        """Whether the frames are compressed."""
         return self.layout == "jpeg"
 
 
@@ -52,22 +52,22 @@ FORMATS: Dict[str, PixelFormat] = {
     )
 }
 
-# Of so many samples one may be damaged.
-_FEW = 500
+# A bit counts as used only when more than one sample in this many has it: single samples may be damaged.
+_SAMPLES_PER_OUTLIER = 500
 
 _BYTES_PER_PIXEL = {"mono8": 1, "mono16": 2, "nv12": 1, "yuyv": 2, "uyvy": 2, "jpeg": 0}
 
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How the driver lays a picture out in a buffer, as negotiated.
+    """The negotiated layout of a frame in a buffer.
 
     Attributes:
-        format: What the bytes mean.
-        width: px.
-        height: px.
-        pitch_bytes: From one row to the next; at least a row's bytes (see `make`).
-        full_range: Whether Y of a YUV format spans 0..255 rather than 16..235.
+        format: The pixel format.
+        width: In px.
+        height: In px.
+        pitch_bytes: From the start of one row to the next; at least the bytes of a row (`make` ensures it).
+        full_range: Whether Y of a YUV format spans 0..255, not 16..235.
     """
 
     format: PixelFormat
@@ -78,13 +78,13 @@ class ImageLayout:
 
     @classmethod
     def make(cls, format: PixelFormat, width: int, height: int, pitch_bytes: int, full_range: bool) -> "ImageLayout":
-        """With the pitch of unpadded rows where a driver reports less than that (some report 0)."""
+        """A layout whose pitch is at least that of unpadded rows; some drivers report 0."""
         row_bytes = width * _BYTES_PER_PIXEL[format.layout]
         return cls(format, width, height, max(pitch_bytes, row_bytes), full_range)
 
     @property
     def least_bytes(self) -> int:
-        """Bytes below which a buffer cannot hold the picture; the last row's padding may be missing."""
+        """The smallest buffer that holds a frame, in bytes; the last row's padding may be missing."""
         if self.format.is_encoded:
             return 1
         rows = self.height + (self.height + 1) // 2 if self.format.layout == "nv12" else self.height
@@ -92,11 +92,11 @@ class ImageLayout:
 
 
 class Decoder:
-    """Turns one stream's buffers into pictures. Owned by the capture thread.
+    """Decodes the buffers of one stream. Used by the capture thread only.
 
     Args:
-        layout: As negotiated with the driver.
-        color: Deliver RGB where the format has colour.
+        layout: The layout negotiated with the driver.
+        color: Return RGB where the format has colour.
 
     Raises:
         MissingPackage: The format needs OpenCV, which is not installed.
@@ -110,23 +110,23 @@ class Decoder:
 
     @property
     def borrows(self) -> bool:
-        """True when pictures are views of the buffer; False when they own their pixels."""
+        """Whether `decode` returns views of the buffer; otherwise the pixels are owned."""
         return self._cv2 is None and not self.layout.format.big_endian
 
     def decode(self, memory: Array) -> Optional[Tuple[Array, Levels]]:
-        """The picture in a buffer, and how its values become 8-bit gray.
+        """The pixels in a buffer, and the levels that convert them to 8-bit gray.
 
         Args:
-            memory: (N,) uint8, the bytes that the driver filled, at least `layout.least_bytes`.
+            memory: (N,) uint8, the bytes that the driver filled; N is at least `layout.least_bytes`.
 
         Returns:
             (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8; a view of `memory` when `borrows`. None when the
-            buffer's JPEG cannot be decoded.
+            JPEG cannot be decoded or has another size.
         """
         layout = self.layout
         if layout.format.is_encoded:
-            picture = self._jpeg(memory)
-            return None if picture is None else (picture, FULL_RANGE)
+            decoded = self._jpeg(memory)
+            return None if decoded is None else (decoded, FULL_RANGE)
         if layout.format.layout == "mono8":
             return _plane(memory, layout), FULL_RANGE
         if layout.format.layout == "mono16":
@@ -143,12 +143,12 @@ class Decoder:
         cv2 = self._cv2
         flags = (cv2.IMREAD_COLOR if self._color else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
         try:
-            picture = cv2.imdecode(memory, flags)
-        except cv2.error:  # a damaged header may name a size that OpenCV refuses, or has no memory for
+            decoded = cv2.imdecode(memory, flags)
+        except cv2.error:  # a damaged header may give a size that OpenCV rejects or cannot allocate
             return None
-        if picture is None or picture.shape[:2] != (self.layout.height, self.layout.width):
+        if decoded is None or decoded.shape[:2] != (self.layout.height, self.layout.width):
             return None
-        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) if self._color else picture)
+        return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if self._color else decoded)
 
     def _rgb(self, memory: Array) -> Array:
         """(H, W, 3) RGB, owned. OpenCV's conversions (BT.601) expect limited range."""
@@ -172,37 +172,37 @@ class Decoder:
 
 
 class SampleDepth:
-    """Which bits of 16-bit samples are the picture, learnt from the samples themselves.
+    """Detects from the samples which bits of 16-bit samples are significant.
 
-    V4L2 defines Y10 and Y12 as right-justified, yet Tegra's VI delivers them left-justified; Y16 is defined as 16
-    bits, yet many 10-bit sensors deliver it right-justified. No ioctl tells, but the OR of the samples does: a bit
-    above the defined ones proves left-justified, a bit in the lowest ones suggests right-justified. What has been
-    seen counts from then on, so a dark start is corrected by the first brighter frame; but only in more than a few
-    samples, for one damaged sample would make all that follows 64 times darker.
+    V4L2 defines Y10 and Y12 as right-justified, but Tegra's VI delivers them left-justified; Y16 is defined as 16
+    bits, but many 10-bit sensors deliver it right-justified. No ioctl reports this, so it is derived from the OR of
+    the samples: a bit above the defined ones proves left-justified, a bit in the lowest ones suggests
+    right-justified. Observed bits are kept, so the first brighter frame corrects a dark start. A bit counts only
+    when several samples have it: otherwise one damaged sample would make all later frames 64 times darker.
 
     Args:
-        bits: Significant bits that the format's definition says.
+        bits: Significant bits by the format's definition.
     """
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
-        self._seen = 0
+        self._seen_bits = 0
 
     def observe(self, samples: Array) -> Levels:
-        """How these and the following samples become 8-bit gray.
+        """The levels that convert these and later samples to 8-bit gray.
 
         Args:
-            samples: (H, W) uint16; every 8th of every 8th row is looked at.
+            samples: (H, W) uint16; every 8th sample of every 8th row is examined.
         """
         some = samples[::8, ::8]
-        new = int(np.bitwise_or.reduce(some, axis=None)) & ~self._seen
+        new = int(np.bitwise_or.reduce(some, axis=None)) & ~self._seen_bits
         for bit in (1 << number for number in range(16) if new >> number & 1):
-            if np.count_nonzero(some & bit) >= max(1, some.size // _FEW):
-                self._seen |= bit
+            if np.count_nonzero(some & bit) >= max(1, some.size // _SAMPLES_PER_OUTLIER):
+                self._seen_bits |= bit
         return Levels(0.0, 1.0 / (1 << (self._depth() - 8)))
 
     def _depth(self) -> int:
-        seen = self._seen
+        seen = self._seen_bits
         if self._bits == 16:
             if seen and seen & 0x0F == 0:  # left-justified, however dark
                 return 16
@@ -213,17 +213,17 @@ class SampleDepth:
         return 16 if seen and not seen & unused else self._bits
 
 
-def _limits(scale: float, offset: float, centre: float) -> Array:
+def _range_table(scale: float, offset: float, centre: float) -> Array:
     return np.asarray(np.clip(np.rint((np.arange(256) - centre) * scale + offset), 0, 255), np.uint8)
 
 
 # ITU-R BT.601 quantisation: full-range values to limited range.
-_LIMITED_LUMA = _limits(219.0 / 255.0, 16.0, 0.0)
-_LIMITED_CHROMA = _limits(224.0 / 255.0, 128.0, 128.0)
+_LIMITED_LUMA = _range_table(219.0 / 255.0, 16.0, 0.0)
+_LIMITED_CHROMA = _range_table(224.0 / 255.0, 128.0, 128.0)
 
 
 def _plane(memory: Array, layout: ImageLayout, dtype: str = "u1", offset: int = 0) -> Array:
-    """(H, W) view of one sample per pixel, the first at `offset` bytes."""
+    """(H, W) view of one sample per pixel; the first sample is at byte `offset`."""
     strides = (layout.pitch_bytes, _BYTES_PER_PIXEL[layout.format.layout])
     view: Array = np.ndarray((layout.height, layout.width), np.dtype(dtype), memory, offset, strides)
     return view
@@ -235,6 +235,6 @@ def _cv2(format_name: str) -> Any:
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"pixel format {format_name} in this mode needs OpenCV, which is not installed",
-            "pip install opencv-python-headless, on a Jetson apt install python3-opencv, or take another pixel_format",
+            "pip install opencv-python-headless, on a Jetson apt install python3-opencv, or use another pixel_format",
         ) from error
     return cv2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Op
 
 import numpy as np
 
-from edge_agent.capture import PICTURE_SUFFIXES, SourceOptions, open_source
+from edge_agent.capture import IMAGE_SUFFIXES, SourceOptions, open_source
 from edge_agent.capture.address import split_file
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import CameraTransform
@@ -109,7 +109,7 @@ def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[C
 
     # Of anything else than a file, no path that exists comes out.
     path = split_file(uri)[0] if "://" not in uri or uri.startswith("file:") else Path(uri)
-    if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         raise InputError(f"{path}: is one picture, and {least} or more are needed", "give the folder that it is in")
     finite = path.is_dir() or path.is_file()
     if finite and "?" not in uri:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
-from tests.fakes.pictures import write_video
+from tests.fakes.images import write_video
 
 pytestmark = needs_mosquitto
 

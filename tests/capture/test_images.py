@@ -1,4 +1,4 @@
-"""Pictures and folders of pictures, by real files."""
+"""The image source on real files and folders."""
 
 import logging
 import time
@@ -14,19 +14,19 @@ from edge_agent.capture.images import ImageSource
 from edge_agent.core.ports import Source
 from edge_agent.errors import EndOfStream, InputError, SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
-from tests.fakes.pictures import HEIGHT, WIDTH, number_of, numbered
+from tests.fakes.images import HEIGHT, WIDTH, image_number, numbered_image
 
 PLAIN = SourceOptions()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures, 0..4, made in another order, beside a file that is none."""
-    folder = tmp_path / "pictures"
+    """Five images, 0..4, written in another order, and a file that is not an image."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for index in (3, 0, 4, 1, 2):
-        cv2.imwrite(str(folder / f"{index}.png"), numbered(index))
-    (folder / "labels.txt").write_text("no picture")
+        cv2.imwrite(str(folder / f"{index}.png"), numbered_image(index))
+    (folder / "labels.txt").write_text("no image")
     return folder
 
 
@@ -36,7 +36,7 @@ def opened(uri: object, options: SourceOptions = PLAIN) -> Source:
     return source
 
 
-class TestSinglePictureContract(SourceContract):
+class TestSingleImageContract(SourceContract):
     @pytest.fixture
     def make_source(self, folder: Path) -> MakeSource:
         return lambda: ImageSource(f"{folder}/1.png?fps=100", PLAIN)
@@ -50,11 +50,11 @@ class TestFolderContract(SourceContract):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tiff", "pgm"])
 def test_formats_are_read_as_gray(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"picture.{suffix}"
-    cv2.imwrite(str(path), numbered(0b1011)[..., 0])
+    path = tmp_path / f"image.{suffix}"
+    cv2.imwrite(str(path), numbered_image(0b1011)[..., 0])
     with closing(opened(path)) as source, next_frame(source) as frame:
         assert frame.pixels.shape == (HEIGHT, WIDTH)
-        assert number_of(frame.pixels) == 0b1011
+        assert image_number(frame.pixels) == 0b1011
 
 
 def test_sixteen_bits_are_kept(tmp_path: Path) -> None:
@@ -73,38 +73,38 @@ def test_colour_is_rgb_when_asked(tmp_path: Path) -> None:
         assert frame.pixels[5, 5].tolist() == [200, 0, 0]
 
 
-def test_a_single_picture_repeats_at_its_pace(folder: Path) -> None:
+def test_a_single_image_repeats_at_its_rate(folder: Path) -> None:
     with closing(opened(f"{folder}/4.png?fps=50")) as source:
         times = []
         for _ in range(11):
             with next_frame(source) as frame:
-                assert number_of(frame.pixels) == 4
+                assert image_number(frame.pixels) == 4
                 times.append(frame.t)
         assert times[-1] - times[0] >= 10 / 50 - 0.02
         assert source.kind == "still"
 
 
-def test_a_picture_that_is_not_due_is_not_given(folder: Path) -> None:
+def test_an_image_that_is_not_due_is_not_returned(folder: Path) -> None:
     with closing(opened(f"{folder}/4.png?fps=0.01")) as source:
         next_frame(source).release()
         assert source.read(0.02) is None
 
 
-def test_a_folder_is_shown_once_in_order(folder: Path) -> None:
+def test_a_folder_is_read_once_in_order(folder: Path) -> None:
     with closing(opened(f"{folder}?pace=fast")) as source:
         for _ in range(2):
             seen = []
             with pytest.raises(EndOfStream):
                 while True:
                     with next_frame(source) as frame:
-                        seen.append(number_of(frame.pixels))
+                        seen.append(image_number(frame.pixels))
             assert seen == [0, 1, 2, 3, 4]
             source.open()
         with next_frame(source) as frame:
             assert frame.sequence == 10
 
 
-def test_what_cannot_be_decoded_is_skipped_counted_and_said_once(folder: Path, caplog) -> None:
+def test_undecodable_files_are_skipped_counted_and_logged_once(folder: Path, caplog) -> None:
     (folder / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (folder / "2.png").write_bytes(b"")
     (folder / "3.png").unlink()
@@ -114,7 +114,7 @@ def test_what_cannot_be_decoded_is_skipped_counted_and_said_once(folder: Path, c
         with pytest.raises(EndOfStream):
             while True:
                 with next_frame(source) as frame:
-                    seen.append(number_of(frame.pixels))
+                    seen.append(image_number(frame.pixels))
         assert seen == [0, 4]
         assert source.counters() == {"unreadable": 3}
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -122,15 +122,15 @@ def test_what_cannot_be_decoded_is_skipped_counted_and_said_once(folder: Path, c
     assert "1.png" in warnings[0].getMessage()
 
 
-def test_bad_places_are_clear_errors(tmp_path: Path) -> None:
+def test_invalid_paths_are_clear_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "a.jpg").write_bytes(b"no picture")
+    (broken / "a.jpg").write_bytes(b"no image")
     for uri, expected in (
-        (tmp_path / "empty", "no picture in this folder"),
+        (tmp_path / "empty", "no image in this folder"),
         (tmp_path / "missing.png", "No such file"),
-        (broken / "a.jpg", "not a picture"),
+        (broken / "a.jpg", "not an image"),
     ):
         source = open_source(str(uri))
         with pytest.raises(SourceError, match=expected) as caught:
@@ -150,12 +150,12 @@ def test_options_are_checked(folder: Path) -> None:
         open_source(f"{folder}?loop=yes")
 
 
-def test_read_keeps_to_its_timeout_while_waiting(folder: Path) -> None:
+def test_read_respects_its_timeout_while_waiting(folder: Path) -> None:
     with closing(opened(f"{folder}?fps=1")) as source:
         next_frame(source).release()
         before = time.monotonic()
         waits = 0
         while source.read(0.1) is None:
             waits += 1
-        assert 3 <= waits <= 12, "nor does it spin"
+        assert 3 <= waits <= 12, "it does not spin"
         assert time.monotonic() - before >= 0.9

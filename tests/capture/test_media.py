@@ -1,4 +1,4 @@
-"""Video files and live streams, by real files and a real HTTP server."""
+"""Video files and live streams, with real files and a real HTTP server."""
 
 import socket
 import time
@@ -15,8 +15,8 @@ from edge_agent.capture.media_stream import StreamSource, stream_options
 from edge_agent.core.ports import Source
 from edge_agent.errors import EndOfStream, InputError, SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
+from tests.fakes.images import HEIGHT, WIDTH, image_number, numbered_image, write_clip
 from tests.fakes.mjpeg_server import MjpegServer
-from tests.fakes.pictures import HEIGHT, WIDTH, number_of, numbered, write_clip
 
 PLAIN = SourceOptions()
 
@@ -27,12 +27,12 @@ def opened(uri: str, options: SourceOptions = PLAIN) -> Source:
     return source
 
 
-def numbers_until_the_end(source: Source) -> List[int]:
+def numbers_to_the_end(source: Source) -> List[int]:
     seen = []
     while True:
         try:
             with next_frame(source) as frame:
-                seen.append(number_of(frame.levels.to_gray8(frame.pixels)))
+                seen.append(image_number(frame.levels.to_gray8(frame.pixels)))
         except EndOfStream:
             return seen
 
@@ -78,7 +78,7 @@ def test_black_is_black_and_white_is_white_in_every_format(tmp_path: Path, codec
         assert gray.shape == (HEIGHT, WIDTH)
         assert gray[8, 8] >= 252
         assert gray[8, WIDTH - 8] <= 3
-        assert number_of(gray) == 0
+        assert image_number(gray) == 0
 
 
 def test_luma_is_a_view_not_a_copy(tmp_path: Path) -> None:
@@ -91,36 +91,36 @@ def test_colour_is_kept_when_asked(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mkv"
     write_clip(clip, 2, "ffv1", "bgr0")
     with closing(opened(f"{clip}?pace=fast", SourceOptions(color=True))) as source, next_frame(source) as frame:
-        np.testing.assert_array_equal(frame.pixels, numbered(0))
+        np.testing.assert_array_equal(frame.pixels, numbered_image(0))
 
 
-def test_fast_pace_gives_every_frame_once_and_then_ends(tmp_path: Path) -> None:
+def test_fast_pace_returns_every_frame_once_and_then_ends(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mkv", 60)
     with closing(opened(f"{clip}?pace=fast")) as source:
-        assert numbers_until_the_end(source) == list(range(60))
+        assert numbers_to_the_end(source) == list(range(60))
         with pytest.raises(EndOfStream):
             source.read(0.1)
         source.open()
         with next_frame(source) as frame:
-            assert frame.sequence == 60, "the sequence goes on over a reopen"
+            assert frame.sequence == 60, "the sequence continues over a reopen"
 
 
-def test_loop_starts_over_and_the_sequence_goes_on(tmp_path: Path) -> None:
+def test_loop_restarts_and_the_sequence_continues(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mkv", 7)
     with closing(opened(f"{clip}?pace=fast&loop=1")) as source:
         frames = [next_frame(source) for _ in range(20)]
-        assert [number_of(frame.pixels) for frame in frames] == [index % 7 for index in range(20)]
+        assert [image_number(frame.pixels) for frame in frames] == [index % 7 for index in range(20)]
         assert [frame.sequence for frame in frames] == list(range(20))
 
 
-def test_real_pace_skips_what_is_late_and_counts_it(tmp_path: Path) -> None:
+def test_real_pace_skips_and_counts_late_frames(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mkv", 100, fps=100)
     with closing(opened(str(clip))) as source:
         seen = []
         while True:
             try:
                 with next_frame(source) as frame:
-                    seen.append(number_of(frame.pixels))
+                    seen.append(image_number(frame.pixels))
                     assert seen[-1] == frame.sequence
             except EndOfStream:
                 break
@@ -134,16 +134,16 @@ def test_real_pace_takes_as_long_as_the_clip(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mkv", 20, fps=25)
     with closing(opened(str(clip))) as source:
         started = time.monotonic()
-        assert numbers_until_the_end(source)[-1] == 19
+        assert numbers_to_the_end(source)[-1] == 19
         assert time.monotonic() - started >= 19 / 25 - 0.05
 
 
-def test_a_truncated_file_gives_what_is_there(tmp_path: Path) -> None:
+def test_a_truncated_file_gives_its_intact_frames(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mkv", 40)
     data = clip.read_bytes()
     clip.write_bytes(data[: len(data) * 6 // 10])
     with closing(opened(f"{clip}?pace=fast")) as source:
-        seen = numbers_until_the_end(source)
+        seen = numbers_to_the_end(source)
     assert seen[:15] == list(range(15))
     assert len(seen) < 40
 
@@ -162,7 +162,7 @@ def test_unreadable_files_are_a_clear_error(tmp_path: Path) -> None:
             source.read(0.01)
 
 
-def test_sound_is_no_video(tmp_path: Path) -> None:
+def test_a_file_without_video_is_an_error(tmp_path: Path) -> None:
     import av
 
     path = tmp_path / "sound.mkv"
@@ -193,7 +193,7 @@ def test_options_of_a_file_are_checked() -> None:
         open_source("clip.mp4?speed=2")
 
 
-def test_a_stream_gives_the_newest_picture_and_counts_the_rest() -> None:
+def test_a_stream_returns_the_newest_frame_and_counts_the_dropped() -> None:
     with MjpegServer() as server, closing(opened(server.uri())) as source:
         next_frame(source).release()
         deadline = time.monotonic() + 5
@@ -202,10 +202,10 @@ def test_a_stream_gives_the_newest_picture_and_counts_the_rest() -> None:
         dropped = source.counters()["dropped"]
         assert dropped >= 5
         with next_frame(source) as first, next_frame(source) as second:
-            assert first.sequence > dropped, "they were dropped before it"
+            assert first.sequence > dropped, "the dropped frames have lower numbers"
             assert second.sequence > first.sequence
-            assert number_of(first.pixels) < number_of(second.pixels)
-            assert number_of(second.pixels) - number_of(first.pixels) == second.sequence - first.sequence
+            assert image_number(first.pixels) < image_number(second.pixels)
+            assert image_number(second.pixels) - image_number(first.pixels) == second.sequence - first.sequence
 
 
 def test_a_stream_in_colour() -> None:
@@ -213,7 +213,7 @@ def test_a_stream_in_colour() -> None:
         assert next_frame(source).pixels.shape == (HEIGHT, WIDTH, 3)
 
 
-@pytest.mark.parametrize(("path", "reason"), [("/stall", "no picture|broke off"), ("/gone", "ended|broke off")])
+@pytest.mark.parametrize(("path", "reason"), [("/stall", "no frame|broke off"), ("/gone", "ended|broke off")])
 def test_a_stream_that_breaks_off_is_an_error_and_can_be_opened_again(path: str, reason: str) -> None:
     with MjpegServer() as server, closing(opened(server.uri(path), SourceOptions(stall_after_s=1.0))) as source:
         for _ in range(2):
@@ -224,7 +224,7 @@ def test_a_stream_that_breaks_off_is_an_error_and_can_be_opened_again(path: str,
                     frame = source.read(0.1)
                     if frame is not None:
                         last = frame.sequence
-            assert not isinstance(caught.value, EndOfStream), "a live stream does not end truthfully"
+            assert not isinstance(caught.value, EndOfStream), "the end of a live stream is an error"
             assert last >= 0
             source.open()
             with next_frame(source) as frame:
@@ -232,7 +232,7 @@ def test_a_stream_that_breaks_off_is_an_error_and_can_be_opened_again(path: str,
 
 
 @pytest.mark.parametrize("path", ["/garbage", "/text", "/silent"])
-def test_what_is_no_video_is_an_error(path: str) -> None:
+def test_answers_without_video_are_an_error(path: str) -> None:
     with MjpegServer() as server:
         source = StreamSource(server.uri(path), SourceOptions(stall_after_s=1.0))
         with closing(source), pytest.raises(SourceError, match=r"127\.0\.0\.1"):
@@ -242,29 +242,29 @@ def test_what_is_no_video_is_an_error(path: str) -> None:
                 source.read(0.1)
 
 
-def test_damaged_pictures_do_not_end_a_stream() -> None:
+def test_damaged_frames_do_not_end_a_stream() -> None:
     with MjpegServer() as server, closing(opened(server.uri("/damaged"))) as source:
         for _ in range(12):
             next_frame(source).release()
         assert source.counters()["decode_errors"] > 0
 
 
-def test_credentials_open_the_stream_and_are_never_shown(caplog, capfd) -> None:
+def test_credentials_open_the_stream_and_are_never_logged(caplog, capfd) -> None:
     with MjpegServer(locked=True) as server:
         with closing(opened(server.uri("/live?token=t0k3n", "door:s3cr3t@"))) as source:
             next_frame(source).release()
-            said = [source.uri]
+            texts = [source.uri]
         for who in ("", "door:wr0ng@"):
             with pytest.raises(SourceError, match=r"nauthorized|401") as caught:
                 opened(server.uri("/live?token=t0k3n", who))
-            said.append(str(caught.value))
+            texts.append(str(caught.value))
         for uri in ("rtsp://door:s3cr3t@127.0.0.1:9/x?token=t0k3n", "http://door:s3c/r3t@127.0.0.1:9/x"):
             with pytest.raises(SourceError) as caught:
                 opened(uri)
-            said.append(str(caught.value))
-    said += [caplog.text, *capfd.readouterr()]
+            texts.append(str(caught.value))
+    texts += [caplog.text, *capfd.readouterr()]
     for secret in ("s3cr3t", "wr0ng", "t0k3n", "r3t@"):
-        assert not any(secret in text for text in said), said
+        assert not any(secret in text for text in texts), texts
 
 
 def test_close_does_not_wait_for_a_silent_camera() -> None:
@@ -276,9 +276,9 @@ def test_close_does_not_wait_for_a_silent_camera() -> None:
         assert time.monotonic() - before < 3.0
 
 
-def test_rtsp_to_a_port_where_nobody_listens_is_an_error() -> None:
+def test_rtsp_to_a_closed_port_is_an_error() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, not listening: refuses
+        taken.bind(("127.0.0.1", 0))  # bound but not listening, so connections are refused
         port = taken.getsockname()[1]
         with pytest.raises(SourceError, match=f"rtsp://127.0.0.1:{port}/live: .*refused"):
             opened(f"rtsp://user:secret@127.0.0.1:{port}/live")

@@ -1,4 +1,4 @@
-"""Which URI opens what, and what is said to those that open nothing."""
+"""The source class that each URI selects, and the errors for invalid URIs."""
 
 import subprocess
 import sys
@@ -22,15 +22,15 @@ from edge_agent.errors import InputError
         ("clip.mp4", "MediaSource"),
         ("/videos/CLIP.MKV?loop=1", "MediaSource"),
         ("file:///videos/a%20clip.avi", "MediaSource"),
-        ("picture.PNG", "ImageSource"),
-        ("file:///pictures/a.tif?fps=2", "ImageSource"),
+        ("image.PNG", "ImageSource"),
+        ("file:///images/a.tif?fps=2", "ImageSource"),
     ],
 )
-def test_the_uri_chooses(uri: str, kind: str) -> None:
+def test_uri_selects_the_source_class(uri: str, kind: str) -> None:
     assert type(open_source(uri)).__name__ == kind
 
 
-def test_a_folder_is_pictures_even_with_a_dot_or_a_file_uri(tmp_path: Path) -> None:
+def test_a_folder_is_an_image_source_even_with_a_dot_or_a_file_uri(tmp_path: Path) -> None:
     folder = tmp_path / "day.one"
     folder.mkdir()
     assert type(open_source(str(folder))).__name__ == "ImageSource"
@@ -48,21 +48,21 @@ def test_a_folder_is_pictures_even_with_a_dot_or_a_file_uri(tmp_path: Path) -> N
         ("rtsp://", "'rtsp://' names no host"),
     ],
 )
-def test_anything_else_is_refused_with_what_is_allowed(uri: str, expected: str) -> None:
+def test_unknown_uris_are_rejected_with_the_allowed_kinds(uri: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected) as caught:
         open_source(uri)
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_unknown_suffix_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("text")
-    with pytest.raises(InputError, match="does not tell what it is"):
+    with pytest.raises(InputError, match="is not that of a video or an image"):
         open_source(str(path))
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "redacted"),
     [
         ("rtsp://user:pw@camera:554/live?token=1", "rtsp://camera:554/live"),
         ("http://user:p@ss@camera/live", "http://camera/live"),
@@ -77,12 +77,12 @@ def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
         ("http://camera/live@home?user=a&password=b@c", "http://home"),
     ],
 )
-def test_credentials_are_hidden(uri: str, shown: str) -> None:
-    assert hide_credentials(uri) == shown
+def test_credentials_are_hidden(uri: str, redacted: str) -> None:
+    assert hide_credentials(uri) == redacted
 
 
 @pytest.mark.parametrize(
-    ("module", "uri", "package"), [("av", "clip.mp4", "av"), ("cv2", "picture.png", "opencv-python-headless")]
+    ("module", "uri", "package"), [("av", "clip.mp4", "av"), ("cv2", "image.png", "opencv-python-headless")]
 )
 def test_a_missing_package_names_what_to_install(module: str, uri: str, package: str) -> None:
     script = (
@@ -97,7 +97,7 @@ def test_a_missing_package_names_what_to_install(module: str, uri: str, package:
     assert uri in result.stdout
 
 
-def test_markers_need_neither_opencv_nor_pyav() -> None:
+def test_synthetic_sources_need_neither_opencv_nor_pyav() -> None:
     script = (
         "import sys; sys.modules['cv2'] = sys.modules['av'] = None\n"
         "from edge_agent.capture import open_source\n"

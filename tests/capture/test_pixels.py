@@ -1,4 +1,4 @@
-"""Raw buffers become the picture that the sensor saw, without a copy where the format allows it."""
+"""Decoding of raw buffers in every pixel format, without a copy where the format allows it."""
 
 from typing import get_args
 
@@ -14,7 +14,7 @@ PITCHES = [0, WIDTH * 2 + 64]
 
 
 def gray_scene() -> np.ndarray:
-    """Smooth in x and y, so that JPEG keeps it; every corner differs."""
+    """A gradient in x and y, which JPEG preserves; every corner differs."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     return (40 + 4 * x + 2 * y).astype(np.uint8)
 
@@ -25,7 +25,7 @@ def layout_of(name: str, pitch_bytes: int = 0, full_range: bool = True) -> Image
 
 def as_memory(data: bytes) -> np.ndarray:
     memory = np.frombuffer(data, np.uint8)
-    assert not memory.flags.writeable, "as a driver's buffer is"
+    assert not memory.flags.writeable, "a driver's buffer is read-only"
     return memory
 
 
@@ -35,7 +35,7 @@ def test_settings_name_the_formats_that_can_be_read() -> None:
 
 @pytest.mark.parametrize("pitch_bytes", PITCHES)
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "MJPG"])
-def test_gray_is_what_the_sensor_saw(name: str, pitch_bytes: int) -> None:
+def test_gray_equals_the_encoded_scene(name: str, pitch_bytes: int) -> None:
     scene = gray_scene()
     layout = layout_of(name, pitch_bytes)
     memory = as_memory(encode(scene, name, layout.pitch_bytes))
@@ -49,7 +49,7 @@ def test_gray_is_what_the_sensor_saw(name: str, pitch_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["NV12", "YUYV", "UYVY"])
-def test_limited_range_y_spreads_to_full_gray(name: str) -> None:
+def test_limited_range_y_is_expanded_to_full_gray(name: str) -> None:
     limited = np.clip(gray_scene(), 16, 235)
     layout = layout_of(name, full_range=False)
     pixels, levels = Decoder(layout).decode(as_memory(encode(limited, name, layout.pitch_bytes)))
@@ -59,7 +59,7 @@ def test_limited_range_y_spreads_to_full_gray(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["GREY", "Y10"])
-def test_gray_formats_are_full_range_whatever_the_driver_says(name: str) -> None:
+def test_gray_formats_are_full_range_whatever_the_driver_reports(name: str) -> None:
     layout = layout_of(name, full_range=False)
     pixels, levels = Decoder(layout).decode(as_memory(encode(gray_scene(), name, layout.pitch_bytes)))
     np.testing.assert_array_equal(levels.to_gray8(pixels), gray_scene())
@@ -78,7 +78,7 @@ def test_gray_formats_are_full_range_whatever_the_driver_says(name: str) -> None
         ("Y16", 12, 0),
     ],
 )
-def test_justification_is_learnt_from_the_samples(name: str, bits: int, shift: int) -> None:
+def test_justification_is_detected_from_the_samples(name: str, bits: int, shift: int) -> None:
     scene = gray_scene()
     noise = np.random.default_rng(1).integers(0, 1 << (bits - 8), scene.shape)
     samples = (((scene.astype(np.uint16) << (bits - 8)) | noise) << shift).astype("<u2")
@@ -87,7 +87,7 @@ def test_justification_is_learnt_from_the_samples(name: str, bits: int, shift: i
 
 
 @pytest.mark.parametrize("name", ["Y10", "Y12"])
-def test_left_justified_samples_that_repeat_their_high_bits_below_are_told(name: str) -> None:
+def test_left_justified_samples_with_repeated_high_bits_are_detected(name: str) -> None:
     samples = (gray_scene().astype(np.uint16) * 257).astype("<u2")
     pixels, levels = Decoder(layout_of(name)).decode(as_memory(samples.tobytes()))
     np.testing.assert_array_equal(levels.to_gray8(pixels), gray_scene())
@@ -101,18 +101,18 @@ def test_a_left_justified_dark_start_is_dark_and_stays_so() -> None:
     assert depth.observe(dim).to_gray8(dim).max() == 0, "3 of 1023 is black"
     bright = np.full((HEIGHT, WIDTH), 0xFFC0, np.uint16)
     assert depth.observe(bright).to_gray8(bright).min() == 255
-    assert depth.observe(dim).to_gray8(dim).max() == 0, "what has been learnt is kept"
+    assert depth.observe(dim).to_gray8(dim).max() == 0, "the detected depth is kept"
 
 
 @pytest.mark.parametrize("bits", [10, 16])
-def test_a_damaged_sample_tells_nothing_of_the_others(bits: int) -> None:
+def test_a_damaged_sample_does_not_change_the_depth(bits: int) -> None:
     depth = SampleDepth(bits)
-    picture = np.random.default_rng(1).integers(0, 1 << 10, (480, 640)).astype(np.uint16)
-    picture[16:18, 320:322] = 0xFFFF
-    shown = depth.observe(picture).to_gray8(picture)
-    np.testing.assert_array_equal(shown, np.minimum(picture >> 2, 255))
-    picture[16:80, 320:384] = 0xFFFF
-    assert depth.observe(picture).to_gray8(picture).min() < 2, "but a face does"
+    samples = np.random.default_rng(1).integers(0, 1 << 10, (480, 640)).astype(np.uint16)
+    samples[16:18, 320:322] = 0xFFFF
+    gray = depth.observe(samples).to_gray8(samples)
+    np.testing.assert_array_equal(gray, np.minimum(samples >> 2, 255))
+    samples[16:80, 320:384] = 0xFFFF
+    assert depth.observe(samples).to_gray8(samples).min() < 2, "an area of the size of a face changes it"
 
 
 def test_mjpg_decodes_to_gray_and_owns_its_pixels() -> None:
@@ -125,15 +125,15 @@ def test_mjpg_decodes_to_gray_and_owns_its_pixels() -> None:
 
 
 @pytest.mark.parametrize("color", [False, True])
-@pytest.mark.parametrize("data", [b"\xff\xd8 not a picture", b"\0" * 64])
-def test_mjpg_that_cannot_be_decoded_is_no_picture(data: bytes, color: bool) -> None:
+@pytest.mark.parametrize("data", [b"\xff\xd8 not an image", b"\0" * 64])
+def test_mjpg_that_cannot_be_decoded_gives_none(data: bytes, color: bool) -> None:
     pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     assert Decoder(layout_of("MJPG"), color).decode(as_memory(data)) is None
 
 
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("side", [0, 40000, 65535])
-def test_mjpg_whose_header_is_damaged_is_no_picture(side: int, color: bool) -> None:
+def test_mjpg_whose_header_is_damaged_gives_none(side: int, color: bool) -> None:
     pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     data = encode(gray_scene(), "MJPG", 0)
     size = data.index(b"\xff\xc0") + 5
@@ -141,7 +141,7 @@ def test_mjpg_whose_header_is_damaged_is_no_picture(side: int, color: bool) -> N
     assert Decoder(layout_of("MJPG"), color).decode(as_memory(damaged)) is None
 
 
-def test_mjpg_of_another_size_than_negotiated_is_no_picture() -> None:
+def test_mjpg_of_another_size_than_negotiated_gives_none() -> None:
     pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
     assert Decoder(layout_of("MJPG")).decode(as_memory(encode(gray_scene()[:, :16], "MJPG", 0))) is None
 
@@ -191,7 +191,7 @@ def test_the_last_row_may_lack_its_padding() -> None:
 
 
 def ycbcr(red: int, green: int, blue: int, full_range: bool):
-    """ITU-R BT.601, scalar, as its definition reads."""
+    """ITU-R BT.601, scalar, by its definition."""
     y = 0.299 * red + 0.587 * green + 0.114 * blue
     cb, cr = (blue - y) / 1.772, (red - y) / 1.402
     if full_range:

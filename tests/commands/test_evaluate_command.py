@@ -113,7 +113,7 @@ def test_bad_arguments_are_refused_before_any_work(labelled, tmp_path):
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--plot", folder], "mistakes.jpg"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--iou", "7"], "--iou 7"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--threshold", "0"], "--threshold 0"),
-        (["--images", labelled / "kitti", "--labels", labelled / "kitti"], "not a picture"),
+        (["--images", labelled / "kitti", "--labels", labelled / "kitti"], "not an image"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--json", tmp_path], "Is a directory"),
     ]
     for arguments, said in cases:

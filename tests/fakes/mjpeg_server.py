@@ -1,4 +1,4 @@
-"""A real HTTP server that streams MJPEG as IP cameras do, and misbehaves when asked to."""
+"""An HTTP server that streams MJPEG like an IP camera and simulates its faults."""
 
 import base64
 import threading
@@ -8,17 +8,17 @@ from typing import Optional, Type
 
 import cv2
 
-from tests.fakes.pictures import numbered
+from tests.fakes.images import numbered_image
 
 PERIOD_S = 0.02
 
 
 class MjpegServer:
-    """`with MjpegServer() as server: server.uri()`; the path says what is sent.
+    """`with MjpegServer() as server: server.uri()`; the path selects the answer.
 
-    `/live` pictures without end; `/stall` five pictures, then silence; `/gone` five pictures, then the connection
-    is closed; `/garbage` bytes that are no pictures; `/damaged` every third picture is damaged; `/silent` not even
-    headers; `/text` a page; `/file` the bytes of `file`. User `door`, password `s3cr3t` when `locked`.
+    `/live`: images without end; `/stall`: five images, then nothing; `/gone`: five images, then the connection is
+    closed; `/garbage`: parts that are not images; `/damaged`: every third image is damaged; `/silent`: no headers;
+    `/text`: an HTML page; `/file`: the bytes of `file`. User `door`, password `s3cr3t` when `locked`.
     """
 
     def __init__(self, locked: bool = False, file: bytes = b"") -> None:
@@ -34,7 +34,7 @@ class MjpegServer:
                     self.close_connection = True
 
             def log_message(self, *_: object) -> None:
-                """Quiet."""
+                """Suppress the request log."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
@@ -88,7 +88,7 @@ class MjpegServer:
                 return
             if index == 5 and path == "/gone":
                 return
-            body = cv2.imencode(".jpg", numbered(index % 256)[..., ::-1])[1].tobytes()
+            body = cv2.imencode(".jpg", numbered_image(index % 256)[..., ::-1])[1].tobytes()
             if path == "/garbage" or (path == "/damaged" and index % 3 == 2):
                 body = bytes(len(body))
             head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n".encode()

@@ -56,9 +56,9 @@ class PictureArtist:
     """
 
     def __init__(self, path: Path, face: Tuple[float, ...], cut: Tuple[float, ...]) -> None:
-        from edge_agent.capture.images import load_picture
+        from edge_agent.capture.images import load_image
 
-        pixels, levels = load_picture(path)
+        pixels, levels = load_image(path)
         gray = levels.to_gray8(pixels)
         height, width = gray.shape
         self._face_px = max(1.0, (face[3] - face[1]) * height)

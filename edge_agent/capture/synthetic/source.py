@@ -56,7 +56,7 @@ class SyntheticSource:
         self._hang_s = query.number("hang", 0.0, 0.0, _LONGEST_S) or math.inf
         query.finish()
         if self._color and self._bits != 8:
-            raise query.fault("bits", str(self._bits), "8 with color=1")
+            raise query.error("bits", str(self._bits), "8 with color=1")
         scene = _scene(uri, name, script, picture)
         self.scene = replace(scene, disturbances=disturbances)
         self.kind = "sensor" if noise else "still"
@@ -154,7 +154,7 @@ class SyntheticSource:
 def _size(query: Query, options: SourceOptions) -> Tuple[int, int]:
     size = query.pair("size", "x", (options.width or 640, options.height or 480))
     if size is None or min(size) < 16 or max(size) > 16384:
-        raise query.fault("size", str(size), "16x16 to 16384x16384")
+        raise query.error("size", str(size), "16x16 to 16384x16384")
     return size
 
 

@@ -27,10 +27,10 @@ def read_picture(path: Path, color: bool) -> Array:
     Raises:
         InputError: It is not a picture.
     """
-    from edge_agent.capture.images import load_picture
+    from edge_agent.capture.images import load_image
 
     try:
-        pixels, levels = load_picture(path, color)
+        pixels, levels = load_image(path, color)
     except SourceError as error:
         raise InputError(error.message, error.hint) from error
     return levels.to_gray8(pixels)

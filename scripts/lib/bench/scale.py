@@ -26,7 +26,7 @@ from scripts.lib.bench.publish import fleet
 from scripts.lib.soak.run import peak_rss_mb, picture, sample
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
-from tests.fakes.pictures import write_video
+from tests.fakes.images import write_video
 
 PICTURE = Path(edge_agent.__file__).parent / "assets" / "astronaut.jpg"
 RATIO, WITH_OPENCV_MB, WITHOUT_OPENCV_MB = 1.1, 130.0, 95.0

@@ -24,7 +24,7 @@ from scripts.lib.soak import faulty
 from scripts.lib.soak.ledger import sample
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
-from tests.fakes.pictures import write_video
+from tests.fakes.images import write_video
 
 CAMERAS = ("file", "folder", "scene")
 SETTLED = 0.25

@@ -94,7 +94,7 @@ def test_the_remedy_is_this_jetpacks(tmp_path: Path, release: str, told: str) ->
 
 CHECK = """
 import json
-from edge_agent.commands import probes
+from edge_agent.commands.check import probes
 print(json.dumps(vars(probes._jetson_utils())))
 """
 

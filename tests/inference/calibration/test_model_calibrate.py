@@ -29,7 +29,7 @@ from edge_agent.models import registry
 from edge_agent.models.calibration_cache import read_calibration
 from tests.fakes import graphs
 from tests.fakes.gpu import FakeBoard, calibration
-from tests.fakes.pictures import write_video
+from tests.fakes.images import write_video
 from tests.fakes.views import wandering
 from tests.fakes.weights import centerface_models_dir
 

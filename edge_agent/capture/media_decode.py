@@ -1,0 +1,70 @@
+"""Video streams and decoded frames of PyAV: choice of the stream, and pixels without a copy where luma is enough."""
+
+import re
+from functools import lru_cache
+from typing import Any, Tuple
+
+import numpy as np
+
+from edge_agent.core.frame import FULL_RANGE, Levels
+from edge_agent.core.types import Array
+from edge_agent.errors import SourceError
+
+# Planar or semi-planar formats whose first plane is luma: yuv420p, yuvj422p, yuv420p10le, gray12le, nv12, ...
+_LUMA_FIRST = re.compile(r"(?:(?P<yuv>yuv[aj]?4\d\dp|nv12|nv16|nv21|nv24|nv42)|gray)(?:(?P<bits>\d+)le)?")
+_MPEG_RANGE, _JPEG_RANGE = 1, 2  # AVCOL_RANGE_*; 0 is unspecified
+
+
+def video_stream(container: Any) -> Any:
+    """The first video stream of an `av.container.InputContainer`, set to decode in the calling thread.
+
+    More threads would use the cores that inference needs, and delay a live frame by as many frames.
+
+    Raises:
+        SourceError: The container has no video that FFmpeg can decode. The message does not name the address.
+    """
+    if not container.streams.video:
+        raise SourceError("there is no video in it")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise SourceError("FFmpeg has no decoder for its video")
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def gray_pixels(frame: Any) -> Tuple[Array, Levels]:
+    """The luma of an `av.VideoFrame`.
+
+    Returns:
+        (H, W) uint8 or uint16, a strided view of the decoder's buffer that keeps the buffer alive, and the levels
+        that convert it to 8-bit gray. YUV is limited range unless the stream sets a range (FFmpeg's rule); gray is
+        full range.
+    """
+    bits, limited = _luma_of(frame.format.name)
+    plane = frame.planes[0] if bits else None
+    if plane is None or plane.line_size <= 0:
+        frame = frame.reformat(format="gray")  # swscale gives full range
+        bits, limited = _luma_of("gray")
+        plane = frame.planes[0]
+    values = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)
+    per_row = plane.line_size // values.itemsize
+    pixels = values[: frame.height * per_row].reshape(frame.height, per_row)[:, : frame.width]
+    range_ = int(frame.color_range)
+    unit = 1 << (bits - 8)
+    if range_ == _MPEG_RANGE or (range_ != _JPEG_RANGE and limited):
+        return pixels, Levels(16.0 * unit, 255.0 / 219.0 / unit)
+    return pixels, Levels(0.0, 1.0 / unit)
+
+
+@lru_cache(maxsize=16)
+def _luma_of(format_name: str) -> Tuple[int, bool]:
+    """(bits of luma, whether the range is limited by default) of a pixel format; (0, False) without a luma plane."""
+    known = _LUMA_FIRST.fullmatch(format_name)
+    if known is None:
+        return 0, False
+    return int(known["bits"] or 8), bool(known["yuv"]) and not known["yuv"].startswith("yuvj")
+
+
+def rgb_pixels(frame: Any) -> Tuple[Array, Levels]:
+    """An `av.VideoFrame` as (H, W, 3 RGB) uint8, full range, converted by FFmpeg; owns its pixels."""
+    return np.asarray(frame.to_ndarray(format="rgb24")), FULL_RANGE

@@ -12,6 +12,8 @@
         |-- ModelError       a model file is missing, damaged or breaks its contract
         |-- MissingPackage   the selected feature needs an optional package
         `-- InputError       a file or folder from the command line cannot be used
+
+Every error has a hint: what was expected, and what to do.
 """
 
 from typing import Sequence, Tuple

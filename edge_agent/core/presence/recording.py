@@ -1,7 +1,7 @@
-"""What a camera showed, as lines of JSON: one per frame that was looked at, one per change of sight.
+"""Reads and writes recordings: JSON lines, one per inferred frame and one per change of sight.
 
-Frames are the payloads of `C/detections` in the profile "native" (see `detections`), so what a subscriber has heard is
-a recording. Changes of sight are not published like that and stand only in what `edge-agent replay --record` writes.
+Frames are payloads of `C/detections` in the profile "native", so the messages a subscriber received are a recording.
+Changes of sight are not published in this form; only `edge-agent replay --record` writes them.
 """
 
 import math
@@ -23,7 +23,7 @@ _MAX_SIDE = 16384
 
 @dataclass(frozen=True)
 class RecordedDetections:
-    """A frame that was looked at: when, its size in px, and what was found, in px of the upright full frame."""
+    """Detections of one inferred frame, in px of the upright full frame, whose size is `width` x `height` px."""
 
     camera: str
     moment: Moment
@@ -35,7 +35,7 @@ class RecordedDetections:
 
 @dataclass(frozen=True)
 class SightChange:
-    """From then on the camera could see, could not, or may not have been able to (`doubt`)."""
+    """The camera's sight from `moment` on; with `doubt`, blindness is suspected and not proven."""
 
     camera: str
     moment: Moment
@@ -44,7 +44,7 @@ class SightChange:
 
 
 def sight_line(change: SightChange) -> Dict[str, Any]:
-    """As it is recorded."""
+    """The JSON object of a change of sight."""
     return {
         "schema": SIGHT_SCHEMA,
         "camera": change.camera,
@@ -55,10 +55,10 @@ def sight_line(change: SightChange) -> Dict[str, Any]:
 
 
 def read_line(line: bytes) -> Union[RecordedDetections, SightChange]:
-    """One line of a recording; other fields than those needed are passed over.
+    """Parse one line of a recording; unknown fields are ignored.
 
     Raises:
-        ValueError: What is wrong with it, and what was expected.
+        ValueError: The line is invalid; the text names the field and what was expected.
     """
     record = parse_json(line, MAX_LINE_BYTES)
     if not isinstance(record, dict):
@@ -81,10 +81,10 @@ def read_line(line: bytes) -> Union[RecordedDetections, SightChange]:
 
 
 def read_timestamp(text: Any) -> datetime:
-    """RFC 3339 in UTC, with or without a fraction.
+    """Parse RFC 3339 in UTC, with or without a fraction.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not of this form.
     """
     try:
         at = datetime.fromisoformat(text[:-1]) if isinstance(text, str) and text.endswith("Z") else None
@@ -96,7 +96,7 @@ def read_timestamp(text: Any) -> datetime:
 
 
 def moment_at(at: datetime) -> Moment:
-    """The moment of a recording, whose only clock is the one that people see."""
+    """A moment whose monotonic time is the recorded system time: recordings have no other clock."""
     return Moment(at.timestamp(), at)
 
 

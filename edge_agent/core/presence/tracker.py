@@ -1,4 +1,4 @@
-"""Which face is which from frame to frame: constant-velocity tracks and greedy association. Ages in seconds."""
+"""Tracks faces from frame to frame: constant-velocity tracks and greedy association. Ages in seconds."""
 
 from dataclasses import dataclass
 from operator import itemgetter
@@ -7,49 +7,49 @@ from typing import List, Sequence, Tuple
 from edge_agent.core.params import param
 from edge_agent.core.types import Detections
 
-# A face may look this many times larger or smaller (in area) at its next sighting.
+# Largest ratio of a face's areas in two successive detections.
 _MAX_AREA_RATIO = 6.0
 
-# The filter trusts a measurement half when it comes this long after the one before: at 30 fps places are smoothed a
-# little, at 5 fps hardly at all. Also the shortest time over which a first speed is believed.
+# The filter weights a measurement by half when it comes this long after the one before: it smooths a little at 30 fps,
+# hardly at 5 fps. Also the shortest time from which a first speed is estimated.
 _SMOOTH_S = 0.02
 _MIN_ALPHA = 0.25
 
-# Nobody walks on like that for longer.
+# Constant velocity is not assumed for longer.
 _MAX_AHEAD_S = 1.0
 
 _XyXy = Tuple[float, float, float, float]  # left, top, right, bottom, px
-_Place = Tuple[float, float, float, float]  # centre x, centre y, width, height, px
+_Position = Tuple[float, float, float, float]  # centre x, centre y, width, height, px
 
 
 @dataclass(frozen=True)
 class TrackerParams:
-    """When faces in two frames are the same one."""
+    """When faces in two frames belong to the same track."""
 
     confirm_s: float = param(
         0.0,
-        "Seconds a face must be followed before it counts; raise it against flickering false alarms, 0 counts the "
-        "first sight and is fastest",
+        "Seconds a face must be tracked before it counts; raise it against flickering false alarms, 0 counts the "
+        "first detection and is fastest",
         ge=0,
         le=60,
     )
     max_lost_s: float = param(
         1.0,
-        "Seconds a face may go unseen and keep its id; raise it when one visit breaks into several events, lower it "
+        "Seconds a face may be missed and keep its id; raise it when one visit breaks into several events, lower it "
         "for a faster end",
         ge=0,
         le=60,
     )
     min_overlap: float = param(
         -0.2,
-        "DIoU from which a face is the same as the one expected there (1 same place, -0.2 side by side); raise it "
+        "DIoU from which a face matches a track's predicted box (1 same position, -0.2 side by side); raise it "
         "when ids jump between neighbours, lower it when fast faces or slow cameras break into several events",
         ge=-0.4,
         lt=1,
     )
     max_tracks: int = param(
         64,
-        "Faces followed at once; bounds memory: beyond it the longest unseen, then the newest are dropped",
+        "Tracks per camera; bounds memory: beyond it those unseen for longest, then the newest are dropped",
         ge=1,
         le=1024,
     )
@@ -60,12 +60,12 @@ class Track:
 
     Attributes:
         id: From 1, never reused.
-        xyxy: Where it was last seen, px as detected (not smoothed).
-        confidence: Of that detection.
-        first_t: Time of the first sighting.
-        seen_t: Time of the last one.
-        visible: True when the latest frame showed it, False in a gap.
-        confirmed: True once it has been followed for `confirm_s`.
+        xyxy: Box of the last detection, px (not smoothed).
+        confidence: Confidence of that detection.
+        first_t: Time of the first detection.
+        seen_t: Time of the last detection.
+        visible: True when the latest frame showed the face, False in a gap.
+        confirmed: True once it was tracked for `confirm_s`.
     """
 
     __slots__ = (
@@ -85,13 +85,13 @@ class Track:
 
 
 class Tracker:
-    """Gives each face an id that lasts through short gaps and crossings. Deterministic; one camera, one thread.
+    """Assigns each face an id that persists through short gaps and crossings. Deterministic; one camera, one thread.
 
     Each track is an alpha-beta filter (g-h filter: constant velocity) over the box's centre. Gains follow the time
-    between sightings, beta = alpha^2 / (2 - alpha) (Benedict and Bordner, 1962); beta starts as least squares over the
-    first k sightings does, 6 / (k (k + 1)). Predicted and detected boxes are paired greedily, the best DIoU first
-    (Zheng et al., "Distance-IoU loss", AAAI 2020: IoU - squared centre distance / squared diagonal of the enclosing
-    box), which also ranks boxes that do not overlap.
+    between detections, beta = alpha^2 / (2 - alpha) (Benedict and Bordner, 1962); beta starts as in least
+    squares over the first k detections, 6 / (k (k + 1)). Predicted and detected boxes are paired greedily, best DIoU
+    first (Zheng et al., "Distance-IoU loss", AAAI 2020: IoU - squared centre distance / squared diagonal of the
+    enclosing box), which also ranks boxes that do not overlap.
 
     Args:
         params: May be replaced between calls.
@@ -104,36 +104,36 @@ class Tracker:
         self._t = float("-inf")
 
     def update(self, detections: Detections, t: float) -> Sequence[Track]:
-        """Take one frame's faces; every detection goes to exactly one track (up to `max_tracks`).
+        """Assign every detection of one frame to exactly one track (up to `max_tracks`).
 
         Args:
             detections: In px of the upright full frame.
-            t: The frame's time, monotonic seconds; a step back counts as no step.
+            t: The frame's time, monotonic seconds; a step back in time counts as none.
 
         Returns:
-            All live tracks by ascending id: visible, in a gap, and not yet confirmed. Whoever is missing has ended.
+            All live tracks by ascending id: visible, in a gap, and not yet confirmed. A missing one has ended.
         """
         t = self._t = max(t, self._t)
         boxes: List[_XyXy] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in detections.xyxy.tolist()]
         scores: List[float] = detections.confidence.tolist()
-        places = [((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]
+        positions = [((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]
         for track in self._tracks:
             track.visible = False
         free = [True] * len(boxes)
-        for _, track, j in self._pairs(places, t):
+        for _, track, j in self._pairs(positions, t):
             if free[j] and not track.visible:
                 free[j] = False
-                self._correct(track, places[j], t)
-                self._sighted(track, boxes[j], scores[j], t)
-        for j, place in enumerate(places):
+                self._correct(track, positions[j], t)
+                self._detected(track, boxes[j], scores[j], t)
+        for j, position in enumerate(positions):
             if free[j]:
-                self._sighted(self._started(place, t), boxes[j], scores[j], t)
+                self._detected(self._new_track(position, t), boxes[j], scores[j], t)
         return self.expire(t)
 
     def expire(self, t: float) -> Sequence[Track]:
-        """End tracks that have been lost too long at `t`, also when no more frames come.
+        """End tracks that are lost for too long at `t`, also without new frames.
 
-        Only a frame can show that a face is gone, so one that the latest frame showed does not age.
+        Only a frame can show that a face is gone, so a track that is visible in the latest frame does not age.
         """
         limit_t = t - self.params.max_lost_s
         tracks = [track for track in self._tracks if track.visible or track.seen_t >= limit_t]
@@ -144,18 +144,18 @@ class Tracker:
         return tracks
 
     def reset(self) -> None:
-        """End all tracks; ids go on."""
+        """End all tracks; ids continue."""
         self._tracks = []
 
-    def _pairs(self, places: Sequence[_Place], t: float) -> List[Tuple[float, Track, int]]:
-        """Track and detection that may be the same face, most alike first, then lower id, then detection order."""
+    def _pairs(self, positions: Sequence[_Position], t: float) -> List[Tuple[float, Track, int]]:
+        """(DIoU, track, detection index) of possible matches, best first, then by id, then by index."""
         pairs = []
         min_overlap = self.params.min_overlap
         for track in self._tracks:
             dt = min(t - track.seen_t, _MAX_AHEAD_S)
             x, y, w, h = track.x + track.vx * dt, track.y + track.vy * dt, track.w, track.h
             area = w * h
-            for j, (cx, cy, bw, bh) in enumerate(places):
+            for j, (cx, cy, bw, bh) in enumerate(positions):
                 dx, dy = abs(cx - x), abs(cy - y)
                 sum_w, sum_h = w + bw, h + bh
                 if dx > sum_w or dy > sum_h:
@@ -170,18 +170,18 @@ class Tracker:
                 diou = inner / ((area + other - inner) or 1.0) - (dx * dx + dy * dy) / (diagonal or 1.0)
                 if diou >= min_overlap:
                     pairs.append((diou, track, j))
-        # Stable, so equals keep the order of ids and detections.
+        # A stable sort keeps the order of ids and detections among equals.
         pairs.sort(key=itemgetter(0), reverse=True)
         return pairs
 
-    def _started(self, place: _Place, t: float) -> Track:
+    def _new_track(self, position: _Position, t: float) -> Track:
         self._last_id += 1
         track = Track(self._last_id, t)
-        track.x, track.y, track.w, track.h = place
+        track.x, track.y, track.w, track.h = position
         self._tracks.append(track)
         return track
 
-    def _sighted(self, track: Track, box: _XyXy, score: float, t: float) -> None:
+    def _detected(self, track: Track, box: _XyXy, score: float, t: float) -> None:
         track.xyxy = box
         track.confidence = score
         track.seen_t = t
@@ -189,8 +189,8 @@ class Tracker:
         track.hits += 1
         track.confirmed = track.confirmed or t - track.first_t >= self.params.confirm_s
 
-    def _correct(self, track: Track, place: _Place, t: float) -> None:
-        """Alpha-beta step from the last sighting to `t`."""
+    def _correct(self, track: Track, position: _Position, t: float) -> None:
+        """Alpha-beta step from the last detection to `t`."""
         dt = t - track.seen_t
         ahead_s = min(dt, _MAX_AHEAD_S)
         k = track.hits + 1
@@ -201,7 +201,7 @@ class Tracker:
         )
         alpha = max(alpha, _MIN_ALPHA)
         x, y = track.x + track.vx * ahead_s, track.y + track.vy * ahead_s
-        cx, cy, w, h = place
+        cx, cy, w, h = position
         track.x, track.y = x + alpha * (cx - x), y + alpha * (cy - y)
         track.vx += speed_gain * (cx - x)
         track.vy += speed_gain * (cy - y)

@@ -1,4 +1,4 @@
-"""The life of each face in front of one camera, told as events, with the best picture of it."""
+"""Follows each visit of a face in front of one camera: its events, and the best crop of it."""
 
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -11,24 +11,24 @@ from edge_agent.core.presence.tracker import Track
 from edge_agent.core.types import Box, Crop, FaceEvent, FrameInfo, Quality
 
 UPDATE_INTERVAL_S = 1.0
-"""At most one `update` per appearance in so many seconds."""
+"""Minimum seconds between two `update` events of a visit."""
 
-# Judging a face costs as much as all the rest of a step, and faces change little between two frames.
-_JUDGE_EVERY_S = 0.1
+# Assessing a face costs as much as the rest of a step, and faces change little between two frames.
+_ASSESS_INTERVAL_S = 0.1
 
 
 class Observation(NamedTuple):
-    """One frame that was inferred. Lives as long as the step does: its pixels are borrowed.
+    """One inferred frame. Valid during one step: the pixels are borrowed.
 
     Attributes:
-        picture: The upright full frame.
-        info: Its identity.
-        score_kind: What the detector's scores mean.
-        infer_started_t: Monotonic seconds.
-        infer_s: Seconds.
+        image: The upright full frame.
+        info: Identity of the frame.
+        score_kind: Meaning of the detector's scores.
+        infer_started_t: Monotonic seconds when inference started.
+        infer_s: Seconds of inference.
     """
 
-    picture: Image
+    image: Image
     info: FrameInfo
     score_kind: str
     infer_started_t: float
@@ -38,67 +38,69 @@ class Observation(NamedTuple):
 class Visit:
     """One visit of one face, from `start` to `end`, as of the last frame that showed it.
 
-    Holds no frame's pixels but its best crop's.
+    Holds no frame's pixels but those of its best crop.
     """
 
     __slots__ = (
-        "crop", "crop_shown", "event_id", "infer_s", "infer_started_t", "info", "judged_t", "quality", "score",
-        "score_kind", "started", "told_crop", "told_t", "told_zones", "top_score", "track_id", "visible", "xyxy",
-        "zones",
+        "assessed_t", "crop", "crop_taken", "event_id", "infer_s", "infer_started_t", "info", "published_quality",
+        "published_t", "published_zones", "quality", "score", "score_kind", "started", "top_score", "track_id",
+        "visible", "xyxy", "zones",
     )  # fmt: skip
 
-    def __init__(self, event_id: str, track: Track, look: Observation) -> None:
+    def __init__(self, event_id: str, track: Track, observation: Observation) -> None:
         self.event_id = event_id
         self.track_id = track.id
-        self.started = look.info.moment
+        self.started = observation.info.moment
         self.top_score = 0.0
         self.visible = True
         self.zones: Tuple[str, ...] = ()
         self.quality: Optional[Quality] = None
         self.crop: Optional[Crop] = None
-        self.crop_shown = False
-        self.judged_t = float("-inf")
-        self.told_t = look.info.moment.t
-        self.told_zones: Tuple[str, ...] = ()
-        self.told_crop: Optional[Quality] = None
-        self.see(track, look)
+        self.crop_taken = False
+        self.assessed_t = float("-inf")
+        self.published_t = observation.info.moment.t
+        self.published_zones: Tuple[str, ...] = ()
+        self.published_quality: Optional[Quality] = None
+        self.update(track, observation)
 
-    def see(self, track: Track, look: Observation) -> None:
-        """A frame shows it."""
+    def update(self, track: Track, observation: Observation) -> None:
+        """Take over what a frame shows of the face."""
         self.xyxy = track.xyxy
         self.score = track.confidence
         self.top_score = max(self.top_score, track.confidence)
-        self.info = look.info
-        self.score_kind = look.score_kind
-        self.infer_started_t = look.infer_started_t
-        self.infer_s = look.infer_s
+        self.info = observation.info
+        self.score_kind = observation.score_kind
+        self.infer_started_t = observation.infer_started_t
+        self.infer_s = observation.infer_s
 
     @property
     def box(self) -> Box:
-        """Normalised to the upright full frame, clipped to it."""
+        """Face box normalised to the upright full frame, clipped to it."""
         left, top, right, bottom = self.xyxy
         width, height = self.info.width, self.info.height
-        return Box(_part(left, width), _part(top, height), _part(right, width), _part(bottom, height))
+        return Box(
+            _normalised(left, width), _normalised(top, height), _normalised(right, width), _normalised(bottom, height)
+        )
 
-    def has_news(self) -> bool:
-        """Whether something changed since the last event that is worth an `update`."""
-        if self.zones != self.told_zones:
+    def needs_update(self) -> bool:
+        """Whether the zones or the best crop have changed since the last event."""
+        if self.zones != self.published_zones:
             return True
         if self.crop is None:
             return False
-        return self.told_crop is None or clearly_better(self.crop.quality, self.told_crop)
+        return self.published_quality is None or clearly_better(self.crop.quality, self.published_quality)
 
 
 class VisitTracker:
-    """Keeps the open appearances of one camera and numbers their events. Bounded by the tracker's `max_tracks`.
+    """Keeps the open visits of one camera and numbers their events. Bounded by the tracker's `max_tracks`.
 
     Args:
-        new_id: Makes event ids.
-        crops: How crops are taken; may be replaced at any time. The switch is `set_crops`.
-        zones_of: Names of the zones that a box is in; None when the camera has no zones.
+        new_id: Creates event ids.
+        crops: Parameters of crops; may be replaced at any time, but `set_crops` switches them.
+        zones_of: Names of the zones that contain a box; None when the camera has no zones.
 
     Attributes:
-        open: Open appearances by track id, oldest first.
+        open: Open visits by track id, oldest first.
         crops_on: Whether crops are taken.
     """
 
@@ -111,10 +113,10 @@ class VisitTracker:
         self._new_id, self._zones_of = new_id, zones_of
         self._seq = 0
 
-    def show(self, tracks: Iterable[Track], look: Observation) -> List[FaceEvent]:
-        """Starts and updates that a frame brings."""
+    def observe(self, tracks: Iterable[Track], observation: Observation) -> List[FaceEvent]:
+        """Events "start" and "update" of one frame."""
         events = []
-        t = look.info.moment.t
+        t = observation.info.moment.t
         for track in tracks:
             if not track.confirmed:
                 continue
@@ -123,61 +125,61 @@ class VisitTracker:
                 visit.visible = track.visible
                 if not track.visible:
                     continue
-                visit.see(track, look)
-                self._study(visit, look)
-                if t - visit.told_t >= UPDATE_INTERVAL_S and visit.has_news():
-                    events.append(self._tell(visit, "update"))
+                visit.update(track, observation)
+                self._assess(visit, observation)
+                if t - visit.published_t >= UPDATE_INTERVAL_S and visit.needs_update():
+                    events.append(self._publish(visit, "update"))
             else:
-                visit = self.open[track.id] = Visit(self._new_id(), track, look)
-                self._study(visit, look)
-                events.append(self._tell(visit, "start"))
+                visit = self.open[track.id] = Visit(self._new_id(), track, observation)
+                self._assess(visit, observation)
+                events.append(self._publish(visit, "start"))
         return events
 
     def close_missing(self, tracks: Sequence[Track]) -> List[FaceEvent]:
-        """Ends of the appearances whose track has ended."""
+        """Close the visits whose track has ended; returns their "end" events."""
         alive = {track.id for track in tracks}
-        return [self._end(number, "left") for number in list(self.open) if number not in alive]
+        return [self._end(track_id, "left") for track_id in list(self.open) if track_id not in alive]
 
     def close_all(self, end_reason: str) -> List[FaceEvent]:
-        """Ends of all open appearances."""
-        return [self._end(number, end_reason) for number in list(self.open)]
+        """Close all visits; returns their "end" events."""
+        return [self._end(track_id, end_reason) for track_id in list(self.open)]
 
     def set_crops(self, on: bool) -> None:
-        """Take crops from now on, or take none and forget those that are held."""
+        """Switch crops on or off; off also discards the crops of the open visits."""
         self.crops_on = on
         if not on:
             for visit in self.open.values():
                 visit.crop = None
 
     def take_first_crop(self) -> Optional[Tuple[str, Crop]]:
-        """(event_id, crop) of one appearance that has its first crop; each appearance comes once."""
+        """(event_id, crop) of a visit that has got its first crop; each visit is returned once."""
         for visit in self.open.values():
-            if visit.crop is not None and not visit.crop_shown:
-                visit.crop_shown = True
+            if visit.crop is not None and not visit.crop_taken:
+                visit.crop_taken = True
                 return visit.event_id, visit.crop
         return None
 
-    def _study(self, visit: Visit, look: Observation) -> None:
-        """Where the face is, how good it looks, and whether this is the best picture of it so far."""
+    def _assess(self, visit: Visit, observation: Observation) -> None:
+        """Update the zones, the quality and the best crop of a visit."""
         if self._zones_of is not None:
             visit.zones = self._zones_of(visit.box)
-        t = look.info.moment.t
-        if t - visit.judged_t < _JUDGE_EVERY_S:
+        t = observation.info.moment.t
+        if t - visit.assessed_t < _ASSESS_INTERVAL_S:
             return
-        visit.judged_t = t
+        visit.assessed_t = t
         xyxy = np.asarray(visit.xyxy, np.float32)
-        quality = assess(look.picture, xyxy, visit.score)
+        quality = assess(observation.image, xyxy, visit.score)
         if visit.quality is None or better(quality, visit.quality):
             visit.quality = quality
         if not self.crops_on or not acceptable(quality, self.params):
             return
         if visit.crop is None or better(quality, visit.crop.quality):
-            visit.crop = cut(look.picture, xyxy, self.params, quality, look.info)
+            visit.crop = cut(observation.image, xyxy, self.params, quality, observation.info)
 
-    def _tell(self, visit: Visit, event_type: str) -> FaceEvent:
-        visit.told_t = visit.info.moment.t
-        visit.told_zones = visit.zones
-        visit.told_crop = visit.crop.quality if visit.crop is not None else None
+    def _publish(self, visit: Visit, event_type: str) -> FaceEvent:
+        visit.published_t = visit.info.moment.t
+        visit.published_zones = visit.zones
+        visit.published_quality = visit.crop.quality if visit.crop is not None else None
         return self._event(visit, event_type)
 
     def _end(self, track_id: int, end_reason: str) -> FaceEvent:
@@ -206,5 +208,5 @@ class VisitTracker:
         )
 
 
-def _part(value: float, whole: int) -> float:
-    return round(min(max(value / whole, 0.0), 1.0), 4)
+def _normalised(px: float, size: int) -> float:
+    return round(min(max(px / size, 0.0), 1.0), 4)

@@ -1,4 +1,4 @@
-"""A camera on a stage: faces are put where the test says, time moves when the test says."""
+"""A pipeline under a test's control: the test places the faces and advances the clock."""
 
 import itertools
 from typing import List, Optional, Tuple
@@ -20,18 +20,18 @@ Centre = Tuple[float, float]
 
 
 class ScriptedDetector:
-    """Finds what it was told last; takes `INFER_S` on the stage's clock for it."""
+    """Returns the detections set last; each call takes `INFER_S` on the test's clock."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.answer = Detections.empty()
         self.fault: Optional[Exception] = None
         self.calls = 0
-        self.seen = None
+        self.image = None
         self._clock = clock
 
-    def detect(self, picture):
+    def detect(self, image):
         self.calls += 1
-        self.seen = picture
+        self.image = image
         self._clock.advance(INFER_S)
         if self.fault is not None:
             raise self.fault
@@ -39,7 +39,7 @@ class ScriptedDetector:
 
 
 class StagedCamera:
-    """A pipeline with everything around it; keeps all events, and the newest report."""
+    """A pipeline with detector and clock; records all events and reports."""
 
     def __init__(self, sight: Optional[Sight] = Sight.OK, camera: Optional[CameraParams] = None, **params) -> None:
         self.clock = FakeClock()
@@ -69,31 +69,31 @@ class StagedCamera:
         self.detector.answer = Detections(np.hstack([c - side / 2, c + side / 2]), np.full(len(c), score))
         self.sequence += 1
         with Frame(EMPTY_ROOM if pixels is None else pixels, self.sequence, taken.t) as frame:
-            return self._note(self.pipeline.step(frame, self.pipeline.frame_info(frame, taken)))
+            return self._record(self.pipeline.step(frame, self.pipeline.frame_info(frame, taken)))
 
     def tick(self, after_s=0.1) -> Optional[Outcome]:
-        return self._note(self.pipeline.tick(self.clock.advance(after_s)))
+        return self._record(self.pipeline.tick(self.clock.advance(after_s)))
 
     def sight(self, sight: Sight, after_s=0.0) -> Optional[Outcome]:
-        return self._note(self.pipeline.set_sight(sight, self.clock.advance(after_s)))
+        return self._record(self.pipeline.set_sight(sight, self.clock.advance(after_s)))
 
     def set_enabled(self, on: bool) -> Optional[Outcome]:
-        return self._note(self.pipeline.set_enabled(on, self.clock()))
+        return self._record(self.pipeline.set_enabled(on, self.clock()))
 
     @property
-    def told(self) -> List[Tuple[str, str]]:
+    def published(self) -> List[Tuple[str, str]]:
         return [(event.event_type, event.event_id) for event in self.events]
 
     @property
     def report(self) -> CameraReport:
-        """The newest that was published, which has to be the truth as the pipeline knows it."""
-        best_score_moves_freely = self.pipeline.report().best_score
+        """The newest published report, which has to equal the state of the pipeline."""
+        unpublished_best_score = self.pipeline.report().best_score
         assert self.pipeline.report() == self.reports[-1].__class__(
-            **{**vars(self.reports[-1]), "best_score": best_score_moves_freely}
+            **{**vars(self.reports[-1]), "best_score": unpublished_best_score}
         )
         return self.reports[-1]
 
-    def _note(self, outcome: Optional[Outcome]) -> Optional[Outcome]:
+    def _record(self, outcome: Optional[Outcome]) -> Optional[Outcome]:
         if outcome is not None:
             self.events += outcome.events
             self.reports += [outcome.report] if outcome.report else []

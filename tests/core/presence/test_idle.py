@@ -1,4 +1,4 @@
-"""The adaptive rate: still pictures are left out, every change is looked at at once, and no onset comes later."""
+"""Idling: unchanged frames are skipped, every change is inferred at once, and no visit starts later."""
 
 import itertools
 
@@ -22,7 +22,7 @@ from tests.fakes.clock import FakeClock
 
 FPS = 10.0
 IDLE = IdleParams(fps=2.0, after_s=2.0)
-SELDOM = IdleParams(fps=0.2, after_s=0.0)  # so that only the change itself can bring the look
+SELDOM = IdleParams(fps=0.2, after_s=0.0)  # so that only the change itself causes an inference
 SIZE = (320, 240)
 
 
@@ -48,7 +48,7 @@ def test_noise_alone_is_no_change(noise):
     assert not any(differs(first, seen(scene, noise, seed)) for seed in range(1, 60))
 
 
-def test_noise_that_grows_with_the_light_is_no_change_either():
+def test_noise_that_grows_with_the_brightness_is_no_change():
     scene = room()
     shot = [scene + np.random.default_rng(seed).normal(0, 1, scene.shape) * np.sqrt(scene) / 5 for seed in range(40)]
     assert not any(differs(seen(shot[0]), seen(other)) for other in shot[1:])
@@ -63,7 +63,7 @@ def test_noise_that_grows_with_the_light_is_no_change_either():
     st.integers(0, 99),
 )
 @settings(max_examples=150, deadline=None)
-def test_something_that_comes_is_a_change_wherever_and_however_small(x, y, height, sign, noise, seed):
+def test_a_new_object_is_a_change_wherever_and_however_small(x, y, height, sign, noise, seed):
     """25 gray levels against what was there: a face in poor light."""
     scene = room(seed)
     other = scene.copy()
@@ -82,7 +82,7 @@ def test_structure_of_the_same_mean_is_a_change():
 
 
 @pytest.mark.parametrize("step", [-8, -4, 4, 8])
-def test_light_that_flickers_a_little_is_no_change_and_a_lamp_is(step):
+def test_a_small_flicker_is_no_change_and_a_switched_lamp_is(step):
     scene = room()
     assert not differs(seen(scene, 2, 1), seen(scene + step, 2, 2))
     assert differs(seen(scene, 2, 1), seen(scene + 6 * step, 2, 2))
@@ -90,7 +90,7 @@ def test_light_that_flickers_a_little_is_no_change_and_a_lamp_is(step):
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, -1), (-1, 0), (-1, -1)])
 @pytest.mark.parametrize("shape", [(240, 320), (241, 323), (480, 641), (5, 7), (4, 4)])
-def test_the_edges_of_the_picture_are_seen(corner, shape):
+def test_the_edges_of_the_image_are_compared(corner, shape):
     before = np.full(shape, 90, np.uint8)
     now = before.copy()
     step = 2 if shape[0] > 300 else 1
@@ -117,98 +117,98 @@ def test_all_kinds_of_pixels_and_a_new_size():
     assert differs(np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.uint8)), "too small to judge"
 
 
-class Looks:
-    """An adaptive rate that is asked frame by frame at `FPS`; keeps which frames were looked at."""
+class IdleRig:
+    """An idle gate with frames at `FPS`; records which of them were inferred."""
 
     def __init__(self, params=IDLE):
-        self.rate = IdleGate(params)
-        self.looks = []
+        self.gate = IdleGate(params)
+        self.inferred = []
         self.t = 50.0
 
-    def show(self, picture, nobody=True):
+    def show(self, picture, empty=True):
         self.t += 1.0 / FPS
-        due = self.rate.due(Image(picture), self.t)
+        due = self.gate.should_infer(Image(picture), self.t)
         if due:
-            self.rate.looked(Image(picture), self.t, nobody)
-        self.looks.append(due)
+            self.gate.inferred(Image(picture), self.t, empty)
+        self.inferred.append(due)
         return due
 
 
-def test_a_still_picture_is_looked_at_at_the_idle_rate_after_a_while_and_a_change_at_once():
-    looks = Looks()
+def test_unchanged_frames_are_inferred_at_the_idle_rate_and_a_change_at_once():
+    rig = IdleRig()
     for seed in range(120):
-        looks.show(seen(room(), 2, seed))
-    assert all(looks.looks[:20])
-    assert sum(looks.looks[20:]) == pytest.approx(100 / FPS * IDLE.fps, abs=1)
-    longest = max(len(list(run)) for due, run in itertools.groupby(looks.looks) if not due)
+        rig.show(seen(room(), 2, seed))
+    assert all(rig.inferred[:20])
+    assert sum(rig.inferred[20:]) == pytest.approx(100 / FPS * IDLE.fps, abs=1)
+    longest = max(len(list(run)) for due, run in itertools.groupby(rig.inferred) if not due)
     assert longest == FPS / IDLE.fps - 1
     for _ in range(3):
-        looks.show(seen(room(), 2, 7))
+        rig.show(seen(room(), 2, 7))
     moved = room()
     moved[100:140, 100:130] += 40
-    assert looks.show(seen(moved, 2, 8)), "the very frame that shows it"
-    assert all(looks.show(seen(moved, 2, 9 + n)) for n in range(19)), "and those after it, for after_s"
+    assert rig.show(seen(moved, 2, 8)), "the very frame that shows it"
+    assert all(rig.show(seen(moved, 2, 9 + n)) for n in range(19)), "and those after it, for after_s"
 
 
-def test_who_is_there_is_looked_at_in_every_frame():
-    looks = Looks()
-    assert all(looks.show(seen(room()), nobody=False) for _ in range(100))
-    assert all(looks.show(seen(room())) for _ in range(20)), "after_s begins when nobody is there any more"
+def test_while_a_face_is_present_every_frame_is_inferred():
+    rig = IdleRig()
+    assert all(rig.show(seen(room()), empty=False) for _ in range(100))
+    assert all(rig.show(seen(room())) for _ in range(20)), "after_s starts when no face is present any more"
     for _ in range(10):
-        looks.show(seen(room()))
-    assert not all(looks.looks[-8:])
+        rig.show(seen(room()))
+    assert not all(rig.inferred[-8:])
 
 
-def test_zero_looks_at_everything():
-    looks = Looks(IdleParams(fps=0.0))
-    assert all(looks.show(seen(room())) for _ in range(100))
+def test_zero_infers_every_frame():
+    rig = IdleRig(IdleParams(fps=0.0))
+    assert all(rig.show(seen(room())) for _ in range(100))
 
 
-def test_time_that_steps_back_is_looked_at():
-    looks = Looks()
+def test_a_step_back_in_time_is_inferred():
+    rig = IdleRig()
     for _ in range(40):
-        looks.show(seen(room()))
-    looks.t -= 3600.0
-    assert looks.show(seen(room()))
+        rig.show(seen(room()))
+    rig.t -= 3600.0
+    assert rig.show(seen(room()))
 
 
-def test_what_creeps_adds_up_until_it_counts():
+def test_slow_changes_add_up_until_they_count():
     """Looked at once in 100 s, so only the change since then can wake it: 0.5 gray levels a frame never would."""
-    looks = Looks(IdleParams(fps=0.01, after_s=0.0))
+    rig = IdleRig(IdleParams(fps=0.01, after_s=0.0))
     scene = room()
     for step in range(60):
         scene[100:140, 100:130] += 0.5
-        looks.show(seen(scene, 1, step))
-    assert 2 <= sum(looks.looks[1:]) <= 10
+        rig.show(seen(scene, 1, step))
+    assert 2 <= sum(rig.inferred[1:]) <= 10
 
 
 def idle_camera(**params):
     return StagedCamera(idle=IDLE, **params)
 
 
-def test_a_pipeline_looks_less_while_nobody_is_there_and_says_so():
+def test_a_pipeline_skips_and_reports_idle_frames():
     camera = idle_camera()
     outcomes = [camera.show() for _ in range(100)]
     assert camera.detector.calls == sum(not outcome.idle for outcome in outcomes) == pytest.approx(21 + 16, abs=2)
     assert all(outcome.detections is None and not outcome.events for outcome in outcomes if outcome.idle)
     picture = textured((320, 240, 200))
     assert not camera.show((320, 240), pixels=picture).idle
-    assert camera.told == [("start", "event-1")]
+    assert camera.published == [("start", "event-1")]
     calls = camera.detector.calls
     assert not any(camera.show((320, 240), pixels=picture).idle for _ in range(50)), "a face that stands still"
     assert camera.detector.calls == calls + 50
 
 
-def test_a_face_that_stands_still_before_it_counts_is_followed_frame_by_frame():
+def test_a_still_face_before_its_confirmation_is_inferred_frame_by_frame():
     camera = idle_camera(tracker=TrackerParams(confirm_s=5.0), presence=PresenceParams(delay_on_s=3.0))
     for _ in range(50):
         camera.show()
     picture = textured((320, 240, 200))
     assert not any(camera.show((320, 240), pixels=picture).idle for _ in range(100))
-    assert camera.told == [("start", "event-1")]
+    assert camera.published == [("start", "event-1")]
 
 
-def test_only_a_picture_that_was_looked_at_lets_somebody_go_and_off_comes_as_at_full_rate():
+def test_only_an_inferred_frame_ends_a_visit_and_off_comes_as_at_full_rate():
     times = []
     for params in (IdleParams(fps=0.0), IdleParams(fps=0.1, after_s=0.0)):
         camera = StagedCamera(idle=params)
@@ -225,7 +225,7 @@ def test_only_a_picture_that_was_looked_at_lets_somebody_go_and_off_comes_as_at_
 
 
 @pytest.mark.parametrize("wake", ["sight", "threshold", "enabled", "settings"])
-def test_what_may_change_the_answer_is_followed_by_a_look(wake):
+def test_what_may_change_the_result_ends_idling(wake):
     camera = idle_camera()
     for _ in range(60):
         camera.show()
@@ -247,7 +247,7 @@ def test_what_may_change_the_answer_is_followed_by_a_look(wake):
     assert camera.detector.calls == calls + 15
 
 
-def test_what_a_mask_hides_or_lies_outside_the_region_wakes_nobody():
+def test_a_change_under_a_mask_or_outside_the_region_does_not_end_idling():
     mask = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))
     camera = idle_camera(camera=CameraParams("test://", masks=(mask,), roi=(0.0, 0.0, 1.0, 0.5)))
     rng = np.random.default_rng(3)
@@ -263,10 +263,10 @@ class Oracle:
     """Finds every face of a scene that is at least half inside the picture, in whatever light."""
 
     def __init__(self, scene):
-        self.scene, self.t_s, self.looks = scene, 0.0, 0
+        self.scene, self.t_s, self.calls = scene, 0.0, 0
 
-    def detect(self, picture):
-        self.looks += 1
+    def detect(self, image):
+        self.calls += 1
         faces = self.scene.boxes(self.t_s, *SIZE)
         whole = np.array([face.xyxy(*SIZE) for face in self.scene.faces(self.t_s)]).reshape(-1, 4)
         if len(faces) != len(whole):
@@ -288,7 +288,7 @@ def faint(contrast):
 
 
 def onsets(scene, params, until_s, artist, noise=2.0, seed=1):
-    """Frame numbers of the "start" events, and how many frames were looked at; through the monitor of the light."""
+    """Frame numbers of the "start" events, and how many frames were inferred; with a VisibilityMonitor."""
     clock, oracle = FakeClock(), Oracle(scene)
     ids = (f"event-{number}" for number in itertools.count(1))
     pipeline = FacePipeline(
@@ -308,7 +308,7 @@ def onsets(scene, params, until_s, artist, noise=2.0, seed=1):
         if verdict.keep:
             outcome = pipeline.step(frame, pipeline.frame_info(frame, moment))
             starts += [event.info.sequence for event in outcome.events if event.event_type == "start"]
-    return starts, oracle.looks
+    return starts, oracle.calls
 
 
 def visits(rng, count):
@@ -333,20 +333,20 @@ def test_no_onset_is_missed_or_later_than_at_full_rate(seed, contrast):
     rng = np.random.default_rng(seed)
     scene, until_s = visits(rng, 6)
     full, all_frames = onsets(scene, IdleParams(fps=0.0), until_s, faint(contrast), noise=seed, seed=seed)
-    idle, looks = onsets(scene, SELDOM, until_s, faint(contrast), noise=seed, seed=seed)
+    idle, inferred = onsets(scene, SELDOM, until_s, faint(contrast), noise=seed, seed=seed)
     assert len(full) == 6
     assert len(idle) == len(full)
     late = [after - before for before, after in zip(full, idle)]
     assert max(late) <= 1 and min(late) >= 0, late
-    assert looks < 0.7 * all_frames
+    assert inferred < 0.7 * all_frames
 
 
 def test_an_empty_room_costs_a_fraction_in_steady_and_in_strobed_light_and_at_dusk():
     for disturbances in (Disturbances(), Disturbances(strobe=(1, 1))):
         _, full = onsets(Scene(disturbances=disturbances), IdleParams(fps=0.0), 60, faint(30))
-        _, looks = onsets(Scene(disturbances=disturbances), IdleParams(fps=1.0), 60, faint(30))
-        assert looks <= 0.25 * full, disturbances
-    dusk = Looks()
+        _, inferred = onsets(Scene(disturbances=disturbances), IdleParams(fps=1.0), 60, faint(30))
+        assert inferred <= 0.25 * full, disturbances
+    dusk = IdleRig()
     for step in range(600):
         dusk.show(seen(room() * (1.0 - step / 1000.0), 2, step))
-    assert sum(dusk.looks) <= 0.3 * 600
+    assert sum(dusk.inferred) <= 0.3 * 600

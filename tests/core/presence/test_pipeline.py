@@ -109,7 +109,7 @@ def test_a_late_camera_is_not_cut_short_by_the_clock():
         camera.clock.advance(-0.8)
         assert camera.pipeline.tick(camera.clock.advance(0.8)) is None
         camera.clock.advance(-0.8)
-    assert camera.told == [("start", "event-1")]
+    assert camera.published == [("start", "event-1")]
 
 
 def test_delay_on_of_the_camera_overrides_and_events_do_not_wait_for_it():
@@ -118,7 +118,7 @@ def test_delay_on_of_the_camera_overrides_and_events_do_not_wait_for_it():
     )
     camera.show()
     camera.show((320, 240))
-    assert camera.told == [("start", "event-1")]
+    assert camera.published == [("start", "event-1")]
     assert (camera.report.presence, camera.report.faces) == (NO, 1)
     camera.show(after_s=0.9)
     camera.show((320, 240))
@@ -136,7 +136,7 @@ def test_one_sight_of_a_face_does_not_outlast_delay_on_in_its_gap():
         camera.show()
         camera.tick(0.0)
         assert camera.report.presence is NO
-    assert [kind for kind, _ in camera.told] == ["start", "end"]
+    assert [kind for kind, _ in camera.published] == ["start", "end"]
 
 
 def test_a_face_counts_once_it_is_confirmed():
@@ -146,7 +146,7 @@ def test_a_face_counts_once_it_is_confirmed():
     assert camera.events == [] and camera.report.presence is NO
     camera.show((100, 100))
     third = camera.show((100, 100))
-    assert camera.told == [("start", "event-1")]
+    assert camera.published == [("start", "event-1")]
     assert camera.events[0].started == third.info.moment
 
 
@@ -223,7 +223,7 @@ def test_updates_are_for_news_and_at_most_one_a_second():
     camera = StagedCamera(camera=CameraParams("test://", zones={"left": LEFT_HALF, "right": RIGHT_HALF}))
     for i in range(100):
         camera.show((100 + i, 240))
-    assert camera.told == [("start", "event-1")], "moving is no news"
+    assert camera.published == [("start", "event-1")], "moving is no news"
 
 
 def test_zones_have_their_own_occupancy_and_their_own_delay():
@@ -253,14 +253,14 @@ def test_what_is_too_small_or_too_weak_is_ignored_before_anything_else():
     assert len(camera.show((100, 100), score=0.49).detections) == 0
     assert camera.events == [] and camera.report.presence is NO
     camera.show((100, 100), side=50, score=0.5)
-    assert camera.told == [("start", "event-1")]
+    assert camera.published == [("start", "event-1")]
 
 
 def test_boxes_found_in_the_region_of_interest_refer_to_the_full_upright_frame():
     camera = StagedCamera(camera=CameraParams("test://", roi=(0.5, 0.25, 1.0, 1.0), rotate=90))
     outcome = camera.show((100, 60), side=40)
     assert (outcome.info.width, outcome.info.height) == (HEIGHT, WIDTH)
-    assert camera.detector.seen.pixels.shape == (480, 240)
+    assert camera.detector.image.pixels.shape == (480, 240)
     np.testing.assert_array_equal(outcome.detections.xyxy, [[240 + 80, 160 + 40, 240 + 120, 160 + 80]])
     assert camera.events[0].box.right == round(360 / 480, 4)
 
@@ -277,7 +277,7 @@ def test_ends_come_before_starts_and_seq_has_no_gap():
     camera.show((100, 100), (300, 100))
     camera.show((500, 400), after_s=1.5)
     camera.sight(Sight.COVERED)
-    assert camera.told == [
+    assert camera.published == [
         ("start", "event-1"),
         ("start", "event-2"),
         ("end", "event-1"),
@@ -296,7 +296,7 @@ def test_a_fault_of_the_engine_passes_and_leaves_all_as_it_was():
         camera.show((320, 240))
     camera.detector.fault = None
     camera.show((320, 240))
-    assert camera.told == [("start", "event-1")]
+    assert camera.published == [("start", "event-1")]
 
 
 def test_live_settings():
@@ -307,7 +307,7 @@ def test_live_settings():
         PipelineParams(TrackerParams(max_lost_s=0.0)),
     )
     camera.show((320, 240))
-    assert camera.told == [("start", "event-1"), ("end", "event-1")]
+    assert camera.published == [("start", "event-1"), ("end", "event-1")]
     assert camera.report.presence is NO
 
 

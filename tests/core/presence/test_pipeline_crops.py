@@ -78,9 +78,9 @@ def test_a_clearly_better_picture_is_news_and_a_slightly_better_one_is_not():
     camera = StagedCamera()
     for _ in range(30):
         camera.show((320, 240), pixels=textured((320, 240, 66)))
-    assert camera.told == [("start", "event-1")]
+    assert camera.published == [("start", "event-1")]
     camera.show((320, 240), pixels=textured((320, 240, 220)))
-    assert camera.told[1:] == [("update", "event-1")]
+    assert camera.published[1:] == [("update", "event-1")]
     assert camera.events[-1].quality.score > camera.events[0].quality.score * 1.2
     for _ in range(30):
         camera.show((320, 240), pixels=textured((320, 240, 221)))

@@ -55,4 +55,4 @@ def test_what_is_wrong_is_one_line_and_the_exit_is_right(agents: Dict[str, Agent
     telling = [line for line in agent.log.splitlines() if fault.line in line]
     assert len(telling) == 1 and fault.hint in telling[0], agent.log
     assert "Traceback" not in agent.log
-    assert ("proven with the golden picture" in agent.log) == fault.repaired
+    assert ("verified with the golden image" in agent.log) == fault.repaired

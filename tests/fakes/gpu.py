@@ -12,7 +12,7 @@ import pytest
 
 from edge_agent.inference.cuda.context import CudaContext
 from edge_agent.inference.trt.backend import LocalTensorRt
-from edge_agent.inference.trt.engine_loader import BuildOptions, EngineLoader, Opened
+from edge_agent.inference.trt.engine_loader import BuildOptions, EngineLoader, OpenedEngine
 from edge_agent.inference.trt.network import Network
 from tests.fakes.kernel_twin import spans, twin_image
 from tests.fakes.pycuda import FakeCuda
@@ -62,12 +62,12 @@ class FakeBoard:
         self.environ = toolkit(folder / "cuda")
         self.told: List[str] = []
 
-    def open(self, network: Network, **options: Any) -> Opened:
-        """A proven engine; on failure everything is given back, as `open_network` does."""
+    def open(self, network: Network, **options: Any) -> OpenedEngine:
+        """A verified engine; on failure everything is freed, as by `open_network`."""
         context = CudaContext(self.cuda)
         try:
-            place = LocalTensorRt(self.trt, context, self.environ)
-            return EngineLoader(place, self.cache, self.told.append).open(network, BuildOptions(**options))
+            backend = LocalTensorRt(self.trt, context, self.environ)
+            return EngineLoader(backend, self.cache, self.told.append).open(network, BuildOptions(**options))
         except BaseException:
             context.close()
             raise

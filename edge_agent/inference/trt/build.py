@@ -1,10 +1,10 @@
-"""Building an engine: from a network and a precision to TensorRT's plan."""
+"""Builds a TensorRT plan from a network and a precision."""
 
 from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple
 
 from edge_agent.errors import EdgeAgentError, EngineError, ModelError
-from edge_agent.inference.trt.api import Logger, TensorRT, reads_uff, started
+from edge_agent.inference.trt.api import Logger, TensorRT, create, reads_uff
 from edge_agent.inference.trt.network import Network
 from edge_agent.inference.trt.worker import make_calibrator
 from edge_agent.models.calibration_cache import CALIBRATORS, Calibration, fitted
@@ -12,14 +12,14 @@ from edge_agent.models.calibration_cache import CALIBRATORS, Calibration, fitted
 
 @dataclass(frozen=True)
 class BuildParams:
-    """How to build it.
+    """What a plan is built for.
 
     Attributes:
-        precision: "int8", "fp16" or "fp32"; what the file is stored in, where TensorRT takes no other.
+        precision: "int8", "fp16" or "fp32"; the file's own where TensorRT is strongly typed.
         calibration: For INT8 of a float file.
         workspace_bytes: Scratch memory that layers may use; too little excludes fast ones.
         dla_core: Deep learning accelerator to use, or None for the GPU.
-        fixed: True where TensorRT has no switches for the precision.
+        fixed: True where TensorRT is strongly typed, hence has no flags for the precision.
     """
 
     precision: str
@@ -30,53 +30,54 @@ class BuildParams:
 
 
 def build(trt: TensorRT, logger: Logger, network: Network, params: BuildParams) -> bytes:
-    """The plan; minutes of work, during which other threads run. Call it inside the CUDA context.
+    """The plan; takes minutes, during which other threads run. Call it inside the CUDA context.
 
     Raises:
-        ModelError: TensorRT cannot read or build the network, or the calibration is not the network's.
+        ModelError: TensorRT cannot read or build the network, or the calibration is of another network.
         EngineError: There is not enough memory, or TensorRT does not start.
     """
-    builder = started(trt.Builder, logger)
+    builder = create(trt.Builder, logger)
     config = builder.create_builder_config()
     definition, _parser = _definition(trt, builder, network, logger)
     _set_workspace(trt, config, params.workspace_bytes)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells no precisions
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector does not report precisions
     profile = None
     if min(tuple(definition.get_input(0).shape)) < 0:
         profile = builder.create_optimization_profile()
         profile.set_shape(network.binding.input, *network.shapes)
         config.add_optimization_profile(profile)
-    # The calibrator is Python's: it must outlive the build.
+    # Python owns the calibrator, which must outlive the build.
     _calibrator = _set_precision(trt, config, definition, network, params, profile)
     if params.dla_core is not None:
         _set_dla(trt, builder, config, params, dynamic=profile is not None)
-    logger.forget()
+    logger.clear()
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
-        raise failed(trt.__version__, network.name, logger.because())
+        raise build_error(trt.__version__, network.name, logger.reason())
     return bytes(plan)
 
 
 def _definition(trt: TensorRT, builder: Any, network: Network, logger: Logger) -> Tuple[Any, Any]:
-    """The network as TensorRT's parser gives it, and the parser, which owns the weights."""
+    """The parsed network, and the parser, which owns the weights."""
     if network.uff is not None and reads_uff(trt):
-        # UFF's parser knows implicit batch only: no flags.
+        # The UFF parser supports only networks with implicit batch, hence no flags.
         definition = builder.create_network()
         parser = trt.UffParser()
-        taken = parser.register_input(network.binding.input, network.shapes[0][1:])
+        registered = parser.register_input(network.binding.input, network.shapes[0][1:])
         for output in network.binding.outputs.values():
-            taken = parser.register_output(output) and taken
-        if not (taken and parser.parse_buffer(network.uff, definition)):
-            raise ModelError(f"model {network.name}: TensorRT's UFF parser cannot read it: {logger.because()}")
+            registered = parser.register_output(output) and registered
+        if not (registered and parser.parse_buffer(network.uff, definition)):
+            raise ModelError(f"model {network.name}: TensorRT's UFF parser cannot read it: {logger.reason()}")
         return definition, parser
     flags = trt.NetworkDefinitionCreationFlag
     explicit = 1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0
     definition = builder.create_network(explicit)
     parser = trt.OnnxParser(definition, logger)
     if not parser.parse(network.onnx):
-        told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        reason = errors[0] if errors else logger.reason()
         raise ModelError(
-            f"model {network.name}: TensorRT {trt.__version__} cannot read it: {told[0] if told else logger.because()}",
+            f"model {network.name}: TensorRT {trt.__version__} cannot read it: {reason}",
             "export it with an older ONNX opset, or run it with backend onnxruntime",
         )
     return definition, parser
@@ -92,7 +93,7 @@ def _set_workspace(trt: TensorRT, config: Any, nbytes: int) -> None:
 def _set_precision(
     trt: TensorRT, config: Any, definition: Any, network: Network, params: BuildParams, profile: Optional[Any]
 ) -> Optional[Any]:
-    """Set the flags, which are permissions; the INT8 calibrator, if any."""
+    """Set the flags, which only permit a precision; the INT8 calibrator, if any."""
     flags = trt.BuilderFlag
     if params.precision == "fp32":
         config.clear_flag(flags.TF32)
@@ -102,7 +103,7 @@ def _set_precision(
     if params.precision != "int8":
         return None
     config.set_flag(flags.INT8)
-    if params.calibration is None:  # a quantised file brings its scales
+    if params.calibration is None:  # a quantised file contains its scales
         return None
     white = 255.0 * network.contract.gain
     cache = fitted(params.calibration, _tensor_names(definition), network.binding.input, white, trt.__version__)
@@ -115,8 +116,8 @@ def _set_precision(
 
 def _tensor_names(definition: Any) -> List[str]:
     layers = [definition.get_layer(index) for index in range(definition.num_layers)]
-    answers = [layer.get_output(index).name for layer in layers for index in range(layer.num_outputs)]
-    return [definition.get_input(0).name, *answers]
+    outputs = [layer.get_output(index).name for layer in layers for index in range(layer.num_outputs)]
+    return [definition.get_input(0).name, *outputs]
 
 
 def _set_dla(trt: TensorRT, builder: Any, config: Any, params: BuildParams, dynamic: bool) -> None:
@@ -127,16 +128,18 @@ def _set_dla(trt: TensorRT, builder: Any, config: Any, params: BuildParams, dyna
             f"leave dla_core unset{f', or choose 0 to {cores - 1}' if cores else ': this device or TensorRT has none'}",
         )
     if dynamic or params.precision == "fp32":
-        what = "models of one input size" if dynamic else "int8 and fp16"
-        raise ModelError(f"DLA core {params.dla_core} was asked for, but it runs {what} only", "leave dla_core unset")
+        supported = "models of one input size" if dynamic else "int8 and fp16"
+        raise ModelError(
+            f"DLA core {params.dla_core} was asked for, but it runs {supported} only", "leave dla_core unset"
+        )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = params.dla_core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def failed(version: str, name: str, why: str) -> EdgeAgentError:
-    """What it means that TensorRT `version` did not build model `name`, by its own words."""
-    message = f"TensorRT {version} cannot build model {name}: {why}"
-    if "memory" in why.lower() or "workspace" in why.lower():
+def build_error(version: str, name: str, reason: str) -> EdgeAgentError:
+    """The error for a build of model `name` that TensorRT `version` refused with `reason`."""
+    message = f"TensorRT {version} cannot build model {name}: {reason}"
+    if "memory" in reason.lower() or "workspace" in reason.lower():
         return EngineError(message, "stop other programs on the GPU, or lower workspace_mb")
     return ModelError(message, "run it with backend onnxruntime, or ask for another precision")

@@ -1,4 +1,4 @@
-"""Engines on disk: one plan and one JSON manifest for everything that decides whether a plan may be used."""
+"""The cache of engines on disk: per engine one plan and one JSON manifest."""
 
 import hashlib
 import json
@@ -14,25 +14,25 @@ from edge_agent.errors import InputError
 
 _FORMAT = 1
 _KEPT = 4
-"""Engines (and references) of one model that stay; a board needs one, a change of settings now and then another."""
+"""Engines (and references) kept per model; a board needs one, and another for each change of settings."""
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """What an engine was built from, by what, and for what. Another value of any of these needs another engine.
+    """Everything that a plan depends on; another value of any of these needs another engine.
 
     Attributes:
-        model_sha256: Of the model.
-        calibration_sha256: Of the INT8 calibration, or None.
-        precision: That was built.
+        model_sha256: Checksum of the model.
+        calibration_sha256: Checksum of the INT8 calibration, or None.
+        precision: Precision that was built.
         shapes: Smallest, usual and largest input; the batch is their first dim.
         workspace_bytes: Scratch memory allowed.
-        dla_core: Accelerator, or None.
-        tensorrt: Full version.
-        gpu: Name.
+        dla_core: Deep learning accelerator, or None.
+        tensorrt: Full version of TensorRT.
+        gpu: Name of the GPU.
         sm: Compute capability, "87".
-        multiprocessors: Of the GPU; an Orin Nano's GPU has the name of an AGX Orin's.
-        driver: The newest CUDA that the driver runs.
+        multiprocessors: Count; an Orin Nano's GPU has the name of an AGX Orin's.
+        driver: Newest CUDA version that the driver runs.
     """
 
     model_sha256: str
@@ -49,22 +49,22 @@ class EngineKey:
 
     @property
     def digest(self) -> str:
-        """Hex sum over all of it."""
+        """Hex checksum over all fields."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of an engine.
+    """Facts of a built engine, stored beside its plan.
 
     Attributes:
-        plan_sha256: Of the plan.
-        plan_bytes: Its size.
-        asked: The precision asked for.
-        precision: What layers really compute in.
-        why: Why this precision.
-        layers: How many layers compute in what.
-        build_s: How long the build took.
+        plan_sha256: Checksum of the plan.
+        plan_bytes: Size of the plan.
+        asked: Requested precision.
+        precision: Precision that layers compute in.
+        why: Reason for this precision.
+        layers: Count of layers by precision.
+        build_s: Duration of the build.
     """
 
     plan_sha256: str
@@ -77,21 +77,21 @@ class Manifest:
 
 
 class EngineCache:
-    """A folder of engines. A plan is code that TensorRT trusts: only the agent's user may write here.
+    """A folder of engines. TensorRT executes plans unchecked, so only the agent's user may write here.
 
     Args:
-        directory: Made when needed.
+        directory: Created when needed.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def path(self, name: str, key: EngineKey) -> Path:
-        """Where the plan lies; the manifest beside it ends in .json."""
+        """Path of the plan; the manifest beside it ends in .json."""
         return self.directory / f"{Path(name).stem}-{key.precision}-{key.digest[:16]}.plan"
 
     def load(self, path: Path) -> Tuple[Optional[bytes], Optional[Manifest], str]:
-        """(plan, manifest, "") of what is there and whole; (None, None, why not) else.
+        """(plan, manifest, "") of a complete entry, else (None, None, reason).
 
         Raises:
             InputError: The folder cannot be read.
@@ -100,23 +100,23 @@ class EngineCache:
             plan = path.read_bytes()
             entries: Dict[str, Any] = json.loads(path.with_suffix(".json").read_text("utf-8"))
             if entries.pop("format") != _FORMAT:
-                return None, None, "it is of another version of this program"
+                return None, None, "it was built by another version of this program"
             entries.pop("key")
             manifest = Manifest(**entries)
         except FileNotFoundError:
-            return None, None, "there is none"
+            return None, None, "there is none in the cache"
         except OSError as error:
             raise _unusable(path, error) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return None, None, f"its manifest is damaged ({type(error).__name__})"
         if len(plan) != manifest.plan_bytes or hashlib.sha256(plan).hexdigest() != manifest.plan_sha256:
-            return None, None, f"it is damaged: {len(plan)} bytes, and not the {manifest.plan_bytes} that were built"
-        with suppress(OSError):  # a folder that is only read keeps its times
+            return None, None, f"it is damaged: {len(plan)} bytes instead of {manifest.plan_bytes}, or another checksum"
+        with suppress(OSError):  # the folder may be read-only
             os.utime(str(path))
         return plan, manifest, ""
 
     def store(self, path: Path, key: EngineKey, plan: bytes, manifest: Manifest) -> None:
-        """Write both, each at once or not at all; the manifest last, so that it never vouches for another plan.
+        """Write both atomically, the manifest last, so that it never describes another plan.
 
         Raises:
             InputError: The folder cannot be written.
@@ -126,7 +126,7 @@ class EngineCache:
         self.write(path.with_suffix(".json"), text.encode())
 
     def require_writable(self) -> None:
-        """Find out before minutes of work, not after.
+        """Check that the folder can be written, before a build of minutes.
 
         Raises:
             InputError: The folder cannot be written.
@@ -138,7 +138,7 @@ class EngineCache:
             raise _unusable(self.directory, error) from error
 
     def write(self, path: Path, data: bytes) -> None:
-        """Replace a file of the cache, at once or not at all.
+        """Replace a file of the cache atomically.
 
         Raises:
             InputError: The folder cannot be written.
@@ -157,14 +157,14 @@ class EngineCache:
             raise _unusable(path, error) from error
 
     def prune(self, name: str) -> List[Path]:
-        """Remove all but the newest of a model's engines and references, by when they were made or last loaded.
+        """Remove all but the newest of a model's engines and references, by creation or last load.
 
         Returns:
-            What is gone.
+            The removed files.
         """
         stem = re.escape(Path(name).stem)
-        gone: List[Path] = []
-        with suppress(OSError):  # another agent may tidy up, too; what stays now goes next time
+        removed: List[Path] = []
+        with suppress(OSError):  # another agent may prune at the same time; the rest is removed next time
             for pattern in (
                 rf"{stem}-(int8|fp16|fp32)-[0-9a-f]{{16}}\.plan",
                 rf"{stem}-[0-9a-f]{{16}}\.reference\.npz",
@@ -172,16 +172,16 @@ class EngineCache:
                 found = [path for path in self.directory.iterdir() if re.fullmatch(pattern, path.name)]
                 for path in sorted(found, key=_age_s)[_KEPT:]:
                     path.unlink()
-                    gone.append(path)
+                    removed.append(path)
                     manifest = path.with_suffix(".json")
                     if manifest.exists():
                         manifest.unlink()
-        return gone
+        return removed
 
 
 def describe(layers: Dict[str, int]) -> str:
-    """Layers by precision in one line."""
-    return ", ".join(f"{precision} {count}" for precision, count in layers.items()) or "the engine does not tell"
+    """Count of layers by precision in one line."""
+    return ", ".join(f"{precision} {count}" for precision, count in layers.items()) or "not reported"
 
 
 def _age_s(path: Path) -> float:

@@ -1,4 +1,4 @@
-"""In what a network runs: chosen before the build by what the GPU has, and read off the engine afterwards."""
+"""The precision of a network's layers: chosen before the build, converted to, and counted in the built engine."""
 
 import json
 import re
@@ -13,14 +13,101 @@ from edge_agent.models.onnx.fold import prepare
 from edge_agent.models.onnx.graph import read_graph, write_graph
 from edge_agent.models.onnx.quantise import Grid, for_tensorrt, halve, quantise, weighted_layers
 
+ORDER = ("int8", "fp16", "fp32")
+_NO_COMPUTE = frozenset({"Reformat", "NoOp", "Constant", "Shuffle"})
+_NOT_REPORTED = "N/A"  # "... due to dynamic shapes"
+_TYPES = (
+    ("int8", re.compile(r"\bint8\b", re.IGNORECASE)),
+    ("bf16", re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE)),
+    ("fp16", re.compile(r"\b(fp16|half)\b", re.IGNORECASE)),
+    ("fp32", re.compile(r"\b(fp32|float)\b", re.IGNORECASE)),
+)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """The properties of GPU and TensorRT that decide the precision.
+
+    Attributes:
+        gpu: Name of the GPU, for messages.
+        int8: Whether the GPU computes faster in INT8 than in float.
+        fp16: Whether the GPU computes faster in FP16 than in FP32.
+        fixed: True where TensorRT computes in the file's precision only; float files must then be converted.
+    """
+
+    gpu: str
+    int8: bool
+    fp16: bool
+    fixed: bool
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """A precision, and the reason for it."""
+
+    precision: str
+    why: str
+
+
+def has_fast_int8(sm: str) -> bool:
+    """Whether GPUs of compute capability `sm` ("87") have INT8 dot products; TensorRT 11 no longer reports it.
+
+    Those are 6.1, and all from 7.2 on; the Nano (5.3), TX2 (6.2) and V100 (7.0) have none that TensorRT uses.
+    """
+    return sm == "61" or int(sm) >= 72
+
+
+def choose_precision(asked: str, can: Capabilities, stored: str, calibrated: bool) -> PrecisionChoice:
+    """The precision to build in.
+
+    Args:
+        asked: "auto", "int8", "fp16" or "fp32".
+        can: Capabilities of GPU and TensorRT.
+        stored: Precision of the model file: "int8" (quantised), "fp16" or "fp32".
+        calibrated: Whether there is an INT8 calibration.
+
+    Raises:
+        ModelError: The requested precision is not available.
+    """
+    if stored == "int8" and not can.int8:
+        raise ModelError(
+            f"the model is quantised to INT8, which {can.gpu} does not have", "use the model's float version"
+        )
+    if stored == "int8" or (can.fixed and stored != "fp32"):
+        reason = "this TensorRT computes in the file's own precision" if can.fixed else "the file is quantised"
+        if asked not in ("auto", stored):
+            raise ModelError(
+                f"precision {asked} was asked for, but {reason}: {stored}",
+                f"give a model file stored in {asked}, or ask for precision auto",
+            )
+        return PrecisionChoice(stored, reason)
+    if asked == "auto":
+        if can.int8 and calibrated:
+            return PrecisionChoice("int8", f"{can.gpu} has INT8, and there is a calibration")
+        missing = "there is no calibration for INT8" if can.int8 else f"{can.gpu} has no INT8"
+        if can.fp16:
+            return PrecisionChoice("fp16", missing)
+        return PrecisionChoice("fp32", f"{missing}, and {can.gpu} has no fast FP16")
+    if asked == "int8" and not can.int8:
+        raise ModelError(f"precision int8 was asked for, but {can.gpu} does not have it", "ask for fp16 or auto")
+    if asked == "int8" and not calibrated:
+        raise ModelError(
+            "precision int8 was asked for, but there is no calibration for this model",
+            "make one from your own images (edge-agent model calibrate --source SOURCE), or name its calibration "
+            "(setting calibration, or --calibration), or ask for fp16 or auto",
+        )
+    if asked == "fp16" and not can.fp16:
+        raise ModelError(f"precision fp16 was asked for, but {can.gpu} is not fast at it", "ask for fp32 or auto")
+    return PrecisionChoice(asked, "as asked")
+
 
 @dataclass(frozen=True)
 class StronglyTyped:
-    """A model file made from a float one.
+    """A model converted from a float one, for a TensorRT that computes in the file's types.
 
     Attributes:
         data: ONNX.
-        layers: How many layers have weights.
+        layers: Count of layers with weights.
         int8_layers: How many of them compute in INT8.
     """
 
@@ -30,20 +117,20 @@ class StronglyTyped:
 
 
 def to_fp16(network: Network) -> StronglyTyped:
-    """In FP16.
+    """Convert a float network to FP16.
 
     Raises:
-        ModelError: It cannot be.
+        ModelError: The network cannot be converted.
     """
     graph = read_graph(network.onnx, network.name)
     return StronglyTyped(write_graph(halve(graph, network.name)), len(weighted_layers(graph)))
 
 
 def to_int8(network: Network, calibration: Calibration) -> StronglyTyped:
-    """In INT8, as Q/DQ; layers of which the calibration says nothing stay float.
+    """Convert a float network to INT8 with Q/DQ nodes; layers that the calibration does not cover stay float.
 
     Raises:
-        ModelError: It cannot be, or the calibration is another network's.
+        ModelError: The network cannot be converted, or the calibration is another network's.
     """
     original = read_graph(network.onnx, network.name)
     tensors = [*original.inputs, *(name for node in original.nodes for name in node.outputs)]
@@ -60,99 +147,11 @@ def to_int8(network: Network, calibration: Calibration) -> StronglyTyped:
     return StronglyTyped(write_graph(quantise(graph, grids, placement)), layers, len(placement.layers))
 
 
-ORDER = ("int8", "fp16", "fp32")
-_NO_COMPUTE = frozenset({"Reformat", "NoOp", "Constant", "Shuffle"})
-_NOT_TOLD = "N/A"  # "... due to dynamic shapes"
-_TYPES = (
-    ("int8", re.compile(r"\bint8\b", re.IGNORECASE)),
-    ("bf16", re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE)),
-    ("fp16", re.compile(r"\b(fp16|half)\b", re.IGNORECASE)),
-    ("fp32", re.compile(r"\b(fp32|float)\b", re.IGNORECASE)),
-)
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What decides the precision.
-
-    Attributes:
-        gpu: Its name, for messages.
-        int8: Whether it computes in INT8 faster than in float.
-        fp16: Likewise.
-        fixed: True where TensorRT takes the file's precision and no other: a float file is then stored anew.
-    """
-
-    gpu: str
-    int8: bool
-    fp16: bool
-    fixed: bool
-
-
-@dataclass(frozen=True)
-class PrecisionChoice:
-    """A precision, and why."""
-
-    precision: str
-    why: str
-
-
-def has_fast_int8(sm: str) -> bool:
-    """Whether GPUs of compute capability `sm` ("87") have INT8 dot products; for TensorRT 11, which no longer says.
-
-    Those are 6.1, and all from 7.2 on; the Nano (5.3), TX2 (6.2) and V100 (7.0) have none that TensorRT uses.
-    """
-    return sm == "61" or int(sm) >= 72
-
-
-def choose_precision(asked: str, can: Capabilities, file: str, calibrated: bool) -> PrecisionChoice:
-    """The precision to build in.
-
-    Args:
-        asked: "auto", "int8", "fp16" or "fp32".
-        can: The GPU and TensorRT.
-        file: What the model is stored as: "int8" (quantised), "fp16" or "fp32".
-        calibrated: Whether there is an INT8 calibration.
-
-    Raises:
-        ModelError: What was asked for cannot be met.
-    """
-    if file == "int8" and not can.int8:
-        raise ModelError(
-            f"the model is quantised to INT8, which {can.gpu} does not have", "use the model's float version"
-        )
-    if file == "int8" or (can.fixed and file != "fp32"):
-        reason = "this TensorRT computes in the file's own precision" if can.fixed else "the file is quantised"
-        if asked not in ("auto", file):
-            raise ModelError(
-                f"precision {asked} was asked for, but {reason}: {file}",
-                f"give a model file stored in {asked}, or ask for precision auto",
-            )
-        return PrecisionChoice(file, reason)
-    if asked == "auto":
-        if can.int8 and calibrated:
-            return PrecisionChoice("int8", f"{can.gpu} has INT8, and there is a calibration")
-        missing = "there is no calibration for INT8" if can.int8 else f"{can.gpu} has no INT8"
-        if can.fp16:
-            return PrecisionChoice("fp16", missing)
-        return PrecisionChoice("fp32", f"{missing}, and {can.gpu} has no fast FP16")
-    if asked == "int8" and not can.int8:
-        raise ModelError(f"precision int8 was asked for, but {can.gpu} does not have it", "ask for fp16 or auto")
-    if asked == "int8" and not calibrated:
-        raise ModelError(
-            "precision int8 was asked for, but there is no calibration for this model",
-            "make one from your own pictures (edge-agent model calibrate --source SOURCE), or name its calibration "
-            "(setting calibration, or --calibration), or ask for fp16 or auto",
-        )
-    if asked == "fp16" and not can.fp16:
-        raise ModelError(f"precision fp16 was asked for, but {can.gpu} is not fast at it", "ask for fp32 or auto")
-    return PrecisionChoice(asked, "as asked")
-
-
 def count_layers(text: str) -> Dict[str, int]:
-    """How many layers compute in what, by what the engine's inspector tells as JSON; empty where it does not tell.
+    """Count of layers by precision in the JSON of TensorRT's engine inspector; empty when it reports none.
 
     Layers that only move data do not count. A layer's precision is that of its weights, else of its first input, as in
-    NVIDIA's TREx; of engines whose input may have several sizes the latter is not told, and such layers do not count.
+    NVIDIA's TREx. For engines with several input sizes the inspector omits the latter; such layers do not count.
     """
     try:
         layers = json.loads(text)["Layers"]
@@ -163,15 +162,15 @@ def count_layers(text: str) -> Dict[str, int]:
 
 
 def built_precision(layers: Mapping[str, int], planned: str) -> str:
-    """What to call the engine: the smallest type that layers compute in; as planned where they do not tell."""
+    """The engine's precision: the smallest type that layers compute in, or `planned` when `layers` is empty."""
     return next((precision for precision in ORDER if layers.get(precision)), planned)
 
 
 def require_precision(asked: str, precision: str, layers: Mapping[str, int], name: str) -> None:
-    """Make sure that an explicit request was met: TensorRT takes its flags as permissions.
+    """Check that an explicit request was met; TensorRT's flags only permit a precision.
 
     Raises:
-        ModelError: Not one layer computes in what was asked for.
+        ModelError: No layer computes in the requested precision.
     """
     if asked == "auto" or not layers or layers.get(precision):
         return
@@ -187,7 +186,7 @@ def _precision_of(layer: object) -> Optional[str]:
         return None
     weights = layer.get("Weights")
     source = weights if isinstance(weights, dict) else layer["Inputs"][0]
-    told = str(source.get("Type") or source.get("Format/Datatype"))
-    if told.startswith(_NOT_TOLD):
+    reported = str(source.get("Type") or source.get("Format/Datatype"))
+    if reported.startswith(_NOT_REPORTED):
         return None
-    return next((precision for precision, pattern in _TYPES if pattern.search(told)), "other")
+    return next((precision for precision, pattern in _TYPES if pattern.search(reported)), "other")

@@ -1,7 +1,7 @@
-"""NVIDIA's tao-converter, where the user has installed it: from an encrypted .etlt to a TensorRT plan on this board.
+"""Runs NVIDIA's tao-converter, if it is installed, to build a TensorRT plan from an encrypted .etlt model.
 
 Arguments: docs.nvidia.com/tao/archive/5.5.0/text/tao-converter. It exists for TensorRT 7.1 to 8.4 (and works with
-8.5); the model inside stays encrypted, so its plan cannot be compared with a reference.
+8.5). The model stays encrypted, so the plan's outputs cannot be compared with a reference.
 """
 
 import shutil
@@ -21,11 +21,11 @@ _LIMIT_S = 3600.0
 
 @dataclass(frozen=True)
 class EncryptedModel:
-    """An encrypted model that only tao-converter will open.
+    """A model that only tao-converter can decrypt.
 
     Attributes:
         etlt: The file.
-        key: What it is encrypted with.
+        key: Encryption key.
         program: Path of tao-converter.
     """
 
@@ -48,20 +48,20 @@ def convert(
     workspace_bytes: int,
     dla_core: Optional[int],
 ) -> bytes:
-    """The plan; minutes of work.
+    """The plan; takes minutes.
 
     Args:
         encrypted: The model.
-        binding: Its outputs' names.
-        contract: Its input's size.
+        binding: Names of the outputs.
+        contract: Size of the input.
         precision: "int8", "fp16" or "fp32".
-        calibration: A calibration cache of the TensorRT that the program uses; needed for INT8.
+        calibration: A calibration cache for the TensorRT that the program uses; needed for INT8.
         workspace_bytes: Scratch memory that layers may use.
         dla_core: Deep learning accelerator, or None for the GPU.
 
     Raises:
-        ModelError: tao-converter made no plan.
-        EngineError: It did not end.
+        ModelError: tao-converter wrote no plan.
+        EngineError: It did not finish in time.
     """
     width, height = contract.net
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,21 +75,21 @@ def convert(
         command += ["-b", "1", "-m", "1", "-w", str(workspace_bytes)]
         if dla_core is not None:
             command += ["-u", str(dla_core)]
-        said = _run([*command, "-e", str(plan), str(encrypted.etlt)], encrypted)
+        message = _run([*command, "-e", str(plan), str(encrypted.etlt)], encrypted)
         try:
             data = plan.read_bytes()
         except OSError:
             data = b""
-    if not data:  # it ends with 0 whatever happened
+    if not data:  # its exit code is 0 even when it fails
         raise ModelError(
-            f"{encrypted.etlt}: {PROGRAM} made no engine of it: {said}",
+            f"{encrypted.etlt}: {PROGRAM} built no engine from it: {message}",
             f"is {encrypted.program} the one for this board's TensorRT, and the file whole (edge-agent model verify)?",
         )
     return data
 
 
 def _run(command: List[str], encrypted: EncryptedModel) -> str:
-    """What the program complained of last."""
+    """Run the program; its last error line."""
     try:
         done = subprocess.run(
             command,
@@ -108,5 +108,5 @@ def _run(command: List[str], encrypted: EncryptedModel) -> str:
             f"{encrypted.program} does not start: {error.strerror}", "is it for this board, and executable?"
         ) from error
     lines = [line.strip() for line in done.stdout.replace(encrypted.key, "...").splitlines() if line.strip()]
-    faults = [line for line in lines if "error" in line.lower()]
-    return (faults or lines or [f"it says nothing, status {done.returncode}"])[-1][:300]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [f"it printed nothing, status {done.returncode}"])[-1][:300]

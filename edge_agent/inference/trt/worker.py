@@ -1,12 +1,12 @@
-"""TensorRT 8 in a process of its own, because JetPack 4 has its Python bindings for Python 3.6 only.
+"""Runs TensorRT 8 in a process of its own, because JetPack 4 has its Python bindings for Python 3.6 only.
 
-A program: `python3.6 -I worker.py SOCKET MEMORY`, two inherited file descriptors; the agent itself takes logger and
-calibrator of it. Python 3.6, its standard library, `tensorrt`, NVIDIA's driver. `trt.remote` is the other side.
+Start it as `python3.6 -I worker.py SOCKET MEMORY`, with two inherited file descriptors. It needs Python 3.6, `tensorrt`
+and NVIDIA's driver. The agent talks to it through `trt.process`, and imports its logger and calibrator.
 
-- SOCKET carries frames: MAGIC, lengths of header and payload, a JSON header, a payload. The worker's hello comes first;
+- SOCKET carries frames: MAGIC, lengths of header and payload, a JSON header, a payload. The worker sends a hello first;
   every request has one answer: {"ok": true, ...}, or {"ok": false, "kind": ..., "why": ...}.
-- MEMORY is a file in RAM that both map: the network's input, then its outputs, float32.
-- The worker ends when asked to, or when the other end of SOCKET closes; signals are the agent's to take.
+- MEMORY is a file in RAM that both processes map: the network's input, then its outputs, float32.
+- The worker ends on request, or when the agent's end of SOCKET closes; it ignores signals.
 """
 
 import ctypes
@@ -34,15 +34,15 @@ _SLEEP_UNTIMED = 3  # CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING
 
 
 class Fault(Exception):
-    """What the other side is to be told: its kind ("model", "build", "engine", "missing"), and why."""
+    """A failure to report to the agent: its kind ("model", "build", "engine", "missing") and reason."""
 
-    def __init__(self, kind: str, why: str) -> None:
-        super().__init__(why)
-        self.kind, self.why = kind, why
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind, self.reason = kind, reason
 
 
 class Driver:
-    """NVIDIA's driver, as much of it as the worker needs: the primary context, current for good, and one stream."""
+    """The GPU through NVIDIA's driver library: the primary context, always current, and one stream."""
 
     def __init__(self) -> None:
         try:
@@ -67,13 +67,13 @@ class Driver:
         self.version = f"{version.value // 1000}.{version.value % 1000 // 10}"
 
     def alloc(self, nbytes: int) -> int:
-        """A device pointer."""
+        """Allocate GPU memory; its device pointer."""
         pointer = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
         return pointer.value
 
     def free(self, pointer: int) -> None:
-        """Of `alloc`."""
+        """Free memory of `alloc`."""
         self._call("cuMemFree_v2", ctypes.c_uint64(pointer))
 
     def upload(self, pointer: int, source: int, nbytes: int) -> None:
@@ -87,7 +87,7 @@ class Driver:
         self._call("cuMemcpyDtoHAsync_v2", *copy)
 
     def wait(self) -> None:
-        """Sleep until all that was enqueued is done."""
+        """Sleep until all enqueued work is done."""
         self._call("cuEventRecord", self._done, self._stream)
         self._call("cuEventSynchronize", self._done)
 
@@ -99,60 +99,64 @@ class Driver:
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._cuda, name)(*arguments)
         if code:
-            words = ctypes.c_char_p()
-            self._cuda.cuGetErrorString(code, ctypes.byref(words))
-            said = (words.value or b"error %d" % code).decode("ascii", "replace")
-            raise Fault("engine", f"CUDA: {name}: {said}")
+            text = ctypes.c_char_p()
+            self._cuda.cuGetErrorString(code, ctypes.byref(text))
+            message = (text.value or b"error %d" % code).decode("ascii", "replace")
+            raise Fault("engine", f"CUDA: {name}: {message}")
 
 
-def make_logger(trt: Any, tell: Callable[[str], object] = lambda line: None) -> Any:
-    """A logger that keeps, since `forget`, the first error, of which others are mostly echoes, and the last warning."""
-    kinds = trt.ILogger.Severity
+def make_logger(trt: Any, forward: Callable[[str], object] = lambda line: None) -> Any:
+    """A `tensorrt.ILogger` that passes lines to `forward` and keeps the reason of a failure.
 
-    class Complaints(trt.ILogger):  # type: ignore[misc]
-        complaint = warning = ""
+    `clear()` forgets it; `reason()` is the first error since, of which later ones are consequences, else the last
+    warning.
+    """
+    severities = trt.ILogger.Severity
+
+    class ReasonLogger(trt.ILogger):  # type: ignore[misc]
+        error = warning = ""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: object, msg: str) -> None:
             line = (msg.splitlines() or [""])[0][:300]
-            tell(line)
-            if severity in (kinds.INTERNAL_ERROR, kinds.ERROR):
-                self.complaint = self.complaint or line
-            elif severity == kinds.WARNING:
+            forward(line)
+            if severity in (severities.INTERNAL_ERROR, severities.ERROR):
+                self.error = self.error or line
+            elif severity == severities.WARNING:
                 self.warning = line
 
-        def forget(self) -> None:
-            self.complaint = self.warning = ""
+        def clear(self) -> None:
+            self.error = self.warning = ""
 
-        def because(self) -> str:
-            return self.complaint or self.warning or "it gives no reason"
+        def reason(self) -> str:
+            return self.error or self.warning or "it gives no reason"
 
-    return Complaints()
+    return ReasonLogger()
 
 
-def started(kind: Any, logger: Any) -> Any:
+def create(kind: Any, logger: Any) -> Any:
     """A `tensorrt.Runtime` or `tensorrt.Builder`."""
-    logger.forget()
+    logger.clear()
     try:
         return kind(logger)
-    except TypeError as error:  # what pybind11 makes of none; the reason is told as a warning
-        raise Fault("engine", f"TensorRT does not start: {logger.because()}") from error
+    except TypeError as error:  # pybind11 raises it when TensorRT returns none; the reason is logged as a warning
+        raise Fault("engine", f"TensorRT does not start: {logger.reason()}") from error
 
 
 class Worker:
-    """The requests, by name. TensorRT's objects live until the process ends or another takes their place.
+    """Handles the requests; the method's name is the request's. Objects of TensorRT live until they are replaced.
 
-    `memory` is the file shared with the other side, which grows.
+    `memory` is the file shared with the agent; it grows with the shapes.
     """
 
     def __init__(self, trt: Any, driver: Driver, memory: int) -> None:
         self._trt, self._driver, self._memory = trt, driver, memory
         self._map: Optional[mmap.mmap] = None
-        self._base = 0  # its address
+        self._base = 0  # address of the mapping
         self._logger = make_logger(trt)
-        self._runtime = started(trt.Runtime, self._logger)
+        self._runtime = create(trt.Runtime, self._logger)
         self._parsed: Tuple[Any, ...] = ()  # builder, network, and the parser, which owns the weights
         self._engine: Any = None
         self._context: Any = None
@@ -160,8 +164,8 @@ class Worker:
         self._layout: List[Tuple[int, int, int]] = []  # binding, offset in the memory, bytes; the input first
 
     def hello(self) -> Header:
-        """Who is here, and what the GPU can do."""
-        builder = started(self._trt.Builder, self._logger)
+        """Versions and the GPU's properties."""
+        builder = create(self._trt.Builder, self._logger)
         return {
             "protocol": PROTOCOL,
             "tensorrt": self._trt.__version__,
@@ -174,26 +178,26 @@ class Worker:
         }
 
     def parse(self, request: Header, payload: bytes) -> Answer:
-        """Take a network in ONNX; the names of its tensors, the input first."""
+        """Parse a network in ONNX; the names of its tensors, the input first."""
         trt, logger = self._trt, self._logger
-        builder = started(trt.Builder, logger)
+        builder = create(trt.Builder, logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse(payload):
-            told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            raise Fault("model", told[0] if told else logger.because())
+            errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+            raise Fault("model", errors[0] if errors else logger.reason())
         self._parsed = builder, network, parser
         layers = [network.get_layer(index) for index in range(network.num_layers)]
-        answers = [layer.get_output(index).name for layer in layers for index in range(layer.num_outputs)]
-        return {"tensors": [network.get_input(0).name, *answers]}, b""
+        outputs = [layer.get_output(index).name for layer in layers for index in range(layer.num_outputs)]
+        return {"tensors": [network.get_input(0).name, *outputs]}, b""
 
     def build(self, request: Header, payload: bytes) -> Answer:
-        """The plan of the parsed network; `payload` is its calibration cache, or empty."""
+        """Build the plan of the parsed network; `payload` is its calibration cache, or empty."""
         trt, logger = self._trt, self._logger
         builder, network, _parser = self._parsed
         config = builder.create_builder_config()
         config.max_workspace_size = request["workspace_bytes"]
-        if hasattr(trt, "LayerInformationFormat"):  # 8.0 has no inspector; it would tell no precisions otherwise
+        if hasattr(trt, "LayerInformationFormat"):  # 8.0 has no inspector; others report no precisions else
             config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         profile = None
         if min(tuple(network.get_input(0).shape)) < 0:
@@ -207,53 +211,53 @@ class Worker:
             config.set_flag(flags.FP16)
         if request["precision"] == "int8":
             config.set_flag(flags.INT8)
-        # It is Python's: it must outlive the build.
+        # Python owns the calibrator, which must outlive the build.
         calibrator = make_calibrator(getattr(trt, request["calibrator"]), payload) if payload else None
         if calibrator is not None:
             config.int8_calibrator = calibrator
             if profile is not None:
                 config.set_calibration_profile(profile)
-        logger.forget()
+        logger.clear()
         plan = builder.build_serialized_network(network, config)
         self._parsed = ()
         if plan is None:
-            raise Fault("build", logger.because())
+            raise Fault("build", logger.reason())
         return {}, bytes(plan)
 
     def load(self, request: Header, payload: bytes) -> Answer:
-        """Take a plan; what the inspector tells of its layers."""
+        """Load a plan; the inspector's report of its layers."""
         trt, logger = self._trt, self._logger
         self.unload(request, payload)
-        logger.forget()
+        logger.clear()
         engine = self._runtime.deserialize_cuda_engine(payload)
         if engine is None:
-            raise Fault("engine", f"TensorRT {trt.__version__} does not take the engine: {logger.because()}")
+            raise Fault("engine", f"TensorRT {trt.__version__} cannot load the engine: {logger.reason()}")
         types = {engine.get_binding_name(i): engine.get_binding_dtype(i) for i in range(engine.num_bindings)}
-        odd = [name for name in request["tensors"] if types.get(name) != trt.DataType.FLOAT]
+        unfit = [name for name in request["tensors"] if types.get(name) != trt.DataType.FLOAT]
         inputs = [index for index in range(engine.num_bindings) if engine.binding_is_input(index)]
-        if odd or len(inputs) != 1:
+        if unfit or len(inputs) != 1:
             raise Fault("engine", f"the engine is another model's: it has {', '.join(sorted(types))}")
         context = engine.create_execution_context()
         if context is None:
-            raise Fault("engine", f"TensorRT made no execution context: {logger.because()}")
+            raise Fault("engine", f"TensorRT created no execution context: {logger.reason()}")
         self._engine, self._context = engine, context
         inspector = engine.create_engine_inspector() if hasattr(trt, "LayerInformationFormat") else None
-        told = inspector.get_engine_information(trt.LayerInformationFormat.JSON) if inspector is not None else ""
-        return {"layers": told}, b""
+        layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON) if inspector is not None else ""
+        return {"layers": layers}, b""
 
     def shape(self, request: Header, payload: bytes) -> Answer:
-        """Take inputs of that shape from now on; where all tensors then lie in the memory, and how large it is."""
+        """Set the input's shape; shapes and offsets of all tensors in the memory, and its size."""
         engine, context, logger = self._engine, self._context, self._logger
         source = next(index for index in range(engine.num_bindings) if engine.binding_is_input(index))
         self._layout = []
-        logger.forget()
+        logger.clear()
         if not context.set_binding_shape(source, tuple(request["shape"])):
-            raise Fault("engine", f"the engine takes no input of {request['shape']}: {logger.because()}")
+            raise Fault("engine", f"the engine takes no input of {request['shape']}: {logger.reason()}")
         places, offset = {}, 0
         for index in sorted(range(engine.num_bindings), key=lambda index: index != source):
             name, dims = engine.get_binding_name(index), [int(dim) for dim in context.get_binding_shape(index)]
             if not dims or min(dims) < 1:
-                raise Fault("engine", f"the engine does not know the shape of {name}: {dims}")
+                raise Fault("engine", f"the engine reports no shape for {name}: {dims}")
             nbytes = FLOAT_BYTES
             for dim in dims:
                 nbytes *= dim
@@ -268,33 +272,33 @@ class Worker:
         return {"places": places, "nbytes": offset}, b""
 
     def run(self, request: Header, payload: bytes) -> Answer:
-        """From the memory's input to its outputs."""
+        """Run the network on the input in the memory; write the outputs there."""
         driver, base = self._driver, self._base
         source, offset, nbytes = self._layout[0]
         driver.upload(self._buffers[source][0], base + offset, nbytes)
         pointers = [self._buffers[index][0] for index in range(self._engine.num_bindings)]
-        self._logger.forget()
+        self._logger.clear()
         if not self._context.execute_async_v2(pointers, driver.stream):
-            raise Fault("engine", f"TensorRT did not run the network: {self._logger.because()}")
+            raise Fault("engine", f"TensorRT did not run the network: {self._logger.reason()}")
         for index, offset, nbytes in self._layout[1:]:
             driver.download(base + offset, self._buffers[index][0], nbytes)
         driver.wait()
         return {}, b""
 
     def unload(self, request: Header, payload: bytes) -> Answer:
-        """Let the engine go, and its buffers."""
-        # TensorRT frees with the last reference: the context before the engine.
+        """Free the engine and its buffers."""
+        # TensorRT frees an object with its last reference: first the context, then the engine.
         self._context = None
         self._engine = None
         buffers, self._buffers = self._buffers, {}
-        self._driver.wait()  # a run that failed may have left work behind
+        self._driver.wait()  # a failed run may have left work on the stream
         for pointer, _nbytes in buffers.values():
             self._driver.free(pointer)
         return {}, b""
 
     def _reserve(self, index: int, nbytes: int) -> None:
-        pointer, there = self._buffers.get(index, (0, 0))
-        if there >= nbytes:
+        pointer, size = self._buffers.get(index, (0, 0))
+        if size >= nbytes:
             return
         if pointer:
             del self._buffers[index]
@@ -303,7 +307,7 @@ class Worker:
 
 
 def make_calibrator(base: Any, cache: bytes) -> Any:
-    """A calibrator that has no pictures, only the cache."""
+    """A calibrator that supplies only the calibration cache, no images."""
 
     class CachedScales(base):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -325,7 +329,7 @@ def make_calibrator(base: Any, cache: bytes) -> Any:
 
 
 def send(channel: socket.socket, header: Header, payload: bytes = b"") -> None:
-    """One frame."""
+    """Send one frame."""
     text = json.dumps(header).encode("utf-8")
     channel.sendall(FRAME.pack(MAGIC, len(text), len(payload)) + text)
     if payload:
@@ -333,32 +337,32 @@ def send(channel: socket.socket, header: Header, payload: bytes = b"") -> None:
 
 
 def receive(channel: socket.socket) -> Optional[Answer]:
-    """(header, payload) of one frame; None when the other side has gone."""
-    head = _exactly(channel, FRAME.size)
+    """(header, payload) of one frame; None when the agent has closed the socket."""
+    head = _read(channel, FRAME.size)
     if head is None or not head.startswith(MAGIC):
         return None
     _magic, text_bytes, payload_bytes = FRAME.unpack(head)
-    text, payload = _exactly(channel, text_bytes), _exactly(channel, payload_bytes)
+    text, payload = _read(channel, text_bytes), _read(channel, payload_bytes)
     if text is None or payload is None:
         return None
     return json.loads(text.decode("utf-8")), payload
 
 
-def _exactly(channel: socket.socket, count: int) -> Optional[bytes]:
+def _read(channel: socket.socket, count: int) -> Optional[bytes]:
     data = channel.recv(count, socket.MSG_WAITALL)
     return data if len(data) == count else None
 
 
-def end_with_the_agent(channel: socket.socket) -> None:
-    """End this process when the other side closes, also in the middle of a build. Runs in its own thread."""
+def exit_with_agent(channel: socket.socket) -> None:
+    """End this process when the agent closes the socket, even during a build. Runs in its own thread."""
     poll = select.poll()
-    poll.register(channel, 0)  # a hang-up is always told
+    poll.register(channel, 0)  # a hang-up is always reported
     poll.poll()
     os._exit(0)
 
 
 def serve(channel: socket.socket, memory: int) -> int:
-    """Say hello, then answer until told to quit; the exit code."""
+    """Send the hello, then answer requests until `quit`; the exit code."""
     try:
         try:
             import tensorrt
@@ -369,7 +373,7 @@ def serve(channel: socket.socket, memory: int) -> int:
         worker = Worker(tensorrt, Driver(), memory)
         hello = worker.hello()
     except Fault as fault:
-        send(channel, {"ok": False, "protocol": PROTOCOL, "kind": fault.kind, "why": fault.why})
+        send(channel, {"ok": False, "protocol": PROTOCOL, "kind": fault.kind, "why": fault.reason})
         return 1
     send(channel, {**hello, "ok": True})
     while True:
@@ -380,19 +384,23 @@ def serve(channel: socket.socket, memory: int) -> int:
         try:
             found, answer = getattr(worker, request["do"])(request, payload)
         except Fault as fault:
-            send(channel, {"ok": False, "kind": fault.kind, "why": fault.why})
+            send(channel, {"ok": False, "kind": fault.kind, "why": fault.reason})
         else:
             send(channel, {**found, "ok": True}, answer)
 
 
 def main() -> None:
-    """From the command line's two file descriptors."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to the whole group; the agent decides
+    """Serve the two file descriptors of the command line."""
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # the whole process group gets them
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, int(sys.argv[1]))
-    threading.Thread(target=end_with_the_agent, args=(channel,), daemon=True).start()
+    threading.Thread(target=exit_with_agent, args=(channel,), daemon=True).start()
     code = serve(channel, int(sys.argv[2]))
-    # Without the interpreter's way down, in which TensorRT's objects would be freed in any order.
+    # Skips the interpreter's shutdown, which would free TensorRT's objects in any order.
     os._exit(code)
 
 

@@ -1,7 +1,7 @@
-"""TensorRT 8 of another interpreter, in a worker process: JetPack 4's bindings are for Python 3.6 only.
+"""TensorRT 8 of another interpreter, in a worker process; JetPack 4's bindings are for Python 3.6 only.
 
-Pictures are made the network's input on the CPU, straight into memory that both processes map; the worker copies it to
-the GPU. So no kernel has to be compiled, and pycuda is not needed. UFF files are built from their ONNX form.
+Preprocessing runs on the CPU and writes to memory that both processes map; the worker copies it to the GPU. Hence no
+kernel has to be compiled, and pycuda is not needed. UFF models are built from their ONNX form.
 """
 
 import logging
@@ -17,7 +17,7 @@ from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EdgeAgentError, EngineError, ModelError
 from edge_agent.inference.cuda.driver import hint_for
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.inference.trt.build import BuildParams, failed
+from edge_agent.inference.trt.build import BuildParams, build_error
 from edge_agent.inference.trt.network import Network
 from edge_agent.inference.trt.precision import Capabilities, count_layers
 from edge_agent.inference.trt.process import WorkerError, WorkerProcess
@@ -27,15 +27,11 @@ _log = logging.getLogger(__name__)
 
 _RUN_LIMIT_S = 10.0
 _LOAD_LIMIT_S = 120.0
-_BUILD_LIMIT_S = 4 * 3600.0  # large networks take a Nano the better part of an hour
+_BUILD_LIMIT_S = 4 * 3600.0  # a Nano needs most of an hour for large networks
 
 
 class WorkerTensorRt:
-    """A `trt.place.TensorRtBackend` in a worker process.
-
-    Args:
-        worker: The process; closed with this.
-    """
+    """A `TensorRtBackend` in a worker process, which is closed with it."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         hello = worker.hello
@@ -49,28 +45,25 @@ class WorkerTensorRt:
         self._preprocess: Optional[Preprocessor] = None
 
     def capabilities(self) -> Capabilities:
-        """See `TensorRtBackend`."""
         hello = self._worker.hello
         return Capabilities(self.gpu, hello["int8"], hello["fp16"], fixed=False)
 
     def prepare(self, network: Network, interpolation: str, directory: Path) -> None:
-        """See `TensorRtBackend`."""
         self._preprocess = Preprocessor(network.contract, interpolation)
 
     def build(self, network: Network, params: BuildParams) -> bytes:
-        """See `TensorRtBackend`."""
         if params.dla_core is not None:
             raise ModelError(
                 "a DLA core was asked for, but TensorRT's worker process uses the GPU only", "unset dla_core"
             )
         cache, calibrator = b"", None
         try:
-            parsed, _ = self._worker.ask("parse", _LOAD_LIMIT_S, network.onnx)
+            parsed, _ = self._worker.request("parse", _LOAD_LIMIT_S, network.onnx)
             if params.calibration is not None:
                 white = 255.0 * network.contract.gain
                 cache = fitted(params.calibration, parsed["tensors"], network.binding.input, white, self.version)
                 calibrator = CALIBRATORS[params.calibration.algorithm]
-            _, plan = self._worker.ask(
+            _, plan = self._worker.request(
                 "build",
                 _BUILD_LIMIT_S,
                 cache,
@@ -80,58 +73,49 @@ class WorkerTensorRt:
                 calibrator=calibrator,
             )
         except WorkerError as error:
-            raise self._error(error, network.name) from error
+            raise self._build_error(error, network.name) from error
         return plan
 
-    def load(self, plan: bytes, network: Network, params: BuildParams) -> "_WorkerPlan":
-        """See `TensorRtBackend`."""
+    def load(self, plan: bytes, network: Network, params: BuildParams, info: EngineInfo) -> "WorkerEngine":
         if self._preprocess is None:
             raise EngineError("TensorRT: an engine was loaded before its preprocessing was prepared")
         tensors = [network.binding.input, *network.binding.outputs.values()]
         try:
-            loaded, _ = self._worker.ask("load", _LOAD_LIMIT_S, plan, tensors=tensors)
+            loaded, _ = self._worker.request("load", _LOAD_LIMIT_S, plan, tensors=tensors)
         except WorkerError as error:
-            raise EngineError(error.why, hint_for(error.why)) from error
-        return _WorkerPlan(self._worker, self._preprocess, network, loaded["layers"])
+            raise EngineError(error.reason, hint_for(error.reason)) from error
+        return WorkerEngine(self._worker, self._preprocess, network, info, loaded["layers"])
 
     def close(self) -> None:
-        """See `TensorRtBackend`."""
         self._worker.close()
 
-    def _error(self, error: WorkerError, name: str) -> EdgeAgentError:
+    def _build_error(self, error: WorkerError, name: str) -> EdgeAgentError:
         if error.kind == "build":
-            return failed(self.version, name, error.why)
+            return build_error(self.version, name, error.reason)
         if error.kind == "model":
             return ModelError(
-                f"model {name}: TensorRT {self.version} cannot build it: {error.why}",
+                f"model {name}: TensorRT {self.version} cannot build it: {error.reason}",
                 "export it with an older ONNX opset, or run it with backend onnxruntime",
             )
-        return EngineError(error.why, hint_for(error.why))
-
-
-class _WorkerPlan:
-    def __init__(self, worker: WorkerProcess, preprocess: Preprocessor, network: Network, layers: str) -> None:
-        self._worker, self._preprocess, self._network, self._layers = worker, preprocess, network, layers
-
-    def layers(self) -> Dict[str, int]:
-        return count_layers(self._layers)
-
-    def engine(self, info: EngineInfo) -> "WorkerEngine":
-        return WorkerEngine(self._worker, self._preprocess, self._network, info)
+        return EngineError(error.reason, hint_for(error.reason))
 
 
 class WorkerEngine:
     """One model in a worker process. Owned, called and closed by one thread.
 
     Args:
-        worker: The process, with the engine loaded; closed with this.
-        preprocess: Makes the input.
-        network: What runs.
-        info: The same, for `B/info`.
+        worker: The process, which has loaded the engine; closed with this engine.
+        preprocess: Fills the network's input.
+        network: The network.
+        info: Facts that are published of the engine.
+        inspection: TensorRT's report of the layers, JSON; may be empty.
     """
 
-    def __init__(self, worker: WorkerProcess, preprocess: Preprocessor, network: Network, info: EngineInfo) -> None:
+    def __init__(
+        self, worker: WorkerProcess, preprocess: Preprocessor, network: Network, info: EngineInfo, inspection: str
+    ) -> None:
         self.info = info
+        self._inspection = inspection
         self.contract: ModelContract = network.contract
         self.pool: Optional[BufferPool] = None
         self._worker, self._preprocess, self._binding = worker, preprocess, network.binding
@@ -140,10 +124,10 @@ class WorkerEngine:
         self._outputs: Dict[str, Array] = {}
 
     def infer(self, picture: Image) -> Mapping[str, Array]:
-        """Raw outputs by role (see `core.contract`), without the batch axis; float32, valid until the next call.
+        """Raw outputs by role of the model contract, without the batch axis; float32, valid until the next call.
 
         Raises:
-            EngineError: The worker has died or is late, CUDA or TensorRT failed, or the answer is no number.
+            EngineError: The worker has ended or is late, CUDA or TensorRT failed, or an output holds NaN or infinity.
         """
         return self.run(self.prepare(picture))
 
@@ -152,28 +136,32 @@ class WorkerEngine:
         return self._preprocess(picture)
 
     def run(self, tensor: Array) -> Mapping[str, Array]:
-        """The second half of `infer`, of what `prepare` made; may be repeated."""
+        """The second half of `infer`, on the input of `prepare`; may be repeated."""
         try:
             if tensor.shape != self._shape or self._input is None:
                 self._input = self._reshape(tensor.shape)
             np.copyto(self._input, tensor)
-            self._worker.ask("run", _RUN_LIMIT_S)
+            self._worker.request("run", _RUN_LIMIT_S)
         except WorkerError as error:
-            raise EngineError(error.why, hint_for(error.why)) from error
-        answers = {role: self._outputs[name][0] for role, name in self._binding.outputs.items()}
-        for role, values in answers.items():
+            raise EngineError(error.reason, hint_for(error.reason)) from error
+        outputs = {role: self._outputs[name][0] for role, name in self._binding.outputs.items()}
+        for role, values in outputs.items():
             if not np.isfinite(values).all():
                 raise EngineError(f"model {self.info.model}: its {role} output holds NaN or infinity")
-        return answers
+        return outputs
+
+    def layers(self) -> Dict[str, int]:
+        """Count of layers by precision; empty when TensorRT does not report it."""
+        return count_layers(self._inspection)
 
     def free(self) -> None:
-        """Free the engine, not the worker. A failure is only logged: it is mostly the echo of an earlier one."""
+        """Free the engine and keep the worker. A failure is only logged; most often, an earlier failure caused it."""
         self._shape = self._input = None
         self._outputs = {}
         try:
-            self._worker.ask("unload", _LOAD_LIMIT_S)
+            self._worker.request("unload", _LOAD_LIMIT_S)
         except (WorkerError, EngineError) as error:
-            _log.warning("at the end: %s", error)
+            _log.warning("freeing the engine: %s", error)
 
     def close(self) -> None:
         """End the worker. Idempotent."""
@@ -182,9 +170,9 @@ class WorkerEngine:
         self._worker.close()
 
     def _reshape(self, shape: Tuple[int, ...]) -> Array:
-        """Take inputs of `shape` from now on; where they are to be put."""
+        """Set the input's shape; the array in shared memory that holds the input."""
         self._shape = None
-        answer, _ = self._worker.ask("shape", _RUN_LIMIT_S, shape=shape)
+        answer, _ = self._worker.request("shape", _RUN_LIMIT_S, shape=shape)
         tensors = {
             name: self._worker.tensor(place["offset"], tuple(place["shape"]), answer["nbytes"])
             for name, place in answer["places"].items()
@@ -194,13 +182,10 @@ class WorkerEngine:
 
 
 def open_worker(python: str) -> WorkerTensorRt:
-    """TensorRT 8 of another interpreter.
-
-    Args:
-        python: Name or path of the interpreter.
+    """Start TensorRT 8 in the interpreter `python`, a name or path.
 
     Raises:
-        MissingPackage: There is no such interpreter, or TensorRT or the driver is missing there.
-        EngineError: No GPU answers, or the worker does not.
+        MissingPackage: The interpreter does not exist, or lacks TensorRT or the driver.
+        EngineError: The GPU or the worker does not answer.
     """
     return WorkerTensorRt(WorkerProcess(python))

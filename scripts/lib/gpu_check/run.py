@@ -68,9 +68,9 @@ def engine(model: str, folder: Path) -> Iterator[Row]:
     except EdgeAgentError as error:
         yield "engine", NOTE, f"not checked: {error}"
         return
-    place = find_backend(None, os.environ)
-    can = place.capabilities()
-    place.close()
+    backend = find_backend(None, os.environ)
+    can = backend.capabilities()
+    backend.close()
     yield _proven(f"{model}, auto", network, "auto", folder)
     yield _proven(f"{model}, fp32", network, "fp32", folder)
     if network.precision != "fp32":

@@ -23,7 +23,7 @@ from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.calibration import cpu_int8
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import golden_image
-from edge_agent.inference.trt.engine_loader import errors
+from edge_agent.inference.trt.engine_loader import relative_errors
 from edge_agent.inference.trt.network import local_calibration, read_network
 from edge_agent.models import registry
 from edge_agent.models.calibration_cache import read_calibration
@@ -208,7 +208,7 @@ def test_centerface_builds_on_every_generation(
     assert len(found.xyxy) == 1
     assert max(opened.errors.values()) < (0.25 if precision == "int8" else 0.02)
     if version == "11.4":
-        assert any("stored in int8 for this TensorRT: 63 of 63 layers" in line for line in fake.told)
+        assert any("converted to int8 for this TensorRT: 63 of 63 layers" in line for line in fake.told)
         assert opened.manifest.layers["int8"] >= 63 and fake.trt.configs[-1]["flags"] == {"TF32"}
     opened.engine.close()
     fake.assert_clean()
@@ -244,7 +244,7 @@ def test_the_files_answer_nearly_as_float(centerface: Path) -> None:
     for name, most in (("qdq", 0.25), ("cpu-int8", 0.25), ("fp16", 0.02)):
         path = folder / f"centerface.{name}.onnx"
         onnx.checker.check_model(str(path), full_check=True)
-        assert 0.0 < max(errors(run_on_cpu(path), wanted).values()) < most
+        assert 0.0 < max(relative_errors(run_on_cpu(path), wanted).values()) < most
 
 
 def run_on_cpu(path: Path) -> Dict[str, np.ndarray]:

@@ -121,7 +121,7 @@ def test_build_tells_progress_and_reports(
     words = ("--model", str(path), "--calibration", str(cache), "--precision", "int8")
     assert build(*words) == 0
     shown = capsys.readouterr()
-    for line in ("TensorRT 10.3.0 on Fake (sm_87)", "precision int8: as asked", "building engine", "proven with"):
+    for line in ("TensorRT 10.3.0 on Fake (sm_87)", "precision int8: as asked", "building engine", "verified with"):
         assert line in shown.err
     rows = dict(line.split(None, 1) for line in shown.out.splitlines())
     assert (rows["precision_asked"], rows["precision_used"]) == ("int8", "int8")

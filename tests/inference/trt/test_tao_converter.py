@@ -130,9 +130,9 @@ def faults(tmp_path: Path, converter: Path, kind: str) -> None:
 
 
 FAULTS: List[Any] = [
-    ("refused", ModelError, r"made no engine of it: \[ERROR\] Failed to parse the model, key \.\.\. "),
+    ("refused", ModelError, r"built no engine from it: \[ERROR\] Failed to parse the model, key \.\.\. "),
     ("program", ModelError, "tao-converter does not start: Exec format"),
-    ("plan", EngineError, "does not take the engine"),
+    ("plan", EngineError, "cannot load the engine"),
     ("version", EngineError, "not compatible with this version of TensorRT"),
 ]
 
@@ -154,7 +154,7 @@ def test_an_engine_that_cannot_be_right_is_refused(tmp_path: Path, converter: Pa
     (converter / "plan").write_bytes(plan_of(tmp_path, "8.2", "nano"))
     fake = FakeBoard(tmp_path, "8.2", "nano")
     fake.trt.wrong = True
-    with pytest.raises(EngineError, match=r"answers wrongly: on the golden picture its coverage is 1"):
+    with pytest.raises(EngineError, match=r"answers wrongly: on the golden image its coverage is 1"):
         fake.open(encrypted(tmp_path))
     assert fake.engines() == []
     fake.assert_clean()

@@ -18,7 +18,7 @@ from edge_agent.core.frame import Image
 from edge_agent.errors import EdgeAgentError, EngineError, InputError, MissingPackage, ModelError
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import Preprocessor, golden_image
-from edge_agent.inference.trt.engine_loader import TOLERANCES, heartbeat
+from edge_agent.inference.trt.engine_loader import TOLERANCES, progress_reports
 from edge_agent.inference.trt.network import Network, read_network
 from edge_agent.inference.trt.precision import (
     Capabilities,
@@ -271,10 +271,10 @@ def test_int8_by_compute_capability() -> None:
 
 def test_work_that_takes_long_says_so() -> None:
     told: Any = Queue()
-    with heartbeat(told.put, "still building", 0.01):
+    with progress_reports(told.put, "still building", 0.01):
         assert told.get(timeout=5).startswith("still building, ")
         told.get(timeout=5)
-    assert not any(thread.name == "trt-heartbeat" for thread in threading.enumerate())
+    assert not any(thread.name == "trt-progress" for thread in threading.enumerate())
 
 
 UNMET: List[Tuple[str, str, str, bool, str]] = [
@@ -457,13 +457,13 @@ def _vouch(path: Path, plan: bytes) -> None:
 
 
 DAMAGES: List[Tuple[str, Callable[[Path], Any], str]] = [
-    ("truncated", _truncate, "damaged: .* bytes, and not the"),
+    ("truncated", _truncate, "damaged: .* bytes instead of"),
     ("flipped", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "damaged: "),
     ("truncated-whole", lambda path: _vouch(path, path.read_bytes()[:-10]), "Serialization assertion failed"),
     (
         "version",
         lambda path: _vouch(path, path.read_bytes().replace(b'"10.3.0"', b'"10.2.0"')),
-        "does not take the engine: 6: .*expecting library version 10.3.0 got 10.2.0",
+        "cannot load the engine: 6: .*expecting library version 10.3.0 got 10.2.0",
     ),
     (
         "device",
@@ -514,7 +514,7 @@ def test_an_engine_that_answers_wrongly_is_built_again_once(boards: Any, tmp_pat
     fake = boards()
     again = fake.open(gridbox(tmp_path))
     assert again.built and fake.trt.built == 1
-    assert any("the engine answers wrongly" in line and "misses the reference in cov" in line for line in fake.told)
+    assert any("engine answers wrongly" in line and "differs from the reference in cov" in line for line in fake.told)
     plain = boards()
     engine = plain.open(gridbox(tmp_path)).engine
     assert fake.cuda.allocated_bytes == plain.cuda.allocated_bytes  # nothing is left of the wrong one
@@ -523,7 +523,7 @@ def test_an_engine_that_answers_wrongly_is_built_again_once(boards: Any, tmp_pat
 
     broken = boards()
     broken.trt.wrong = True
-    with pytest.raises(EngineError, match=r"answers wrongly: .* misses the reference in cov by \d+%"):
+    with pytest.raises(EngineError, match=r"answers wrongly: .* differs from the reference in cov by \d+%"):
         broken.open(gridbox(tmp_path))
     assert broken.trt.built == 1
     fresh = boards()
@@ -560,7 +560,7 @@ def test_the_cache_keeps_the_newest_of_each_model(boards: Any, tmp_path: Path) -
     newest.engine.close()
     assert fake.engines() == sorted([other.path, built[0], *built[2:], newest.path])
     assert not built[1].with_suffix(".json").exists() and built[0].with_suffix(".json").exists()
-    assert f"removed from the cache, as long unused: {built[1]}" in fake.told
+    assert f"removed from the cache because long unused: {built[1]}" in fake.told
 
 
 FAULTS: List[Tuple[str, Dict[str, str], Any, str]] = [

@@ -117,7 +117,7 @@ def test_the_engine_is_built_once(jetpack: JetPack4, tmp_path: Path, caplog: pyt
     assert "building engine" in caplog.text
     caplog.clear()
     opened(jetpack, path).close()
-    assert "engine of the cache" in caplog.text and "building engine" not in caplog.text
+    assert "engine from the cache" in caplog.text and "building engine" not in caplog.text
     (plan,) = (tmp_path / "cache" / "engines").glob("*.plan")
     plan.write_bytes(plan.read_bytes()[:-1])
     opened(jetpack, path).close()
@@ -127,7 +127,7 @@ def test_the_engine_is_built_once(jetpack: JetPack4, tmp_path: Path, caplog: pyt
 def test_8_0_has_no_inspector(jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRT_VERSION", "8.0.1.6")
     engine = opened(jetpack, graphs.gridbox(tmp_path / "m.onnx"))
-    assert engine.info.precision == "fp16" and engine.info.detail["layers"] == "the engine does not tell"
+    assert engine.info.precision == "fp16" and engine.info.detail["layers"] == "not reported"
     engine.close()
 
 
@@ -138,9 +138,9 @@ def test_without_tensorrt_here_jetpacks_python_is_found(jetpack: JetPack4, tmp_p
         pass
     else:
         pytest.skip("needs a machine without TensorRT: it is installed here")
-    place = find_backend(None, {}, Path(jetpack.python))
-    assert (place.gpu, place.version, place.worker) == ("NVIDIA Tegra X1", "8.2.1.8", jetpack.python)
-    place.close()
+    backend = find_backend(None, {}, Path(jetpack.python))
+    assert (backend.gpu, backend.version, backend.worker) == ("NVIDIA Tegra X1", "8.2.1.8", jetpack.python)
+    backend.close()
     for other in ("nowhere", "/bin/false"):
         with pytest.raises(MissingPackage, match="tensorrt cannot be imported: No module named"):
             find_backend(None, {}, Path(other))
@@ -165,7 +165,7 @@ def test_auto_takes_the_worker_that_the_settings_name(
         ("start", EngineError, "TensorRT does not start: CUDA initialization failure.*error: 2.*stop other programs"),
         ("parse", ModelError, "No importer registered for op: Foo"),
         ("build", ModelError, "cannot build model m.onnx: 10: Could not find any implementation"),
-        ("take", EngineError, "does not take the engine: 1:.*out of memory.*stop other programs"),
+        ("take", EngineError, "cannot load the engine: 1:.*out of memory.*stop other programs"),
         ("context", EngineError, "no execution context: 2: out of memory"),
         ("enqueue", EngineError, "did not run the network.*illegal memory access.*only a restart"),
         ("wrong", EngineError, "answers wrongly"),
@@ -236,10 +236,10 @@ def test_a_worker_that_hangs_is_killed_in_time(
 ) -> None:
     jetpack.plug_in(monkeypatch, "slow-build")
     worker = WorkerProcess(jetpack.python)
-    worker.ask("parse", PATIENCE_S, graphs.gridbox(tmp_path / "m.onnx").read_bytes())
+    worker.request("parse", PATIENCE_S, graphs.gridbox(tmp_path / "m.onnx").read_bytes())
     before = open_files()
     with pytest.raises(EngineError, match=r"build: no answer within 0\.2 s; it was killed"):
-        worker.ask("build", 0.2, precision="fp32", workspace_bytes=1, shapes=[])
+        worker.request("build", 0.2, precision="fp32", workspace_bytes=1, shapes=[])
     assert not children()
     worker.close()
     assert open_files() == before - 2  # socket and memory
@@ -247,12 +247,12 @@ def test_a_worker_that_hangs_is_killed_in_time(
 
 def test_a_refusal_leaves_the_worker_at_work(jetpack: JetPack4) -> None:
     worker = WorkerProcess(jetpack.python)
-    with pytest.raises(WorkerError, match="does not take the engine"):
-        worker.ask("load", PATIENCE_S, b"no plan", tensors=[])
-    worker.ask("unload", PATIENCE_S)
+    with pytest.raises(WorkerError, match="cannot load the engine"):
+        worker.request("load", PATIENCE_S, b"no plan", tensors=[])
+    worker.request("unload", PATIENCE_S)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the agent, which ends it in order
         os.kill(worker.pid, number)
-    worker.ask("unload", PATIENCE_S)
+    worker.request("unload", PATIENCE_S)
     worker.close()
     assert gone(worker.pid) and not children()
 
@@ -263,7 +263,7 @@ def test_another_protocol_is_told(tmp_path: Path, jetpack: JetPack4) -> None:
     (tmp_path / "worker.py").write_text(text)
     other.write_text(f'#!/bin/sh\nexec "{jetpack.python}" -I "{tmp_path}/worker.py" "$3" "$4"\n')
     other.chmod(0o755)
-    with pytest.raises(EngineError, match="speaks protocol 2, this agent 1"):
+    with pytest.raises(EngineError, match="uses protocol 2, this agent 1"):
         WorkerProcess(str(other))
 
 
@@ -275,9 +275,9 @@ AGENT = """
 import sys
 from edge_agent.inference.trt.process import WorkerProcess
 worker = WorkerProcess(sys.argv[1])
-worker.ask("parse", 60, open(sys.argv[2], "rb").read())
+worker.request("parse", 60, open(sys.argv[2], "rb").read())
 print(worker.pid, flush=True)
-worker.ask("build", 60, precision="fp32", workspace_bytes=1, shapes=[])
+worker.request("build", 60, precision="fp32", workspace_bytes=1, shapes=[])
 """
 
 

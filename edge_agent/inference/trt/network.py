@@ -1,4 +1,4 @@
-"""The network that TensorRT is to build: one file, seen as TensorRT's parsers and as ONNX Runtime take it."""
+"""Reads a model file as a `Network`, in the forms that TensorRT's parsers and ONNX Runtime take."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -17,25 +17,25 @@ from edge_agent.models.onnx.file import OnnxModel, parse_onnx, read_model
 from edge_agent.models.uff.to_onnx import convert_uff
 
 _CALIBRATION_SUFFIX = "_int8.txt"
-# The names in NVIDIA's DetectNet_v2 exports in UFF.
+# Tensor names of NVIDIA's DetectNet_v2 exports in UFF.
 _DETECTNET = Binding("input_1", {"cov": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"})
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model to be built.
+    """A model to build.
 
     Attributes:
-        name: What users call it.
-        sha256: Of the model as it is built, hex.
-        onnx: The network in ONNX; empty where it stays encrypted.
-        uff: The same in UFF, where it came so; None else.
-        model: The outside of `onnx`, if there is one.
-        binding: Its tensors' names, which are the same in UFF.
-        contract: What they mean.
-        calibration: Its INT8 calibration cache, if any.
-        path: The file that it was read from.
-        encrypted: Where only NVIDIA's tao-converter opens it.
+        name: Name of the model in messages.
+        sha256: Checksum of the model as it is built, hex.
+        onnx: The network in ONNX; empty when it is encrypted.
+        uff: The network in UFF, if the file is UFF; else None.
+        model: Inputs and outputs of `onnx`; None when it is encrypted.
+        binding: Names of the tensors, the same in ONNX and UFF.
+        contract: Meaning of the tensors.
+        calibration: Path of its INT8 calibration cache, if any.
+        path: Path of the model file.
+        encrypted: Set when only NVIDIA's tao-converter can decrypt the model.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Network:
 
     @property
     def precision(self) -> str:
-        """What the file stores its numbers in."""
+        """Precision that the file stores its weights in."""
         return self.model.precision if self.model is not None else "fp32"
 
     @property
     def shapes(self) -> Tuple[Shape, Shape, Shape]:
-        """Smallest, usual and largest input, (1, C, H, W); three times the same for models of one size."""
+        """Smallest, usual and largest input, (1, C, H, W); all equal for models of one size."""
         contract = self.contract
         if not contract.any_size:
             fixed = (1, contract.channels, contract.net[1], contract.net[0])
@@ -82,25 +82,25 @@ def read_network(
     Args:
         model: A name of the registry, or the path of an .onnx, .uff or .etlt file.
         directory: Folder of fetched models.
-        class_name: Of a model of several classes, the one that means a face.
-        long_side: Of a model that takes any size, px.
-        calibration: Path of an INT8 calibration cache; when None the one made here by `model calibrate`, else the
-            one fetched with the model.
+        class_name: Class that means a face, for a model of several classes.
+        long_side: Longer side of the input, px, for a model of any input size.
+        calibration: Path of an INT8 calibration cache; when None, the one that `model calibrate` wrote, else the one
+            fetched with the model.
         labels_file: Path of the class names; labels.txt beside the model when None.
-        key: What an .etlt is encrypted with; NVIDIA's published key when None.
-        allow_encrypted: False where a model that only tao-converter opens is of no use.
+        key: Encryption key of an .etlt; NVIDIA's published key when None.
+        allow_encrypted: False rejects a model that only tao-converter can decrypt.
 
     Raises:
-        ModelError: It is missing, damaged, or keeps no contract that the agent knows.
-        MissingPackage: It is encrypted, and NVIDIA's package is not installed.
+        ModelError: The model is missing or damaged, or fits no contract that the agent knows.
+        MissingPackage: The model is encrypted, and NVIDIA's package is not installed.
     """
     given = Path(calibration) if calibration is not None else None
     if model.endswith(registry.SUFFIXES):
         path = Path(model)
         onnx, uff = read_payload(path, key)
-        outside = parse_onnx(onnx, str(path))
-        contract = derive(outside, str(path), registry.labels_of(path, labels_file), class_name, long_side)
-        return _network(path.name, path, onnx, uff, outside, contract, given or _own(path))
+        parsed = parse_onnx(onnx, str(path))
+        contract = derive(parsed, str(path), registry.labels_of(path, labels_file), class_name, long_side)
+        return _network(path.name, path, onnx, uff, parsed, contract, given or _existing_calibration(path))
     card = registry.card_of(model)
     if "tensorrt" not in card.backends:
         raise ModelError(f"model {card.name} does not run in TensorRT", f"it needs {' or '.join(card.backends)}")
@@ -109,22 +109,22 @@ def read_network(
     beside = (path.with_name(file.name) for file in card.files if file.name.endswith(_CALIBRATION_SUFFIX))
     fetched = next((file for file in beside if file.is_file()), None)
     converter = find_converter() if allow_encrypted and path.suffix == ".etlt" else None
-    if converter is not None and not any(made.is_file() for made in _made_of(path)):
+    if converter is not None and not any(file.is_file() for file in _conversions(path)):
         encrypted = EncryptedModel(path, registry.FACEDETECTIR_KEY, converter)
         digest = registry.sha256_of(path)
         return Network(card.name, digest, b"", None, None, _DETECTNET, contract, given or fetched, path, encrypted)
     onnx, uff = read_payload(path)
-    outside = parse_onnx(onnx, str(path))
-    require(outside, str(path), contract)
-    return _network(card.name, path, onnx, uff, outside, contract, given or _own(path) or fetched)
+    parsed = parse_onnx(onnx, str(path))
+    require(parsed, str(path), contract)
+    return _network(card.name, path, onnx, uff, parsed, contract, given or _existing_calibration(path) or fetched)
 
 
 def local_calibration(path: Path) -> Path:
-    """Where `model calibrate` puts its calibration of the model in `path`."""
+    """Path of the calibration that `model calibrate` writes for the model in `path`."""
     return path.with_suffix(".int8.txt")
 
 
-def _own(path: Path) -> Optional[Path]:
+def _existing_calibration(path: Path) -> Optional[Path]:
     found = local_calibration(path)
     return found if found.is_file() else None
 
@@ -134,28 +134,28 @@ def _network(
     path: Path,
     onnx: bytes,
     uff: Optional[bytes],
-    outside: OnnxModel,
+    parsed: OnnxModel,
     contract: ModelContract,
     calibration: Optional[Path],
 ) -> Network:
     digest = hashlib.sha256(onnx if uff is None else uff).hexdigest()
-    return Network(name, digest, onnx, uff, outside, bind(outside, str(path)), contract, calibration, path)
+    return Network(name, digest, onnx, uff, parsed, bind(parsed, str(path)), contract, calibration, path)
 
 
-def _made_of(path: Path) -> Tuple[Path, Path]:
-    """Where the user puts what was made of an .etlt elsewhere."""
+def _conversions(path: Path) -> Tuple[Path, Path]:
+    """Paths where the user puts the converted form of an .etlt."""
     return path.with_suffix(".onnx"), path.with_suffix(".uff")
 
 
 def read_payload(path: Path, key: Optional[str] = None) -> Tuple[bytes, Optional[bytes]]:
-    """(ONNX, UFF or None) of a model file; of an .etlt what the user made of it beside it, else what is in it.
+    """(ONNX, UFF or None) of a model file; of an .etlt, its converted form beside it, else its decrypted content.
 
     Raises:
-        ModelError: It cannot be read, is damaged, or the key is wrong.
-        MissingPackage: It is encrypted, and NVIDIA's package is not installed.
+        ModelError: The file cannot be read, is damaged, or the key is wrong.
+        MissingPackage: The file is encrypted, and NVIDIA's package is not installed.
     """
     if path.suffix == ".etlt":
-        path = next((made for made in _made_of(path) if made.is_file()), path)
+        path = next((file for file in _conversions(path) if file.is_file()), path)
     data = read_model(path)
     kind = path.suffix[1:]
     if kind == "etlt":

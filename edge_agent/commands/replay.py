@@ -1,7 +1,8 @@
-"""`edge-agent replay`: recorded frames or detections through the same pipeline on the recorded clock, events out."""
+"""`edge-agent replay`: run recorded frames or detections through the stages on the recorded clock."""
 
 import argparse
 import json
+import logging
 import os
 import random
 import sys
@@ -9,15 +10,19 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Optional, TextIO
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Optional, TextIO, Tuple, Union
+
+import numpy as np
 
 from edge_agent.commands.arguments import add_command, add_env_file
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.frame import Frame
-from edge_agent.core.presence.recording import SightChange, sight_line
-from edge_agent.core.presence.replay import Opened, RecordedClock, Replay
-from edge_agent.core.types import Detections, FaceEvent, Outcome, Sight
+from edge_agent.core.camera.visibility import Visibility
+from edge_agent.core.frame import Frame, Levels
+from edge_agent.core.presence.recording import RecordedDetections, SightChange, sight_line
+from edge_agent.core.types import Array, Detections, FaceEvent, Outcome, Sight
 from edge_agent.errors import InputError
+from edge_agent.runtime.replay import Replay, ReplayCamera, ReplayClock
+from edge_agent.runtime.stages import Judge
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
@@ -62,11 +67,15 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     detections = args.recording == "-" or Path(args.recording).suffix.lower() in SUFFIXES
     _check_arguments(args, detections)
-    clock = RecordedClock()
+    clock = ReplayClock()
     with ExitStack() as stack:
         out = _opened(args.output, stack) if args.output else sys.stdout
         record = _opened(args.record, stack) if args.record else None
-        outcomes = _detections(args, settings, clock) if detections else _frames(args, settings, clock, record, stack)
+        _silence_stages(stack)
+        if detections:
+            outcomes = _replay_detections(args, settings, clock)
+        else:
+            outcomes = _replay_frames(args, settings, clock, record, stack)
         tally = _write(outcomes, settings, clock, out, record)
     tally["seconds"] = round(time.perf_counter() - started, 2)
     print("replay: {frames} frames, {events} events in {seconds} s".format(**tally), file=sys.stderr)
@@ -83,6 +92,17 @@ def _check_arguments(args: argparse.Namespace, detections: bool) -> None:
             raise InputError(f"--{option}: is for recorded frames", "detections carry their own times")
 
 
+def _silence_stages(stack: ExitStack) -> None:
+    """Drop the stages' log records: that a recorded camera was lost stands in the replay's output."""
+    stages = logging.getLogger("edge_agent.runtime.stages")
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    stages.addFilter(drop)
+    stack.callback(stages.removeFilter, drop)
+
+
 def _opened(path: Path, stack: ExitStack) -> TextIO:
     try:
         return stack.enter_context(path.open("w", encoding="utf-8"))
@@ -90,19 +110,59 @@ def _opened(path: Path, stack: ExitStack) -> TextIO:
         raise InputError(f"{path}: {error.strerror or error}", "choose a file that can be written") from error
 
 
-class RecordedDetector:
-    """Finds what the recording says."""
+class RecordedCamera:
+    """The judge and the detector of a recording of detections: both return what stands in the recording."""
 
     def __init__(self) -> None:
+        self.visibility = Visibility(True, Sight.OK)
         self.found = Detections.empty()
 
+    def show(self, entry: Union[RecordedDetections, SightChange]) -> None:
+        """Return this entry from now on."""
+        if isinstance(entry, SightChange):
+            self.visibility = Visibility(False, entry.sight, entry.doubt)
+        else:
+            self.visibility = Visibility(True, Sight.OK, self.visibility.doubt)
+            self.found = entry.detections
+
+    def judge(self, pixels: Array, levels: Levels, t: float) -> Visibility:
+        """Return the recorded visibility."""
+        return self.visibility
+
     def detect(self, picture: "Image") -> Detections:
-        """Whatever the picture."""
+        """Return the recorded detections."""
         return self.found
 
 
-def _ids(clock: RecordedClock, seed: int) -> Iterator[str]:
-    """UUIDv7 of the recording's time, the same at every replay."""
+class SightRecorder:
+    """Writes a camera's changes of sight to a recording.
+
+    Args:
+        camera: Its id.
+        clock: The recording's.
+        record: Takes the lines.
+    """
+
+    def __init__(self, camera: str, clock: ReplayClock, record: TextIO) -> None:
+        self._camera, self._clock, self._record = camera, clock, record
+        self._written: Optional[Tuple[Sight, bool]] = None
+
+    def watch(self, judge: Judge) -> Judge:
+        """Return a judge that also records what `judge` returns."""
+
+        def recording(pixels: Array, levels: Levels, t: float) -> Visibility:
+            visibility = judge(pixels, levels, t)
+            state = visibility.sight, visibility.doubt
+            if state != self._written:
+                self._written = state
+                _line(self._record, sight_line(SightChange(self._camera, self._clock(), *state)))
+            return visibility
+
+        return recording
+
+
+def _ids(clock: ReplayClock, seed: int) -> Iterator[str]:
+    """Yield UUIDv7s of the recording's time, the same at every replay."""
     from edge_agent.host.identity import uuid7_of
 
     generator = random.Random(seed)
@@ -110,46 +170,35 @@ def _ids(clock: RecordedClock, seed: int) -> Iterator[str]:
         yield uuid7_of(max(0, int(1000 * clock().t)), generator.getrandbits(80))
 
 
-def _replay(
-    settings: "Settings", clock: RecordedClock, seed: int, detector: Any, upright: bool, every_frame: bool
-) -> Replay:
-    """Pipelines by camera. Without pixels (`upright`) there is nothing to turn, to mask or to cut crops from."""
+def _replay_detections(args: argparse.Namespace, settings: "Settings", clock: ReplayClock) -> Iterator[Outcome]:
+    """Replay recorded detections; the frames are black and of the recorded size, so they have no crops or quality."""
+    from edge_agent.commands.recordings import read_detections
     from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
 
-    ids = _ids(clock, seed)
+    ids = _ids(clock, args.seed)
+    cameras: Dict[str, RecordedCamera] = {}
+    shared = PipelineParams(
+        settings.tracker, settings.presence, replace(settings.crops, enabled=False), replace(settings.idle, fps=0.0)
+    )
 
-    def open_camera(name: str) -> Opened:
+    def open_camera(name: str) -> ReplayCamera:
         params = settings.cameras.get(name, CameraParams("replay:"))
-        crops = settings.crops
-        if upright:
-            params = replace(params, rotate=0, flip="none", roi=None, masks=())
-            crops = replace(crops, enabled=False)
-        idle = replace(settings.idle, fps=0.0) if every_frame else settings.idle
-        shared = PipelineParams(settings.tracker, settings.presence, crops, idle)
-        pipeline = FacePipeline(name, params, detector, lambda: next(ids), clock, shared)
-        return Opened(pipeline, params.stall_after_s)
+        upright = replace(params, rotate=0, flip="none", roi=None, masks=())
+        pipeline = FacePipeline(name, upright, cameras[name], lambda: next(ids), clock, shared)
+        return ReplayCamera(pipeline, lambda: cameras[name].judge, params.stall_after_s)
 
-    return Replay(clock, open_camera)
-
-
-def _detections(args: argparse.Namespace, settings: "Settings", clock: RecordedClock) -> Iterator[Outcome]:
-    """Detections through the pipelines; the picture is black and of the recorded size."""
-    import numpy as np
-
-    from edge_agent.commands.recordings import read_detections
-
-    detector = RecordedDetector()
-    replay = _replay(settings, clock, args.seed, detector, upright=True, every_frame=True)
+    replay = Replay(clock, open_camera)
     black = np.zeros((1, 1), np.uint8)
     for entry in read_detections(args.recording):
-        if isinstance(entry, SightChange):
-            yield from replay.sight(entry.camera, entry.sight, entry.moment, entry.doubt)
-            continue
-        detector.found = entry.detections
-        if black.shape != (entry.height, entry.width):
-            black = np.zeros((entry.height, entry.width), np.uint8)
-        frame = Frame(black, entry.sequence, entry.moment.t)
-        yield from map(_without_quality, replay.frame(entry.camera, frame, entry.moment))
+        cameras.setdefault(entry.camera, RecordedCamera()).show(entry)
+        sequence = 0
+        if isinstance(entry, RecordedDetections):
+            sequence = entry.sequence
+            if black.shape != (entry.height, entry.width):
+                black = np.zeros((entry.height, entry.width), np.uint8)
+        frame = Frame(black, sequence, entry.moment.t)
+        outcomes = replay.deliver(entry.camera, frame, entry.moment)
+        yield from outcomes if isinstance(entry, SightChange) else map(_without_quality, outcomes)
     yield from replay.end()
 
 
@@ -157,33 +206,36 @@ def _without_quality(outcome: Outcome) -> Outcome:
     return replace(outcome, events=tuple(replace(event, quality=None) for event in outcome.events))
 
 
-def _frames(
-    args: argparse.Namespace, settings: "Settings", clock: RecordedClock, record: Optional[TextIO], stack: ExitStack
+def _replay_frames(
+    args: argparse.Namespace, settings: "Settings", clock: ReplayClock, record: Optional[TextIO], stack: ExitStack
 ) -> Iterator[Outcome]:
-    """Frames through the judgement of the light, the detector and the pipeline, as in `runtime.stages`."""
+    """Replay recorded frames; with `record`, every frame is inferred, and changes of sight are written to it."""
     from edge_agent.commands.recordings import read_frames
     from edge_agent.core.camera.visibility import VisibilityMonitor
     from edge_agent.core.detection.detector import FaceDetector
+    from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
 
-    camera = settings.cameras.get(args.camera, CameraParams("replay:"))
-    kind, frames = read_frames(args.recording, args.timestamps, args.fps, camera, stack)
+    name = args.camera
+    params = settings.cameras.get(name, CameraParams("replay:"))
+    kind, frames = read_frames(args.recording, args.timestamps, args.fps, params, stack)
     detector = FaceDetector(_engine(settings, stack), settings.detection)
-    replay = _replay(settings, clock, args.seed, detector, upright=False, every_frame=record is not None)
-    monitor = VisibilityMonitor(settings.illumination, kind)
-    told: Optional[SightChange] = None
+    ids = _ids(clock, args.seed)
+    idle = settings.idle if record is None else replace(settings.idle, fps=0.0)
+    shared = PipelineParams(settings.tracker, settings.presence, settings.crops, idle)
+    recorder = None if record is None else SightRecorder(name, clock, record)
+
+    def make_judge() -> Judge:
+        judge = VisibilityMonitor(settings.illumination, kind).observe
+        return judge if recorder is None else recorder.watch(judge)
+
+    def open_camera(name: str) -> ReplayCamera:
+        pipeline = FacePipeline(name, params, detector, lambda: next(ids), clock, shared)
+        return ReplayCamera(pipeline, make_judge, params.stall_after_s)
+
+    replay = Replay(clock, open_camera)
     for frame, moment in frames:
-        with frame:
-            yield from replay.alive(args.camera, moment)
-            if replay.sight_of(args.camera) is Sight.LOST:
-                monitor = VisibilityMonitor(settings.illumination, kind)
-            verdict = monitor.observe(frame.pixels, frame.levels, moment.t)
-            change = SightChange(args.camera, moment, verdict.sight, verdict.doubt)
-            if record is not None and (told is None or (told.sight, told.doubt) != (change.sight, change.doubt)):
-                told = change
-                _line(record, sight_line(change))
-            yield from replay.sight(args.camera, verdict.sight, moment, verdict.doubt)
-            if verdict.keep:
-                yield from replay.frame(args.camera, frame, moment)
+        frame.t = moment.t
+        yield from replay.deliver(name, frame, moment)
     yield from replay.end()
 
 
@@ -199,7 +251,7 @@ def _engine(settings: "Settings", stack: ExitStack) -> "Engine":
 
 
 def _write(
-    outcomes: Iterable[Outcome], settings: "Settings", clock: RecordedClock, out: TextIO, record: Optional[TextIO]
+    outcomes: Iterable[Outcome], settings: "Settings", clock: ReplayClock, out: TextIO, record: Optional[TextIO]
 ) -> Dict[str, Any]:
     """Each event and each change of presence as a line, in order; what was seen to `record`."""
     from edge_agent.app.factories import decided_by
@@ -221,7 +273,7 @@ def _write(
     return tally
 
 
-def _event(event: FaceEvent, node: str, clock: RecordedClock) -> Dict[str, Any]:
+def _event(event: FaceEvent, node: str, clock: ReplayClock) -> Dict[str, Any]:
     """As published, but for what only the sending knows; how long things took is no part of a recording."""
     from edge_agent.core.protocol.messages import encode_event
 

@@ -1,20 +1,20 @@
-"""The hand-over from capture to infer: newest frame wins, and a camera's loss is never overwritten."""
+"""The hand-over from capture to infer: the newest frame replaces older ones; no change of sight is lost."""
 
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Deque, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Callable, Deque, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from edge_agent.core.frame import Frame
 from edge_agent.core.types import Counters, Moment, Sight
 
 MAX_PENDING_SIGHTS = 16
-"""More changes than this between two looks are noise; the oldest go, the newest stays."""
+"""Changes of sight kept per camera until they are taken; the oldest are discarded."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What is new of one camera: first its changes of sight, in order, then at most one frame, now the taker's."""
+    """News of one camera: its changes of sight, in order, then at most one frame, now owned by the taker."""
 
     camera: str
     sights: Tuple[Tuple[Sight, Moment], ...]
@@ -37,17 +37,23 @@ class FrameMailbox:
     """One slot per camera under one condition; the least recently served camera goes first.
 
     Args:
-        cameras: Their ids; fixed for life.
+        cameras: Their ids.
+        wait: Waits on the condition for up to so many seconds; a replay does not wait.
     """
 
-    def __init__(self, cameras: Iterable[str]) -> None:
+    def __init__(
+        self,
+        cameras: Iterable[str],
+        wait: Callable[[threading.Condition, float], object] = threading.Condition.wait,
+    ) -> None:
+        self._wait = wait
         self._slots: Dict[str, _Slot] = {camera: _Slot() for camera in cameras}
         self._condition = threading.Condition()
         self._turn = 0
         self._closed = False
 
     def put(self, camera: str, frame: Frame) -> None:
-        """Hand a frame over; a frame that nobody took, or will take, is released and counted as dropped."""
+        """Hand a frame over. One that was not taken, or comes after `close`, is released and counted as dropped."""
         slot = self._slots[camera]
         with self._condition:
             displaced: Optional[Frame] = frame
@@ -60,9 +66,9 @@ class FrameMailbox:
             displaced.release()
 
     def set_sight(self, camera: str, sight: Sight, moment: Moment) -> bool:
-        """Tell whether the camera can see. Returns False when that was known already.
+        """Set whether the camera can see. Returns False when nothing changed.
 
-        A waiting frame from before a loss is dropped: it would otherwise be taken for news from after it.
+        A waiting frame from before a loss is dropped: it would otherwise be taken as later than the loss.
         """
         slot = self._slots[camera]
         displaced: Optional[Frame] = None
@@ -80,21 +86,21 @@ class FrameMailbox:
         return True
 
     def set_doubt(self, camera: str, doubt: bool) -> None:
-        """Tell that the camera may have gone blind, which takes a while to prove. Until then nothing is news of it."""
+        """Set whether the camera may have gone blind, which takes a while to prove."""
         self._slots[camera].doubt = doubt
 
     def in_doubt(self, camera: str) -> bool:
-        """Whether it may have gone blind, or has, and the taker has not heard of it."""
+        """Return whether the camera may have gone blind, or has a change of sight that is not taken yet."""
         slot = self._slots[camera]
         with self._condition:
             return slot.doubt or bool(slot.sights)
 
     def take(self, timeout_s: float) -> Optional[Delivery]:
-        """What is new of the camera that waited longest, or None after `timeout_s`."""
+        """Return the news of the camera that waited longest, or None after `timeout_s`."""
         with self._condition:
             camera = self._next()
             if camera is None:
-                self._condition.wait(timeout_s)
+                self._wait(self._condition, timeout_s)
                 camera = self._next()
             if camera is None:
                 return None
@@ -109,13 +115,13 @@ class FrameMailbox:
         return Delivery(camera, sights, frame)
 
     def count_idle(self, camera: str) -> None:
-        """The frame that was taken last was not looked at, since nobody is there and it shows nothing new."""
+        """Count the frame taken last as not inferred: nobody is there and it shows no change."""
         slot = self._slots[camera]
         with self._condition:
             slot.idle += 1
 
     def close(self) -> None:
-        """Release what nobody will take any more, now and from now on."""
+        """Release the waiting frames, and every later one."""
         with self._condition:
             self._closed = True
             left: List[Frame] = [slot.frame for slot in self._slots.values() if slot.frame is not None]
@@ -127,12 +133,12 @@ class FrameMailbox:
             frame.release()
 
     def sights(self) -> Mapping[str, Sight]:
-        """Each camera's newest sight."""
+        """Return each camera's newest sight."""
         with self._condition:
             return {camera: slot.sight for camera, slot in self._slots.items()}
 
     def counters(self, camera: str) -> Counters:
-        """`inferred`: frames taken and looked at; `idle`: taken, and not; `dropped_busy`: displaced by a newer one."""
+        """Return the counts `inferred`, `idle` (taken, not inferred) and `dropped_busy` (replaced by a newer one)."""
         slot = self._slots[camera]
         with self._condition:
             return {"inferred": slot.taken - slot.idle, "idle": slot.idle, "dropped_busy": slot.dropped}

@@ -181,6 +181,15 @@ def test_it_is_deterministic_but_for_the_seed_and_reads_stdin(tmp_path):
     assert piped.stdout.decode().splitlines() == first
 
 
+def test_a_recorded_loss_is_no_fault_of_this_machine(tmp_path):
+    shown = subprocess.run(
+        [sys.executable, "-m", "edge_agent", "replay", str(recording(tmp_path, lost()))],
+        capture_output=True, text=True, env=environment(SETTINGS), timeout=60, check=True,
+    )  # fmt: skip
+    assert "camera_lost" in shown.stdout
+    assert len(shown.stderr.splitlines()) == 1 and shown.stderr.startswith("replay: ")
+
+
 def test_events_are_those_of_the_contract(tmp_path):
     for line in replay("test://one?fps=10&end=10", "--fps", 10, "--camera", "door", settings=SCRIPTED):
         record = json.loads(line)

@@ -31,7 +31,7 @@ class Rig:
     def __init__(self, scripts, stall_after_s=5.0):
         self.clock = FakeClock()
         self.camera = ScriptedCamera(lambda: self.clock.t, scripts)
-        self.mailbox = FrameMailbox(["door"])
+        self.mailbox = FrameMailbox(["door"], wait=lambda condition, seconds: None)
         self.stage = CaptureStage(
             "door",
             self.camera,
@@ -238,7 +238,7 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
 
 def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_the_next_tick():
     rig = Rig([[FRAME] * 5])
-    mailbox = FrameMailbox(["door", "hall"])
+    mailbox = FrameMailbox(["door", "hall"], wait=lambda condition, seconds: None)
 
     class Slow(Recorder):
         """Meanwhile the other camera's thread finishes its proof."""

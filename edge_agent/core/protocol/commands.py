@@ -1,7 +1,7 @@
-"""Commands from the broker: every one is judged here before anything acts on it. Pure; time is given.
+"""Checks commands from the broker before they are run, and parses their JSON.
 
-A command is `B/request/<name>` with a JSON object, or `C/<switch>/set` with ON or OFF. What is refused comes back as a
-`RefusedCommand`, never as an exception.
+A command is `B/request/<name>` with a JSON object, or `C/<switch>/set` with ON or OFF. The check of an invalid one
+returns a `RefusedCommand` and raises nothing.
 """
 
 import json
@@ -17,108 +17,25 @@ from edge_agent.core.params import param
 from edge_agent.core.protocol.topics import ID
 from edge_agent.core.types import Crop, Moment
 
-MAX_BYTES = 4096
-MAX_DEPTH = 8
-MAX_DIGITS = 20
-"""Python 3.8 converts integers of any length, in quadratic time."""
-
-
-def parse_json(payload: bytes, max_bytes: int = MAX_BYTES) -> Any:
-    """The value; strings in it are valid Unicode, numbers finite.
-
-    Raises:
-        ValueError: Too large, not UTF-8, not JSON, too deep, a key twice, NaN or infinity, a number too long.
-    """
-    if len(payload) > max_bytes:
-        raise ValueError(f"larger than {max_bytes} bytes")
-    try:
-        text = payload.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    if _depth(text) > MAX_DEPTH:
-        raise ValueError(f"nested deeper than {MAX_DEPTH}")
-    try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_constant, parse_int=_integer, parse_float=_finite
-        )
-    except json.JSONDecodeError:
-        raise ValueError("not JSON") from None
-    # A lone surrogate, spelt \ud800, is valid JSON and no valid text.
-    if "\\u" in text and not _is_text(value):
-        raise ValueError("not Unicode")
-    return value
-
-
-def _depth(text: str) -> int:
-    """The deepest nesting, judged before the recursive parser sees it."""
-    deepest = depth = 0
-    in_string = escaped = False
-    for character in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                in_string = False
-        elif character == '"':
-            in_string = True
-        elif character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth -= 1
-    return deepest
-
-
-def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key twice")
-    return found
-
-
-def _constant(_: str) -> NoReturn:
-    raise ValueError("NaN or infinity")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError("a number too long")
-    return int(digits)
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError("a number too large")
-    return value
-
-
-def _is_text(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 SWITCHES = ("detection", "crops")
 # A snapshot is published on C/crops/<transaction>, beside the switch's own `set` and `state`.
 TRANSACTION = re.compile(r"(?!(?:set|state)$)[A-Za-z0-9._:-]{1,64}")
-"""May be one level of a topic."""
+"""Valid transactions; each may be a topic level."""
 RATE_PER_S = 5.0
 REMEMBERED = 256
+"""Transactions that are kept to detect duplicates."""
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d{0,3})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class CommandParams:
-    """What may be told to the agent over MQTT."""
+    """Commands over MQTT."""
 
-    enabled: bool = param(True, "Take commands and switches from the broker; off: it is not listened to", restart=True)
-    restart: bool = param(False, "Take the restart command, which ends the agent so that systemd starts it anew")
+    enabled: bool = param(
+        True, "Accept commands and switches from the broker; off: they are not subscribed", restart=True
+    )
+    restart: bool = param(False, "Accept the restart command, which stops the agent so that systemd starts it again")
     min_threshold: float = param(0.05, "Lowest detection threshold that a command may set", ge=0.01, le=0.99)
     max_threshold: float = param(0.99, "Highest detection threshold that a command may set", ge=0.01, le=0.99)
 
@@ -128,10 +45,10 @@ class CommandRules:
     """What the settings allow.
 
     Attributes:
-        cameras: Their ids.
-        params: Bounds, and whether a restart may be asked for.
-        crops: False when the settings have turned crops off; then nothing turns them on.
-        snapshots: Likewise.
+        cameras: Camera ids.
+        params: Bounds, and whether the restart command is accepted.
+        crops: False when the settings turn crops off; no command turns them on then.
+        snapshots: False when the settings forbid snapshots.
     """
 
     cameras: Tuple[str, ...]
@@ -142,13 +59,13 @@ class CommandRules:
 
 @dataclass(frozen=True)
 class Command:
-    """One that may be done.
+    """An accepted command.
 
     Attributes:
-        name: One of the closed list, or a switch.
-        transaction: To be echoed; None when the sender gave none.
-        camera: Whose switch or snapshot; None for the whole agent.
-        arguments: Checked, as the command's schema has them.
+        name: One of `COMMANDS` or `SWITCHES`.
+        transaction: The sender's id for the response; None when the sender gave none.
+        camera: Camera of a switch or snapshot; None for the whole agent.
+        arguments: Checked arguments.
     """
 
     name: str
@@ -159,12 +76,12 @@ class Command:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What became of a command, as told by the thread that did it.
+    """Result of a command, from the thread that ran it.
 
     Attributes:
-        error: Why it was not done; None when it was.
-        result: For the response.
-        crop: Of a snapshot.
+        error: Why it failed; None on success.
+        result: Fields for the response.
+        crop: Image of a snapshot.
     """
 
     command: Command
@@ -175,14 +92,14 @@ class CommandResult:
 
 @dataclass(frozen=True)
 class RefusedCommand:
-    """One that is not done.
+    """A refused command.
 
     Attributes:
-        name: Of the command, fit for a topic; "unknown" when the sender's was not.
-        reason: Which guard refused it: what refusals are counted by.
-        error: In words.
-        transaction: When it could be read.
-        answer: False when so many were refused lately that this one is only counted.
+        name: Name of the command; "unknown" when it is no valid topic level.
+        reason: Kind of refusal; refusals are counted by it.
+        error: Text for the response.
+        transaction: The sender's id, if it could be read.
+        answer: False when too many commands were refused lately to respond to this one.
     """
 
     name: str
@@ -196,10 +113,10 @@ CheckedCommand = Union[Command, RefusedCommand]
 
 
 class TokenBucket:
-    """At most `rate_per_s` in the long run, and so many at once.
+    """Rate limit with a burst of `rate_per_s`.
 
     Args:
-        rate_per_s: Tokens that come back a second, and that it holds.
+        rate_per_s: Tokens added per second, and capacity.
     """
 
     def __init__(self, rate_per_s: float = RATE_PER_S) -> None:
@@ -207,7 +124,7 @@ class TokenBucket:
         self._filled_t: Optional[float] = None
 
     def take(self, t: float) -> bool:
-        """Whether there is one at `t`, monotonic seconds; it is gone then."""
+        """Take a token at `t`, monotonic seconds; False when there is none."""
         if self._filled_t is not None:
             self._tokens = min(self._rate_per_s, self._tokens + max(0.0, t - self._filled_t) * self._rate_per_s)
         self._filled_t = t
@@ -224,13 +141,13 @@ class _Refused(Exception):
 
 
 class CommandGuard:
-    """Judges commands in the order they arrive; remembers transactions and how many came lately.
+    """Checks commands in the order of their arrival, by schema, rate and known transactions.
 
     Args:
         rules: What the settings allow; may be replaced at any time.
 
     Attributes:
-        accepted: Commands that passed.
+        accepted: Number of accepted commands.
         refused: Refusals by reason.
     """
 
@@ -242,7 +159,7 @@ class CommandGuard:
         self._seen: OrderedDict[str, None] = OrderedDict()
 
     def check_command(self, name: str, payload: bytes, retained: bool, now: Moment) -> CheckedCommand:
-        """A message on `B/request/<name>`."""
+        """Check a message on `B/request/<name>`."""
         known = name if ID.fullmatch(name) else "unknown"
         transaction = None
         try:
@@ -251,14 +168,14 @@ class CommandGuard:
                 raise _Refused("unknown", f"unknown command; expected one of {', '.join(COMMANDS)}")
             fields = _parse(payload)
             transaction = _transaction(fields)
-            self._fresh(transaction, fields.pop("expires_at", None), now)
-            command = self._checked(name, transaction, fields)
+            self._check_fresh(transaction, fields.pop("expires_at", None), now)
+            command = self._check_fields(name, transaction, fields)
         except _Refused as refused:
             return self._refuse(known, refused, transaction, now)
         return self._accept(command)
 
     def check_switch(self, camera: str, name: str, payload: bytes, retained: bool, now: Moment) -> CheckedCommand:
-        """A message on `C/<switch>/set`."""
+        """Check a message on `C/<switch>/set`."""
         known = name if ID.fullmatch(name) else "unknown"
         try:
             self._admit(retained, now)
@@ -273,35 +190,35 @@ class CommandGuard:
         return self._accept(Command(name, camera=camera, arguments={"on": payload == b"ON"}))
 
     def forget(self, command: Command) -> None:
-        """The command could not even be tried; the same transaction may come again."""
+        """Accept the transaction of a command again that could not be run."""
         if command.transaction is not None:
             self._seen.pop(command.transaction, None)
 
     def _admit(self, retained: bool, now: Moment) -> None:
-        """What costs nothing comes first: a flood is not even parsed."""
+        """The cheap checks, before parsing."""
         if retained:
             raise _Refused("retained", "commands must not be retained")
         if not self._commands.take(now.t):
             raise _Refused("flooded", f"more than {RATE_PER_S:g} commands a second")
 
-    def _fresh(self, transaction: Optional[str], expires_at: Any, now: Moment) -> None:
+    def _check_fresh(self, transaction: Optional[str], expires_at: Any, now: Moment) -> None:
         if transaction is not None and transaction in self._seen:
-            raise _Refused("duplicate", "this transaction was there already")
+            raise _Refused("duplicate", "this transaction was used already")
         if expires_at is None:
             return
         until = _time(expires_at)
         if until is None:
             raise _Refused("invalid", "expires_at: expected RFC 3339, such as 2026-11-22T17:05:12Z")
         if now.at >= until:
-            raise _Refused("expired", "expires_at is over")
+            raise _Refused("expired", "expires_at is in the past")
 
-    def _checked(self, name: str, transaction: Optional[str], fields: Dict[str, Any]) -> Command:
+    def _check_fields(self, name: str, transaction: Optional[str], fields: Dict[str, Any]) -> Command:
         schema = _SCHEMAS[name]
-        surplus = sorted(set(fields) - schema.arguments)
-        if surplus:
-            raise _Refused("invalid", f"unknown field {ascii(surplus[0])[:40]}")
+        unknown = sorted(set(fields) - schema.arguments)
+        if unknown:
+            raise _Refused("invalid", f"unknown field {ascii(unknown[0])[:40]}")
         if schema.needs_transaction and transaction is None:
-            raise _Refused("invalid", "transaction: expected one, since doing this twice is not the same as once")
+            raise _Refused("invalid", "transaction: expected one, since this command is not idempotent")
         camera, arguments = schema.check(fields, self.rules)
         return Command(name, transaction, camera, arguments)
 
@@ -320,7 +237,7 @@ class CommandGuard:
 
 def _parse(payload: bytes) -> Dict[str, Any]:
     if not payload:
-        # What a subscriber gets of a retained command being cleared must not run it once more.
+        # Clearing a retained command sends an empty message, which must not run it.
         raise _Refused("malformed", "payload: empty; a command without arguments is {}")
     try:
         value = parse_json(payload)
@@ -361,7 +278,7 @@ class _Schema:
     needs_transaction: bool = False
 
 
-def _nothing(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
+def _no_arguments(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
     return None, {}
 
 
@@ -373,7 +290,7 @@ def _restart(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
 
 def _snapshot(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
     if not rules.snapshots:
-        raise _Refused("forbidden", "the settings let no such picture leave the agent")
+        raise _Refused("forbidden", "snapshots are turned off in the settings")
     camera = fields.get("camera", rules.cameras[0] if len(rules.cameras) == 1 else None)
     if not isinstance(camera, str) or camera not in rules.cameras:
         raise _Refused("invalid", f"camera: expected one of {', '.join(rules.cameras)}")
@@ -386,16 +303,104 @@ def _set_threshold(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
     if value is None:
         return None, {"value": None}
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise _Refused("invalid", f"value: expected a number from {low:g} to {high:g}, or null for the setting's own")
+        raise _Refused("invalid", f"value: expected a number from {low:g} to {high:g}, or null for the setting")
     return None, {"value": float(value)}
 
 
 _SCHEMAS: Mapping[str, _Schema] = {
-    "ping": _Schema(_nothing),
+    "ping": _Schema(_no_arguments),
     "snapshot": _Schema(_snapshot, frozenset({"camera"}), needs_transaction=True),
-    "reload": _Schema(_nothing),
+    "reload": _Schema(_no_arguments),
     "set_threshold": _Schema(_set_threshold, frozenset({"value"})),
-    "republish": _Schema(_nothing),
+    "republish": _Schema(_no_arguments),
     "restart": _Schema(_restart, needs_transaction=True),
 }
 COMMANDS: Tuple[str, ...] = tuple(_SCHEMAS)
+
+
+# JSON from untrusted senders: small, shallow, finite and unambiguous. Errors repeat nothing of the payload.
+
+MAX_BYTES = 4096
+MAX_DEPTH = 8
+MAX_DIGITS = 20
+"""Python 3.8 converts integers of any length, in quadratic time."""
+
+
+def parse_json(payload: bytes, max_bytes: int = MAX_BYTES) -> Any:
+    """Parse JSON; strings in the value are valid Unicode, numbers finite.
+
+    Raises:
+        ValueError: Too large, not UTF-8, not JSON, too deep, a duplicate key, NaN or infinity, a number too long.
+    """
+    if len(payload) > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes")
+    try:
+        text = payload.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    if _depth(text) > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_finite
+        )
+    except json.JSONDecodeError:
+        raise ValueError("not JSON") from None
+    # An escaped lone surrogate, such as \ud800, is valid JSON but not valid Unicode.
+    if "\\u" in text and not _is_text(value):
+        raise ValueError("not Unicode")
+    return value
+
+
+def _depth(text: str) -> int:
+    """Nesting depth, measured before the recursive parser runs."""
+    deepest = depth = 0
+    in_string = escaped = False
+    for character in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                in_string = False
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _object(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a duplicate key")
+    return found
+
+
+def _constant(_: str) -> NoReturn:
+    raise ValueError("NaN or infinity")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number too long")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("a number too large")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

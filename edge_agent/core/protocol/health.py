@@ -1,4 +1,4 @@
-"""The agent's own state in words and numbers: what `B/health` carries."""
+"""The health message `B/health`: figures of the machine, the cameras and the agent, and the state derived from them."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,12 +11,12 @@ from edge_agent.core.types import Counters, Presence, Sight
 
 @dataclass(frozen=True)
 class Throttling:
-    """What holds the processors back.
+    """Throttling of the processors.
 
     Attributes:
-        active: Cooling devices that are at work now, and how hard; fans are none. None where there are none.
-        over_current: Throttle events since the agent's start, by the SoC's own name: oc1 under-voltage, oc2 average,
-            oc3 peak current. None where they are not counted.
+        active: State of each active cooling device, without fans; None where the machine has none.
+        over_current: Throttle events since the agent's start, by the SoC's name: oc1 under-voltage, oc2 average, oc3
+            peak current. None where they are not counted.
     """
 
     active: Optional[Mapping[str, int]] = None
@@ -25,11 +25,11 @@ class Throttling:
 
 @dataclass(frozen=True)
 class Power:
-    """Rails that are measured.
+    """Measured power rails.
 
     Attributes:
-        rails_w: Watts by the rail's name.
-        total_w: Of the whole module; None where no rail, or known set of rails, stands for it.
+        rails_w: Watts by name of the rail.
+        total_w: Power of the whole module; None where no rail, or known set of rails, measures it.
     """
 
     rails_w: Mapping[str, float]
@@ -38,12 +38,12 @@ class Power:
 
 @dataclass(frozen=True)
 class MachineHealth:
-    """Every figure is missing or None where it cannot be had; 0 is a measurement.
+    """Figures of the machine; a figure that cannot be read is missing or None.
 
     Attributes:
-        temperature_c: The warmest of the processor's zones.
-        temperatures_c: All zones that can be read now, by type.
-        gpu_load: 0..1.
+        temperature_c: Temperature of the warmest processor zone.
+        temperatures_c: Temperatures of all readable zones, by type.
+        gpu_load: Load of the GPU, 0..1.
     """
 
     temperature_c: Optional[float] = None
@@ -53,7 +53,7 @@ class MachineHealth:
     gpu_load: Optional[float] = None
 
     def payload(self) -> Dict[str, Any]:
-        """Its share of the health message."""
+        """The fields of these figures in the health message."""
         throttling, power = self.throttling, self.power
         return {
             "temperature_c": self.temperature_c,
@@ -70,9 +70,9 @@ class MachineHealth:
 
 @dataclass(frozen=True)
 class HealthParams:
-    """How often the agent speaks of itself."""
+    """How often health messages are sent."""
 
-    # Broker and Home Assistant forget after 180 s what was not said again: one may be late.
+    # Home Assistant's entities expire after 180 s, so one message may be late.
     interval_s: float = param(30.0, "Seconds between health messages; a change of state is sent at once", ge=1, le=90)
 
 
@@ -135,14 +135,14 @@ class CameraState:
 
 @dataclass(frozen=True)
 class CameraHealth:
-    """One camera's figures since start.
+    """Figures of one camera since the start.
 
     Attributes:
-        fps_in: Frames a second that came in, over ten seconds.
-        fps_inferred: Frames a second that were inferred.
+        fps_in: Captured frames per second, over ten seconds.
+        fps_inferred: Inferred frames per second.
         counters: Drops by cause, dark frames, stalls, faults, recoveries.
-        latency_ms: Frame to result, p50, p95, p99, or None while nothing was measured.
-        last_fault: In words; empty when there was none.
+        latency_ms: Exposure to result: p50, p95, p99, or None without a measurement.
+        last_fault: Text of the last fault; empty without one.
     """
 
     sight: Sight
@@ -155,7 +155,7 @@ class CameraHealth:
 
 @dataclass(frozen=True)
 class AgentHealth:
-    """Everything that `B/health` is made of."""
+    """All figures of the health message."""
 
     cameras: Mapping[str, CameraHealth]
     outbox: OutboxStatus
@@ -172,9 +172,9 @@ class AgentHealth:
 
 
 def health_payload(health: AgentHealth) -> Dict[str, Any]:
-    """The health message as a dict; `state` is the worst of what `reasons` say.
+    """The health message as a dict.
 
-    "failed": no camera can see. "degraded": a camera cannot, or messages were lost or set aside. Else "ok".
+    Its state is "failed" when no camera can see, "degraded" when there is any other reason, and else "ok".
     """
     blind = [
         f"camera {camera}: {state.sight.value}"

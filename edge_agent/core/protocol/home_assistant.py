@@ -1,7 +1,7 @@
-"""What Home Assistant is told, so that every entity appears by itself: one device for the agent, one per camera.
+"""Home Assistant's MQTT discovery messages: one device for the agent and one per camera, with their entities.
 
-Keys and values are those of Home Assistant's MQTT discovery. Every component carries its own availability, so that the
-same components serve both styles. Unknown keys are dropped silently over there: a test holds them against a list.
+Keys and values are Home Assistant's. Every component has its own availability, so the same components serve both
+styles. Home Assistant ignores unknown keys silently, so a test compares the keys with a list.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from edge_agent.core.protocol.messages import EVENT_SCHEMA, Message, to_json
 from edge_agent.core.protocol.topics import ID, CameraTopics, Topics, slug
 
 EXPIRE_AFTER_S = 180
-"""A diagnostic figure that is older than this is unknown."""
+"""Home Assistant shows a diagnostic figure that is older than this as unknown."""
 
 Component = Dict[str, Any]
 Published = Dict[str, Dict[str, str]]
-"""What the broker retains of ours: topic to its components' platforms, by key (empty where it has none)."""
+"""Retained discovery messages: for each topic the platform of its components by key, or an empty mapping."""
 
 _LIVE_EVENT = f"value_json.schema == '{EVENT_SCHEMA}' and not value_json.delivery.replayed"
 _PROBLEM = (
@@ -29,15 +29,15 @@ _PROBLEM = (
 
 @dataclass(frozen=True)
 class HomeAssistantParams:
-    """Whether and how Home Assistant finds the agent by itself."""
+    """Home Assistant's MQTT discovery."""
 
-    enabled: bool = param(True, "Publish discovery messages; off: those that were published are removed", restart=True)
+    enabled: bool = param(True, "Publish discovery messages; off: published ones are removed", restart=True)
     prefix: str = param(
-        "homeassistant", "First level(s) of discovery topics, as Home Assistant has it", max_length=200, restart=True,
+        "homeassistant", "First level(s) of discovery topics, as set in Home Assistant", max_length=200, restart=True,
         pattern=r"^[^+#$/\x00][^+#\x00]*$",
     )  # fmt: skip
     status_topic: str = param(
-        "homeassistant/status", "Where Home Assistant says that it has started", max_length=200, restart=True,
+        "homeassistant/status", "Topic on which Home Assistant announces its start", max_length=200, restart=True,
         pattern=r"^[^+#\x00]+$",
     )  # fmt: skip
     style: Literal["device", "components"] = param(
@@ -48,7 +48,7 @@ class HomeAssistantParams:
 
 @dataclass(frozen=True)
 class CameraDescription:
-    """What discovery has to know of one camera."""
+    """Properties of one camera for discovery."""
 
     camera: str
     label: str = ""
@@ -57,16 +57,16 @@ class CameraDescription:
 
 @dataclass(frozen=True)
 class AgentDescription:
-    """What discovery has to know of the agent.
+    """Properties of the agent for discovery.
 
     Attributes:
-        version: The agent's.
-        board: Shown as the device's model.
-        cameras: In order.
-        commands: Whether there is something to switch, and how far.
-        crops: The settings allow crops, so there is a switch for them.
-        image: The newest crop is retained.
-        temperature: Health tells the processor's temperature.
+        version: Version of the agent.
+        board: Model of the device.
+        cameras: Cameras, in order.
+        commands: Which commands are accepted, and their bounds.
+        crops: Whether the settings allow crops, which then have a switch.
+        image: Whether the newest crop is published as an image.
+        temperature: Whether health messages have the processor's temperature.
     """
 
     version: str
@@ -80,7 +80,7 @@ class AgentDescription:
 
 @dataclass(frozen=True)
 class Device:
-    """One device and its entities, by a key that stays the same for ever."""
+    """One device and its entities, by permanent keys."""
 
     id: str
     about: Mapping[str, Any]
@@ -88,31 +88,31 @@ class Device:
 
 
 def decode_published(value: Any) -> Published:
-    """What was remembered, out of JSON.
+    """Parse the stored record of published messages.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The value has another form.
     """
     if not isinstance(value, dict) or not all(isinstance(components, dict) for components in value.values()):
-        raise ValueError("not what was written")
+        raise ValueError("not an object of objects")
     return {topic: {str(k): str(v) for k, v in components.items()} for topic, components in value.items() if topic}
 
 
 def devices(topics: Topics, site: AgentDescription) -> List[Device]:
-    """The agent's device, then the cameras', which refer to it."""
+    """The devices of the agent and of its cameras, which refer to the agent's."""
     return [_node(topics, site), *(_camera(topics, site, entry) for entry in site.cameras)]
 
 
 def messages(
     found: Sequence[Device], params: HomeAssistantParams, version: str, before: Mapping[str, Mapping[str, str]]
 ) -> Tuple[List[Message], Published]:
-    """The retained messages, and what to remember of them.
+    """The retained discovery messages, and the record of them.
 
     Args:
-        found: Of `devices`.
-        params: The style and the prefix.
-        version: The agent's.
-        before: What was remembered at the last start: a component that has gone is said to have gone.
+        found: Result of `devices`.
+        params: Style and prefix.
+        version: Version of the agent.
+        before: Record of the last start: components that no longer exist are removed.
     """
     if not params.enabled:
         return [], {}
@@ -139,12 +139,12 @@ def messages(
 
 
 def removals(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> List[Message]:
-    """Empty retained messages, which make broker and Home Assistant forget topics that are none of ours any more."""
+    """Empty retained messages, which remove the topics of `before` that are not in `now`."""
     return [Message(topic, b"", retain=True) for topic in before if topic not in now]
 
 
 def device_id(topics: Topics, camera: str = "") -> str:
-    """An id that no other agent's or camera's can equal: `_` inside a part is doubled, and no part begins with one."""
+    """A unique device id: parts are joined by `_`, a `_` inside a part is doubled, and no part begins with one."""
     base = topics.root[: -len(topics.node) - 1]
     if not ID.fullmatch(base):
         base = f"{slug(base)}-{hashlib.sha256(base.encode()).hexdigest()[:6]}"
@@ -161,7 +161,7 @@ def _availability(*topics: str) -> Component:
 
 
 class _Components:
-    """Gathers one device's components, each with its unique id."""
+    """Collects one device's components, each with a unique id."""
 
     def __init__(self, owner: str) -> None:
         self._owner = owner

@@ -1,4 +1,8 @@
-"""The MQTT messages as data: what is sent, how it is kept, and the JSON of each payload (see `schemas/`)."""
+"""MQTT messages: their data types, and the JSON of each payload (schemas in `schemas/`).
+
+In order: messages and their state in the outbox; events, presence, info and health; gap messages, which announce lost
+events and crops; the profiles of `C/detections`.
+"""
 
 import json
 from dataclasses import dataclass, replace
@@ -26,16 +30,16 @@ class Message:
     """One MQTT message to be sent.
 
     Attributes:
-        kind: "event", "gap" or "crop" (through the outbox), "state" (retained truth), "health", "response", "image".
+        kind: "event", "gap" or "crop" (through the outbox), "state" (retained), "health", "response", "image".
         content_type: MQTT 5 content type, or None.
         properties: MQTT 5 user properties.
         expiry_s: MQTT 5 message expiry, or None.
-        camera: For events and crops, whose they are.
-        seq: For events, (boot, camera)'s counter; for a crop, the one of the "end" event that it belongs to.
-        boot: For events and crops, the boot counter.
-        event_type: For events, "start", "update" or "end": updates are dropped before the others.
-        event_id: For events, the appearance's, so that one left open can be closed at the next start.
-        gap_topic: Where the loss of this message is announced, or None.
+        camera: Camera id of an event or crop.
+        seq: Counter per (boot, camera) of an event; for a crop, that of its "end" event.
+        boot: Boot counter of an event or crop.
+        event_type: "start", "update" or "end" of an event; updates are dropped first.
+        event_id: Event id, so that an open visit can be closed at the next start.
+        gap_topic: Topic of the gap message if this message is lost, or None.
     """
 
     topic: str
@@ -63,15 +67,19 @@ class Message:
 
 
 STAMP_BYTES = 128
-"""Room for what `stamp_delivery` adds."""
+"""Upper bound of what `stamp_delivery` adds."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A message in the outbox. `key` orders them; `queued_t` and `queued_at` tell how late it is.
+    """A message in the outbox.
 
-    `queued_t` is on this machine's monotonic clock; a durable outbox translates it from `queued_at` after a reboot.
-    `synced` tells whether `queued_at` can be believed.
+    Attributes:
+        key: Messages are ordered by key.
+        queued_t: Monotonic seconds of enqueuing; a durable outbox derives it from `queued_at` after a reboot.
+        queued_at: UTC timestamp of enqueuing.
+        tries: Failed deliveries.
+        synced: Whether the system clock was synchronised at `queued_at`.
     """
 
     key: int
@@ -84,7 +92,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class OutboxStatus:
-    """What the outbox holds and what it has lost."""
+    """Sizes and losses of the outbox."""
 
     pending: int = 0
     in_flight: int = 0
@@ -96,7 +104,7 @@ class OutboxStatus:
 
 @dataclass(frozen=True)
 class CropInfo:
-    """What an "end" event says of its crop."""
+    """Description of a crop in its "end" event."""
 
     topic: str
     sha256: str
@@ -114,7 +122,7 @@ def to_json(payload: Mapping[str, Any]) -> bytes:
     """Compact UTF-8 JSON.
 
     Raises:
-        ValueError: It holds NaN or infinity, which JSON has no word for.
+        ValueError: It contains NaN or infinity, which JSON cannot represent.
     """
     return json.dumps(payload, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
@@ -122,7 +130,7 @@ def to_json(payload: Mapping[str, Any]) -> bytes:
 def encode_event(
     event: FaceEvent, node: str, boot: int, now: Moment, crop: Optional[CropInfo] = None
 ) -> Dict[str, Any]:
-    """The event as it is kept, `now` being the time of enqueuing; `stamp_delivery` adds what only sending knows."""
+    """Payload of an event enqueued at `now`; `stamp_delivery` adds the fields of its delivery."""
     info = event.info
     last = event.ended or info.moment
     quality = event.quality
@@ -174,18 +182,19 @@ def encode_event(
 
 
 def stamp_delivery(payload: bytes, now: datetime, queued_ms: int, replayed: bool) -> bytes:
-    """An event's payload with `published_at` and `delivery`, known only when it is sent."""
+    """An event's payload with `published_at` and `delivery`, which are known when it is sent."""
     delivery = {"published_at": timestamp(now), "delivery": {"replayed": replayed, "queued_ms": queued_ms}}
     return payload[:-1] + b"," + to_json(delivery)[1:]
 
 
 def close_after_restart(last: bytes, boot: int, seq: int) -> bytes:
-    """The "end" of an appearance that a crash has left open, from its last event: nothing is known beyond that.
+    """The "end" event of a visit that was open at a crash, derived from its last stored event.
 
-    Its number is one of whoever closes it: the dead agent may have given any of its own to events that nobody kept.
+    `boot` and `seq` are those of the agent that closes it: the crashed one may have used its next numbers for events
+    that were not stored.
 
     Raises:
-        ValueError: `last` is no event.
+        ValueError: `last` is not an event.
     """
     event = json.loads(last)
     if not isinstance(event, dict) or event.get("schema") != EVENT_SCHEMA:
@@ -195,7 +204,7 @@ def close_after_restart(last: bytes, boot: int, seq: int) -> bytes:
 
 
 def encode_attributes(report: CameraReport, parameters: Mapping[str, Any]) -> Dict[str, Any]:
-    """What stands beside a camera's presence: since when, why, and by which parameters it was decided."""
+    """Attributes of a camera's presence: since when, the reason, and the parameters that were used."""
     return {
         "schema": ATTRIBUTES_SCHEMA,
         "presence": report.presence.value,
@@ -209,17 +218,17 @@ def encode_attributes(report: CameraReport, parameters: Mapping[str, Any]) -> Di
 
 
 def encode_count(faces: Optional[int]) -> bytes:
-    """A plain integer, or None."""
+    """An integer as text, or "None"."""
     return b"None" if faces is None else b"%d" % faces
 
 
 def encode_availability(available: bool) -> bytes:
-    """A plain word."""
+    """`ONLINE` or `OFFLINE`."""
     return ONLINE if available else OFFLINE
 
 
 def encode_info(info: Mapping[str, Any], node: str, boot: int) -> Dict[str, Any]:
-    """What the agent is; `info` comes from the app."""
+    """Payload of `B/info`."""
     schemas = [
         EVENT_SCHEMA, GAP_SCHEMA, INFO_SCHEMA, HEALTH_SCHEMA, ATTRIBUTES_SCHEMA, RESPONSE_SCHEMA, IMAGE_SCHEMA,
         DETECTIONS_SCHEMA,
@@ -228,7 +237,7 @@ def encode_info(info: Mapping[str, Any], node: str, boot: int) -> Dict[str, Any]
 
 
 def encode_health(health: Mapping[str, Any], node: str, boot: int, now: Moment) -> Dict[str, Any]:
-    """How the agent is; `health` comes from `core.health`."""
+    """Payload of `B/health`; `health` comes from `health_payload`."""
     return {"schema": HEALTH_SCHEMA, "node": node, "boot": boot, "ts": timestamp(now.at), **health}
 
 
@@ -241,17 +250,17 @@ def _ms(seconds: float) -> float:
 
 
 Span = Tuple[int, int]
-"""The first and the last `seq`."""
+"""First and last `seq`."""
 
 
 def gap_for_message(lost: Message, reason: str) -> Optional[Message]:
-    """The message that stands in for a lost event or crop; None for what needs no announcement (a gap itself).
+    """The gap message that replaces a lost event or crop; None for other messages.
 
     Args:
         lost: An event or a crop.
-        reason: "full" (no room), "too_large" (for the broker), "quarantined" (refused for good, or time and again),
-            "expired" (too old), "purged" (by hand), "disabled" (crops were turned off), "unreadable" (kept on a disk
-            that cannot be read).
+        reason: "full" (no room), "too_large" (for the broker), "quarantined" (refused permanently or repeatedly),
+            "expired" (too old), "purged" (by a user), "disabled" (crops were switched off), "unreadable" (stored on a
+            disk that cannot be read).
     """
     if lost.gap_topic is None or lost.seq is None:
         return None
@@ -260,38 +269,38 @@ def gap_for_message(lost: Message, reason: str) -> Optional[Message]:
 
 
 def gap_for_events(topic: str, camera: Optional[str], boot: Optional[int], span: Span, reason: str) -> Message:
-    """The message that stands in for events of which only the numbers are known; see `gap_for_message`.
+    """The gap message that replaces events of which only the numbers are known.
 
     Args:
-        topic: Of the camera's events.
-        camera: Whose.
-        boot: The boot counter.
-        span: The numbers.
-        reason: As for `gap_for_message`, or "overrun" (events came faster than they were kept).
+        topic: Topic of the camera's events.
+        camera: Camera id.
+        boot: Boot counter.
+        span: First and last `seq`.
+        reason: As for `gap_for_message`, or "overrun" (events came faster than they were stored).
     """
     return _gap(topic, camera, boot, "events", span, reason)
 
 
 def event_span(message: Message) -> Optional[Span]:
-    """The numbers of events that a message, or what it stands in for, has; None for crops and their gaps."""
+    """First and last `seq` of an event or of a gap of events; None for crops and their gaps."""
     if message.kind == "gap":
-        payload = _read(message)
+        payload = _gap_payload(message)
         return (payload["from_seq"], payload["to_seq"]) if payload["of"] == "events" else None
     return (message.seq, message.seq) if message.kind == "event" and message.seq is not None else None
 
 
 def gap_key(gap: Message) -> Tuple[str, str, str, str]:
-    """What two gaps must share to be joined: topic, boot, what was lost, why."""
-    payload = _read(gap)
+    """Key that two gaps must share to be merged: topic, boot, kind of what was lost, reason."""
+    payload = _gap_payload(gap)
     return gap.topic, str(payload["boot"]), payload["of"], payload["reason"]
 
 
 def merge_gaps(first: Message, second: Message) -> Optional[Message]:
-    """One gap instead of two, when they are with one key and nothing that was kept lies between.
+    """Merge two gaps with the same `gap_key`; None when they differ or other events lie between.
 
-    Lost crops always merge: their `seq` are those of "end" events, which arrive themselves.
+    Gaps of crops always merge: their `seq` are those of "end" events, which are delivered themselves.
     """
-    a, b = _read(first), _read(second)
+    a, b = _gap_payload(first), _gap_payload(second)
     if gap_key(first) != gap_key(second) or (a["of"] == "events" and b["from_seq"] != a["to_seq"] + 1):
         return None
     return replace(
@@ -313,7 +322,7 @@ def _gap(topic: str, camera: Optional[str], boot: Optional[int], of: str, span: 
     return Message(topic, to_json(payload), kind="gap", content_type="application/json", camera=camera, boot=boot)
 
 
-def _read(gap: Message) -> Any:
+def _gap_payload(gap: Message) -> Any:
     return json.loads(gap.payload)
 
 
@@ -321,20 +330,25 @@ DetectionsProfile = Literal["off", "native", "deepstream-minimal", "axis"]
 
 _FACE = "Face"
 _UNKNOWN = ("", "0", "", "", "", "", "", "", "")
-"""Gender, age, hair, cap, glasses, facial hair, name, a field that is always empty, eye colour: none of them known.
+"""Gender, age, hair, cap, glasses, facial hair, name, an empty field, eye colour: all unknown.
 
-The empty one is DeepStream's: its converter writes two separators after the name. An unknown age is 0 there.
+DeepStream's converter writes two separators after the name, hence the empty field, and 0 for an unknown age.
 """
 
 
 def encode_detections(profile: DetectionsProfile, detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any]:
-    """One frame's faces.
+    """Payload of one frame's detections.
+
+    "native" is the agent's own schema. "deepstream-minimal" is that of Gst-nvmsgconv with payload-type 1 (schema
+    version 4.0): boxes in px, one pipe-separated string per object: id (-1 when not tracked), left, top, right, bottom,
+    class, then "#" and attributes of a face. "axis" is a frame of Axis' Analytics Data Format,
+    com.axis.analytics_scene_description.v0.beta: normalised boxes, unknown fields omitted.
 
     Args:
-        profile: Not "off".
-        detections: In px of the upright full frame, which `info` describes.
-        info: Of the frame.
-        node: The agent's id.
+        profile: Any but "off".
+        detections: In px of the upright full frame.
+        info: Identity of the frame.
+        node: Id of the agent.
     """
     return _PROFILES[profile](detections, info, node)
 

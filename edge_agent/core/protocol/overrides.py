@@ -1,4 +1,4 @@
-"""What commands have changed, kept over a restart; within what the settings allow."""
+"""Changes made by commands, which persist over restarts within the limits of the settings."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, FrozenSet, Mapping, Optional
@@ -8,51 +8,51 @@ from edge_agent.core.protocol.commands import SWITCHES, CommandRules
 
 @dataclass(frozen=True)
 class Overrides:
-    """Switches that are OFF, and a threshold. Only departures from the settings are kept.
+    """Switches that are off, and a threshold: only differences from the settings.
 
     Attributes:
-        threshold: Of the detector; None is the setting's own.
-        off: Names of the switches that are off, by camera.
+        threshold: Detection threshold; None for the setting.
+        off: Switches that are off, by camera.
     """
 
     threshold: Optional[float] = None
     off: Mapping[str, FrozenSet[str]] = field(default_factory=dict)
 
     def is_on(self, camera: str, switch: str, rules: CommandRules) -> bool:
-        """Whether a camera's switch is on: never when the settings have turned it off."""
+        """Whether a camera's switch is on; the settings can turn it off permanently."""
         return switch not in self.off.get(camera, ()) and (switch != "crops" or rules.crops)
 
     def with_switch(self, camera: str, switch: str, on: bool) -> "Overrides":
-        """With that switch changed."""
+        """A copy with a changed switch."""
         names = self.off.get(camera, frozenset())
         return replace(self, off={**self.off, camera: names - {switch} if on else names | {switch}})
 
     def with_threshold(self, value: Optional[float]) -> "Overrides":
-        """With that threshold, or the setting's own."""
+        """A copy with another threshold; None for the setting."""
         return replace(self, threshold=value)
 
     def bounded(self, rules: CommandRules) -> "Overrides":
-        """Without a threshold that the settings do not allow any more."""
+        """A copy without a threshold that the settings do not allow."""
         low, high = rules.params.min_threshold, rules.params.max_threshold
         allowed = self.threshold is None or low <= self.threshold <= high
         return self if allowed else replace(self, threshold=None)
 
     def to_json(self) -> Dict[str, Any]:
-        """As it is kept; cameras that have gone stay, so that they come back as they were."""
+        """The stored form; it includes removed cameras, so that they keep their switches when they return."""
         return {"threshold": self.threshold, "off": {camera: sorted(names) for camera, names in self.off.items()}}
 
     @classmethod
     def from_json(cls, value: Any) -> "Overrides":
-        """As `to_json` wrote it.
+        """Parse the form of `to_json`.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: The value has another form.
         """
         if not isinstance(value, dict) or not isinstance(value.get("off"), dict):
-            raise ValueError("not what was written")
+            raise ValueError("not an object with threshold and off")
         threshold, off = value.get("threshold"), value["off"]
         if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
-            raise ValueError("the threshold is no number")
+            raise ValueError("threshold: not a number")
         if not all(isinstance(names, list) and set(map(str, names)) <= set(SWITCHES) for names in off.values()):
-            raise ValueError("names a switch that is not known")
+            raise ValueError("off: an unknown switch")
         return cls(threshold, {str(camera): frozenset(names) for camera, names in off.items()})

@@ -1,4 +1,4 @@
-"""The health message as metrics: the same numbers, by Prometheus's names and base units. Pure."""
+"""Converts the health message to Prometheus metrics, with Prometheus's names and base units."""
 
 import re
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ _UNFIT = re.compile(r"[^a-zA-Z0-9_]")
 
 @dataclass(frozen=True)
 class MetricsParams:
-    """Figures for Prometheus over HTTP; needs the package prometheus-client."""
+    """Metrics for Prometheus over HTTP; needs the package prometheus-client."""
 
-    enabled: bool = param(False, "Whether the figures of the health message are served to Prometheus", restart=True)
+    enabled: bool = param(False, "Serve the figures of the health message to Prometheus", restart=True)
     host: str = param(
         "127.0.0.1",
-        "Address to listen on; any other than loopback shows the figures to the network, without a password",
+        "Address to listen on; any other than loopback exposes the figures to the network without a password",
         min_length=1,
         restart=True,
     )
@@ -28,13 +28,14 @@ class MetricsParams:
 
 
 class Metric(NamedTuple):
-    """One family.
+    """One metric family.
 
     Attributes:
-        name: Without the suffix `_total` that a counter gets.
+        name: Name without a counter's suffix `_total`.
         kind: "gauge" or "counter".
-        labels: Names; every sample has a value for each.
-        samples: Label values and the number.
+        about: Help text.
+        labels: Label names.
+        samples: Label values and number of each sample.
     """
 
     name: str
@@ -47,31 +48,31 @@ class Metric(NamedTuple):
 _SINGLE: Tuple[Tuple[str, str, str, str], ...] = (
     ("uptime_s", "uptime_seconds", "gauge", "Seconds since the agent's start."),
     ("rss_bytes", "resident_memory_bytes", "gauge", "Resident memory."),
-    ("rss_slope_bytes_per_hour", "resident_memory_slope_bytes_per_hour", "gauge", "How resident memory grows."),
+    ("rss_slope_bytes_per_hour", "resident_memory_slope_bytes_per_hour", "gauge", "Growth of resident memory."),
     ("clock_synced", "clock_synced", "gauge", "1 while the system clock is synchronised."),
-    ("temperature_c", "processor_temperature_celsius", "gauge", "The warmest of the processor's zones."),
+    ("temperature_c", "processor_temperature_celsius", "gauge", "Temperature of the warmest processor zone."),
     ("gpu_load", "gpu_load_ratio", "gauge", "Load of the GPU, 0 to 1."),
     ("power.total_w", "power_watts", "gauge", "Power of the whole module."),
-    ("outbox.pending", "outbox_messages", "gauge", "Messages that wait."),
-    ("outbox.in_flight", "outbox_in_flight_messages", "gauge", "Messages under way."),
-    ("outbox.bytes", "outbox_bytes", "gauge", "Size of what waits."),
-    ("outbox.oldest_s", "outbox_oldest_seconds", "gauge", "Age of the oldest message that waits."),
-    ("outbox.quarantined", "outbox_quarantined_messages", "gauge", "Messages set aside."),
-    ("outbox.dropped", "outbox_dropped", "counter", "Messages given up by a bound."),
+    ("outbox.pending", "outbox_messages", "gauge", "Messages waiting to be sent."),
+    ("outbox.in_flight", "outbox_in_flight_messages", "gauge", "Messages in flight."),
+    ("outbox.bytes", "outbox_bytes", "gauge", "Size of the waiting messages."),
+    ("outbox.oldest_s", "outbox_oldest_seconds", "gauge", "Age of the oldest waiting message."),
+    ("outbox.quarantined", "outbox_quarantined_messages", "gauge", "Messages in quarantine."),
+    ("outbox.dropped", "outbox_dropped", "counter", "Messages discarded to stay within the limits."),
     ("outbox.lost_before", "outbox_lost_before", "counter", "Events lost before the outbox."),
     ("mqtt.connected", "mqtt_connected", "gauge", "1 while the broker is connected."),
     ("mqtt.reconnects", "mqtt_reconnects", "counter", "Connections after the first."),
     ("mqtt.publish_verified", "mqtt_publish_verified", "gauge", "1 when the self-test's message came back."),
     ("commands.accepted", "commands_accepted", "counter", "Commands accepted."),
-    ("commands.overflowed", "commands_overflowed", "counter", "Commands that came too fast."),
+    ("commands.overflowed", "commands_overflowed", "counter", "Commands dropped because the queue was full."),
 )
 _BY_KEY: Tuple[Tuple[str, str, str, str, str], ...] = (
     ("temperatures_c", "temperature_celsius", "gauge", "zone", "Thermal zones."),
-    ("throttling.active", "cooling_state", "gauge", "device", "Cooling devices at work, and how hard."),
+    ("throttling.active", "cooling_state", "gauge", "device", "State of active cooling devices."),
     ("throttling.over_current", "over_current_events", "counter", "kind", "Over-current throttle events."),
     ("power.rails_w", "rail_power_watts", "gauge", "rail", "Power rails."),
     ("commands.refused", "commands_refused", "counter", "reason", "Commands refused."),
-    ("recovery", "recovery_steps", "counter", "step", "Steps of recovery that were taken."),
+    ("recovery", "recovery_steps", "counter", "step", "Recovery steps."),
 )
 _EXPIRIES: Tuple[Tuple[str, str, str], ...] = (
     ("mqtt.certificate_until", "mqtt_certificate_expiry_timestamp_seconds", "When our TLS certificate expires."),
@@ -85,9 +86,17 @@ _QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 
 
 def metrics_of(health: Mapping[str, Any]) -> List[Metric]:
-    """Every number of a health payload; what is null there has no sample here."""
-    found = [_one_of("health_state", "The agent's state.", "state", STATES, {(): health.get("state")})]
-    found.append(Metric("health_reasons", "gauge", "Why it is not ok.", (), [((), float(len(health["reasons"])))]))
+    """All numbers of a health payload; null values have no sample."""
+    found = [_state_set("health_state", "State of the agent.", "state", STATES, {(): health.get("state")})]
+    found.append(
+        Metric(
+            "health_reasons",
+            "gauge",
+            "Number of reasons for a state other than ok.",
+            (),
+            [((), float(len(health["reasons"])))],
+        )
+    )
     for path, name, kind, about in _SINGLE:
         value = _at(health, path)
         if value is not None:
@@ -98,7 +107,7 @@ def metrics_of(health: Mapping[str, Any]) -> List[Metric]:
             found.append(Metric(name, "gauge", about, (), [((), _unix_s(until))]))
     if _at(health, "mqtt.state") is not None:
         state: Dict[Tuple[str, ...], Any] = {(): _at(health, "mqtt.state")}
-        found.append(_one_of("mqtt_state", "The connection's state.", "state", LINK_STATES, state))
+        found.append(_state_set("mqtt_state", "The connection's state.", "state", LINK_STATES, state))
     for path, name, kind, label, about in _BY_KEY:
         values = _at(health, path)
         if values:
@@ -107,9 +116,9 @@ def metrics_of(health: Mapping[str, Any]) -> List[Metric]:
 
 
 def _cameras(cameras: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    words = [sight.value for sight in Sight]
+    values = [sight.value for sight in Sight]
     sights: Dict[Tuple[str, ...], Any] = {(camera,): state["sight"] for camera, state in cameras.items()}
-    yield _one_of("camera_sight", "What the camera can see.", "sight", words, sights, ("camera",))
+    yield _state_set("camera_sight", "Sight of the camera.", "sight", values, sights, ("camera",))
     rates, latencies = [], []
     counters: Dict[str, List[Tuple[Tuple[str, ...], float]]] = {}
     for camera, state in cameras.items():
@@ -127,7 +136,7 @@ def _cameras(cameras: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
         yield Metric(f"camera_{name}", "counter", f"Counter `{name}` of the health message.", ("camera",), samples)
 
 
-def _one_of(
+def _state_set(
     name: str,
     about: str,
     label: str,
@@ -135,7 +144,7 @@ def _one_of(
     values: Mapping[Tuple[str, ...], Any],
     more: Tuple[str, ...] = (),
 ) -> Metric:
-    """A state as Prometheus wants it: 1 for the word that holds, 0 for all others."""
+    """A state set: 1 for the current value, 0 for all others."""
     samples = [((*key, word), float(word == value)) for key, value in values.items() for word in words]
     return Metric(name, "gauge", about, (*more, label), samples)
 

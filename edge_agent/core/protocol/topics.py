@@ -1,4 +1,4 @@
-"""Every topic of the MQTT contract, in one place."""
+"""All MQTT topics of the agent and its cameras."""
 
 import re
 import unicodedata
@@ -12,16 +12,16 @@ _BASE = re.compile(r"[^+#$/\x00][^+#\x00]*")
 
 
 def slug(name: str) -> str:
-    """An id made from any name, such as a host's: "Café Lobby.local" -> "cafe-lobby-local"; else "node"."""
+    """An id derived from any name: "Café Lobby.local" -> "cafe-lobby-local"; "node" when nothing remains."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
     return re.sub(r"[^a-z0-9_]+", "-", ascii_name).strip("-_")[:63].rstrip("-_") or "node"
 
 
 def check_id(what: str, value: str) -> str:
-    """`value`, when it may be one level of a topic.
+    """Return `value` if it is a valid topic level.
 
     Raises:
-        ConfigError: It may not.
+        ConfigError: It is not.
     """
     if not ID.fullmatch(value):
         raise ConfigError(
@@ -32,14 +32,14 @@ def check_id(what: str, value: str) -> str:
 
 
 class Topics:
-    """Topics of one agent: `B = <base>/<node>` and all below it.
+    """Topics of one agent, below `B = <base>/<node>`.
 
     Args:
         base: First level or levels, e.g. "edge-agent".
-        node: The agent's id.
+        node: Id of the agent.
 
     Raises:
-        ConfigError: One of them cannot be part of a topic.
+        ConfigError: One of them is not valid in a topic.
     """
 
     def __init__(self, base: str, node: str) -> None:
@@ -56,10 +56,10 @@ class Topics:
         self.commands = f"{self.root}/request/+"
 
     def camera(self, camera: str) -> "CameraTopics":
-        """One camera's topics.
+        """Topics of one camera.
 
         Raises:
-            ConfigError: The id cannot be part of a topic, or is reserved.
+            ConfigError: The id is invalid or reserved.
         """
         if camera in RESERVED_CAMERAS:
             raise ConfigError(
@@ -68,11 +68,11 @@ class Topics:
         return CameraTopics(f"{self.root}/{check_id('camera', camera)}")
 
     def command(self, name: str) -> str:
-        """Where a command arrives."""
+        """Topic of a command."""
         return f"{self.root}/request/{name}"
 
     def response(self, name: str) -> str:
-        """Where its answer goes."""
+        """Topic of the response to a command."""
         return f"{self.root}/response/{name}"
 
 
@@ -91,21 +91,21 @@ class CameraTopics:
         self.detections = f"{root}/detections"
 
     def zone(self, zone: str) -> str:
-        """A named zone's presence.
+        """Topic of a zone's presence.
 
         Raises:
-            ConfigError: The name cannot be part of a topic.
+            ConfigError: The name is not a valid topic level.
         """
         return f"{self.root}/zones/{check_id('zone', zone)}/presence"
 
     def crop(self, event_id: str) -> str:
-        """The crop of one appearance by its event id, or a snapshot by its transaction."""
+        """Topic of a crop by its event id, or of a snapshot by its transaction."""
         return f"{self.root}/crops/{event_id}"
 
     def switch_set(self, name: str) -> str:
-        """Where a switch ("detection", "crops") is told ON or OFF."""
+        """Topic that sets a switch ("detection", "crops") to ON or OFF."""
         return f"{self.root}/{name}/set"
 
     def switch_state(self, name: str) -> str:
-        """Where it says what it is."""
+        """Topic of a switch's state."""
         return f"{self.root}/{name}/state"

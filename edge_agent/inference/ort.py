@@ -55,6 +55,8 @@ class OrtEngine:
             raise ModelError(
                 f"model {path}: sha256 is {digest}, expected {sha256}", "the file is damaged: fetch it again"
             )
+        if not data:
+            raise ModelError(f"model {path}: no ONNX file: it is empty", "fetch or export it again")
         precision = stored_precision(data)
         del data  # as large as all weights: ONNX Runtime reads its own copy
         ort = _onnxruntime()
@@ -216,10 +218,9 @@ def _open_session(ort: Any, model: Union[str, bytes], name: str, threads: int = 
     Raises:
         ModelError: It is damaged, or ONNX Runtime cannot run it.
     """
-    kinds = ort.capi.onnxruntime_pybind11_state
     try:
         return ort.InferenceSession(model, sess_options=_options(ort, threads), providers=["CPUExecutionProvider"])
-    except (kinds.InvalidProtobuf, kinds.InvalidArgument, kinds.NoModel) as error:
+    except ort.capi.onnxruntime_pybind11_state.InvalidProtobuf as error:
         raise ModelError(
             f"{name}: damaged or no ONNX file: {_first_line(error)}",
             "fetch or export it again; 'edge-agent model inspect' helps",

@@ -48,6 +48,7 @@ PACKAGES: Tuple[Tuple[str, str, str], ...] = (
     ("paho.mqtt", "MQTT", "pip install paho-mqtt"),
     ("pydantic_settings", "settings", "pip install pydantic-settings"),
     ("onnxruntime", "inference on the CPU", "pip install onnxruntime"),
+    ("onnx", "TensorRT engines, converting, calibrating", "pip install 'edge-agent[convert]'"),
     ("cv2", "picture files, fast resizing, crops", "pip install opencv-python-headless"),
     ("av", "video files, RTSP, MJPEG over HTTP", "pip install av"),
     ("tensorrt", "inference on an NVIDIA GPU", "comes with JetPack; on a PC: pip install tensorrt"),

@@ -62,7 +62,7 @@ def run_agent(settings: Settings, environ: Mapping[str, str], read: Callable[[],
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     agent = Agent(settings, environ, read)
     signals.connect(agent.request_stop, agent.request_reload)
-    if signals.stop_asked:
+    if signals.stop_requested:
         log.info("stop requested before the start")
         return 0
     return agent.run()

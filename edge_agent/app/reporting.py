@@ -88,7 +88,7 @@ class MetricsEndpoint:
     def show(self, health: Mapping[str, Any]) -> None:
         """Serve this health payload from now on."""
         if self._server is not None:
-            self._server.show(health)
+            self._server.update(health)
 
     def _step(self) -> None:
         if self._server is not None and self.worker is not None:

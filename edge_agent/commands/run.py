@@ -21,11 +21,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Until SIGINT or SIGTERM, or until every source has ended."""
-    from edge_agent.host.process import Signals, made_to_stay
+    from edge_agent.host.process import Signals, exempt_from_gc
 
     # Before all that takes time, such as the imports below.
     signals = Signals()
-    with made_to_stay():  # the imports' search for garbage was a fifth of their time
+    with exempt_from_gc():  # the imports' search for garbage was a fifth of their time
         from edge_agent.app.agent import run_agent
         from edge_agent.config.settings import load_settings, require_cameras
         from edge_agent.host import journal

@@ -1,4 +1,4 @@
-"""Both clocks, and whether the one that people see can be believed."""
+"""The system's monotonic and wall clocks, and whether the wall clock is synchronised."""
 
 import ctypes
 import time
@@ -11,7 +11,7 @@ _RECHECK_S = 10.0
 
 
 class _Timex(ctypes.Structure):
-    """`struct timex` (linux/timex.h), as far as it is read; the padding covers the rest."""
+    """The first fields of `struct timex` (linux/timex.h); the padding covers the rest."""
 
     _fields_ = [
         ("modes", ctypes.c_uint),
@@ -25,7 +25,7 @@ class _Timex(ctypes.Structure):
 
 
 class SystemClock:
-    """Callable: now, as a `Moment`. Asks the kernel at most every ten seconds whether its clock is disciplined."""
+    """Callable that returns the current `Moment`; checks the synchronisation at most every ten seconds."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -36,10 +36,10 @@ class SystemClock:
         t = time.monotonic()
         if t - self._checked_t >= _RECHECK_S:
             self._checked_t = t
-            self._synced = self._ask_kernel()
+            self._synced = self._is_synchronised()
         return Moment(t, datetime.now(timezone.utc), self._synced)
 
-    def _ask_kernel(self) -> bool:
+    def _is_synchronised(self) -> bool:
         timex = _Timex()
         state: int = self._libc.adjtimex(ctypes.byref(timex))
         return state >= 0 and not timex.status & _STA_UNSYNC

@@ -1,11 +1,11 @@
-"""Log lines for whoever reads them: systemd's journal gets fields or priorities, a person gets times."""
+"""Logging: to systemd's journal with fields or priorities, else to stderr with times."""
 
 import logging
 import os
 import sys
 from typing import Mapping, Optional
 
-# sd-daemon(3): the priority prefix that journald takes off the line.
+# sd-daemon(3): the priority prefix that journald removes from the line.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 IDENTIFIER = "edge-agent"
 CAMERA_THREAD = "capture-"
@@ -27,39 +27,39 @@ MESSAGE_IDS: Mapping[str, str] = {
     "worker-failed": "4be2fc7a6f004c998fe81a328a2e5db9",
     "memory": "19f536fce34b42ef987670ed190eb693",
 }
-"""By what a record's `EVENT` says; never to be changed, since people search and catalogues translate by them."""
+"""Message id by a record's `EVENT`. Stable: searches and message catalogues depend on them."""
 
 
 class _PriorityFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"<{_PRIORITIES.get(record.levelno, 6)}>"
-        # Every line of a traceback needs its own, or journald files the rest under the default priority.
+        # Each line of a traceback needs the prefix; journald gives other lines the default priority.
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
 def configure(level: str, environ: Mapping[str, str]) -> None:
-    """Send all logging to systemd's journal when stderr leads there, else to stderr, at `level`.
+    """Log to systemd's journal when stderr is connected to it, else to stderr, at `level`.
 
-    With systemd-python every entry has fields: `LOGGER`, `THREAD_NAME`, the place in the code, a traceback, and
-    `CAMERA_ID` for what a camera's own thread says, `EVENT` and its `MESSAGE_ID` for changes of state. Without it, it
-    has its priority.
+    With systemd-python every entry has fields: `LOGGER`, `THREAD_NAME`, the code location, a traceback, `CAMERA_ID`
+    for records of a camera's thread, `EVENT` and its `MESSAGE_ID` for changes of state. Without it, an entry has only
+    its priority.
     """
     handler: logging.Handler
-    if not leads_to_journal(environ):
+    if not is_journal_stream(environ):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     else:
-        handler = _fields() or _priorities()
+        handler = _journal_handler() or _priority_handler()
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def set_level(level: str) -> None:
-    """From now on."""
+    """Set the level of the root logger."""
     logging.getLogger().setLevel(level.upper())
 
 
-def leads_to_journal(environ: Mapping[str, str], descriptor: int = 2) -> bool:
-    """Whether `descriptor` is still the stream that systemd opened, and not redirected since (systemd.exec(5))."""
+def is_journal_stream(environ: Mapping[str, str], descriptor: int = 2) -> bool:
+    """Whether `descriptor` is the journal stream that systemd opened, not redirected since (systemd.exec(5))."""
     try:
         stat = os.fstat(descriptor)
     except OSError:
@@ -67,36 +67,36 @@ def leads_to_journal(environ: Mapping[str, str], descriptor: int = 2) -> bool:
     return environ.get("JOURNAL_STREAM", "") == f"{stat.st_dev}:{stat.st_ino}"
 
 
-def name_camera(record: logging.LogRecord) -> bool:
-    """A filter that keeps every record: what a camera's own thread says gets `CAMERA_ID`, unless it has one already."""
+def add_camera_id(record: logging.LogRecord) -> bool:
+    """A filter that keeps every record and adds `CAMERA_ID` to those of a camera's thread, unless they have one."""
     thread = record.threadName or ""
     if thread.startswith(CAMERA_THREAD):
         record.__dict__.setdefault("CAMERA_ID", thread[len(CAMERA_THREAD) :])
     return True
 
 
-def identify(record: logging.LogRecord) -> bool:
-    """A filter that keeps every record: one with `EVENT` gets its `MESSAGE_ID`."""
+def add_message_id(record: logging.LogRecord) -> bool:
+    """A filter that keeps every record and adds `MESSAGE_ID` to those with a known `EVENT`."""
     number = MESSAGE_IDS.get(record.__dict__.get("EVENT", ""))
     if number is not None:
         record.__dict__["MESSAGE_ID"] = number
     return True
 
 
-def _priorities() -> logging.Handler:
+def _priority_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PriorityFormatter("%(name)s: %(message)s"))
     return handler
 
 
-def _fields() -> Optional[logging.Handler]:
+def _journal_handler() -> Optional[logging.Handler]:
     try:
         from systemd.journal import JournalHandler
     except ImportError:
         return None
     handler: logging.Handler = JournalHandler(SYSLOG_IDENTIFIER=IDENTIFIER)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    # It sends every attribute of a record whose name is a valid field's.
-    handler.addFilter(name_camera)
-    handler.addFilter(identify)
+    # The handler sends every record attribute whose name is a valid journal field.
+    handler.addFilter(add_camera_id)
+    handler.addFilter(add_message_id)
     return handler

@@ -1,4 +1,4 @@
-"""JPEG from pixels, by whichever well-kept encoder is installed."""
+"""JPEG encoding with OpenCV or simplejpeg, whichever is installed."""
 
 from typing import Callable
 
@@ -10,7 +10,7 @@ def encoder() -> Callable[[Array, int], bytes]:
     """A function (pixels, quality 1..100) -> JPEG bytes; pixels (H, W) uint8 gray or (H, W, 3) uint8 RGB.
 
     Raises:
-        MissingPackage: Neither OpenCV nor simplejpeg is there.
+        MissingPackage: Neither OpenCV nor simplejpeg is installed.
     """
     try:
         return _opencv()

@@ -1,4 +1,4 @@
-"""What this process costs, as Linux tells it. A figure that cannot be read is None, never a made-up zero."""
+"""This process: its signals, its heap and garbage collector, and its memory use."""
 
 import ctypes
 import gc
@@ -11,17 +11,17 @@ from typing import Callable, Iterator, Optional
 
 
 class Signals:
-    """Takes SIGINT, SIGTERM and SIGHUP from its construction on, and keeps them until somebody listens.
+    """Handles SIGINT, SIGTERM and SIGHUP from construction on, and keeps them until `connect`.
 
-    The first request to stop stops in order, the second at once. Main thread only.
+    The first SIGINT or SIGTERM calls `stop`, the second ends the process at once. Main thread only.
 
     Attributes:
-        stop_asked: Since construction.
+        stop_requested: Whether SIGINT or SIGTERM has arrived.
     """
 
     def __init__(self) -> None:
-        self.stop_asked = False
-        self._reload_asked = False
+        self.stop_requested = False
+        self._reload_requested = False
         self._stop: Optional[Callable[[], None]] = None
         self._reload: Optional[Callable[[], None]] = None
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -29,36 +29,36 @@ class Signals:
         signal.signal(signal.SIGHUP, self._on_hangup)
 
     def connect(self, stop: Callable[[], None], reload: Callable[[], None]) -> None:
-        """From now on these are called, in a signal handler; and now, for what has come before."""
+        """Set the handlers, called in signal context, and call them for signals that have already arrived."""
         self._stop, self._reload = stop, reload
-        if self.stop_asked:
+        if self.stop_requested:
             stop()
-        if self._reload_asked:
+        if self._reload_requested:
             reload()
 
     def _on_stop(self, number: int, frame: Optional[FrameType]) -> None:
-        if self.stop_asked:
+        if self.stop_requested:
             os._exit(128 + number)
-        self.stop_asked = True
+        self.stop_requested = True
         if self._stop is not None:
             self._stop()
 
     def _on_hangup(self, number: int, frame: Optional[FrameType]) -> None:
-        self._reload_asked = True
+        self._reload_requested = True
         if self._reload is not None:
             self._reload()
 
 
 def trim() -> None:
-    """Return what is free at the heap's end and in whole pages; nothing where the C library is not glibc."""
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if give_back is not None:
-        give_back(0)
+    """Return free heap memory to the operating system; does nothing unless the C library is glibc."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 @contextmanager
-def made_to_stay() -> Iterator[None]:
-    """What the block makes lives as long as the process, as imported modules do: it is never looked through."""
+def exempt_from_gc() -> Iterator[None]:
+    """Exclude the objects that the block creates from garbage collection, because they live as long as the process."""
     gc.disable()
     try:
         yield
@@ -68,7 +68,7 @@ def made_to_stay() -> Iterator[None]:
 
 
 def rss_bytes(proc: Path = Path("/proc/self")) -> Optional[int]:
-    """Resident memory now."""
+    """Resident memory of the process in bytes; None when it cannot be read."""
     try:
         return int((proc / "statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""Being to this machine what a unit is: its user, its folders, its password. For diagnosis only."""
+"""Run as the service's user, with the unit's folders and credentials. For diagnosis only."""
 
 import contextlib
 import os
@@ -17,17 +17,17 @@ FOLDERS = {"STATE_DIRECTORY": ("StateDirectory", "/var/lib"), "CACHE_DIRECTORY":
 
 @contextlib.contextmanager
 def run_as_service_user(env_file: Optional[Path], credential: str, environ: MutableMapping[str, str]) -> Iterator[str]:
-    """Root gives up its rights, for good, for those of the unit that reads `env_file`. What `environ` has stays.
+    """Change irrevocably from root to the user of the unit that reads `env_file`, and set its environment.
 
-    Its sandbox and its list of devices are not put on.
+    The unit's sandbox and device list are not applied. Variables that `environ` has are kept.
 
     Args:
-        env_file: Absolute.
-        credential: Name of the file in `ENV_FOLDER` that the unit loads.
-        environ: Gets what systemd would set.
+        env_file: Absolute path.
+        credential: File name in `ENV_FOLDER` of the credential that the unit loads.
+        environ: Receives the variables that systemd would set.
 
     Yields:
-        The unit's name; empty where this process stays what it is: not root, or no unit reads such a file.
+        The unit's name; empty without a change: this process is not root, or no unit reads the file.
     """
     unit = unit_of(env_file)
     found = unit_properties(unit, PROPERTIES) if env_file is not None and env_file.parent == ENV_FOLDER else {}
@@ -38,13 +38,13 @@ def run_as_service_user(env_file: Optional[Path], credential: str, environ: Muta
     with tempfile.TemporaryDirectory(prefix="edge-agent-") as folder:
         os.chown(folder, user.pw_uid, user.pw_gid)
         secret = ENV_FOLDER / credential
-        # An older systemd does not know the property, and hands over nothing.
+        # An older systemd does not know the property and passes no credential.
         if "LoadCredential" in found and secret.is_file():
             os.chown(shutil.copyfile(secret, Path(folder) / credential), user.pw_uid, user.pw_gid)
             environ.setdefault("CREDENTIALS_DIRECTORY", folder)
         for name, (key, base) in FOLDERS.items():
             if found.get(key) and name not in environ:
-                environ[name] = str(_made(Path(base) / found[key].split()[0], user))
+                environ[name] = str(_created(Path(base) / found[key].split()[0], user))
         os.umask(0o077)
         os.initgroups(user.pw_name, user.pw_gid)
         os.setgid(user.pw_gid)
@@ -54,15 +54,15 @@ def run_as_service_user(env_file: Optional[Path], credential: str, environ: Muta
 
 
 def _user(name: str) -> Optional[pwd.struct_passwd]:
-    """None also where that user could not even read this program."""
+    """The user, or None when it does not exist or cannot read this program."""
     who = account(name) if name else None
     with contextlib.suppress(OSError):
         return pwd.getpwnam(name) if who is not None and who.may_read(Path(__file__)) else None
     return None
 
 
-def _made(folder: Path, user: pwd.struct_passwd) -> Path:
-    """As systemd makes it before the first start. What cannot be made is told by whoever needs it."""
+def _created(folder: Path, user: pwd.struct_passwd) -> Path:
+    """Create the folder as systemd would. A failure is ignored here; the folder's user reports it."""
     with contextlib.suppress(OSError):
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True)

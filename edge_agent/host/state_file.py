@@ -1,4 +1,4 @@
-"""Small JSON files in the state directory, written whole or not at all."""
+"""Small JSON files in the state directory, written atomically."""
 
 import json
 import logging
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 def write_whole(path: Path, text: str, durable: bool) -> None:
-    """Replace a file's text, or leave it as it was, and nothing beside it.
+    """Replace the text of a file atomically; a failure leaves the file unchanged and no temporary file.
 
     Args:
-        path: Of the file; its folder is made when missing.
-        text: All of it.
+        path: The file; its folder is created when missing.
+        text: The new text.
         durable: Whether to wait until it survives a loss of power.
 
     Raises:
-        OSError: It could not be written.
+        OSError: The file could not be written.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
@@ -33,19 +33,18 @@ def write_whole(path: Path, text: str, durable: bool) -> None:
                 os.fsync(file.fileno())
         partial.replace(path)
     except OSError:
-        # Else each start on a full disk would leave one more.
+        # Otherwise each start on a full disk would leave one more file.
         with suppress(OSError):
             partial.unlink()
         raise
 
 
 class StateFile:
-    """One file. What cannot be read is as good as empty, and what cannot be written is lost at the next start: both
-    are said in the log, and the agent goes on.
+    """One JSON file. An unreadable file counts as empty; failures are logged and not raised.
 
     Args:
-        path: Of the file; its folder is made when it is not there.
-        failing: True when its folder is known to be of no use, and that has been told.
+        path: The file; its folder is created when missing.
+        failing: Whether the folder is known to be unusable and this has been logged.
     """
 
     def __init__(self, path: Path, failing: bool = False) -> None:
@@ -53,26 +52,26 @@ class StateFile:
         self._failing = failing
 
     def load(self, decode: Callable[[Any], T], empty: T) -> T:
-        """What was saved, decoded; `empty` when there is nothing, or nothing that `decode` takes (ValueError)."""
+        """The saved value, decoded; `empty` when there is none or `decode` raises ValueError."""
         try:
             return decode(json.loads(self._path.read_text("utf-8")))
         except FileNotFoundError:
             return empty
         except OSError as error:
             level = logging.DEBUG if self._failing else logging.WARNING
-            log.log(level, "%s: %s; going on without", self._path, error.strerror)
+            log.log(level, "%s: %s; continuing without it", self._path, error.strerror)
         except (ValueError, RecursionError) as error:
-            log.warning("%s: damaged (%s); going on without", self._path, error)
+            log.warning("%s: damaged (%s); continuing without it", self._path, error)
         return empty
 
     def save(self, value: Any) -> bool:
-        """Replace what was saved; it survives a loss of power. False when it could not be written."""
+        """Save a value durably; False when it could not be written."""
         try:
             write_whole(self._path, json.dumps(value), durable=True)
         except OSError as error:
             log.log(
                 logging.DEBUG if self._failing else logging.WARNING,
-                "%s: cannot be written: %s; what was changed will be forgotten at the next start",
+                "%s: cannot be written: %s; changes will be lost at the next start",
                 self._path,
                 error.strerror,
             )

@@ -1,4 +1,4 @@
-"""Logging as systemd's journal takes it, in processes of their own, since logging is global."""
+"""Logging to systemd's journal, in separate processes because logging is global."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ log.warning("not told either")
 """
 
 
-def said(where: str, **environ: str) -> list:
+def output(where: str, **environ: str) -> list:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, where],
         cwd=Path(__file__).parents[2], env={**os.environ, **environ}, capture_output=True, text=True, check=True,
@@ -37,24 +37,24 @@ def said(where: str, **environ: str) -> list:
     return done.stderr.splitlines()
 
 
-def test_a_journal_gets_a_priority_on_every_line():
-    lines = said("journal")
+def test_every_line_for_the_journal_has_a_priority():
+    lines = output("journal")
     assert lines[0] == "<6>part: told" and lines[1] == "<3>part: failed"
     assert len(lines) > 3 and all(line.startswith("<3>") for line in lines[1:])
     assert "ZeroDivisionError" in lines[-1]
 
 
-def test_a_person_gets_times_also_where_stderr_was_redirected_away_from_the_journal():
-    for lines in (said("terminal", JOURNAL_STREAM=""), said("terminal", JOURNAL_STREAM="1:2")):
+def test_stderr_gets_times_also_when_redirected_away_from_the_journal():
+    for lines in (output("terminal", JOURNAL_STREAM=""), output("terminal", JOURNAL_STREAM="1:2")):
         assert lines[0].endswith("INFO    part: told") and lines[0][:2] == "20"
 
 
-def test_what_a_camera_thread_says_has_its_camera_unless_the_caller_named_one():
+def test_records_of_a_camera_thread_have_its_id_unless_given():
     def record(thread: str, **more: str) -> logging.LogRecord:
         made = logging.LogRecord("n", logging.INFO, "p", 1, "m", (), None)
         made.threadName = thread
         made.__dict__.update(more)
-        assert journal.name_camera(made)
+        assert journal.add_camera_id(made)
         return made
 
     assert record("capture-door").CAMERA_ID == "door"
@@ -62,7 +62,7 @@ def test_what_a_camera_thread_says_has_its_camera_unless_the_caller_named_one():
     assert not hasattr(record("publish"), "CAMERA_ID")
 
 
-def test_every_event_that_is_logged_has_its_number_and_its_line_in_the_page():
+def test_every_logged_event_has_a_message_id_and_is_documented():
     root = Path(__file__).parents[2]
     used = set()
     for path in (root / "edge_agent").rglob("*.py"):
@@ -73,8 +73,8 @@ def test_every_event_that_is_logged_has_its_number_and_its_line_in_the_page():
     assert dict(re.findall(r"^\| `([a-z-]+)` \| `([0-9a-f]{32})` \|", page, re.MULTILINE)) == journal.MESSAGE_IDS
 
 
-def test_a_record_with_an_event_gets_its_number():
+def test_a_record_with_an_event_gets_its_message_id():
     record = logging.LogRecord("n", logging.INFO, "p", 1, "m", (), None)
-    assert journal.identify(record) and not hasattr(record, "MESSAGE_ID")
+    assert journal.add_message_id(record) and not hasattr(record, "MESSAGE_ID")
     record.EVENT = "ready"
-    assert journal.identify(record) and journal.MESSAGE_IDS["ready"] == record.MESSAGE_ID
+    assert journal.add_message_id(record) and journal.MESSAGE_IDS["ready"] == record.MESSAGE_ID

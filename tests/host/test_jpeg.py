@@ -1,4 +1,4 @@
-"""Crops as JPEG, by either encoder."""
+"""JPEG encoding with both encoders."""
 
 import sys
 
@@ -15,7 +15,7 @@ cv2 = pytest.importorskip("cv2", reason="pip install opencv-python-headless to r
 def encode(request, monkeypatch):
     pytest.importorskip(request.param, reason=f"pip install {request.param}")
     if request.param != "cv2":
-        monkeypatch.setitem(sys.modules, "cv2", None)  # as Python itself marks a module that is not there
+        monkeypatch.setitem(sys.modules, "cv2", None)  # makes the import fail
     return encoder()
 
 
@@ -32,21 +32,21 @@ def back(data):
 
 @pytest.mark.parametrize("cut", [np.s_[:], np.s_[:, ::-1], np.s_[::2, ::2], np.s_[:1, :1]])
 @pytest.mark.parametrize(
-    "picture", [scene(lambda v: v), scene(lambda v: v, lambda v: v // 2, lambda v: 255 - v)], ids=["gray", "rgb"]
+    "pixels", [scene(lambda v: v), scene(lambda v: v, lambda v: v // 2, lambda v: 255 - v)], ids=["gray", "rgb"]
 )
-def test_what_is_decoded_is_what_was_given(encode, picture, cut):
-    decoded = back(encode(picture[cut], 95))
-    assert decoded.shape == picture[cut].shape
-    assert np.abs(decoded.astype(int) - picture[cut]).max() <= 12, "colour is subsampled"
+def test_decoding_gives_the_encoded_pixels(encode, pixels, cut):
+    decoded = back(encode(pixels[cut], 95))
+    assert decoded.shape == pixels[cut].shape
+    assert np.abs(decoded.astype(int) - pixels[cut]).max() <= 12, "colour is subsampled"
 
 
-def test_quality_is_a_matter_of_size(encode):
+def test_higher_quality_gives_a_larger_file(encode):
     noise = np.random.default_rng(1).integers(0, 255, (64, 64)).astype(np.uint8)
     sizes = [len(encode(noise, quality)) for quality in (1, 50, 85, 100)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 4
 
 
-def test_without_either_the_remedy_is_named(monkeypatch):
+def test_without_an_encoder_the_error_names_the_packages(monkeypatch):
     for name in ("cv2", "simplejpeg"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingPackage, match="EDGE_AGENT_CROPS__ENABLED=false"):

@@ -1,4 +1,4 @@
-"""The endpoint for Prometheus, over real HTTP: what it tells, and what becomes of a port that cannot be had."""
+"""The Prometheus endpoint over real HTTP: its samples, and faults of its address and clients."""
 
 import contextlib
 import socket
@@ -46,7 +46,7 @@ def listens(port):
 
 
 def samples(port, host="127.0.0.1"):
-    """By name and labels without the node's."""
+    """Samples by name and labels, without the node's label."""
     with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     found = {}
@@ -62,7 +62,7 @@ class Running:
     """A server whose thread steps until the block ends."""
 
     def __init__(self, port):
-        self.server = MetricsServer(MetricsParams(enabled=True, port=port), "lobby", within_s=1.0)
+        self.server = MetricsServer(MetricsParams(enabled=True, port=port), "lobby", timeout_s=1.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -81,12 +81,12 @@ class Running:
         assert not self._thread.is_alive()
 
 
-def test_every_number_of_health_and_nothing_for_what_is_null():
+def test_every_number_of_health_is_a_sample_and_null_is_none():
     port = free_port()
     with Running(port) as server:
         eventually(lambda: listens(port))
-        assert samples(port) == {}, "before the first health there is nothing to tell"
-        server.show(HEALTH)
+        assert samples(port) == {}, "no samples before the first health"
+        server.update(HEALTH)
         found = samples(port)
     expected = {
         ("edge_agent_uptime_seconds",): 12.5,
@@ -117,13 +117,13 @@ def test_every_number_of_health_and_nothing_for_what_is_null():
     assert ("edge_agent_camera_latency_seconds", ("camera", "door"), ("quantile", "0.99")) not in found
 
 
-def test_without_the_package_it_is_named_with_the_remedy(monkeypatch):
+def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingPackage, match=r"pip install prometheus-client"):
         MetricsServer(MetricsParams(enabled=True), "lobby")
 
 
-def test_a_port_in_use_is_a_fault_told_once_and_ends_when_the_port_is_free(caplog):
+def test_a_port_in_use_is_a_fault_logged_once_until_the_port_is_free(caplog):
     caplog.set_level("INFO", "edge_agent.host.metrics")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -136,15 +136,15 @@ def test_a_port_in_use_is_a_fault_told_once_and_ends_when_the_port_is_free(caplo
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.7"])
-def test_an_address_that_is_not_ours_is_a_fault(host):
+def test_an_unavailable_address_is_a_fault(host):
     it = MetricsServer(MetricsParams(enabled=True, host=host, port=free_port()), "lobby")
     assert it.step() > 0 and host in it.fault
 
 
-def test_a_reader_that_says_nothing_or_goes_away_holds_up_nobody_for_long():
+def test_a_silent_or_disconnected_client_delays_others_only_briefly():
     port = free_port()
     with Running(port) as server:
-        server.show(HEALTH)
+        server.update(HEALTH)
         eventually(lambda: listens(port))
         with socket.create_connection(("127.0.0.1", port), 5) as mute:
             mute.sendall(b"GET /metrics HTTP/1.0\r\nX: ")

@@ -1,4 +1,4 @@
-"""The machine's figures on trees of each JetPack: what is there, what is not, and what tells nonsense."""
+"""The machine's figures on file trees of each JetPack, with missing and invalid attributes."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from tests.fakes.jetson_tree import MODELS, ZONES, JetsonTree
 from tests.fakes.schemas import VALIDATORS
 
 JETPACKS = (4, 5, 6, 7)
-NONSENSE = (
+INVALID = (
     b"", b"\n", b"\0", b"nonsense\n", b"\xff\xfe\xfd", b"9" * 5000, b"-9999999999999999999", b"1_000", b"1e3", b"0x10",
     "٣".encode(), "²".encode(), b"--5", b"-", b"NaN", b"1 2 3", b" " * 4096 + b"7",
 )  # fmt: skip
@@ -29,7 +29,7 @@ def read(tree) -> MachineHealth:
 
 
 def mismatch(figures: MachineHealth) -> list:
-    """What the health message's schema has against them."""
+    """Errors of the figures by the schema of the health message."""
     schema = VALIDATORS["edge-agent.health/1"]
     payload = json.loads(json.dumps(figures.payload(), allow_nan=False))
     return [
@@ -51,7 +51,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("tree", JETPACKS, indirect=True)
-def test_every_figure_that_a_board_tells(tree):
+def test_every_figure_of_a_board(tree):
     figures = read(tree)
     temperature, load, power, active = EXPECTED[tree.jetpack]
     assert (figures.temperature_c, figures.gpu_load, figures.power) == (temperature, load, power)
@@ -72,20 +72,20 @@ def test_over_current_events_count_from_the_agents_start(tree):
         now[0] += FRESH_S
         return sensors().throttling.over_current
 
-    assert later() == {"oc1": 0, "oc2": 0, "oc3": 0}, "what was before is not ours"
+    assert later() == {"oc1": 0, "oc2": 0, "oc3": 0}, "events before the start do not count"
     tree.write(f"{folder}/oc3_event_cnt", 15)
-    assert sensors().throttling.over_current["oc3"] == 0, "fresh enough not to be read again"
+    assert sensors().throttling.over_current["oc3"] == 0, "the figures are still cached"
     assert later()["oc3"] == 3
     tree.write(f"{folder}/oc3_event_cnt", 1)
     assert later()["oc3"] == 0
     tree.write(f"{folder}/oc3_event_cnt", 2)
     assert later()["oc3"] == 1
     tree.write(f"{folder}/oc3_event_cnt", "?")
-    assert "oc3" not in later(), "missing, not 0"
+    assert "oc3" not in later(), "missing, not zero"
 
 
 @pytest.mark.parametrize("tree", JETPACKS, indirect=True)
-def test_a_block_without_power_is_missing_and_the_rest_stays(tree):
+def test_a_powered_off_block_is_missing_and_the_rest_stays(tree):
     hot = next(name for name, value in ZONES[tree.jetpack].items() if value > 0)
     whole = dict(read(tree).temperatures_c)
     tree.power_off(tree.root / tree.zone(hot) / "temp")
@@ -94,7 +94,7 @@ def test_a_block_without_power_is_missing_and_the_rest_stays(tree):
 
 
 @pytest.mark.parametrize("tree", JETPACKS, indirect=True)
-def test_all_of_it_without_power_is_nothing_and_no_zero(tree):
+def test_without_power_all_figures_are_missing_not_zero(tree):
     for path in tree.files():
         tree.power_off(path)
     assert read(tree) == MachineHealth()
@@ -102,19 +102,19 @@ def test_all_of_it_without_power_is_nothing_and_no_zero(tree):
 
 
 @pytest.mark.parametrize("tree", JETPACKS, indirect=True)
-def test_nonsense_is_never_a_figure_and_never_an_exception(tree):
+def test_invalid_values_give_neither_a_figure_nor_an_exception(tree):
     values = [path for path in tree.files() if path.name.endswith(("temp", "_input", "_cnt", "load", "cur_state"))]
-    for text in NONSENSE:
+    for text in INVALID:
         for path in values:
             path.write_bytes(text)
         figures = read(tree)
         assert (figures.temperature_c, figures.temperatures_c, figures.gpu_load) == (None, {}, None), text
         assert figures.throttling is None, text
-        assert figures.power == Power({}, None), "the sensor is there, its rails tell nothing"
+        assert figures.power == Power({}, None), "the sensor is there, its rails are unreadable"
 
 
 @pytest.mark.parametrize("tree", JETPACKS, indirect=True)
-def test_whatever_is_missing_or_spoilt_each_answer_fits_the_schema(tree):
+def test_with_missing_or_damaged_attributes_the_figures_fit_the_schema(tree):
     dice = random.Random(tree.jetpack)
     for _ in range(60):
         path = dice.choice(tree.files())
@@ -125,7 +125,7 @@ def test_whatever_is_missing_or_spoilt_each_answer_fits_the_schema(tree):
             path.unlink()
             path.mkdir()
         else:
-            path.write_bytes(dice.choice(NONSENSE))
+            path.write_bytes(dice.choice(INVALID))
         figures = read(tree)
         assert mismatch(figures) == []
         board_model(tree.root), jetpack(tree.root)
@@ -133,7 +133,7 @@ def test_whatever_is_missing_or_spoilt_each_answer_fits_the_schema(tree):
             break
 
 
-def test_a_machine_that_tells_nothing(tmp_path):
+def test_a_machine_without_sensors(tmp_path):
     assert Sensors(tmp_path)() == MachineHealth()
     assert board_model(tmp_path) is None and jetpack(tmp_path) is None
 
@@ -154,11 +154,11 @@ def test_the_processors_temperature_of_a_pc(tmp_path):
     assert figures.temperatures_c == {"acpitz": 20.0, "acpitz-2": 21.0, "x86_pkg_temp": 51.2}
 
 
-def test_a_release_that_nobody_knows_yet_is_no_jetpack(tmp_path):
+def test_an_unknown_release_has_no_jetpack(tmp_path):
     (tmp_path / "etc").mkdir()
-    for release, told in (("R44", "L4T 44.1.0"), ("R39", "7 (L4T 39.1.0)")):
+    for release, expected in (("R44", "L4T 44.1.0"), ("R39", "7 (L4T 39.1.0)")):
         (tmp_path / "etc/nv_tegra_release").write_text(f"# {release} (release), REVISION: 1.0, GCID: 1\n")
-        assert jetpack(tmp_path) == told
+        assert jetpack(tmp_path) == expected
 
 
 def test_coolers_alone_or_counters_alone(tmp_path):

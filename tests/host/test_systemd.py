@@ -1,4 +1,4 @@
-"""sd_notify, against a real socket."""
+"""Notifications to a service manager over a real socket."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ def manager(request, tmp_path):
         yield manager
 
 
-def test_every_word_of_the_protocol_is_one_datagram(manager):
+def test_every_notification_is_one_datagram(manager):
     service = systemd.ServiceManager({**manager.environ, "WATCHDOG_USEC": "30000000"})
     before_us = time.monotonic_ns() // 1000
     service.extend(60.0)
@@ -42,7 +42,7 @@ def test_every_word_of_the_protocol_is_one_datagram(manager):
     assert name == "MONOTONIC_USEC" and before_us <= int(value) <= time.monotonic_ns() // 1000
 
 
-def test_the_watchdog_is_fed_only_when_it_watches_this_process(manager):
+def test_the_watchdog_is_reset_only_when_it_watches_this_process(manager):
     assert systemd.ServiceManager({"WATCHDOG_USEC": "2500000", "WATCHDOG_PID": "7"}, pid=7).watchdog_s == 2.5
     for other in (
         {},
@@ -61,11 +61,11 @@ def test_the_watchdog_is_fed_only_when_it_watches_this_process(manager):
 @pytest.mark.parametrize("address", ["", "relative/path", "vsock:2:1234"])
 def test_without_a_usable_socket_nothing_happens(address):
     service = systemd.ServiceManager({"NOTIFY_SOCKET": address})
-    service.ready("nobody listens")
+    service.ready("ready")
     service.stopping()
 
 
-def test_a_manager_that_is_away_is_one_warning_and_one_line_when_it_is_back(tmp_path, caplog):
+def test_an_absent_manager_and_its_return_are_logged_once(tmp_path, caplog):
     caplog.set_level(logging.INFO, "edge_agent.host.systemd")
     address = str(tmp_path / "notify")
     service = systemd.ServiceManager({"NOTIFY_SOCKET": address})

@@ -1,4 +1,4 @@
-"""What systemd says of a unit, by a real program in its place, and what modes let a user read."""
+"""States of units from a fake systemctl program, and read permission by file modes."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ SYSTEMCTL = """#!/bin/sh
 
 @pytest.fixture
 def systemctl(tmp_path):
-    """Writes a systemctl; returns the folder to look in."""
+    """A function that writes a systemctl and returns its folder."""
 
     def write(body):
         program = tmp_path / "systemctl"
@@ -36,7 +36,7 @@ def test_the_unit_of_an_env_file():
     assert unit_of(Path("/etc/edge-agent/yard.env")) == "edge-agent@yard.service"
 
 
-def test_a_state_and_what_is_none(systemctl, tmp_path):
+def test_the_state_of_a_unit_and_failures(systemctl, tmp_path):
     path = systemctl("printf 'Result=watchdog\\nLoadState=loaded\\nActiveState=failed\\nUnitFileState=enabled\\n'")
     assert state(path, tmp_path) == ("loaded", "enabled", "failed", "watchdog")
     assert state(path, tmp_path / "nothing") is None, "systemd does not run"
@@ -46,7 +46,7 @@ def test_a_state_and_what_is_none(systemctl, tmp_path):
     assert state(systemctl("echo LoadState=not-found"), tmp_path) == ("not-found", "", "", "")
 
 
-def test_modes_and_folders_decide_who_may_read(tmp_path):
+def test_modes_of_file_and_folders_decide_read_permission(tmp_path):
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o011)

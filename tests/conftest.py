@@ -16,12 +16,16 @@ import pytest
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LANES = tuple(Path(__file__).parent / "system" / name for name in ("deb", "lane", "vm"))
+TESTS = Path(__file__).parent
+LANES = tuple(TESTS / "system" / name for name in ("deb", "lane", "vm"))
+WHOLE_AGENT = TESTS / "app"
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    """Mark the lanes' tests by their folder; skip what needs a broker where there is none."""
+    """Mark tests by their folder; skip what needs a broker where there is none."""
     for item in items:
+        if WHOLE_AGENT in item.path.parents:
+            item.add_marker("slow")
         if any(lane in item.path.parents for lane in LANES):
             item.add_marker("system")
         if item.get_closest_marker("broker"):

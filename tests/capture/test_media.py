@@ -213,6 +213,7 @@ def test_a_stream_in_colour() -> None:
         assert next_frame(source).pixels.shape == (HEIGHT, WIDTH, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "reason"), [("/stall", "no frame|broke off"), ("/gone", "ended|broke off")])
 def test_a_stream_that_breaks_off_is_an_error_and_can_be_opened_again(path: str, reason: str) -> None:
     with MjpegServer() as server, closing(opened(server.uri(path), SourceOptions(stall_after_s=1.0))) as source:
@@ -231,7 +232,10 @@ def test_a_stream_that_breaks_off_is_an_error_and_can_be_opened_again(path: str,
                 assert frame.sequence > last
 
 
-@pytest.mark.parametrize("path", ["/garbage", "/text", "/silent"])
+SILENT = pytest.param("/silent", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("path", ["/garbage", "/text", SILENT])
 def test_answers_without_video_are_an_error(path: str) -> None:
     with MjpegServer() as server:
         source = StreamSource(server.uri(path), SourceOptions(stall_after_s=1.0))

@@ -13,6 +13,7 @@ from tests.fakes import graphs
 from tests.fakes.agent import edge_agent
 
 
+@pytest.mark.slow
 def test_it_measures_what_the_agent_would_run(tmp_path):
     pytest.importorskip("onnxruntime", reason="the engine needs it: pip install onnxruntime")
     model = graphs.gridbox(tmp_path / "m.onnx")

@@ -24,6 +24,7 @@ def weights():
         os.environ["STATE_DIRECTORY"] = before
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_a_face_comes_moves_and_leaves_and_the_subscriber_saw_it(tmp_path):
     done = edge_agent("demo", "--duration", 14, "--json", "--output", tmp_path)
@@ -36,6 +37,7 @@ def test_a_face_comes_moves_and_leaves_and_the_subscriber_saw_it(tmp_path):
     assert topics.index("edge-agent/demo/info") < topics.index("edge-agent/demo/availability")
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_an_empty_scene_fails_and_says_what_was_not_seen(tmp_path):
     done = edge_agent("demo", "--duration", 4, "--source", "test://empty", "--output", tmp_path)
@@ -44,6 +46,7 @@ def test_an_empty_scene_fails_and_says_what_was_not_seen(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_a_given_broker_is_used(tmp_path):
     with Broker(tmp_path) as broker:
@@ -75,6 +78,7 @@ def test_a_source_that_names_nothing_is_told_with_the_agent_s_own_words(tmp_path
     assert "unknown scene" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_what_waits_in_the_user_s_outbox_stays_there(tmp_path):
     """The demo has a state of its own: nobody's events go to its throw-away broker."""

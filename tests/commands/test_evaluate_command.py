@@ -93,6 +93,7 @@ def test_a_malformed_label_file_is_one_clear_line(labelled, tmp_path, content, s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_bad_arguments_are_refused_before_any_work(labelled, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

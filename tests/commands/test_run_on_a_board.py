@@ -45,6 +45,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, Agent
         yield started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_wrong_is_one_line_and_the_exit_is_right(agents: Dict[str, AgentProcess], name: str) -> None:
     fault, agent = FAULTS[name], agents[name]

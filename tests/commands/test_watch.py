@@ -49,6 +49,7 @@ def watch(broker: Broker, *more: Any) -> Any:
     return edge_agent("watch", "--broker", f"mqtt://127.0.0.1:{broker.port}", "--duration", 2, *more)
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_line_by_line_without_a_terminal(broker: Broker) -> None:
     with Listener(broker, f"{NODE}/door/presence") as listener, agent(broker):
@@ -60,6 +61,7 @@ def test_line_by_line_without_a_terminal(broker: Broker) -> None:
     assert "\x1b" not in done.stdout and not any("crop of" in line for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_json_for_programs_and_one_node_only(broker: Broker) -> None:
     with Listener(broker, f"{NODE}/door/presence") as listener, agent(broker):
@@ -112,6 +114,7 @@ class Terminal:
         os.close(self._fd)
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_a_table_on_a_terminal(broker: Broker) -> None:
     terminal = Terminal("--broker", f"mqtt://127.0.0.1:{broker.port}")
@@ -160,6 +163,7 @@ def publish(broker: Broker, topic: str, payload: bytes) -> None:
     client.loop_stop()
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_what_is_not_as_it_should_be_does_no_harm(broker: Broker) -> None:
     for topic in ("lobby/health", "lobby/info", "lobby/door/events", "lobby/door/presence/attributes", "lobby/x/state"):
@@ -209,6 +213,7 @@ def test_login_and_access_list(tmp_path: Path) -> None:
     assert done.returncode == 1 and "refused: Not authorized" in done.stderr
 
 
+@pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs certificates: apt-get install openssl")
 def test_tls(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def numbers(listener: Listener) -> List[int]:
     return list(dict.fromkeys(int(payload.split()[1]) for payload in listener.payloads(f"{NODE}/door/events")))
 
 
+@pytest.mark.slow
 def test_an_agent_is_seen_and_commanded_across_the_bridge(sites: Sites) -> None:
     settings = {"CAMERAS__DOOR__URI": "test://one?fps=30", "MQTT__PORT": sites.site.port, "PRESENCE__DELAY_ON_S": 0}
     operations = certificates.client(sites.certs, "operations")
@@ -166,6 +167,7 @@ def test_events_of_a_cut_link_arrive_in_order(sites: Sites) -> None:
         assert all(heard.retain for heard in late.heard)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sites", ["max_queued_messages 20\n"], indirect=True)
 def test_retained_truth_is_right_even_when_the_queue_was_full(sites: Sites) -> None:
     truth = "edge-agent/n/door/presence"

@@ -172,6 +172,7 @@ class Terse:
                 sock.sendall(answer.replace(b"MID", packet[2:4]))
 
 
+@pytest.mark.slow
 def test_the_brokers_keepalive_counts() -> None:
     """CONNACK with the property Server Keep Alive, 1 s (MQTT 5.0, 3.2.2.3.14): it would end a mute connection."""
     broker = Terse({1: b"\x20\x06\x00\x00\x03\x13\x00\x01"})

@@ -4,6 +4,8 @@ import json
 from random import Random
 from typing import Any, Dict, List, Mapping
 
+import pytest
+
 from edge_agent.core.protocol.commands import COMMANDS, Command, CommandGuard, CommandResult
 from edge_agent.core.protocol.messages import Message
 from edge_agent.core.protocol.overrides import Overrides
@@ -43,6 +45,7 @@ def refuse() -> Dict[str, Any]:
     raise ConfigError(["EDGE_AGENT_NODE: expected an id"], "see config/README.md")
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_raises_in_the_handler_or_makes_it_talk_without_bound() -> None:
     random, clock, guard, speaker = Random(1), FakeClock(), CommandGuard(RULES), MessageSink()
     waiting: List[Command] = []

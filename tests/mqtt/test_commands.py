@@ -93,6 +93,7 @@ def test_commands_are_answered_with_their_transaction(broker, listener, sender):
         assert agent.process.poll() is None
 
 
+@pytest.mark.slow
 def test_the_threshold_is_bounded_told_and_kept(broker, listener, sender, tmp_path):
     def told():
         return json.loads(listener.last(f"{B}/info"))["threshold"]
@@ -137,6 +138,7 @@ def test_detection_off_is_unknown_and_stays_off_over_a_restart(broker, listener,
         eventually(lambda: listener.last(f"{B}/a/detection/state") == b"ON")
 
 
+@pytest.mark.slow
 def test_crops_off_stays_off_and_on_is_refused_when_the_settings_say_so(broker, listener, sender, tmp_path):
     with AgentProcess(settings(broker), tmp_path) as agent:
         seen(listener)
@@ -200,6 +202,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_answered_counted_and_logged(broker, listener, sender):
     def refused():
         return json.loads(listener.last(f"{B}/health"))["commands"]["refused"]
@@ -245,6 +248,7 @@ def test_a_retained_command_that_is_sent_now_does_nothing_either(broker, listene
         assert listener.payloads(f"{B}/a/detection/state") == [b"ON"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_command_of_any_size_costs_no_memory(broker, listener, sender, version):
     """MQTT 5 tells the broker not to send it; 3.1.1 has no word for that. Retained, it would come at each connect."""
@@ -260,6 +264,7 @@ def test_a_command_of_any_size_costs_no_memory(broker, listener, sender, version
         assert json.loads(listener.last(f"{B}/health"))["mqtt"]["reconnects"] == 0
 
 
+@pytest.mark.slow
 def test_a_transaction_that_comes_twice_is_done_once(broker, listener, sender):
     """The contract ignores the second; it is refused in words, counted and logged, as all that is not done."""
     with AgentProcess(settings(broker)) as agent:
@@ -275,6 +280,7 @@ def test_a_transaction_that_comes_twice_is_done_once(broker, listener, sender):
         assert agent.log.count("refused (duplicate)") == 1
 
 
+@pytest.mark.slow
 def test_a_flood_is_counted_answered_little_and_harms_nobody(broker, listener, sender):
     with AgentProcess(settings(broker)) as agent:
         seen(listener)
@@ -301,6 +307,7 @@ def test_restart_ends_in_order_when_the_settings_allow_it(broker, listener, send
         eventually(lambda: listener.last(f"{B}/availability") == b"offline")
 
 
+@pytest.mark.slow
 def test_commands_turned_off_are_not_listened_to(broker, listener, sender):
     with AgentProcess(settings(broker, COMMANDS__ENABLED="false")):
         seen(listener)
@@ -314,6 +321,7 @@ def test_commands_turned_off_are_not_listened_to(broker, listener, sender):
         assert "threshold" not in node["components"]
 
 
+@pytest.mark.slow
 def test_the_face_image_is_its_events_crop_and_goes_when_its_time_is_over(broker, listener, sender):
     more = {"CROPS__IMAGE": "true", "CROPS__IMAGE_TTL_S": 5}
     with AgentProcess(settings(broker, **more)) as agent:
@@ -346,6 +354,7 @@ def test_every_frames_detections_in_the_words_asked_for(broker, profile):
         assert any(b"Face" in heard.payload or b'"score"' in heard.payload for heard in listener.heard)
 
 
+@pytest.mark.slow
 def test_a_camera_that_has_gone_leaves_nothing_retained(broker, listener, tmp_path):
     zone = "[[0, 0], [1, 0], [1, 1]]"
     both = settings(broker, CAMERAS__B__URI="test://still?fps=5", CAMERAS__A__ZONES__DESK=zone)
@@ -371,6 +380,7 @@ def test_a_camera_that_has_gone_leaves_nothing_retained(broker, listener, tmp_pa
         eventually(lambda: "zone_desk" not in json.loads(listener.last(topic))["components"])
 
 
+@pytest.mark.slow
 def test_home_assistants_birth_is_answered(broker, listener):
     with AgentProcess(settings(broker)):
         seen(listener)

@@ -108,6 +108,7 @@ def quick_hand_over() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.usefixtures("quick_hand_over")
 def test_a_day_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def publish_as(broker: Broker, certs: Path, name: str, *topics: str, version: st
     return [taken[mid] for mid in sorted(taken)]
 
 
+@pytest.mark.slow
 def test_each_sees_and_says_what_it_may(broker: Broker, certs: Path) -> None:
     with Listener(broker, "#", tls=certificates.client(certs, "monitor")) as monitor, Listener(
         broker, "edge-agent/#", tls=certificates.client(certs, "homeassistant")
@@ -179,6 +180,7 @@ def test_an_agent_of_another_name_says_what_is_wrong(broker: Broker, certs: Path
         assert monitor.heard == []
 
 
+@pytest.mark.slow
 def test_on_311_the_selftest_says_it(broker: Broker, certs: Path) -> None:
     with AgentProcess(agent_settings(broker, certs, NODE="gate"), version="3.1.1") as agent:
         eventually(lambda: "gate/response/selftest does not come back" in agent.log)
@@ -198,6 +200,7 @@ def replace(to: Path, name: str, source: Path, other: str) -> None:
         (to / f"{name}.new").rename(to / f"{name}{suffix}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -267,6 +270,7 @@ def test_what_is_wrong_with_tls_is_told_and_nothing_is_said(
         agent.stop()
 
 
+@pytest.mark.slow
 def test_a_renewed_certificate_is_used_without_a_restart(broker: Broker, certs: Path) -> None:
     with Listener(broker, "edge-agent/lobby/#", tls=certificates.client(certs, "monitor")) as monitor:
         with AgentProcess(agent_settings(broker, certs)) as agent:

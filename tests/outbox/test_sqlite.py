@@ -192,6 +192,7 @@ def child(body: str, *arguments: Any, **more: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **more)
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_told_to_be_safe(tmp_path):
     """Told: on stdout, after `flush` has returned; killed in the midst of thousands of transactions."""
     rng = random.Random(3)
@@ -834,6 +835,7 @@ def test_quarantine_is_bounded(make):
     assert told(outbox) == [("events", 1, 130, 130, "quarantined")]
 
 
+@pytest.mark.slow
 def test_a_day_of_appearances_stays_bounded(make):
     """8,640 appearances with crops, the broker away at times, on a clock that is told what to do."""
     fds = Path("/proc/self/fd")

@@ -76,6 +76,7 @@ def test_no_place_comes_twice_within_eight_visits_and_rounds_differ() -> None:
     assert len({round((visit.start_s * 30) % 1, 2) for visit in plan}) > 15, "in step with the frame rate"
 
 
+@pytest.mark.slow
 def test_the_network_finds_each_place_in_fp32_and_int8_alike(tmp_path: Path) -> None:
     from edge_agent.core.detection.detector import DetectionParams, FaceDetector
     from edge_agent.core.detection.model_contract import FACEDETECTIR
@@ -94,6 +95,7 @@ def test_the_network_finds_each_place_in_fp32_and_int8_alike(tmp_path: Path) -> 
             assert [arms._slot(box.tolist()) for box in boxes] == ([] if slot is None else [slot])
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_real_arms_slow_deaf_and_dead(tmp_path: Path) -> None:
     (tmp_path / "arm.py").write_text(ARM)

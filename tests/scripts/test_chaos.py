@@ -15,6 +15,7 @@ from tests.fakes.proxy import Passed
 MOSQUITTO_5 = ("broker-kill", "agent-kill", "unheard", "acl", "poison", "oversize")
 
 
+@pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("protocol", "faults"), [("5", MOSQUITTO_5), ("3.1.1", ("broker-kill", "blink", "agent-kill"))]
@@ -25,6 +26,7 @@ def test_nothing_is_lost_through_mosquitto(protocol: str, faults: List[str]) -> 
     assert all(counts["felt"] for counts in result.by_fault.values()), table(result)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_through_another_broker() -> None:
     pytest.importorskip("iotcore", reason="needs a second broker: pip install iotcore, on Python 3.9 or newer")
     faults = ("broker-kill", "unheard", "agent-kill")

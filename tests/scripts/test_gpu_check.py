@@ -36,6 +36,7 @@ def states(rows: Iterator[Row]) -> Dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_sound_gpu_passes(cuda: FakeCuda, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with FakeDriverLibrary(cuda) as library:
         assert run.report(run.rows(bench(cuda, tmp_path), iter([("engine", NOTE, "none")]))) == 0
@@ -46,6 +47,7 @@ def test_a_sound_gpu_passes(cuda: FakeCuda, tmp_path: Path, capsys: pytest.Captu
     assert library.registered == {}
 
 
+@pytest.mark.slow
 def test_only_the_ways_that_the_gpu_has_are_tried(tmp_path: Path) -> None:
     for board, state in (("nano", (NOTE, NOTE, NOTE)), ("t4", (OK, NOTE, OK)), ("xavier-nx", (OK, OK, OK))):
         what = BOARDS[board]
@@ -132,6 +134,7 @@ def test_a_check_that_breaks_off_is_a_failed_row_and_the_others_go_on(
     cuda.assert_clean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "board"), [("8.2", "nano"), ("10.3", "orin"), ("11.4", "thor")])
 def test_engines_where_tensorrt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, board: str) -> None:
     pytest.importorskip("onnxruntime", reason="the reference needs it: pip install onnxruntime")

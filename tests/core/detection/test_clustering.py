@@ -120,6 +120,7 @@ def scikit_learn_cores(xyxy, eps, min_boxes):
     return distance, cores, [cores[labels == label] for label in np.unique(labels)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eps", "min_boxes"), [(0.7, 3), (0.3, 2), (0.2, 1)])
 def test_dbscan_agrees_with_scikit_learn_where_the_semantics_meet(eps, min_boxes):
     met = chains = 0

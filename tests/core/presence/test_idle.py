@@ -327,6 +327,7 @@ def visits(rng, count):
     return Scene(tuple(faces)), at_s
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("contrast", [30, 120])
 def test_no_onset_is_missed_or_later_than_at_full_rate(seed, contrast):
@@ -341,6 +342,7 @@ def test_no_onset_is_missed_or_later_than_at_full_rate(seed, contrast):
     assert inferred < 0.7 * all_frames
 
 
+@pytest.mark.slow
 def test_an_empty_room_costs_a_fraction_in_steady_and_in_strobed_light_and_at_dusk():
     for disturbances in (Disturbances(), Disturbances(strobe=(1, 1))):
         _, full = onsets(Scene(disturbances=disturbances), IdleParams(fps=0.0), 60, faint(30))

@@ -1,6 +1,7 @@
 """From raw pixels to boxes, zones, crops and snapshots: every pixel says where it lies in the upright frame."""
 
 import numpy as np
+import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -82,6 +83,7 @@ SIDES = st.integers(24, 90)
 PART = st.floats(0, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     SIDES, SIDES, st.sampled_from([0, 90, 180, 270]), st.sampled_from(["none", "horizontal", "vertical", "both"]),

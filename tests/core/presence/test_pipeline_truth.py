@@ -4,6 +4,7 @@ import gc
 import sys
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -127,6 +128,7 @@ TruthfulCamera.TestCase.settings = settings(max_examples=100, stateful_step_coun
 test_any_order_of_things = TruthfulCamera.TestCase
 
 
+@pytest.mark.slow
 def test_memory_and_state_are_bounded_over_100_000_steps():
     """Crowds that come and go, a camera that comes and goes, ids that never end."""
     crowds = np.random.default_rng(5).uniform(0, 480, (20, 12, 2)).tolist()

@@ -263,6 +263,7 @@ def judged(guard, clock, name, payload):
         assert len(answer) < 1024
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(NAMES, st.binary(max_size=200) | JSON.map(lambda v: json.dumps(v).encode())), max_size=40))
 def test_nothing_leaves_the_judge_but_a_verdict(requests):
@@ -299,6 +300,7 @@ def mutated(random):
     return bytes(payload)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_near_misses_leave_the_judge_standing():
     random, guard, clock = Random(1), CommandGuard(RULES), FakeClock()
     names = [*COMMANDS, "unknown", "", "\ud800", "a/b"]

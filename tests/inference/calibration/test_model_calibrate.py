@@ -195,6 +195,7 @@ def test_the_files_are_what_they_say_and_always_the_same(
 BOARDS = [("8.2", "nano", "fp16"), ("8.6", "agx-xavier", "int8"), ("10.3", "orin", "int8"), ("11.4", "thor", "int8")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "board", "precision"), BOARDS)
 def test_centerface_builds_on_every_generation(
     centerface: Path, tmp_path: Path, version: str, board: str, precision: str
@@ -214,6 +215,7 @@ def test_centerface_builds_on_every_generation(
     fake.assert_clean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
 def test_on_tensorrt_11_every_precision_is_met(centerface: Path, tmp_path: Path, precision: str) -> None:
     fake = FakeBoard(tmp_path, "11.4", "orin")
@@ -226,6 +228,7 @@ def test_on_tensorrt_11_every_precision_is_met(centerface: Path, tmp_path: Path,
     assert len(fake.engines()) == 1
 
 
+@pytest.mark.slow
 def test_the_files_themselves_build_on_tensorrt_11(centerface: Path, tmp_path: Path) -> None:
     """As they lie there, for whoever takes them to another program."""
     folder = centerface / "centerface"
@@ -238,6 +241,7 @@ def test_the_files_themselves_build_on_tensorrt_11(centerface: Path, tmp_path: P
             FakeBoard(tmp_path, "11.4", "t4").open(network, precision="fp32")
 
 
+@pytest.mark.slow
 def test_the_files_answer_nearly_as_float(centerface: Path) -> None:
     folder = centerface / "centerface"
     wanted = run_on_cpu(folder / "centerface.onnx")
@@ -254,6 +258,7 @@ def run_on_cpu(path: Path) -> Dict[str, np.ndarray]:
     return answers
 
 
+@pytest.mark.slow
 def test_tensorrt_11_refuses_the_file_for_the_cpu(centerface: Path, tmp_path: Path) -> None:
     network = read_network(str(centerface / "centerface" / "centerface.cpu-int8.onnx"), centerface)
     with pytest.raises(ModelError, match="zero points must be int8 and 0"):
@@ -360,6 +365,7 @@ def test_the_trial_finds_a_bad_version(tmp_path: Path, capsys: pytest.CaptureFix
     engine.close()
 
 
+@pytest.mark.slow
 def test_the_real_centerface_is_as_good_in_int8(centerface: Path) -> None:
     shown = json.loads((centerface / "centerface" / "centerface.cpu-int8.json").read_text())
     assert shown["recall"] >= 0.9 and shown["precision"] >= 0.9 and shown["faces"] >= 5

@@ -36,6 +36,7 @@ def context() -> Iterator[CudaContext]:
     cuda.assert_clean()
 
 
+@pytest.mark.slow
 def test_nvcc_compiles_it_for_every_architecture_that_it_knows(tmp_path: Path) -> None:
     nvcc = real_nvcc()
     listed = subprocess.run([str(nvcc.path), "--list-gpu-arch"], stdout=subprocess.PIPE, check=True)

@@ -321,6 +321,7 @@ def test_the_network_that_is_mutated_is_whole() -> None:
     assert len(convert_uff(WHOLE, "net.uff").outputs) == 4
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     flips=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(1, 255)), max_size=6),

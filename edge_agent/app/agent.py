@@ -92,9 +92,7 @@ class Agent:
     ) -> None:
         require_known_model(settings)
         self._publish_queue = PublishQueue()
-        self._command_queue = CommandQueue(
-            self._publish_queue.put_notice, lambda value: self._inference.set_threshold(value)
-        )
+        self._command_queue = CommandQueue(self._publish_queue.put, lambda value: self._inference.set_threshold(value))
         self._pool = PoolProxy(self._command_queue)
         # Only TensorRT reads frames in place; with another backend no camera need wait for the engine.
         in_place = settings.model.backend in ("auto", "tensorrt")
@@ -247,7 +245,7 @@ class Agent:
                 self._reloader()
             done.set()
 
-        self._publish_queue.put_notice(reload)
+        self._publish_queue.put(reload)
         done.wait(RELOAD_WITHIN_S)
 
     def _apply(self, settings: Settings) -> None:
@@ -261,7 +259,7 @@ class Agent:
 
     def _configure_inference(self, settings: Settings) -> None:
         self._inference.configure(settings)
-        self._publish_queue.put_notice(self._threshold_changed)
+        self._publish_queue.put(self._threshold_changed)
 
     def _restart(self) -> Dict[str, Any]:
         log.warning("restart requested by a command: stopping for a restart", extra={"EVENT": "restart-needed"})

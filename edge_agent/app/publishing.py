@@ -203,9 +203,9 @@ class Publishing:
         # commands may crowd out the echo of the self-test or Home Assistant's birth.
         if isinstance(notice, Received):
             cut = replace(notice, payload=notice.payload[: MAX_BYTES + 1], properties=())
-            self._publish_queue.put_request(cut, notice.topic if notice.topic in self._own_kind else "")
+            self._publish_queue.put_received(cut, notice.topic if notice.topic in self._own_kind else "")
         else:
-            self._publish_queue.put_notice(notice)
+            self._publish_queue.put(notice)
 
 
 def _outbox(settings: Settings, state: State, clock: Clock) -> Outbox:

@@ -94,7 +94,7 @@ class HealthCollector:
             clock_synced=now.synced,
             machine=self._sources.machine(),
             recovery=self._sources.recovery(),
-            commands={**self._sources.commands(), "overflowed": self._publish_queue.lost_requests},
+            commands={**self._sources.commands(), "overflowed": self._publish_queue.lost_received},
             faults=self._sources.faults(),
         )
 

@@ -1,4 +1,4 @@
-"""The bounded queue in front of the publish thread: outcomes from the infer thread, notices from the broker client."""
+"""The bounded queue of the publish thread: outcomes from the infer thread, events from the broker client."""
 
 import threading
 from collections import Counter, deque
@@ -9,22 +9,23 @@ from typing import Deque, List, Set, Union
 
 from edge_agent.core.types import LostEvents, Outcome
 
-MAX_REQUESTS = 64
+MAX_RECEIVED = 64
+"""Received messages of a kind that may wait."""
 
 
 class PublishQueue:
     """Never blocks the sender. When full the oldest outcome is dropped, counted, and replaced by a `LostEvents`.
 
-    Two things are never lost: a report without a newer one of the same camera, for it is truth that must end up
-    retained; and the end, without its picture, of an appearance that the taker knows to be open.
+    Two things are never lost: the newest report of each camera, which must end up retained, and the end, without its
+    crop, of a visit whose start was taken.
 
     Args:
-        capacity: Outcomes kept, but for a few that are never lost. Notices are bounded by their sender (messages in
-            flight, commands that wait).
+        capacity: Outcomes kept, not counting those that are never lost. Other items are bounded by their sender
+            (messages in flight, commands that wait).
 
     Attributes:
-        lost_events: Events that went.
-        lost_requests: Requests that went.
+        lost_events: Events dropped.
+        lost_received: Received messages dropped.
     """
 
     def __init__(self, capacity: int = 2048) -> None:
@@ -32,13 +33,13 @@ class PublishQueue:
         self._items: Deque[Union[Outcome, LostEvents, object]] = deque()
         self._outcomes = 0
         self._condition = threading.Condition()
-        self._requests: CounterType[str] = Counter()
+        self._received: CounterType[str] = Counter()
         self._open: Set[str] = set()
         self.lost_events = 0
-        self.lost_requests = 0
+        self.lost_received = 0
 
     def put_outcome(self, outcome: Outcome) -> None:
-        """From the infer thread."""
+        """Queue an outcome. From the infer thread."""
         with self._condition:
             self._items.append(outcome)
             self._outcomes += 1
@@ -46,37 +47,37 @@ class PublishQueue:
                 self._drop_oldest()
             self._condition.notify()
 
-    def put_notice(self, notice: object) -> None:
-        """From the broker client's thread."""
+    def put(self, item: object) -> None:
+        """Queue a client event, a command's result, or a call for the publish thread. From any thread."""
         with self._condition:
-            self._items.append(notice)
+            self._items.append(item)
             self._condition.notify()
 
-    def put_request(self, request: object, kind: str = "") -> None:
-        """From the broker client's thread: what strangers send. When many of a kind wait the newest goes, counted."""
+    def put_received(self, message: object, kind: str = "") -> None:
+        """Queue a received message; one that exceeds `MAX_RECEIVED` of its kind is dropped and counted."""
         with self._condition:
-            if self._requests[kind] >= MAX_REQUESTS:
-                self.lost_requests += 1
+            if self._received[kind] >= MAX_RECEIVED:
+                self.lost_received += 1
                 return
-            self._requests[kind] += 1
-            self._items.append(request)
+            self._received[kind] += 1
+            self._items.append(message)
             self._condition.notify()
 
     def take(self, timeout_s: float) -> List[object]:
-        """Everything that waits, oldest first; empty after `timeout_s`."""
+        """Return everything that waits, oldest first; empty after `timeout_s`."""
         with self._condition:
             if not self._items:
                 self._condition.wait(timeout_s)
             items = list(self._items)
             self._items.clear()
             self._outcomes = 0
-            self._requests.clear()
+            self._received.clear()
             for item in items:
                 if isinstance(item, Outcome):
-                    self._note_open(item)
+                    self._track_open(item)
         return items
 
-    def _note_open(self, outcome: Outcome) -> None:
+    def _track_open(self, outcome: Outcome) -> None:
         for event in outcome.events:
             if event.event_type == "end":
                 self._open.discard(event.event_id)
@@ -84,23 +85,23 @@ class PublishQueue:
                 self._open.add(event.event_id)
 
     def _drop_oldest(self) -> None:
-        """Of the first outcome that has something to spare."""
+        """Reduce the oldest outcome that holds more than what must stay."""
         for index in range(len(self._items)):
             item = self._items[index]
             if not isinstance(item, Outcome):
                 continue
-            parts = self._reduced(item, index)
+            parts = self._reduce(item, index)
             if len(parts) == 1 and isinstance(parts[0], Outcome):
                 self._items[index] = parts[0]
                 continue
             del self._items[index]
             self._outcomes += sum(isinstance(part, Outcome) for part in parts) - 1
-            for part in reversed([part for part in parts if not self._joined(part, index)]):
+            for part in reversed([part for part in parts if not self._join(part, index)]):
                 self._items.insert(index, part)
             return
 
-    def _reduced(self, outcome: Outcome, index: int) -> List[Union[Outcome, LostEvents]]:
-        """What must stay of it, in order: what went, ends without pictures, the report."""
+    def _reduce(self, outcome: Outcome, index: int) -> List[Union[Outcome, LostEvents]]:
+        """Return what must stay of it, in order: the lost events, ends without crops, the report."""
         parts: List[Union[Outcome, LostEvents]] = []
         for event in outcome.events:
             if event.event_type == "end" and event.event_id in self._open:
@@ -121,8 +122,8 @@ class PublishQueue:
         newer = islice(self._items, index + 1, None)
         return any(isinstance(item, Outcome) and item.camera == camera and item.report is not None for item in newer)
 
-    def _joined(self, part: Union[Outcome, LostEvents], index: int) -> bool:
-        """Whether it could be added to what went just before it, of the same camera."""
+    def _join(self, part: Union[Outcome, LostEvents], index: int) -> bool:
+        """Extend the camera's preceding `LostEvents` by `part` where it follows directly; returns whether it did."""
         if not isinstance(part, LostEvents):
             return False
         for at in range(index - 1, -1, -1):

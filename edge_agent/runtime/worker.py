@@ -1,4 +1,4 @@
-"""A named thread that takes bounded steps, shows progress by having returned from one, and never dies unnoticed."""
+"""A named thread that repeats a bounded step. Returning from it is progress; the end of the thread is reported."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ from edge_agent.errors import EdgeAgentError
 log = logging.getLogger(__name__)
 
 DEADLINE_S = 20.0
-"""More than the longest honest step: a network camera's open, which may take seven seconds, on a busy machine."""
+"""More than the longest regular step: opening a network camera takes up to 7 s, longer on a busy machine."""
 
 
 def _nothing() -> None:
@@ -19,21 +19,21 @@ def _nothing() -> None:
 
 
 class Worker:
-    """Calls `step` until told to stop. A context manager: entering starts it, leaving stops it within its time.
+    """Calls `step` until it is stopped. A context manager: entering starts the thread, leaving stops it.
 
     Args:
-        name: Of the thread; appears in logs and health.
-        step: One bounded piece of work. Returning is progress, even when there was nothing to do.
-        setup: Called first, in the thread; what it makes belongs to this thread.
+        name: The thread's; appears in logs and health.
+        step: One bounded piece of work.
+        setup: Called first, in the thread.
         teardown: Called last, in the thread, also after a fault.
-        on_exit: Called when the thread ends for any reason, so that a waiting supervisor wakes.
+        on_exit: Called when the thread ends for any reason; wakes the supervisor.
         stop_within_s: How long leaving the block waits.
-        deadline_s: A step that takes longer is taken for one that never returns.
-        on_overdue: Called by the supervisor while it is, again and again, since nothing else can say so.
+        deadline_s: Seconds after which a step is overdue.
+        on_overdue: Called by the supervisor, repeatedly, while a step is overdue.
 
     Attributes:
-        error: What ended it, or None.
-        stuck: True after a stop that it did not follow in time.
+        error: The error that ended the thread, or None.
+        stuck: True when the thread did not end within `stop_within_s`.
         set_up: True once `setup` has returned.
         progress_t: Monotonic seconds of the last return from a step, or of the start before the first.
     """
@@ -59,7 +59,7 @@ class Worker:
         self._step, self._setup, self._teardown, self._on_exit = step, setup, teardown, on_exit
         self._stop_within_s = stop_within_s
         self._stop = threading.Event()
-        # A call that never returns must not keep the process alive after an ordered stop has given up on it.
+        # A call that never returns must not keep the process alive after an ordered stop.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def __enter__(self) -> "Worker":
@@ -76,18 +76,18 @@ class Worker:
         self._thread.join(self._stop_within_s)
         self.stuck = self._thread.is_alive()
         if self.stuck:
-            log.error("%s did not stop within %.1f s; left behind", self.name, self._stop_within_s)
+            log.error("%s did not stop within %.1f s; left running", self.name, self._stop_within_s)
 
     def stop(self) -> None:
-        """Ask to end after the current step."""
+        """End after the current step."""
         self._stop.set()
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but not past a request to stop. For use inside `step`."""
+        """Sleep, at most until the worker is stopped. For use inside `step`."""
         self._stop.wait(seconds)
 
     def overdue_s(self, t: float) -> float:
-        """By how many seconds the step now running has missed its deadline; 0.0 when none has. `setup` has no deadline.
+        """Return by how many seconds the current step has missed its deadline, or 0.0. `setup` has no deadline.
 
         Args:
             t: Monotonic seconds now.
@@ -108,7 +108,7 @@ class Worker:
             except EdgeAgentError as error:
                 self.error = self.error or error
                 log.error("%s stopped: %s", self.name, error, extra={"EVENT": "worker-failed"})
-            # One of two broad excepts: a thread that dies silently is the fault this agent exists to avoid.
+            # One of two broad excepts: a thread must not die silently.
             except Exception as error:
                 self.error = self.error or error
                 log.exception("%s stopped by a defect", self.name, extra={"EVENT": "worker-failed"})

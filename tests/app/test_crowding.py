@@ -12,7 +12,7 @@ from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.host.clock import SystemClock
 from edge_agent.mqtt.client_events import Connected, Received
 from edge_agent.runtime.command_queue import CommandQueue
-from edge_agent.runtime.publish_queue import MAX_REQUESTS, PublishQueue
+from edge_agent.runtime.publish_queue import MAX_RECEIVED, PublishQueue
 from tests.fakes.agent import environment
 from tests.fakes.broker import Broker, eventually, needs_mosquitto
 from tests.fakes.mqtt_agent import Agent
@@ -32,7 +32,7 @@ def publishing(tmp_path):
         clock, publish_queue, state = SystemClock(), PublishQueue(), claim(tmp_path / "state")
         made = Publishing(
             load_settings(environment(settings)), {}, state, clock(), clock, publish_queue,
-            CommandQueue(publish_queue.put_notice, lambda value: None),
+            CommandQueue(publish_queue.put, lambda value: None),
             Overrides(), state.memory("overrides.json"), {}, lambda: 0.5,
         )  # fmt: skip
         made.open()
@@ -58,11 +58,11 @@ def test_a_flood_of_commands_crowds_out_neither_the_echo_nor_home_assistants_bir
                 other.client.publish(Message("edge-agent/n/request/ping", b"{}"), session)
 
         flood()
-        eventually(lambda: publishing.publish_queue.lost_requests == FLOOD - MAX_REQUESTS, "it is full")
+        eventually(lambda: publishing.publish_queue.lost_received == FLOOD - MAX_RECEIVED, "it is full")
         publishing.service.pump()
         other.client.publish(Message("homeassistant/status", b"online"), session)
         flood()
-        eventually(lambda: publishing.publish_queue.lost_requests >= 2 * FLOOD - MAX_REQUESTS, "all have come")
+        eventually(lambda: publishing.publish_queue.lost_received >= 2 * FLOOD - MAX_RECEIVED, "all have come")
         heard = [item.topic for item in take() if isinstance(item, Received)]
-    assert heard.count("edge-agent/n/request/ping") == MAX_REQUESTS
+    assert heard.count("edge-agent/n/request/ping") == MAX_RECEIVED
     assert "homeassistant/status" in heard and "edge-agent/n/response/selftest" in heard

@@ -17,7 +17,7 @@ DOOR = "edge-agent/lobby/door"
 @needs_mosquitto
 def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path: Path) -> None:
     publish_queue = PublishQueue(capacity=3)
-    with Broker(tmp_path) as broker, Agent(broker.port, on_notice=publish_queue.put_notice) as agent:
+    with Broker(tmp_path) as broker, Agent(broker.port, on_notice=publish_queue.put) as agent:
         stage = PublishStage(publish_queue, agent.publisher, lambda: HEALTH, lambda: INFO, agent.clock)
 
         def told() -> List[Any]:

@@ -20,7 +20,7 @@ from edge_agent.core.types import (
     Quality,
     Sight,
 )
-from edge_agent.runtime.publish_queue import MAX_REQUESTS, PublishQueue
+from edge_agent.runtime.publish_queue import MAX_RECEIVED, PublishQueue
 
 NOW = Moment(1.0, datetime(2026, 1, 1, tzinfo=timezone.utc))
 
@@ -55,7 +55,7 @@ def test_outcomes_and_notices_come_out_in_order():
     publish_queue = PublishQueue()
     first, notice, second = Outcome("a", (event(1),)), object(), Outcome("a", (event(2),))
     publish_queue.put_outcome(first)
-    publish_queue.put_notice(notice)
+    publish_queue.put(notice)
     publish_queue.put_outcome(second)
     assert publish_queue.take(0) == [first, notice, second]
     assert publish_queue.take(0) == []
@@ -71,13 +71,13 @@ def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
 
 def test_a_flood_of_one_kind_of_requests_crowds_out_no_other():
     publish_queue = PublishQueue()
-    for number in range(MAX_REQUESTS + 10):
-        publish_queue.put_request(number)
-    publish_queue.put_request("echo", "own")
-    assert publish_queue.take(0) == [*range(MAX_REQUESTS), "echo"] and publish_queue.lost_requests == 10
-    for number in range(MAX_REQUESTS + 10):
-        publish_queue.put_request(number, "own")
-    assert publish_queue.take(0) == list(range(MAX_REQUESTS)), "that one is bounded too"
+    for number in range(MAX_RECEIVED + 10):
+        publish_queue.put_received(number)
+    publish_queue.put_received("echo", "own")
+    assert publish_queue.take(0) == [*range(MAX_RECEIVED), "echo"] and publish_queue.lost_received == 10
+    for number in range(MAX_RECEIVED + 10):
+        publish_queue.put_received(number, "own")
+    assert publish_queue.take(0) == list(range(MAX_RECEIVED)), "that one is bounded too"
 
 
 def test_a_report_survives_until_a_newer_one_of_the_same_camera():

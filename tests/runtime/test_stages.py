@@ -321,7 +321,7 @@ class PublishRig:
 
     def step(self, after_s=0.0):
         self.clock.advance(after_s)
-        self.publish_queue.put_notice(lambda: None)  # so that it does not wait
+        self.publish_queue.put(lambda: None)  # so that it does not wait
         self.stage.step()
 
 
@@ -329,8 +329,8 @@ def test_publish_hands_each_thing_to_who_it_is_for_and_pumps_last():
     rig, done = PublishRig(), []
     outcome = Outcome("door")
     rig.publish_queue.put_outcome(outcome)
-    rig.publish_queue.put_notice("connected")
-    rig.publish_queue.put_notice(lambda: done.append(True))
+    rig.publish_queue.put("connected")
+    rig.publish_queue.put(lambda: done.append(True))
     rig.stage.step()
     assert done == [True]
     assert [kind for kind, _ in rig.service.calls] == ["outcome", "notice", "info", "health", "pump"]

@@ -117,7 +117,7 @@ def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
             topics = Topics("edge-agent", "lobby")
             outbox = SqliteOutbox(OutboxParams(), Path(name), clock, "kernel", 1)
             params = MqttParams(host="127.0.0.1", port=broker.port)
-            client = MqttClient(params, "bench", last_will(topics), publish_queue.put_notice)
+            client = MqttClient(params, "bench", last_will(topics), publish_queue.put)
             letters = EventEncoder(topics, 41, CropParams(), jpeg.encoder())
             publisher = Publisher(topics, outbox, client, clock, letters, [report()], 41)
             stage = PublishStage(publish_queue, publisher, lambda: HEALTH, lambda: INFO, clock)

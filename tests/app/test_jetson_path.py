@@ -1,10 +1,6 @@
 """The whole path on a board: V4L2 driver, zero-copy buffer, kernel, TensorRT of each generation, MQTT.
 
-<<<<<<< Updated upstream
 All but the agent and the broker are fakes; the kernel is its C++ twin. ONNX Runtime on the same frames is compared.
-=======
-All but the agent and the broker are fakes; the kernel is its C++ twin. ONNX Runtime is the reference.
->>>>>>> Stashed changes
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The command line: parses, runs one command, and turns every expected error into one clear line."""
+"""The command line: parses the arguments, runs one command, and prints every expected error as one line."""
 
 import argparse
 import importlib
@@ -14,7 +14,7 @@ COMMANDS = ("run", "demo", "watch", "check", "config", "model", "evaluate", "rep
 
 
 def parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
-    """The command line with these commands. Importing a command's module loads nothing heavy; running it does."""
+    """An argument parser with these commands. Importing a command's module loads no heavy package; running it does."""
     top = argparse.ArgumentParser(
         prog="edge-agent",
         description="Face-presence agent for infrared cameras: yes, no, or cannot see, published over MQTT.",
@@ -30,14 +30,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 78 for a configuration that cannot be used, 130 after Ctrl-C, else 1 or the command's own code.
+        0 on success, 2 for bad arguments, 78 for invalid settings, 130 after Ctrl-C, else 1 or the command's own code.
     """
     try:
         words = sys.argv[1:] if argv is None else argv
         if not words:
             parser().print_help(sys.stderr)
             return 2
-        # All ten of them would be a sixth of the daemon's start.
+        # Only the named command is imported: all ten would take a sixth of the daemon's start-up time.
         args = parser(words[:1] if words[0] in COMMANDS else COMMANDS).parse_args(words)
         command = importlib.import_module(f"edge_agent.commands.{args.command}")
         code: int = command.run(args)
@@ -56,7 +56,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of a pipe has gone (`edge-agent ... | head`); Python would complain once more at exit.
+        # The reader of a pipe has closed it (`edge-agent ... | head`); else Python would report it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

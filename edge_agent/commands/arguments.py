@@ -1,4 +1,4 @@
-"""What commands have in common on the command line."""
+"""Arguments, option overrides and the progress bar that several commands share."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ WIDTH = 30
 
 
 def progress(items: Sequence[T], what: str, stream: Optional[TextIO] = None) -> Iterator[T]:
-    """Yield `items`, drawing how far it is: a bar on a terminal, else a line at every tenth."""
+    """Yield `items` and show the progress on `stream` (stderr): a bar on a terminal, else a line at every tenth."""
     return _draw(items, len(items), what, stream or sys.stderr)
 
 
@@ -39,31 +39,31 @@ def _draw(items: Iterable[T], total: int, what: str, stream: TextIO) -> Iterator
         stream.write("\n")
 
 
-def over(params: EngineParams, args: argparse.Namespace) -> EngineParams:
-    """`params` with what `args` say by the same names.
+def with_arguments(params: EngineParams, args: argparse.Namespace) -> EngineParams:
+    """`params`, overridden by the arguments of the same names that were given.
 
     Raises:
-        InputError: A word is out of its bounds.
+        InputError: An argument is out of its bounds.
     """
-    said = {field.name: getattr(args, field.name, None) for field in fields(EngineParams)}
-    long_side = said["long_side"]
+    given = {field.name: getattr(args, field.name, None) for field in fields(EngineParams)}
+    long_side = given["long_side"]
     if long_side is not None and (long_side < 64 or long_side % CENTERFACE.multiple):
         raise InputError(f"--long-side {long_side}", "expected a multiple of 32, 64 or more")
-    return replace(params, **{name: value for name, value in said.items() if value is not None})
+    return replace(params, **{name: value for name, value in given.items() if value is not None})
 
 
-def add_command(subparsers: Any, name: str, says: str, more: str = "") -> argparse.ArgumentParser:
-    """A command, or an action of one, that says what it does in its own help too; `more` is only there."""
-    description = f"{says[0].upper()}{says[1:]}.{more and ' ' + more}"
-    command: argparse.ArgumentParser = subparsers.add_parser(name, help=says, description=description)
+def add_command(subparsers: Any, name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
+    """Add a command or an action; `summary` is its line in the list, and with `more` its own description."""
+    description = f"{summary[0].upper()}{summary[1:]}.{more and ' ' + more}"
+    command: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=description)
     return command
 
 
 def add_env_file(command: argparse.ArgumentParser) -> None:
-    """The option that names the agent's settings; for `load_settings`."""
+    """Add `--env-file`, the argument of `load_settings`."""
     command.add_argument(
         "--env-file",
         type=Path,
         metavar="FILE",
-        help="settings, in the syntax of systemd's EnvironmentFile; default: $EDGE_AGENT_ENV_FILE, else none",
+        help="file with settings, in the syntax of systemd's EnvironmentFile; default: $EDGE_AGENT_ENV_FILE, else none",
     )

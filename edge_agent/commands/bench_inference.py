@@ -1,4 +1,4 @@
-"""How fast an engine is by itself: one picture after the other, each waited for, as the agent does it."""
+"""Measures an engine alone, one image after the other, as the agent uses it."""
 
 import itertools
 import time
@@ -11,19 +11,19 @@ from edge_agent.core.frame import Image
 from edge_agent.core.ports import Engine
 from edge_agent.core.types import Array
 
-_PICTURES = 8  # so that they do not all stay in the CPU's cache: a camera's next frame is not there either
+_PICTURES = 8  # more than the CPU's cache holds, for a camera's next frame is not in the cache either
 _WARM_UP_S = 0.5
 
 
 @runtime_checkable
 class Divided(Protocol):
-    """An engine that tells preprocessing from the network."""
+    """An engine that can run preprocessing and network separately."""
 
     def prepare(self, picture: Image) -> Any:
-        """The network's input."""
+        """Preprocess; returns the network's input."""
 
     def run(self, tensor: Any) -> Mapping[str, Array]:
-        """The network, on an input that is there already."""
+        """Run the network on a prepared input; returns its raw outputs."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Timing:
     """Durations of one kind of call, ms.
 
     Attributes:
-        count: How many there were.
-        per_s: Calls per second, if there were no others.
-        cpu_ms: Processor time of this process per call, all threads.
+        count: Number of calls.
+        per_s: Calls per second when only these run.
+        cpu_ms: CPU time of this process per call, all threads.
     """
 
     count: int
@@ -47,12 +47,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured.
+    """A measurement.
 
     Attributes:
-        whole: From a picture in memory to raw outputs in memory.
-        network: The same without preprocessing; None where the engine does not tell them apart.
-        preprocess_ms: Median of the differences, or None: on a GPU the network begins before preprocessing has ended.
+        whole: From an image in memory to raw outputs in memory.
+        network: The same without preprocessing; None where the engine cannot run them separately.
+        preprocess_ms: Median of the differences; on a GPU the network begins before preprocessing has ended, so it is
+            no sum. None like `network`.
     """
 
     whole: Timing
@@ -61,7 +62,7 @@ class Result:
 
 
 def measure(engine: Engine, size: Tuple[int, int], seconds: float) -> Result:
-    """Run pictures of `size` (width, height) through the engine, for so long altogether.
+    """Run random images of `size` (width, height) through the engine for `seconds`.
 
     Raises:
         EngineError: The engine failed.
@@ -79,7 +80,7 @@ def measure(engine: Engine, size: Tuple[int, int], seconds: float) -> Result:
         tensor = divided.prepare(next(feed))
         divided.run(tensor)
         between = _now_ms()
-        divided.run(tensor)  # by turns, so that both see the same machine, whatever else it does
+        divided.run(tensor)  # alternating, so that other load on the machine affects both alike
         return [between - started, _now_ms() - between]
 
     _repeat(once, min(_WARM_UP_S, seconds / 4))
@@ -92,19 +93,19 @@ def measure(engine: Engine, size: Tuple[int, int], seconds: float) -> Result:
 
 
 def _now_ms() -> Array:
-    """Time, and processor time of this process."""
+    """Wall-clock time and CPU time of this process, (2,) ms."""
     return 1000.0 * np.array((time.perf_counter(), time.process_time()))
 
 
 def _timing(samples: Array) -> Timing:
-    """Of (calls, 2): duration and processor time, ms."""
+    """Statistics of (calls, 2) samples: duration and CPU time, ms."""
     p50, p90, p99, most = np.percentile(samples[:, 0], (50, 90, 99, 100)).tolist()
     took_ms, cpu_ms = samples.mean(axis=0).tolist()
     return Timing(len(samples), p50, p90, p99, most, 1000 / took_ms, cpu_ms)
 
 
 def _repeat(once: Callable[[], List[Array]], seconds: float) -> List[List[Array]]:
-    """What it gave, at least of one call."""
+    """The results of all calls within `seconds`, at least one."""
     samples: List[List[Array]] = []
     until = time.perf_counter() + seconds
     while not samples or time.perf_counter() < until:

@@ -1,4 +1,4 @@
-"""A broker on loopback for the demo: mosquitto where it is installed, else the one inside the `demo` extra."""
+"""Starts a broker on loopback for the demo: mosquitto where it is installed, else iotcore of the extra `demo`."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ START_S = 10.0
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """Where a broker listens, and the newest MQTT version that it speaks."""
+    """A broker's address and the newest MQTT version that it supports."""
 
     host: str
     port: int
@@ -27,12 +27,12 @@ class BrokerAddress:
 
 
 def find_mosquitto() -> Optional[str]:
-    """Its path. Debian keeps it in /usr/sbin, which is not in every user's PATH."""
+    """The path of mosquitto, or None. Debian installs it in /usr/sbin, which is not in every user's PATH."""
     return shutil.which("mosquitto", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
+    """A free TCP port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -41,10 +41,10 @@ def free_port() -> int:
 
 @contextmanager
 def local_broker() -> Iterator[BrokerAddress]:
-    """A broker for as long as the block lasts.
+    """Run a broker inside a `with` block.
 
     Raises:
-        MissingPackage: There is none to start; the hint names the one package to install.
+        MissingPackage: No broker is installed; the hint names the package to install.
     """
     mosquitto = find_mosquitto()
     if mosquitto is not None:
@@ -55,10 +55,10 @@ def local_broker() -> Iterator[BrokerAddress]:
         from iotcore import Broker
     except ImportError:
         raise MissingPackage(
-            "no MQTT broker found", "sudo apt-get install mosquitto, or give one with --broker mqtt://HOST:PORT"
+            "no MQTT broker found", "sudo apt-get install mosquitto, or name a broker with --broker mqtt://HOST:PORT"
         ) from None
     port = free_port()
-    # The default limit of 20 kB would throw out a client that sends a crop.
+    # With the default limit of 20 kB the broker would disconnect a client that publishes a crop.
     with Broker(port=port, listen="127.0.0.1", max_payload_size=2_000_000):
         yield BrokerAddress("127.0.0.1", port, "3.1.1", "iotcore (embedded)")
 
@@ -87,7 +87,7 @@ def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int) -> None
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.01)
-    said = process.communicate()[1] if process.poll() is not None else b""
+    output = process.communicate()[1] if process.poll() is not None else b""
     raise InputError(
-        f"mosquitto did not start listening on port {port}", said.decode("utf-8", "replace").strip()[-200:]
+        f"mosquitto did not start listening on port {port}", output.decode("utf-8", "replace").strip()[-200:]
     )

@@ -1,4 +1,4 @@
-"""`edge-agent config show|check|example`: what is set, whether it can be used, what may be set."""
+"""`edge-agent config show|check|example`: prints the settings in force, validates them, or prints an example file."""
 
 import argparse
 import json
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the command and its three actions."""
+    """Declare the command and its three actions."""
     command = add_command(subparsers, "config", "show, check or explain the settings")
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = add_command(actions, "show", "every setting in force and where it comes from; secrets are hidden")
-    show.add_argument("--json", action="store_true", help="as JSON")
-    check = add_command(actions, "check", "exit 0 when the settings can be used, else 78 with one line per fault")
+    show = add_command(actions, "show", "show every setting in force and its source; secrets are hidden")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    check = add_command(actions, "check", "validate the settings; exit code 0, or 78 with one line per fault")
     for action in (show, check):
         add_env_file(action)
     add_command(actions, "example", "print an env file with every setting, its meaning, bounds and default")
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Run one action.
 
     Raises:
-        ConfigError: The settings cannot be used.
+        ConfigError: The settings are invalid.
     """
     from edge_agent.app.factories import require_known_model, sources_of
     from edge_agent.config import docs as config_docs
@@ -63,7 +63,7 @@ def _as_json(loaded: "Loaded") -> str:
 
 
 def _rows(loaded: "Loaded", as_text: bool = True) -> Dict[str, Dict[str, Any]]:
-    """By variable name: value (secrets and credentials as ***), source, reload."""
+    """By variable name: value (secrets and credentials replaced by ***), source, reload."""
     from edge_agent.config import settings as config
     from edge_agent.config.variables import name_of, shown
 

@@ -1,9 +1,8 @@
-"""`edge-agent demo`: the real agent on a real face, watched by a separate subscriber."""
+"""`edge-agent demo`: runs an agent on a synthetic clip and checks its messages with a separate subscriber."""
 
 import argparse
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from edge_agent.commands.arguments import add_command
 from edge_agent.commands.broker import BrokerAddress, local_broker
 from edge_agent.commands.live import Account, is_crop
 from edge_agent.errors import EdgeAgentError, InputError
+from edge_agent.mqtt.params import MqttParams
 
 NODE, CAMERA, BASE = "demo", "camera", "edge-agent"
 WANTED = ("presence ON", "event start", "event end", "presence OFF")
@@ -29,18 +29,18 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "demo",
-        "watch the agent do its job on a made clip, on this machine",
-        "Exit code 0 only if an independent subscriber heard presence ON, a face's start and end, and OFF.",
+        "run the agent on a synthetic clip and check its messages",
+        "Exit code 0 only if an independent subscriber received presence ON, a face's start and end, and OFF.",
     )
-    parser.add_argument("--duration", type=float, default=60.0, metavar="SECONDS", help="how long (default 60)")
-    parser.add_argument("--source", default="test://demo", metavar="URI", help="what to look at (default test://demo)")
-    parser.add_argument("--broker", metavar="URL", help="mqtt://[USER@]HOST[:PORT] instead of a broker of its own")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="where crops are saved")
-    parser.add_argument("--json", action="store_true", help="print the messages and the verdict as JSON lines")
+    parser.add_argument("--duration", type=float, default=60.0, metavar="SECONDS", help="longest run (default 60)")
+    parser.add_argument("--source", default="test://demo", metavar="URI", help="camera source (default test://demo)")
+    parser.add_argument("--broker", metavar="URL", help="mqtt://[USER@]HOST[:PORT] (default: start a broker)")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="folder for the crops")
+    parser.add_argument("--json", action="store_true", help="print the messages and the result as JSON lines")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 only if the subscriber itself saw ON, start, end and OFF."""
+    """Run the demo; returns 0 only if the subscriber received ON, start, end and OFF."""
     if args.duration <= 0:
         raise InputError(f"--duration {args.duration:g}: expected a number above 0")
     _ensure_model(args.json)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         broker = _given(args.broker) if args.broker else stack.enter_context(local_broker())
         if not args.json:
             print(f"broker: {broker.name} at {broker.host}:{broker.port}; source: {args.source}", flush=True)
-        # Its own state: what waits in the user's outbox is not for the demo's broker.
+        # A state folder of its own: the messages in the user's outbox must not go to the demo's broker.
         state_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-agent-demo-"))
         return _Demo(broker, args, state_dir).run()
 
@@ -61,11 +61,11 @@ def _ensure_model(quiet: bool) -> None:
     from edge_agent.models.fetch import fetch
     from edge_agent.models.registry import CENTERFACE_CARD, models_dir
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         if not quiet:
             print(line, flush=True)
 
-    fetch(CENTERFACE_CARD, models_dir(None, os.environ), say, lambda done, total: None)
+    fetch(CENTERFACE_CARD, models_dir(None, os.environ), report, lambda done, total: None)
 
 
 def _given(url: str) -> BrokerAddress:
@@ -76,50 +76,35 @@ def _given(url: str) -> BrokerAddress:
 
 
 class _Demo:
-    """One run: an agent as its own process, a subscriber here, a verdict at the end."""
+    """One run: an agent in its own process, a subscriber in this one, and the result."""
 
     def __init__(self, broker: BrokerAddress, args: argparse.Namespace, state_dir: str) -> None:
         self._broker, self._args, self._state_dir = broker, args, state_dir
         self._account = Account(BASE)
-        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._started_t = time.monotonic()
         self._crops: List[str] = []
 
     def run(self) -> int:
-        client = self._subscribe()
+        from edge_agent.app.factories import subscriber_of
+
+        subscriber = self._subscriber = subscriber_of(
+            MqttParams(self._broker.host, self._broker.port), [f"{BASE}/{NODE}/#"]
+        )
+        subscriber.open()
         agent = self._start_agent()
         code: Optional[int] = None
         try:
             deadline = time.monotonic() + self._args.duration
             while time.monotonic() < deadline and code is None:
-                self._tell(deadline)
+                self._show(deadline)
                 code = agent.poll()
         except KeyboardInterrupt:
             pass
         finally:
             self._stop(agent)
-            self._tell(time.monotonic() + 0.3)
-            client.disconnect()
-            client.loop_stop()
-        return self._verdict(code)
-
-    def _subscribe(self) -> Any:
-        from paho.mqtt import client as mqtt
-        from paho.mqtt.enums import CallbackAPIVersion
-
-        version = mqtt.MQTTv5 if self._broker.protocol == "5" else mqtt.MQTTv311
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=version)
-        client.on_message = lambda _client, _data, message: self._messages.put(message)
-        client.on_connect = lambda client, *_: client.subscribe(f"{BASE}/{NODE}/#", qos=1)
-        try:
-            client.connect(self._broker.host, self._broker.port)
-        except OSError as error:
-            where = f"{self._broker.host}:{self._broker.port}"
-            raise InputError(
-                f"no broker at {where}: {error.strerror or error}", "start one, or leave --broker out"
-            ) from None
-        client.loop_start()
-        return client
+            self._show(time.monotonic() + 0.3)
+            subscriber.close()
+        return self._result(code)
 
     def _start_agent(self) -> "subprocess.Popen[bytes]":
         settings = {
@@ -145,17 +130,18 @@ class _Demo:
             agent.kill()
             agent.wait()
 
-    def _tell(self, deadline: float) -> None:
+    def _show(self, deadline: float) -> None:
         """Print what arrives until `deadline`, at most for half a second."""
         until = min(deadline, time.monotonic() + 0.5)
         while True:
-            try:
-                message = self._messages.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
+            item = self._subscriber.next(max(0.0, until - time.monotonic()))
+            if item is None:
                 return
-            self._tell_one(message.topic, message.payload, message.retain)
+            kind, message = item
+            if kind == "message":
+                self._show_one(message.topic, message.payload, message.retain)
 
-    def _tell_one(self, topic: str, payload: bytes, retained: bool) -> None:
+    def _show_one(self, topic: str, payload: bytes, retained: bool) -> None:
         line = self._account.line(topic, payload, retained)
         stamp = time.monotonic() - self._started_t
         saved = self._save(topic, payload) if is_crop(topic) else ""
@@ -174,7 +160,7 @@ class _Demo:
         self._crops.append(str(path))
         return str(path)
 
-    def _verdict(self, code: Optional[int]) -> int:
+    def _result(self, code: Optional[int]) -> int:
         presence, events = self._account.presence, self._account.events
         after_on = presence[presence.index("ON") :] if "ON" in presence else []
         seen = dict(zip(WANTED, ("ON" in presence, "start" in events, "end" in events, "OFF" in after_on)))
@@ -191,17 +177,17 @@ class _Demo:
         else:
             print(self._summary(result), flush=True)
         if code not in (None, 0):
-            raise EdgeAgentError(f"the agent ended by itself with exit code {code}", "its own message is above")
+            raise EdgeAgentError(f"the agent ended with exit code {code}", "its own error message is above")
         return 0 if not missing else 1
 
     def _summary(self, result: Dict[str, Any]) -> str:
         if not result["ok"]:
             hint = " (is --duration long enough for the clip?)" if result["appearances"] else ""
-            return f"NOT seen: {', '.join(result['missing'])}{hint}"
+            return f"NOT received: {', '.join(result['missing'])}{hint}"
         latencies = result["start_latency_ms"]
         middle = latencies[len(latencies) // 2] if latencies else float("nan")
-        where = f"; look at {result['crops'][0]}" if result["crops"] else ""
+        where = f"; first crop: {result['crops'][0]}" if result["crops"] else ""
         return (
-            f"the subscriber saw ON, start, end and OFF: {result['appearances']} appearance(s), "
-            f"median {middle:.0f} ms from picture to event{where}"
+            f"the subscriber received ON, start, end and OFF: {result['appearances']} visit(s), "
+            f"median {middle:.0f} ms from frame to event{where}"
         )

@@ -1,4 +1,4 @@
-"""What an agent publishes, told in one readable line per message."""
+"""Describes each message of an agent in one readable line."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,22 +9,23 @@ PRESENCE = {"ON": "a face is here", "OFF": "nobody", "None": "cannot see"}
 
 @dataclass
 class Account:
-    """Follows the messages of agents under one base topic and keeps what a summary needs.
+    """Describes the messages of the agents under one base topic, and keeps the figures for a summary.
 
     Attributes:
-        presence: Every value seen on a presence topic, in order, without repeats.
-        events: Event types seen, in order.
-        latencies_ms: Capture to outbox, of the events.
+        base: First level or levels of the topics.
+        presence: Every value received on a presence topic, in order, without repeats.
+        events: Event types received, in order.
+        latencies_ms: Capture to outbox, of the start events.
     """
 
     base: str
     presence: List[str] = field(default_factory=list)
     events: List[str] = field(default_factory=list)
     latencies_ms: List[float] = field(default_factory=list)
-    _told: Dict[str, str] = field(default_factory=dict)
+    _reported: Dict[str, str] = field(default_factory=dict)
 
     def line(self, topic: str, payload: bytes, retained: bool = False) -> Optional[str]:
-        """One message in words, or None for what a person need not see."""
+        """A description of one message; None when there is nothing new for a person to read."""
         parts = topic.split("/")[len(self.base.split("/")) :]
         if len(parts) == 2:
             return self._of_node(parts[0], parts[1], payload, retained)
@@ -34,7 +35,7 @@ class Account:
 
     def _of_node(self, node: str, name: str, payload: bytes, retained: bool) -> Optional[str]:
         if name == "availability":
-            return f"{node}: agent is {_text(payload)}{_old(retained)}"
+            return f"{node}: agent is {_text(payload)}{_retained_mark(retained)}"
         if name == "info":
             info = json_object(payload)
             engine = info.get("engine") or {}
@@ -50,7 +51,7 @@ class Account:
             value = _text(payload)
             if not self.presence or self.presence[-1] != value:
                 self.presence.append(value)
-            return f"{camera}: presence {value:4} {PRESENCE.get(value, '')}{_old(retained)}"
+            return f"{camera}: presence {value:4} {PRESENCE.get(value, '')}{_retained_mark(retained)}"
         if rest == ["presence", "attributes"]:
             return self._if_new(f"{camera}: sight", str(json_object(payload).get("reason")))
         if rest == ["events"]:
@@ -58,9 +59,9 @@ class Account:
         if rest[0] == "crops" and is_crop("/".join(rest)):
             return f"{camera}: crop of {rest[1][:13]}..., {len(payload)} bytes"
         if rest[0] == "zones" and rest[-1] == "presence":
-            return f"{camera}: zone {rest[1]} {_text(payload)}{_old(retained)}"
+            return f"{camera}: zone {rest[1]} {_text(payload)}{_retained_mark(retained)}"
         if rest[-1] == "state":
-            return f"{camera}: switch {rest[0]} {_text(payload)}{_old(retained)}"
+            return f"{camera}: switch {rest[0]} {_text(payload)}{_retained_mark(retained)}"
         if camera.endswith("/response") and rest != ["selftest"]:
             answer = json_object(payload)
             why = f": {answer['error']}" if answer.get("error") else ""
@@ -68,10 +69,10 @@ class Account:
         return None
 
     def _if_new(self, subject: str, state: str) -> Optional[str]:
-        """What is told again and again is worth a line when it changes."""
-        if self._told.get(subject) == state:
+        """A line for a repeated state message, only when the state has changed."""
+        if self._reported.get(subject) == state:
             return None
-        self._told[subject] = state
+        self._reported[subject] = state
         return f"{subject} {state}"
 
     def _event(self, event: Dict[str, Any]) -> str:
@@ -86,13 +87,13 @@ class Account:
             self.latencies_ms.append(float(latency))
         late = " (late)" if (event.get("delivery") or {}).get("replayed") else ""
         why = f", {event['end_reason']}" if event.get("end_reason") else ""
-        took = f", {latency:.0f} ms after the picture" if latency is not None and kind == "start" else ""
+        took = f", {latency:.0f} ms after the frame" if latency is not None and kind == "start" else ""
         lasted = f", after {event.get('duration_ms', 0) / 1000:.1f} s" if kind == "end" else ""
         return f"face {kind:6} #{event.get('seq')} score {event.get('score', 0):.2f}{lasted}{took}{why}{late}"
 
 
 def is_crop(topic: str) -> bool:
-    """True for `C/crops/<event_id>`; the switch of that name has `set` and `state` beside it."""
+    """True for `C/crops/<event_id>`, false for the topics `set` and `state` of the switch `crops`."""
     parts = topic.split("/")
     return parts[-2:-1] == ["crops"] and parts[-1] not in ("set", "state")
 
@@ -102,7 +103,7 @@ def _text(payload: bytes) -> str:
 
 
 def json_object(payload: bytes) -> Dict[str, Any]:
-    """A payload's object; empty for what is none, since payloads come from whoever may publish."""
+    """The JSON object of a payload; empty when it is not one, for any client may have published it."""
     try:
         value = json.loads(payload)
     except (ValueError, RecursionError):
@@ -110,7 +111,7 @@ def json_object(payload: bytes) -> Dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _old(retained: bool) -> str:
+def _retained_mark(retained: bool) -> str:
     return " (retained)" if retained else ""
 
 

@@ -1,4 +1,4 @@
-"""`edge-agent outbox status|list|export|purge`: what waits for the broker, and what was set aside."""
+"""`edge-agent outbox status|list|export|purge`: inspects queued and quarantined messages."""
 
 import argparse
 import hashlib
@@ -21,20 +21,20 @@ SUFFIXES = {"image/jpeg": ".jpg", "application/json": ".json"}
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the command and its four actions."""
-    command = add_command(subparsers, "outbox", "look into what waits for the broker, and what was set aside")
+    """Declare the command and its four actions."""
+    command = add_command(subparsers, "outbox", "inspect queued and quarantined messages")
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    status = add_command(actions, "status", "how much waits, since when, and what was set aside")
-    listing = add_command(actions, "list", "one line per message, in the order of sending")
+    status = add_command(actions, "status", "count queued and quarantined messages, with size and age")
+    listing = add_command(actions, "list", "list queued messages, one per line, in the order of sending")
     for action in (status, listing):
-        action.add_argument("--json", action="store_true", help="as JSON; for list, one object a line")
-    export = add_command(actions, "export", "write every payload to a file, and index.jsonl beside them")
+        action.add_argument("--json", action="store_true", help="print JSON; for list, one object per line")
+    export = add_command(actions, "export", "write every payload to a file, with an index.jsonl")
     export.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
     purge = add_command(actions, "purge", "delete messages; refused while the agent runs")
     what = purge.add_mutually_exclusive_group(required=True)
-    what.add_argument("--quarantine", action="store_true", help="only what was set aside")
-    what.add_argument("--all", action="store_true", help="also what waits; the loss is announced to subscribers")
-    purge.add_argument("--yes", action="store_true", help="really do it")
+    what.add_argument("--quarantine", action="store_true", help="delete the quarantined messages only")
+    what.add_argument("--all", action="store_true", help="delete queued messages, too; gap messages announce it")
+    purge.add_argument("--yes", action="store_true", help="confirm the deletion")
     for action in (status, listing, export, purge):
         add_env_file(action)
 
@@ -43,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
     """Run one action.
 
     Raises:
-        ConfigError: The settings cannot be used.
-        InputError: There is no outbox, it cannot be read, or (purge) an agent uses it.
+        ConfigError: The settings are invalid.
+        InputError: There is no outbox, it cannot be read, or (purge) a running agent uses it.
     """
     import sqlite3
 
+    from edge_agent.app.factories import outbox_table
     from edge_agent.config.settings import load_settings
     from edge_agent.host.identity import state_dir
     from edge_agent.outbox.store import OUTBOX_NAME
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         if args.action == "purge":
             _purge(path, args.all, args.yes)
             return 0
-        with closing(_reading(path)) as table:
+        with closing(outbox_table(path)) as table:
             if args.action == "status":
                 _show_status(path, table, args.json)
             elif args.action == "list":
@@ -70,16 +71,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _reading(path: Path) -> "Table":
-    from edge_agent.host.clock import SystemClock
-    from edge_agent.host.identity import kernel_boot
-    from edge_agent.outbox.store import Table, open_for_reading
-
-    return Table(open_for_reading(path), SystemClock(), kernel_boot(), ())
-
-
 def _show_status(path: Path, table: "Table", as_json: bool) -> None:
-    oldest = next(_waiting(table), None)
+    oldest = next(_queued(table), None)
     status = {
         "path": str(path),
         "boot": table.boot,
@@ -100,12 +93,12 @@ def _show_status(path: Path, table: "Table", as_json: bool) -> None:
 
 
 def _file_bytes(path: Path) -> int:
-    """On disk, with what belongs to it: the newest messages lie in the write-ahead log."""
+    """Size on disk with the side files: the newest messages are in the write-ahead log."""
     from edge_agent.outbox.store import SIDE_FILES
 
     total = path.stat().st_size
     for suffix in SIDE_FILES:
-        # The last to close the file takes them away.
+        # SQLite deletes them when the last connection closes.
         with suppress(FileNotFoundError):
             total += path.with_name(path.name + suffix).stat().st_size
     return total
@@ -114,7 +107,7 @@ def _file_bytes(path: Path) -> int:
 def _show_list(table: "Table", as_json: bool) -> None:
     if not as_json:
         print(f"{'KIND':<8}{'CAMERA':<16}{'BOOT/SEQ':<18}{'BYTES':>8}{'AGE_S':>10}{'TRIES':>6}  TOPIC")
-    for stored in _waiting(table):
+    for stored in _queued(table):
         row = _row(stored)
         if as_json:
             print(json.dumps(row))
@@ -131,7 +124,7 @@ def _export(table: "Table", folder: Path) -> None:
             raise InputError(f"{folder}: is not empty", "name a new folder, so that nothing is overwritten")
         count = 0
         with (folder / "index.jsonl").open("w", encoding="utf-8") as index:
-            for reason, stored in _everything(table):
+            for reason, stored in _all_messages(table):
                 count += 1
                 suffix = SUFFIXES.get(stored.message.content_type or "", ".bin")
                 name = f"{count:06d}-{stored.message.kind}{suffix}"
@@ -143,14 +136,14 @@ def _export(table: "Table", folder: Path) -> None:
     print(f"{count} messages written to {folder}")
 
 
-def _purge(path: Path, everything: bool, sure: bool) -> None:
-    from edge_agent.outbox.store import LOCK_NAME, FileLock
+def _purge(path: Path, everything: bool, confirmed: bool) -> None:
+    from edge_agent.app.factories import outbox_lock, outbox_table
 
-    with closing(_reading(path)) as table:
-        what = f"{table.quarantined} messages in quarantine" + (f" and {table.count} that wait" if everything else "")
-    if not sure:
-        raise InputError(f"{path}: {what} would be deleted", "add --yes to do it; export keeps a copy")
-    lock = FileLock(path.with_name(LOCK_NAME))
+    with closing(outbox_table(path)) as table:
+        what = f"{table.quarantined} quarantined messages" + (f" and {table.count} queued ones" if everything else "")
+    if not confirmed:
+        raise InputError(f"{path}: {what} would be deleted", "add --yes to delete; 'outbox export' keeps a copy")
+    lock = outbox_lock(path.parent)
     try:
         lock.take()
         _delete(path, everything)
@@ -162,33 +155,31 @@ def _purge(path: Path, everything: bool, sure: bool) -> None:
 
 
 def _delete(path: Path, everything: bool) -> None:
-    from edge_agent.host.clock import SystemClock
-    from edge_agent.host.identity import kernel_boot
+    from edge_agent.app.factories import outbox_table, retention_of
     from edge_agent.outbox.params import OutboxParams
-    from edge_agent.outbox.retention import DROP_ORDER, Policy
-    from edge_agent.outbox.store import Table, open_for_writing
+    from edge_agent.outbox.retention import DROP_ORDER
 
-    with closing(Table(open_for_writing(path, "full", check=False), SystemClock(), kernel_boot(), ())) as table:
-        policy = Policy(OutboxParams())
+    with closing(outbox_table(path, writable=True)) as table:
+        retention = retention_of(OutboxParams())
         with table.transaction():
             table.empty_quarantine()
             for kind in DROP_ORDER if everything else ():
                 stored = table.oldest(kind)
                 while stored is not None:
-                    policy.lose(table, stored, "purged")
+                    retention.lose(table, stored, "purged")
                     stored = table.oldest(kind)
         table.shrink(table.free_bytes())
 
 
-def _waiting(table: "Table") -> Iterator["Stored"]:
+def _queued(table: "Table") -> Iterator["Stored"]:
     page = table.after(0, PAGE)
     while page:
         yield from page
         page = table.after(page[-1].key, PAGE)
 
 
-def _everything(table: "Table") -> Iterator[Tuple[Optional[str], "Stored"]]:
-    for stored in _waiting(table):
+def _all_messages(table: "Table") -> Iterator[Tuple[Optional[str], "Stored"]]:
+    for stored in _queued(table):
         yield None, stored
     yield from table.quarantine()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Op
 
 import numpy as np
 
-from edge_agent.capture import IMAGE_SUFFIXES, SourceOptions, open_source
+from edge_agent.capture import IMAGE_SUFFIXES
 from edge_agent.capture.address import split_file
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import CameraTransform
@@ -105,7 +105,7 @@ def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[C
         InputError: There are fewer than `least` that differ, or the source cannot be understood.
         SourceError: It cannot be opened, or broke.
     """
-    from edge_agent.app.factories import source_options
+    from edge_agent.app.factories import source_of
 
     # Of anything else than a file, no path that exists comes out.
     path = split_file(uri)[0] if "://" not in uri or uri.startswith("file:") else Path(uri)
@@ -114,7 +114,7 @@ def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[C
     finite = path.is_dir() or path.is_file()
     if finite and "?" not in uri:
         uri += "?pace=fast"
-    source = open_source(uri, SourceOptions() if camera is None else source_options(camera))
+    source = source_of(CameraParams(uri) if camera is None else replace(camera, uri=uri))
     found = Gathering(wanted)
     source.open()
     try:
@@ -217,8 +217,7 @@ def read_frames(
     Raises:
         InputError: No such recording; as it is read, times that are none, go back, or are too few or too many.
     """
-    from edge_agent.app.factories import source_options
-    from edge_agent.capture import open_source
+    from edge_agent.app.factories import source_of
     from edge_agent.capture.address import hide_credentials
 
     if recording.startswith(_LIVE):
@@ -230,7 +229,7 @@ def read_frames(
         raise InputError(f"{recording}: never ends", "leave loop out")
     if not place.startswith(("test:", "file:")) and not Path(place).exists():
         raise InputError(f"{place}: no such file or folder", _EXPECTED)
-    source = open_source(f"{place}?{query + '&' if query else ''}pace=fast", source_options(camera))
+    source = source_of(replace(camera, uri=f"{place}?{query + '&' if query else ''}pace=fast"))
     if source.kind == "still" and not Path(place).is_dir() and not place.startswith("test:"):
         raise InputError(f"{recording}: is one picture", _EXPECTED)
     times = None if timestamps is None else _read_times(timestamps)

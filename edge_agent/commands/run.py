@@ -1,4 +1,4 @@
-"""`edge-agent run`: the daemon."""
+"""`edge-agent run`: runs the daemon."""
 
 import argparse
 import os
@@ -13,19 +13,19 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "run",
-        "watch the cameras and publish, until told to stop",
-        "Ctrl-C or SIGTERM stops it, SIGHUP lets it read its settings again. Exit code 78: they cannot be used.",
+        "watch the cameras and publish until stopped",
+        "Ctrl-C or SIGTERM stops it, SIGHUP reloads the settings. Exit code 78: the settings are invalid.",
     )
     add_env_file(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Until SIGINT or SIGTERM, or until every source has ended."""
+    """Run until SIGINT or SIGTERM, or until every source has ended."""
     from edge_agent.host.process import Signals, exempt_from_gc
 
-    # Before all that takes time, such as the imports below.
+    # Handlers first: a signal during the slow imports below must not be lost.
     signals = Signals()
-    with exempt_from_gc():  # the imports' search for garbage was a fifth of their time
+    with exempt_from_gc():  # garbage collection would take a fifth of the imports' time
         from edge_agent.app.agent import run_agent
         from edge_agent.config.settings import load_settings, require_cameras
         from edge_agent.host import journal

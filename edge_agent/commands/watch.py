@@ -1,9 +1,8 @@
-"""`edge-agent watch`: what the agents on a broker say, live, for a person."""
+"""`edge-agent watch`: shows live messages of all agents on a broker, as a table on a terminal, else as lines."""
 
 import argparse
 import json
 import math
-import queue
 import shutil
 import sys
 import time
@@ -22,12 +21,12 @@ from edge_agent.mqtt.params import MqttParams, TlsParams
 
 COLUMNS = ("NODE/CAMERA", "PRESENCE", "SINCE", "FACES", "SIGHT", "FPS", "LATENCY", "LAST EVENT")
 SILENT_S = 120.0
-"""Agents speak of their health every 30 s by default."""
+"""Without health for so long a node counts as silent; the default interval of health messages is 30 s."""
 RECENT = 200
 
 
 def printable(text: str) -> str:
-    """`text` without what could drive a terminal: payloads come from whoever may publish."""
+    """`text` without control characters, for any client may have published it."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -52,7 +51,7 @@ class _Node:
 
 
 class Table:
-    """The state of every agent heard of, and the newest lines.
+    """The state of every agent that has published, and the newest lines.
 
     Args:
         base: First level or levels of the topics.
@@ -63,43 +62,43 @@ class Table:
         self._nodes: Dict[str, _Node] = {}
         self._recent: Deque[str] = deque(maxlen=RECENT)
 
-    def note(self, line: str) -> None:
-        """A line for the lower part."""
+    def add_line(self, line: str) -> None:
+        """Append a line to the lower part."""
         self._recent.append(line)
 
     def take(self, topic: str, payload: bytes, t: float) -> None:
-        """One message, come at `t`, monotonic seconds; what is not understood is passed over."""
+        """Update the state from one message, received at `t`, monotonic seconds; unknown ones are ignored."""
         parts = topic.split("/")[self._levels :]
         if len(parts) < 2:
             return
         if len(parts) == 2 or parts[1] == "response":
-            self._of_node(parts[0], parts[1], payload, t)
+            self._update_node(parts[0], parts[1], payload, t)
         else:
             node = self._nodes.setdefault(parts[0], _Node())
-            self._of_camera(node.cameras.setdefault(parts[1], _Camera()), "/".join(parts[2:]), payload, t)
+            self._update_camera(node.cameras.setdefault(parts[1], _Camera()), "/".join(parts[2:]), payload, t)
 
     def lines(self, t: float, now: datetime, width: int = 100, height: int = 40) -> List[str]:
-        """The whole picture, at most `height` lines of at most `width` characters."""
+        """The whole screen, at most `height` lines of at most `width` characters."""
         rows: List[Tuple[str, ...]] = [COLUMNS]
-        notes: Dict[int, List[str]] = {}
+        headings: Dict[int, List[str]] = {}
         for name in sorted(self._nodes):
             node = self._nodes[name]
-            notes.setdefault(len(rows), []).extend(_heading(name, node, t))
+            headings.setdefault(len(rows), []).extend(_heading(name, node, t))
             rows += [_row(f"{name}/{camera}", node, camera, t, now) for camera in sorted(node.cameras)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-        made: List[str] = []
+        lines: List[str] = []
         for number, row in enumerate(rows):
-            made += notes.get(number, ())
-            made.append("  ".join(cell.ljust(size) for cell, size in zip(row, widths)).rstrip())
-        made += notes.get(len(rows), ())
+            lines += headings.get(number, ())
+            lines.append("  ".join(cell.ljust(size) for cell, size in zip(row, widths)).rstrip())
+        lines += headings.get(len(rows), ())
         if not self._nodes:
-            made = ["nothing heard yet"]
-        room = height - len(made) - 1
+            lines = ["no message yet"]
+        room = height - len(lines) - 1
         if room > 0 and self._recent:
-            made += ["", *list(self._recent)[-room:]]
-        return [printable(line)[:width] for line in made[:height]]
+            lines += ["", *list(self._recent)[-room:]]
+        return [printable(line)[:width] for line in lines[:height]]
 
-    def _of_node(self, name: str, what: str, payload: bytes, t: float) -> None:
+    def _update_node(self, name: str, what: str, payload: bytes, t: float) -> None:
         node = self._nodes.setdefault(name, _Node())
         if what == "availability":
             node.available = _text(payload)
@@ -108,7 +107,7 @@ class Table:
         elif what == "health":
             node.health, node.health_t = json_object(payload), t
 
-    def _of_camera(self, camera: _Camera, what: str, payload: bytes, t: float) -> None:
+    def _update_camera(self, camera: _Camera, what: str, payload: bytes, t: float) -> None:
         if what == "availability":
             camera.available = _text(payload)
         elif what == "presence":
@@ -151,7 +150,7 @@ def _row(label: str, node: _Node, camera: str, t: float, now: datetime) -> Tuple
         presence = f"({presence})"
     since = "" if known.since is None else span((now - known.since).total_seconds())
     event = f"{known.event}, {span(t - known.event_t)} ago" if known.event else ""
-    # Before the first result there is no rate either.
+    # Without a first result the rate is not meaningful.
     fps = None if latency is None else _number(health.get("fps_inferred"))
     return (
         label,
@@ -166,7 +165,7 @@ def _row(label: str, node: _Node, camera: str, t: float, now: datetime) -> Tuple
 
 
 def span(seconds: float) -> str:
-    """A length of time, for people: "12 s", "5 min", "3 h", "2 d"."""
+    """A duration with its unit: "12 s", "5 min", "3 h", "2 d"."""
     for unit, size, until in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
         if seconds < until:
             return f"{max(0.0, seconds) / size:.0f} {unit}"
@@ -178,7 +177,7 @@ def _text(payload: bytes) -> str:
 
 
 def _number(value: Any) -> Optional[float]:
-    """A finite number, or None."""
+    """`value` as a finite number, else None."""
     try:
         number = float(value) if isinstance(value, (int, float)) else math.nan
     except OverflowError:
@@ -198,15 +197,12 @@ def _time(text: object) -> Optional[datetime]:
         return None
 
 
-ANSWER_S = 10.0
 REDRAW_S = 1.0
+NOTHING: Tuple[str, Any] = ("nothing", None)
 ENTER, LEAVE, HOME = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[J"
 OLDER_LINES = 100
 LINE_CHARS = 500
-"""Of what somebody has published; more than all that an agent says."""
-
-Item = Tuple[str, Any]
-"""What paho's thread tells: "connected", "lost", "subscribed" with reason codes, or "message"."""
+"""Longest line shown; an agent's own are shorter."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -214,37 +210,37 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "watch",
-        "watch what the agents on a broker say, live",
-        "A presence in parentheses is the last one known. FPS: pictures looked at each second; LATENCY: from picture "
-        "to result, p95; both are as old as the agent's last health, up to half a minute.",
+        "show live messages of all agents",
+        "A presence in parentheses is the last one known. FPS: frames inferred per second; LATENCY: from capture to "
+        "result, p95; both come from the last health message, which may be half a minute old.",
     )
     parser.add_argument(
         "--broker", default="mqtt://localhost", metavar="URL", help="mqtt[s]://[USER@]HOST[:PORT] (mqtt://localhost)"
     )
-    parser.add_argument("--password-file", type=Path, metavar="FILE", help="its first line is USER's password")
-    parser.add_argument("--ca", type=Path, metavar="FILE", help="authority of the broker's certificate, PEM")
+    parser.add_argument("--password-file", type=Path, metavar="FILE", help="file whose first line is USER's password")
+    parser.add_argument("--ca", type=Path, metavar="FILE", help="certificate authority of the broker, PEM")
     parser.add_argument("--cert", type=Path, metavar="FILE", help="client certificate, PEM")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="its key, where --cert does not hold it")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="its key, unless --cert holds it")
     parser.add_argument("--base", default="edge-agent", help="first level(s) of the topics (edge-agent)")
-    parser.add_argument("--node", default="+", help="this agent only")
-    parser.add_argument("--duration", type=float, metavar="SECONDS", help="end then; else at Ctrl-C")
-    parser.add_argument("--json", action="store_true", help="one JSON object per message")
+    parser.add_argument("--node", default="+", help="show this agent only")
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="stop after so long; default: at Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per message")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 at Ctrl-C or after `--duration`, when something was heard."""
+    """Show messages until Ctrl-C or `--duration`; returns 0 when at least one was received."""
     if args.duration is not None and not args.duration > 0:
         raise InputError(f"--duration {args.duration:g}: expected a number above 0")
     if args.node != "+" and set(args.node) & set("+#/"):
-        raise InputError(f"--node {args.node}: no node's name", "expected what EDGE_AGENT_NODE says there")
+        raise InputError(f"--node {args.node}: not a node's name", "expected the agent's EDGE_AGENT_NODE")
     return _Watch(address(args), args).run()
 
 
 def address(args: argparse.Namespace) -> MqttParams:
-    """The broker, from the command line.
+    """The broker settings from the command line.
 
     Raises:
-        InputError: The address cannot be understood, or carries a password.
+        InputError: The address is malformed, or holds a password.
     """
     url = args.broker if "//" in args.broker else f"mqtt://{args.broker}"
     try:
@@ -253,7 +249,7 @@ def address(args: argparse.Namespace) -> MqttParams:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.password is not None:
-        raise InputError("--broker holds a password, which others on this machine could read", "use --password-file")
+        raise InputError("--broker holds a password, which other users could read", "use --password-file")
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/"):
         raise InputError(f"--broker {args.broker}: not a broker's address", "expected mqtt[s]://[USER@]HOST[:PORT]")
     files = [None if path is None else str(path) for path in (args.ca, args.cert, args.key, args.password_file)]
@@ -269,28 +265,26 @@ def address(args: argparse.Namespace) -> MqttParams:
 
 
 def filters(base: str, node: str) -> List[str]:
-    """What a person needs to know; no pictures of faces."""
+    """Topic filters of all that is shown; crops are left out."""
     root = f"{base}/{node}"
     own = ("availability", "info", "health", "response/+")
     camera = ("availability", "presence", "presence/attributes", "face_count", "events", "zones/+/presence", "+/state")
     return [f"{root}/{name}" for name in own] + [f"{root}/+/{name}" for name in camera]
 
 
-def _new_items() -> "queue.SimpleQueue[Item]":
-    return queue.SimpleQueue()
-
-
 class _Watch:
     def __init__(self, params: MqttParams, args: argparse.Namespace) -> None:
         self._params, self._args = params, args
-        self._items = _new_items()
         self._account, self._table = Account(args.base), Table(args.base)
         self._live = not args.json and sys.stdout.isatty()
         self._started_t = self._drawn_t = time.monotonic()
-        self._heard = 0
+        self._received = 0
 
     def run(self) -> int:
-        client = self._connect()
+        from edge_agent.app.factories import subscriber_of
+
+        subscriber = self._subscriber = subscriber_of(self._params, filters(self._args.base, self._args.node))
+        subscriber.open()
         until_t = None if self._args.duration is None else time.monotonic() + self._args.duration
         try:
             with ExitStack() as stack:
@@ -302,97 +296,29 @@ class _Watch:
         except KeyboardInterrupt:
             pass
         finally:
-            client.disconnect()
-            client.loop_stop()
+            subscriber.close()
         if self._live:
             print("\n".join(self._lines()))
-        if not self._heard:
+        if not self._received:
             below = "/".join((self._args.base, self._args.node))
             raise EdgeAgentError(
-                f"nothing was heard below {below}", "is --base right, does an agent run, and may this user read there?"
+                f"no message below {below}", "check --base, that an agent runs, and that this user may read there"
             )
         return 0
 
-    def _connect(self) -> Any:
-        """Connected and subscribed, or an error that says why not."""
-        from paho.mqtt.client import Client
-        from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-
-        from edge_agent.mqtt.tls import context, explain, password
-
-        params, where = self._params, f"{self._params.host}:{self._params.port}"
-        # Every broker speaks 3.1.1, and nothing of 5 is needed here.
-        client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv311)
-        client.connect_timeout = ANSWER_S
-        if params.username is not None:
-            client.username_pw_set(params.username, password(params.password_file))
-        if params.tls.enabled:
-            client.tls_set_context(context(params.tls))
-        wanted = [(topic, 1) for topic in filters(self._args.base, self._args.node)]
-        put = self._items.put
-        client.on_connect = lambda _client, _data, _flags, reason, _properties: put(("connected", reason))
-        client.on_disconnect = lambda *_: put(("lost", None))
-        client.on_subscribe = lambda _client, _data, _mid, reasons, _properties: put(("subscribed", reasons))
-        client.on_message = lambda _client, _data, message: put(("message", message))
-        try:
-            client.connect(params.host, params.port)
-        except (OSError, ValueError) as error:
-            raise EdgeAgentError(
-                f"no broker: {explain(error, params.host, params.port)}", "name another with --broker mqtt://HOST"
-            ) from None
-        client.loop_start()
-        try:
-            self._await(client, wanted, where)
-        except EdgeAgentError:
-            client.loop_stop()
-            raise
-        return client
-
-    def _await(self, client: Any, wanted: List[Tuple[str, int]], where: str) -> None:
-        reason = self._next("connected", where)
-        if reason.is_failure:
-            raise EdgeAgentError(f"{where}: refused: {reason.getName()}", "see USER in --broker, and --password-file")
-
-        def again(client: Any, *_: Any) -> None:
-            self._items.put(("again", None))
-            client.subscribe(wanted)
-
-        client.on_connect = again
-        client.subscribe(wanted)
-        reasons = self._next("subscribed", where)
-        if all(reason.is_failure for reason in reasons):
-            raise EdgeAgentError(f"{where}: this user may not read below {self._args.base}", "see its access list")
-
-    def _next(self, kind: str, where: str) -> Any:
-        from edge_agent.mqtt.tls import hear_refusal
-
-        try:
-            found, value = self._items.get(timeout=ANSWER_S)
-        except queue.Empty:
-            found, value = "silent", None
-        if found == kind:
-            return value
-        refused = hear_refusal(self._params) if self._params.tls.enabled else None
-        hint = "" if self._params.tls.enabled else "does it want TLS (mqtts://)?"
-        raise EdgeAgentError(f"{where}: {refused or 'takes the connection, but does not answer as a broker'}", hint)
-
     def _step(self) -> None:
-        """Wait for a moment, and show what has come."""
-        try:
-            kind, value = self._items.get(timeout=0.2)
-        except queue.Empty:
-            pass
-        else:
-            if kind == "message":
-                self._message(value.topic, value.payload, value.retain)
-            elif kind in ("lost", "again"):
-                self._say("the connection to the broker is lost" if kind == "lost" else "connected again")
+        """Wait shortly for an item and show it."""
+        kind, value = self._subscriber.next(0.2) or NOTHING
+        if kind == "message":
+            self._message(value.topic, value.payload, value.retain)
+        elif kind in ("lost", "again"):
+            self._print("the connection to the broker is lost" if kind == "lost" else "connected again")
         if self._live and time.monotonic() - self._drawn_t >= REDRAW_S:
             self._drawn_t = time.monotonic()
             print(HOME + "\n".join(self._lines()), end="", flush=True)
 
     def _message(self, topic: str, payload: bytes, retained: bool) -> None:
-        self._heard += 1
+        self._received += 1
         t = time.monotonic()
         if self._args.json:
             print(json.dumps(_as_json(t - self._started_t, topic, payload, retained)), flush=True)
@@ -402,16 +328,16 @@ class _Watch:
         try:
             line = self._account.line(topic, payload, retained)
         except (TypeError, ValueError, AttributeError, OverflowError):
-            line = f"{topic}: not as the contract has it"
-        for seen in (self._account.presence, self._account.events, self._account.latencies_ms):
-            del seen[:-OLDER_LINES]
+            line = f"{topic}: malformed payload"
+        for history in (self._account.presence, self._account.events, self._account.latencies_ms):
+            del history[:-OLDER_LINES]
         if line is not None:
-            self._say(line)
+            self._print(line)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         line = f"{datetime.now():%H:%M:%S}  {printable(line[:LINE_CHARS])}"
         if self._live:
-            self._table.note(line)
+            self._table.add_line(line)
         elif self._args.json:
             print(line, file=sys.stderr, flush=True)
         else:

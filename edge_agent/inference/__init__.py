@@ -143,10 +143,10 @@ def _open(params: EngineParams, directory: Path, report: Report) -> Tuple[Engine
     if params.backend == "onnxruntime":
         return _open_onnxruntime(params, directory), "as asked"
 
-    from edge_agent.inference.trt.find import find_backend
+    from edge_agent.inference.trt.find import open_backend
 
     try:
-        backend = find_backend(params.tensorrt_python, os.environ)  # before any fault of the model is reported
+        backend = open_backend(params.tensorrt_python, os.environ)  # before any fault of the model is reported
     except (MissingPackage, EngineError) as error:
         if params.backend == "tensorrt":
             raise

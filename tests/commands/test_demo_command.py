@@ -42,7 +42,7 @@ def test_a_face_comes_moves_and_leaves_and_the_subscriber_saw_it(tmp_path):
 def test_an_empty_scene_fails_and_says_what_was_not_seen(tmp_path):
     done = edge_agent("demo", "--duration", 4, "--source", "test://empty", "--output", tmp_path)
     assert done.returncode == 1
-    assert "NOT seen: presence ON, event start, event end, presence OFF" in done.stdout
+    assert "NOT received: presence ON, event start, event end, presence OFF" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -61,7 +61,7 @@ def test_bad_arguments_are_one_clear_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     for arguments, said in (
-        (["--broker", f"mqtt://127.0.0.1:{port}"], f"no broker at 127.0.0.1:{port}"),
+        (["--broker", f"mqtt://127.0.0.1:{port}"], f"no broker: 127.0.0.1:{port}"),
         (["--broker", "http://x"], "not a broker's address"),
         (["--duration", "0"], "expected a number above 0"),
         (["--output", "/proc/nowhere"], "--output /proc/nowhere"),

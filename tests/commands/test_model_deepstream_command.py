@@ -99,7 +99,7 @@ def test_there_back_and_into_the_agent(agent: Agent, folder: Path) -> None:
     done = agent("model", "import-deepstream", "pgie.txt", "--output", "made.env")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("wrote made.env\n")
-    assert "is there already" in faults(agent("model", "import-deepstream", "pgie.txt", "--output", "made.env"))[0]
+    assert "already exists" in faults(agent("model", "import-deepstream", "pgie.txt", "--output", "made.env"))[0]
     checked = agent("check", "--env-file", "made.env").stdout
     assert "ok    engine: p.onnx on onnxruntime, fp32" in checked
     done = agent("model", "export-deepstream", "again.txt", "--env-file", "made.env")
@@ -140,7 +140,7 @@ def test_what_differs_is_told_and_fails(agent: Agent, folder: Path) -> None:
     done = agent("model", "import-deepstream", "other.txt")
     assert done.returncode == 1
     assert (
-        "DIFFERS: this agent does otherwise, or the model contradicts:\n  line 2: net-scale-factor=1.0: " in done.stderr
+        "DIFFERS: this agent behaves differently, or the model contradicts:\n  line 2: net-scale-factor=1.0: " in done.stderr
     )
     assert "EDGE_AGENT_MODEL__MODEL=" in done.stdout
 

@@ -92,7 +92,7 @@ def test_purge_is_refused_while_the_agent_runs_and_without_yes(running):
     assert outbox.status().pending == 5
     outbox.close()
     asked = outbox_command(folder, "purge", "--all", code=1)
-    assert "5 that wait" in asked.stderr and "--yes" in asked.stderr
+    assert "5 queued ones" in asked.stderr and "--yes" in asked.stderr
     assert "required" in outbox_command(folder, "purge", "--yes", code=2).stderr
 
 

@@ -71,7 +71,7 @@ def test_json_for_programs_and_one_node_only(broker: Broker) -> None:
     told = {message["topic"]: message["payload"] for message in map(json.loads, done.stdout.splitlines())}
     assert told[f"{NODE}/availability"] == "online" and told[f"{NODE}/health"]["state"] == "ok"
     assert (none.returncode, none.stdout) == (1, "")
-    assert "nothing was heard below edge-agent/yard" in none.stderr
+    assert "no message below edge-agent/yard" in none.stderr
 
 
 class Terminal:
@@ -194,7 +194,7 @@ def test_nobody_listens() -> None:
         (["--broker", "mqtt://u@x", "--password-file", "/nonexistent/p"], "/nonexistent/p"),
         (["--duration", "0"], "above 0"),
         (["--duration", "nan"], "above 0"),
-        (["--node", "a/b"], "no node's name"),
+        (["--node", "a/b"], "not a node's name"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(arguments: List[str], words: str) -> None:
@@ -226,7 +226,7 @@ def test_tls(tmp_path: Path) -> None:
         own = ("--cert", certs / "monitor.pem", "--key", certs / "monitor.key")
         stranger = ("--cert", certs / "stranger" / "monitor.pem", "--key", certs / "stranger" / "monitor.key")
         right = edge_agent(*address, "--ca", certs / "ca.pem", *own)
-        assert "nothing was heard" in right.stderr
+        assert "no message below" in right.stderr
         for wrong, words in (
             ((), "not trusted"),
             (("--ca", certs / "stranger" / "ca.pem", *own), "not trusted"),
@@ -236,7 +236,7 @@ def test_tls(tmp_path: Path) -> None:
             done = edge_agent(*address, *wrong)
             assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
         plain = edge_agent("watch", "--broker", f"mqtt://127.0.0.1:{broker.port}")
-        assert plain.returncode == 1 and "does it want TLS" in plain.stderr
+        assert plain.returncode == 1 and "does it require TLS" in plain.stderr
 
 
 def test_the_table_of_a_fleet() -> None:

@@ -1,4 +1,4 @@
-"""`edge-agent check`: what works on this machine, what does not, and what to do about it."""
+"""`edge-agent check`: checks this machine against the settings and suggests fixes."""
 
 import argparse
 import json
@@ -20,38 +20,38 @@ MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = add_command(subparsers, "check", "tell what works on this machine and what does not, with the remedy")
+    parser = add_command(subparsers, "check", "check this machine and suggest fixes")
     add_env_file(parser)
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when nothing that the settings need has failed."""
-    # What the parts log of a fault is among the findings.
+    """Print one result per check; returns 1 when something that the settings need has failed, else 0."""
+    # The results include every fault, so the log lines of the same faults are suppressed.
     logging.getLogger("edge_agent").addHandler(logging.NullHandler())
-    findings: List[CheckResult] = []
-    for finding in _findings(args):
-        findings.append(finding)
+    results: List[CheckResult] = []
+    for result in _results(args):
+        results.append(result)
         if not args.json:
-            print(_line(finding), flush=True)
-    failed = [finding for finding in findings if finding.state == FAIL]
+            print(_line(result), flush=True)
+    failed = [result for result in results if result.state == FAIL]
     if args.json:
-        print(json.dumps({"ok": not failed, "findings": [vars(finding) for finding in findings]}, indent=2))
+        print(json.dumps({"ok": not failed, "findings": [vars(result) for result in results]}, indent=2))
     else:
         print(
-            f"{len(failed)} of {len(findings)} checks failed"
+            f"{len(failed)} of {len(results)} checks failed"
             if failed
-            else f"nothing that the settings need has failed ({len(findings)} checks)"
+            else f"nothing that the settings need has failed ({len(results)} checks)"
         )
     return 1 if failed else 0
 
 
-def _line(finding: CheckResult) -> str:
-    text = f"{MARKS[finding.state]}  {finding.name}: {finding.found}"
-    return f"{text}\n      -> {finding.remedy}" if finding.remedy and finding.state != OK else text
+def _line(result: CheckResult) -> str:
+    text = f"{MARKS[result.state]}  {result.name}: {result.found}"
+    return f"{text}\n      -> {result.remedy}" if result.remedy and result.state != OK else text
 
 
-def _findings(args: argparse.Namespace) -> Iterator[CheckResult]:
+def _results(args: argparse.Namespace) -> Iterator[CheckResult]:
     from edge_agent.commands.check import host_probes, probes
     from edge_agent.host.service_user import run_as_service_user
     from edge_agent.host.systemd import unit_of, unit_properties, unit_state
@@ -67,11 +67,11 @@ def _findings(args: argparse.Namespace) -> Iterator[CheckResult]:
     yield CheckResult("settings", OK, f"node {settings.node}, cameras {', '.join(settings.cameras) or 'none yet'}")
     env_file = args.env_file or _named(os.environ)
     env_file = env_file and env_file.absolute()
-    # Asked by root where root asks: without D-Bus, systemd answers nobody else.
+    # Before dropping root: without D-Bus, systemd answers only root.
     state = unit_state(unit_of(env_file))
     service_pid = unit_properties(unit_of(env_file), ["MainPID"]).get("MainPID", "")
     with run_as_service_user(env_file, CREDENTIAL, os.environ) as unit:
-        yield from host_probes.asker(env_file, unit, state)
+        yield from host_probes.checked_as(env_file, unit, state)
         checks: Mapping[str, Callable[[Settings], Iterator[CheckResult]]] = {
             "storage": host_probes.storage,
             "clock": host_probes.clock,
@@ -90,7 +90,7 @@ def _findings(args: argparse.Namespace) -> Iterator[CheckResult]:
 
 
 def _named(environ: Mapping[str, str]) -> Optional[Path]:
-    """The env file that the environment names."""
+    """The env file named by the environment, or None."""
     from edge_agent.config.settings import ENV_FILE
 
     return Path(environ[ENV_FILE]) if environ.get(ENV_FILE) else None

@@ -1,4 +1,4 @@
-"""The checks of `edge-agent check` that are about the machine: GPU, permissions, state folder, disk, clock, unit."""
+"""Checks of the machine for `edge-agent check`: GPU, permissions, state folder, disk, clock, systemd unit."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Iterator, List, Optional
 
 from edge_agent.commands.check.probes import FAIL, NOTE, OK, CheckResult
 from edge_agent.errors import EngineError, MissingPackage
-from edge_agent.inference.trt.find import JETPACK_4, find_backend
+from edge_agent.inference.trt.find import JETPACK_4
 
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
@@ -22,23 +22,27 @@ GPU_NODES = ("dev/nvidia0", "dev/nvidiactl", "dev/nvhost-gpu", "dev/nvhost-ctrl-
 
 
 def gpu(settings: "Settings", jetpack_4: Path = JETPACK_4) -> Iterator[CheckResult]:
-    """TensorRT has a GPU, here or in JetPack 4's worker; or the CPU is used."""
+    """Whether TensorRT runs on a GPU, in this process or in JetPack 4's worker."""
+    from edge_agent.app.factories import tensorrt_of
+
     params = settings.model
     needed = params.backend == "tensorrt"
     try:
-        place = find_backend(params.tensorrt_python, os.environ, jetpack_4)
+        backend = tensorrt_of(params, os.environ, jetpack_4)
     except (MissingPackage, EngineError) as error:
-        words = error.message if needed else f"the CPU is used, because {error.message}"
-        yield CheckResult("gpu", FAIL if needed else NOTE, words, error.hint)
+        text = error.message if needed else f"the CPU is used, because {error.message}"
+        yield CheckResult("gpu", FAIL if needed else NOTE, text, error.hint)
         return
-    worker = "" if place.worker is None else f", in a worker of {place.worker}"
-    found = f"{place.gpu} (sm_{place.sm}), driver for CUDA {place.cuda_version}, TensorRT {place.version}{worker}"
-    place.close()
+    worker = "" if backend.worker is None else f", in a worker of {backend.worker}"
+    found = (
+        f"{backend.gpu} (sm_{backend.sm}), driver for CUDA {backend.cuda_version}, TensorRT {backend.version}{worker}"
+    )
+    backend.close()
     yield CheckResult("gpu", OK, found)
 
 
 def storage(settings: "Settings") -> Iterator[CheckResult]:
-    """State folder and disk."""
+    """Whether the state folder is writable and its disk has room."""
     from edge_agent.host.identity import state_dir
 
     folder = state_dir(settings.state_dir, os.environ)
@@ -57,18 +61,18 @@ def storage(settings: "Settings") -> Iterator[CheckResult]:
 
 
 def clock(settings: "Settings") -> Iterator[CheckResult]:
-    """Whether the time can be believed."""
-    from edge_agent.host.clock import SystemClock
+    """Whether the system clock is synchronised."""
+    from edge_agent.app.factories import system_clock
 
-    if SystemClock()().synced:
+    if system_clock()().synced:
         yield CheckResult("clock", OK, "synchronised")
     else:
         remedy = "timedatectl set-ntp true, or install chrony; see 'timedatectl timesync-status'"
-        yield CheckResult("clock", NOTE, "not synchronised; events say so", remedy)
+        yield CheckResult("clock", NOTE, "not synchronised; events are marked so", remedy)
 
 
 def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Account]" = None) -> Iterator[CheckResult]:
-    """Whether the devices' groups let the agent's user in: the service's when it is there, else who asks."""
+    """Whether the agent's user may open the devices: the service's user where it exists, else the current one."""
     from edge_agent.host.systemd import SERVICE_USER, account
 
     user = who or account(SERVICE_USER) or account()
@@ -85,24 +89,24 @@ def permissions(settings: "Settings", root: Path = Path("/"), who: "Optional[Acc
 def _devices(name: str, nodes: List[Path], user: "Account", needed: bool) -> CheckResult:
     from edge_agent.host.systemd import group_name
 
-    shut: List[Path] = []
+    denied: List[Path] = []
     for node in nodes:
         try:
             if not user.may_read(node):
-                shut.append(node)
+                denied.append(node)
         except OSError:
             continue
-    if not shut:
+    if not denied:
         return CheckResult(name, OK, f"{len(nodes)}, which {user.name} may open")
-    groups = ",".join(sorted({group_name(node.stat().st_gid) for node in shut}))
-    found = f"{user.name} may not open {', '.join(map(str, shut[:3]))}{' and more' if len(shut) > 3 else ''}"
+    groups = ",".join(sorted({group_name(node.stat().st_gid) for node in denied}))
+    found = f"{user.name} may not open {', '.join(map(str, denied[:3]))}{' and more' if len(denied) > 3 else ''}"
     return CheckResult(
-        name, FAIL if needed else NOTE, found, f"sudo usermod -aG {groups} {user.name}, and start it anew"
+        name, FAIL if needed else NOTE, found, f"sudo usermod -aG {groups} {user.name}, and start it again"
     )
 
 
-def asker(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> Iterator[CheckResult]:
-    """As whom all that follows is checked; `unit` is the one that this process stands in for, or empty."""
+def checked_as(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> Iterator[CheckResult]:
+    """The user of the following checks; `unit` is the systemd unit that this process runs as, or empty."""
     from edge_agent.host.identity import ENV_FOLDER
     from edge_agent.host.systemd import account, unit_of
 
@@ -111,7 +115,7 @@ def asker(env_file: Optional[Path], unit: str, state: "Optional[UnitState]") -> 
     if unit:
         yield CheckResult("checked as", OK, f"{name}, with the folders and the password of {unit}")
     elif (env_file is None or env_file.parent == ENV_FOLDER) and state is not None and state.load == "loaded":
-        found = f"{name}; {unit_of(env_file)} has settings, rights, folders and a password of its own"
+        found = f"{name}; {unit_of(env_file)} has its own settings, rights, folders and password"
         named = env_file or ENV_FOLDER / "edge-agent.env"
         yield CheckResult("checked as", NOTE, found, f"sudo edge-agent check --env-file {named}")
 
@@ -125,9 +129,7 @@ def service(env_file: Optional[Path], state: "Optional[UnitState]") -> Iterator[
         yield readable(env_file, user)
     unit = unit_of(env_file)
     if state is None:
-        yield CheckResult(
-            "unit", NOTE, "systemd does not run here", "whatever starts the agent must start it anew, too"
-        )
+        yield CheckResult("unit", NOTE, "systemd does not run here", "whatever starts the agent must also restart it")
     elif state.load == "not-found":
         yield CheckResult("unit", NOTE, f"{unit} is not installed", "install the package, or see systemd/README.md")
     elif state.load != "loaded":
@@ -145,12 +147,12 @@ def service(env_file: Optional[Path], state: "Optional[UnitState]") -> Iterator[
 
 
 def readable(env_file: Path, user: "Account") -> CheckResult:
-    """Whether that user may read the file."""
+    """Whether `user` may read the env file."""
     try:
         may = user.may_read(env_file)
     except OSError as error:
         return CheckResult(
-            "env file", FAIL, f"{env_file}: {error.strerror}", "make it, and all folders above it, readable"
+            "env file", FAIL, f"{env_file}: {error.strerror}", "make the file and all folders above it readable"
         )
     if may:
         return CheckResult("env file", OK, f"{env_file}, which {user.name} may read")

@@ -1,4 +1,4 @@
-"""The single checks of `edge-agent check`. Each yields findings and leaves nothing open behind it."""
+"""Checks of software, engine, cameras and broker for `edge-agent check`; each closes what it opens."""
 
 import importlib
 import importlib.util
@@ -22,10 +22,10 @@ class CheckResult:
     """One line of `edge-agent check`.
 
     Attributes:
-        name: Of the thing.
-        state: "ok"; "note" for what is not there but not needed either; "fail" for what the settings need.
-        found: What is there, or what is wrong.
-        remedy: What to do, when it is not "ok".
+        name: What was checked.
+        state: "ok"; "note" for a defect that the settings do not need mended; "fail" for one that they do.
+        found: The state found.
+        remedy: What to do when the state is not "ok".
     """
 
     name: str
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FIRST_FRAME_S = 8.0
 GOLDEN_FACE = (86.0, 24.0, 141.0, 96.0)
-"""Where assets/golden.pgm shows one: left, top, right, bottom, px."""
+"""The face in assets/golden.pgm: left, top, right, bottom, px."""
 GOLDEN_OVERLAP, GOLDEN_MOST = 0.35, 3
 PACKAGES: Tuple[Tuple[str, str, str], ...] = (
     ("numpy", "arrays", "pip install numpy"),
@@ -49,7 +49,7 @@ PACKAGES: Tuple[Tuple[str, str, str], ...] = (
     ("pydantic_settings", "settings", "pip install pydantic-settings"),
     ("onnxruntime", "inference on the CPU", "pip install onnxruntime"),
     ("onnx", "TensorRT engines, converting, calibrating", "pip install 'edge-agent[convert]'"),
-    ("cv2", "picture files, fast resizing, crops", "pip install opencv-python-headless"),
+    ("cv2", "image files, fast resizing, crops", "pip install opencv-python-headless"),
     ("av", "video files, RTSP, MJPEG over HTTP", "pip install av"),
     ("tensorrt", "inference on an NVIDIA GPU", "comes with JetPack; on a PC: pip install tensorrt"),
     ("pycuda", "zero-copy frames on an NVIDIA GPU", "pip install pycuda; it compiles with CUDA"),
@@ -57,18 +57,18 @@ PACKAGES: Tuple[Tuple[str, str, str], ...] = (
 )
 NEEDED = ("numpy", "paho.mqtt", "pydantic_settings")
 IN_A_WORKER = ("tensorrt", "pycuda")
-"""What the agent's own Python lacks on JetPack 4, whose TensorRT is another interpreter's."""
+"""Packages that run in a worker process on JetPack 4, whose TensorRT belongs to another Python."""
 
 
 def software(jetpack_4: Path = JETPACK_4) -> Iterator[CheckResult]:
-    """Python and packages."""
+    """Python's version, and which packages are installed."""
     yield CheckResult("python", OK, f"{sys.version.split()[0]} at {sys.executable}")
     for name, purpose, remedy in PACKAGES:
         spec = importlib.util.find_spec(name.split(".")[0])
-        # Any folder of that name, such as this repository's `systemd`, is a package without an origin.
+        # A folder of that name, such as this repository's `systemd`, is a namespace package without an origin.
         if spec is None or spec.origin is None:
             if name in IN_A_WORKER and jetpack_4.exists():
-                yield CheckResult(name, OK, f"not here: on JetPack 4 a worker of {jetpack_4} runs TensorRT; see gpu")
+                yield CheckResult(name, OK, f"not needed: on JetPack 4, a worker of {jetpack_4} runs TensorRT; see gpu")
                 continue
             yield CheckResult(name, FAIL if name in NEEDED else NOTE, f"not installed ({purpose})", remedy)
             continue
@@ -88,19 +88,17 @@ def _jetson_utils() -> CheckResult:
         load_jetson_utils()
     except MissingPackage as error:
         return CheckResult("jetson-utils", FAIL if is_foreign() else NOTE, error.message, error.hint)
-    return CheckResult("jetson-utils", OK, "NVIDIA's extension module is there (csi: and jetson: sources)")
+    return CheckResult("jetson-utils", OK, "NVIDIA's extension module is installed (csi: and jetson: sources)")
 
 
 def engine(settings: "Settings") -> Iterator[CheckResult]:
-    """The model is there, loads, answers, and finds the face in a picture of one."""
+    """Whether the model loads, runs, and finds the face in the golden image."""
+    from edge_agent.app.factories import engine_of
     from edge_agent.core.detection.detector import FaceDetector
     from edge_agent.core.frame import Image
-    from edge_agent.inference import open_engine
     from edge_agent.inference.preprocess import golden_image
-    from edge_agent.models.registry import models_dir
 
-    directory = models_dir(settings.model.models_dir, os.environ)
-    opened = open_engine(settings.model, directory, lambda line: print(f"      {line}", file=sys.stderr, flush=True))
+    opened = engine_of(settings.model, os.environ, lambda line: print(f"      {line}", file=sys.stderr, flush=True))
     try:
         picture = Image(np.full((480, 640), 128, np.uint8))
         opened.infer(picture)
@@ -113,8 +111,8 @@ def engine(settings: "Settings") -> Iterator[CheckResult]:
     info = opened.info
     yield CheckResult("engine", OK, f"{info.model} on {info.backend}, {info.precision}, {took_ms:.1f} ms for 640x480")
     if info.backend == "onnxruntime" and info.precision == "fp32" and settings.model.precision == "auto":
-        words = "not in use: it must first show, on pictures of your own, the same faces in less time on this CPU"
-        yield CheckResult("int8", NOTE, words, "edge-agent model calibrate --camera NAME --env-file FILE")
+        text = "not in use: calibrate it on your own images; it is used when it finds the same faces faster on this CPU"
+        yield CheckResult("int8", NOTE, text, "edge-agent model calibrate --camera NAME --env-file FILE")
     if info.backend == "scripted":
         yield CheckResult(
             "golden answer", NOTE, "the scripted engine computes no network", "set EDGE_AGENT_MODEL__MODEL"
@@ -124,21 +122,21 @@ def engine(settings: "Settings") -> Iterator[CheckResult]:
 
 
 def golden(found: "Detections", own_file: bool) -> CheckResult:
-    """Whether the known face is among what was found in the golden picture."""
+    """Whether the known face is among the detections in the golden image."""
     best = max((_overlap(box) for box in found.xyxy.tolist()), default=0.0)
     if best >= GOLDEN_OVERLAP and len(found.xyxy) <= GOLDEN_MOST:
         score = float(found.confidence.max())
-        return CheckResult("golden answer", OK, f"finds the face in the golden picture, score {score:.2f}")
+        return CheckResult("golden answer", OK, f"finds the face in the golden image, score {score:.2f}")
     remedy = (
         "unset EDGE_AGENT_DETECTION__PRE_CLUSTER_THRESHOLD if it was changed; fetch the model again; update drivers"
     )
-    words = f"takes {len(found.xyxy)} places of the golden picture for faces, and not just the one that is there"
-    # What a model of the user's own was made for, nobody knows here.
-    return CheckResult("golden answer", NOTE if own_file else FAIL, words, remedy)
+    text = f"detects {len(found.xyxy)} faces in the golden image, expected only the one that it shows"
+    # Only a note for a user's own model: it may be trained for other images.
+    return CheckResult("golden answer", NOTE if own_file else FAIL, text, remedy)
 
 
 def _overlap(box: Sequence[float]) -> float:
-    """Intersection over union with the golden picture's face; left, top, right, bottom, px."""
+    """Intersection over union with the golden image's face; left, top, right, bottom, px."""
     wide = max(0.0, min(box[2], GOLDEN_FACE[2]) - max(box[0], GOLDEN_FACE[0]))
     tall = max(0.0, min(box[3], GOLDEN_FACE[3]) - max(box[1], GOLDEN_FACE[1]))
     areas = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (box, GOLDEN_FACE))
@@ -146,23 +144,22 @@ def _overlap(box: Sequence[float]) -> float:
 
 
 def cameras(settings: "Settings", service_pid: str = "") -> Iterator[CheckResult]:
-    """Each camera opens and delivers a frame, or the service's process has it, which is no fault."""
+    """Whether each camera opens and delivers a frame; one in use by the service's own process is only a note."""
     if not settings.cameras:
         yield CheckResult("cameras", NOTE, "none is set", "set EDGE_AGENT_CAMERAS__<NAME>__URI, e.g. v4l2:/dev/video0")
     for name, params in settings.cameras.items():
-        finding = _camera(name, params)
-        if service_pid and f"(pid {service_pid})" in finding.remedy:
-            remedy = "systemctl status says what it sees; stop the service to have the camera tried"
-            finding = CheckResult(finding.name, NOTE, f"{finding.found}: the running service has it", remedy)
-        yield finding
+        result = _camera(name, params)
+        if service_pid and f"(pid {service_pid})" in result.remedy:
+            remedy = "systemctl status shows what it sees; stop the service to test the camera"
+            result = CheckResult(result.name, NOTE, f"{result.found}: the running service uses it", remedy)
+        yield result
 
 
 def _camera(name: str, params: "CameraParams") -> CheckResult:
-    from edge_agent.app.factories import source_options
-    from edge_agent.capture import open_source
+    from edge_agent.app.factories import source_of
 
     try:
-        source = open_source(params.uri, source_options(params))
+        source = source_of(params)
         source.open()
     except EdgeAgentError as error:
         return CheckResult(f"camera {name}", FAIL, error.message, error.hint)
@@ -182,17 +179,11 @@ def _camera(name: str, params: "CameraParams") -> CheckResult:
 
 
 def broker(settings: "Settings") -> Iterator[CheckResult]:
-    """The broker takes a connection with these credentials."""
-    from edge_agent.core.protocol.messages import OFFLINE, Message
-    from edge_agent.core.protocol.topics import Topics
-    from edge_agent.mqtt.client import MqttClient
-    from edge_agent.mqtt.tls import with_credential
+    """Whether the broker accepts a connection with the agent's credentials."""
+    from edge_agent.app.factories import probe_client_of
 
     where = f"{settings.mqtt.host}:{settings.mqtt.port}"
-    # Not retained, and never sent after an orderly goodbye; but the ACL is asked for the topic that the agent needs.
-    will = Message(Topics(settings.mqtt.base, settings.node).availability, OFFLINE)
-    login = with_credential(settings.mqtt, os.environ)
-    client = MqttClient(login, f"edge-agent-check-{os.getpid()}", will, lambda notice: None)
+    client = probe_client_of(settings, os.environ)
     client.start()
     try:
         deadline = time.monotonic() + settings.mqtt.connect_timeout_s + 1.0

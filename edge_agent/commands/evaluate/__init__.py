@@ -1,4 +1,4 @@
-"""`edge-agent evaluate`: precision and recall of the detector on labelled pictures of your own."""
+"""`edge-agent evaluate`: measures precision and recall of the detector on labelled images."""
 
 import argparse
 import json
@@ -16,34 +16,34 @@ from edge_agent.core.types import Array
 from edge_agent.errors import InputError
 
 CURVE_THRESHOLD = 0.02
-"""The curve is drawn from this score on; below it there is only noise."""
+"""Lowest score on the curve; detections below it are noise."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = add_command(subparsers, "evaluate", "measure the detector on labelled pictures")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of pictures")
+    parser = add_command(subparsers, "evaluate", "measure the detector on labelled images")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     parser.add_argument(
         "--labels", type=Path, required=True, metavar="FILE", help="COCO JSON, or a folder of KITTI .txt"
     )
     parser.add_argument("--format", choices=("auto", "coco", "kitti"), default="auto", help="layout of the labels")
     parser.add_argument("--iou", type=float, default=0.5, help="overlap that counts as found (default 0.5)")
     parser.add_argument("--model", default="centerface", help="registry name or .onnx file (default centerface)")
-    parser.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
-    parser.add_argument("--labels-file", metavar="FILE", help="the model's class names (default labels.txt beside it)")
+    parser.add_argument("--class-name", metavar="CLASS", help="the face class of a model with several classes")
+    parser.add_argument("--labels-file", metavar="FILE", help="class names (default labels.txt beside the model)")
     parser.add_argument("--backend", default="auto", help="auto, onnxruntime, tensorrt (default auto)")
-    parser.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto", help="as the setting")
+    parser.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto", help="default auto")
     parser.add_argument("--threads", type=int, default=1, help="threads of the network (default 1)")
     parser.add_argument("--threshold", type=float, help="score that counts as a face (default: the model's own)")
     parser.add_argument("--color", action="store_true", help="feed colour; gray is the default, as from an IR camera")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every figure to this file")
     parser.add_argument(
-        "--plot", type=Path, metavar="DIR", help="write the curves and a contact sheet of mistakes here"
+        "--plot", type=Path, metavar="DIR", help="folder for the curves and a contact sheet of mistakes"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table."""
+    """Print the table, and write the files that were asked for; returns 0."""
     _check_arguments(args)
     truths = read_labels(args.labels, args.format)
     pictures = _find_pictures(args.images, truths)
@@ -73,7 +73,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _find_pictures(folder: Path, truths: List[GroundTruth]) -> List[Tuple[Path, GroundTruth]]:
-    """Pair labels with files; a label without a picture is an error, for the figures would lie."""
+    """Pair labels with image files; a label without a file is an error, because the figures would be wrong."""
     by_name = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     if not by_name:
         raise InputError(f"--images {folder}: this folder holds no file")
@@ -82,7 +82,7 @@ def _find_pictures(folder: Path, truths: List[GroundTruth]) -> List[Tuple[Path, 
     missing = [truth.name for path, truth in found if path is None]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(truths)} labelled pictures are not in {folder}, e.g. {missing[0]}",
+            f"{len(missing)} of {len(truths)} labelled images are not in {folder}, e.g. {missing[0]}",
             "file_name in the labels is relative to --images",
         )
     return [(path, truth) for path, truth in found if path is not None]
@@ -91,8 +91,8 @@ def _find_pictures(folder: Path, truths: List[GroundTruth]) -> List[Tuple[Path, 
 def _evaluate(
     args: argparse.Namespace, pictures: List[Tuple[Path, GroundTruth]]
 ) -> Tuple[Dict[str, Any], Tuple[Array, Array, Array], List[Miss]]:
-    from edge_agent.inference import EngineParams, open_engine
-    from edge_agent.models.registry import models_dir
+    from edge_agent.app.factories import engine_of
+    from edge_agent.inference import EngineParams
 
     params = EngineParams(
         model=args.model,
@@ -101,8 +101,9 @@ def _evaluate(
         precision=args.precision,
         class_name=args.class_name,
         labels_file=args.labels_file,
+        models_dir=os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"),
     )
-    engine = open_engine(params, models_dir(os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"), os.environ))
+    engine = engine_of(params, os.environ)
     detector = FaceDetector(engine, DetectionParams(pre_cluster_threshold=args.threshold))
     wide = FaceDetector(engine, DetectionParams(pre_cluster_threshold=CURVE_THRESHOLD))
     tally, curve = Evaluation(args.iou), Evaluation(args.iou)

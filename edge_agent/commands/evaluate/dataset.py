@@ -1,4 +1,4 @@
-"""Label files: COCO (one JSON) and KITTI (one text file per picture, as NVIDIA TAO uses it)."""
+"""Reads labelled images: COCO (one JSON file) and KITTI (one text file per image, as NVIDIA TAO uses it)."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from edge_agent.errors import InputError, SourceError
 
 @dataclass(frozen=True)
 class Miss:
-    """One mistake, to look at: a face not found, or something found that is no face."""
+    """One mistake: `kind` is "missed" or "false alarm", `box` (4,) left, top, right, bottom, px."""
 
     picture: Path
     box: Array
@@ -22,10 +22,10 @@ class Miss:
 
 
 def read_picture(path: Path, color: bool) -> Array:
-    """(H, W) uint8 gray, or (H, W, 3) uint8 RGB.
+    """The image as (H, W) uint8 gray, or with `color` as (H, W, 3) uint8 RGB.
 
     Raises:
-        InputError: It is not a picture.
+        InputError: The file is not an image.
     """
     from edge_agent.capture.images import load_image
 
@@ -41,19 +41,19 @@ KITTI_HINT = "expected KITTI lines: face 0 0 0 LEFT TOP RIGHT BOTTOM ..."
 FACE_NAMES = ("face", "faces", "head_face")
 IGNORED_NAMES = ("dontcare", "ignore")
 _FARTHEST = 1e6
-"""px; no picture is so large, and float32 still tells them apart."""
+"""Largest coordinate, px; float32 still represents it exactly."""
 Boxes = List[Tuple[float, float, float, float]]
 
 
 def read_labels(path: Path, layout: str) -> List[GroundTruth]:
-    """Labels of all pictures that the file (COCO) or folder (KITTI) speaks of.
+    """The labels of all images in a file (COCO) or folder (KITTI).
 
     Args:
         path: File or folder.
         layout: "coco", "kitti" or "auto" (a folder or .txt is KITTI, else COCO).
 
     Raises:
-        InputError: It cannot be read, or is not of the layout.
+        InputError: It cannot be read, or does not have the layout.
     """
     if layout == "auto":
         layout = "kitti" if path.is_dir() or path.suffix == ".txt" else "coco"
@@ -71,26 +71,26 @@ def _coco(path: Path) -> List[GroundTruth]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"labels {path}: not JSON (line {error.lineno}: {error.msg})", COCO_HINT) from error
-    except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in a list...
-        raise InputError(f"labels {path}: not JSON that can be used", COCO_HINT) from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or too deep nesting
+        raise InputError(f"labels {path}: not usable JSON", COCO_HINT) from None
     try:
         names = {image["id"]: str(image["file_name"]) for image in data["images"]}
         wanted = _face_categories(data.get("categories", ()))
         faces: Dict[Any, Boxes] = {key: [] for key in names}
         ignored: Dict[Any, Boxes] = {key: [] for key in names}
-        for note in data["annotations"]:
-            if wanted and note.get("category_id") not in wanted:
+        for annotation in data["annotations"]:
+            if wanted and annotation.get("category_id") not in wanted:
                 continue
-            x, y, w, h = (float(v) for v in note["bbox"])
-            target = ignored if note.get("iscrowd") or note.get("ignore") else faces
-            target[note["image_id"]].append(_box(x, y, x + w, y + h))
+            x, y, w, h = (float(v) for v in annotation["bbox"])
+            target = ignored if annotation.get("iscrowd") or annotation.get("ignore") else faces
+            target[annotation["image_id"]].append(_box(x, y, x + w, y + h))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"labels {path}: {type(error).__name__}: {error}", COCO_HINT) from error
     return [GroundTruth(name, _array(faces[key]), _array(ignored[key])) for key, name in names.items()]
 
 
 def _face_categories(categories: Iterable[Dict[str, Any]]) -> List[Any]:
-    """Ids of the categories called face; empty (take all) where none is called so."""
+    """Ids of the categories named face; empty when there is none, and then every category counts."""
     return [c["id"] for c in categories if str(c.get("name", "")).lower() in FACE_NAMES]
 
 
@@ -122,13 +122,13 @@ def _kitti_file(path: Path) -> GroundTruth:
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> Tuple[float, float, float, float]:
-    """The four, when they can be a box.
+    """The four as a tuple.
 
     Raises:
-        ValueError: They cannot.
+        ValueError: They are not a box within the limits.
     """
     if not (-_FARTHEST <= left <= right <= _FARTHEST and -_FARTHEST <= top <= bottom <= _FARTHEST):
-        raise ValueError(f"[{left:g}, {top:g}, {right:g}, {bottom:g}] is no box: left, top, right, bottom in px")
+        raise ValueError(f"[{left:g}, {top:g}, {right:g}, {bottom:g}] is not a box: left, top, right, bottom in px")
     return left, top, right, bottom
 
 

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: two plots to choose a threshold by, and a contact sheet of the mistakes."""
+"""Draws an evaluation: two plots for choosing a threshold, and a contact sheet of the mistakes."""
 
 from pathlib import Path
 from typing import Any, List, Mapping, Tuple
@@ -17,16 +17,16 @@ BLUE, ORANGE, RED, AMBER = (178, 114, 0), (0, 94, 213), (40, 40, 210), (0, 150, 
 
 
 def plot_curves(curve: Tuple[Array, Array, Array], figures: Mapping[str, Any], path: Path) -> None:
-    """Draw precision over recall, and both over the threshold; what is in use is a dot, and a line.
+    """Draw precision over recall, and both over the threshold; a dot and a line mark the threshold in use.
 
     Args:
         curve: Precision, recall, threshold, each (K,), by falling threshold.
-        figures: Of the evaluation, as `evaluate --json` writes them.
+        figures: The figures of the evaluation, as `evaluate --json` writes them.
         path: PNG to write.
     """
     sheet = np.full((TOP + SIDE + BELOW, LEFT + 2 * SIDE + GAP + 40, 3), 255, np.uint8)
     precision, recall, threshold = curve
-    about = "{model} {precision_in_use}: {faces} faces in {pictures} pictures".format(**figures)
+    about = "{model} {precision_in_use}: {faces} faces in {pictures} images".format(**figures)
     _text(sheet, about, (LEFT, 30), size=0.6)
     shown = {key: "-" if figures[key] is None else f"{figures[key]:.3f}" for key in ("precision", "recall")}
     _text(
@@ -64,7 +64,7 @@ def contact_sheet(misses: List[Miss], path: Path) -> None:
         x, y = SPACE + index % columns * (TILE + SPACE), SPACE + index // columns * (TILE + CAPTION)
         sheet[y : y + TILE, x : x + TILE] = _tile(miss)
         _text(sheet, miss.kind, (x, y + TILE + 13), _colour(miss))
-        _text(sheet, _end_of(miss.picture.stem), (x, y + TILE + 27), PALE, 0.36)
+        _text(sheet, _shortened(miss.picture.stem), (x, y + TILE + 27), PALE, 0.36)
     _save(sheet, path)
 
 
@@ -72,8 +72,8 @@ def _colour(miss: Miss) -> Tuple[int, int, int]:
     return RED if miss.kind == "missed" else AMBER
 
 
-def _end_of(name: str) -> str:
-    """What fits below a tile; names of one folder differ at their ends."""
+def _shortened(name: str) -> str:
+    """The end of a file name, as much as fits below a tile; names in one folder differ at their ends."""
     return name if len(name) <= 26 else f"..{name[-24:]}"
 
 

@@ -1,4 +1,4 @@
-"""`edge-agent model`: list, fetch, inspect, convert, calibrate, build and verify the networks."""
+"""`edge-agent model`: lists, fetches, inspects, converts, calibrates, builds and verifies models."""
 
 import argparse
 import json
@@ -14,69 +14,71 @@ from edge_agent.models.onnx.binding import describe
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add `model` and its actions to the command line."""
-    parser = add_command(subparsers, "model", "list, fetch, inspect, convert, calibrate, build and verify the networks")
+    """Declare the command and its actions."""
+    parser = add_command(subparsers, "model", "list, fetch, inspect, convert, calibrate, build and verify models")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = add_command(actions, "list", "what models there are, their licences, and which are here")
+    listing = add_command(actions, "list", "list the known models, their licences, and which are installed")
     _add_common(listing)
 
-    fetching = add_command(actions, "fetch", "bring a model's files here, checked")
-    fetching.add_argument("name", metavar="NAME", help="as 'list' shows it")
+    fetching = add_command(actions, "fetch", "download or copy a model's files and verify their checksums")
+    fetching.add_argument("name", metavar="NAME", help="name from 'list'")
     fetching.add_argument("--from", dest="source", type=Path, metavar="PATH", help="local wheel, file, folder or zip")
-    fetching.add_argument("--accept-license", action="store_true", help="you have read the licence and accept it")
+    fetching.add_argument("--accept-license", action="store_true", help="accept the licence, which you have read")
     fetching.add_argument("--base-url", help=argparse.SUPPRESS)
-    fetching.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
+    fetching.add_argument("--models-dir", metavar="DIR", help="folder of models; default: the agent's")
 
-    inspecting = add_command(actions, "inspect", "look into an .onnx, .etlt, .uff, calibration cache or labels")
+    inspecting = add_command(actions, "inspect", "describe an .onnx, .etlt, .uff, calibration cache or label file")
     inspecting.add_argument("file", type=Path, metavar="FILE")
     inspecting.add_argument("--json", action="store_true", help="print JSON")
 
-    converting = add_command(actions, "convert", "turn NVIDIA's .uff or .etlt into .onnx, which every backend runs")
+    converting = add_command(actions, "convert", "convert NVIDIA's .uff or .etlt to .onnx, which every backend runs")
     converting.add_argument("file", type=Path, metavar="IN", help=".uff, or .etlt with --key")
-    converting.add_argument("out", type=Path, metavar="OUT", help="the .onnx to write")
-    converting.add_argument("--key", help="what an .etlt is encrypted with; that of FaceDetectIR is tlt_encode")
+    converting.add_argument("out", type=Path, metavar="OUT", help=".onnx file to write")
+    converting.add_argument("--key", help="key of the .etlt; FaceDetectIR's is tlt_encode")
     converting.add_argument(
         "--output",
         dest="outputs",
         action="append",
         default=[],
         metavar="NAME",
-        help="take this output; may be repeated",
+        help="keep this output; may be repeated",
     )
     converting.add_argument("--free-batch", action="store_true", help="leave the batch size free instead of 1")
     converting.add_argument("--json", action="store_true", help="print JSON")
 
-    building = add_command(actions, "build", "make and prove the TensorRT engine that the agent then finds ready")
+    building = add_command(actions, "build", "build and verify the TensorRT engine in advance")
     building.add_argument(
-        "--env-file", type=Path, metavar="FILE", help="the agent's settings; what is said here outranks them"
+        "--env-file", type=Path, metavar="FILE", help="the agent's settings; options given here override them"
     )
-    building.add_argument("--model", metavar="NAME", help="as 'list' shows it, or a file; default centerface")
+    building.add_argument("--model", metavar="NAME", help="name from 'list', or a file; default centerface")
     building.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), help="default auto")
     building.add_argument(
-        "--calibration", metavar="FILE", help="of INT8; default: what 'calibrate' made, else the fetched model's"
+        "--calibration",
+        metavar="FILE",
+        help="INT8 calibration cache; default: from 'calibrate', else the model's",
     )
-    building.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
+    building.add_argument("--class-name", metavar="CLASS", help="the face class of a model with several classes")
     building.add_argument("--labels-file", metavar="FILE", help="class names; default: labels.txt beside the model")
-    building.add_argument("--key", help="what an .etlt is encrypted with; default: NVIDIA's tlt_encode")
-    building.add_argument("--long-side", type=int, metavar="PX", help="of CenterFace's input; default 384")
-    building.add_argument("--workspace-mb", type=int, metavar="MB", help="scratch memory; default 256")
-    building.add_argument("--dla-core", type=int, metavar="N", help="use a deep learning accelerator, not the GPU")
-    building.add_argument("--rebuild", action="store_true", help="even where there is an engine already")
-    building.add_argument("--cache-dir", type=Path, metavar="DIR", help="of engines; default: as the agent looks")
+    building.add_argument("--key", help="key of an .etlt; default: NVIDIA's tlt_encode")
+    building.add_argument("--long-side", type=int, metavar="PX", help="longer side of CenterFace's input; default 384")
+    building.add_argument("--workspace-mb", type=int, metavar="MB", help="scratch memory for the build; default 256")
+    building.add_argument("--dla-core", type=int, metavar="N", help="run on this DLA (accelerator) instead of the GPU")
+    building.add_argument("--rebuild", action="store_true", help="build even when a cached engine exists")
+    building.add_argument("--cache-dir", type=Path, metavar="DIR", help="folder of engines; default: the agent's")
     _add_common(building)
 
     calibrate.add_parser(actions)
 
-    verifying = add_command(actions, "verify", "compare a model's files with their known sums")
-    verifying.add_argument("name", metavar="NAME", help="as 'list' shows it")
+    verifying = add_command(actions, "verify", "compare a model's files with their known checksums")
+    verifying.add_argument("name", metavar="NAME", help="name from 'list'")
     _add_common(verifying)
 
     deepstream.add_parsers(actions)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked; 0 when all is well."""
+    """Run one action; returns 0, or 1 when `verify` finds a missing or damaged file."""
     if args.action == "inspect":
         return _inspect(args)
     if args.action == "convert":
@@ -105,7 +107,7 @@ def _fetch(args: argparse.Namespace, card: registry.ModelCard, directory: Path) 
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
+    parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: the agent's")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -143,16 +145,16 @@ def _entry(card: registry.ModelCard, directory: Path) -> Dict[str, Any]:
 def _inspect(args: argparse.Namespace) -> int:
     from edge_agent.models.inspect import inspect_file
 
-    found = inspect_file(args.file)
+    inspection = inspect_file(args.file)
     if args.json:
-        report = {"file": str(args.file), "kind": found.kind, **found.facts, "findings": found.findings}
+        report = {"file": str(args.file), "kind": inspection.kind, **inspection.facts, "findings": inspection.findings}
         print(json.dumps(report, indent=2))
         return 0
-    print(f"{args.file}: {found.kind}")
-    for key, value in found.facts.items():
+    print(f"{args.file}: {inspection.kind}")
+    for key, value in inspection.facts.items():
         for line in value if isinstance(value, list) and key in ("inputs", "outputs") else [value]:
             print(f"  {key:12} {_plain(line)}")
-    for finding in found.findings:
+    for finding in inspection.findings:
         print(finding)
     return 0
 
@@ -160,30 +162,33 @@ def _inspect(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     from edge_agent.inference.convert import convert_file
 
-    done = convert_file(args.file, args.out, args.key, args.outputs, None if args.free_batch else 1)
+    conversion = convert_file(args.file, args.out, args.key, args.outputs, None if args.free_batch else 1)
     if args.json:
-        report = {"file": str(args.file), "out": str(args.out), **done.facts, "findings": done.findings}
+        report = {"file": str(args.file), "out": str(args.out), **conversion.facts, "findings": conversion.findings}
         print(json.dumps(report, indent=2))
         return 0
-    print(f"{args.file}: {done.kind}")
-    for key, value in done.facts.items():
+    print(f"{args.file}: {conversion.kind}")
+    for key, value in conversion.facts.items():
         for line in value if isinstance(value, list) else [value]:
             print(f"  {key:12} {_plain(line)}")
-    for finding in done.findings:
+    for finding in conversion.findings:
         print(finding)
     return 0
 
 
 def _build(args: argparse.Namespace, directory: Path) -> int:
-    from edge_agent.commands.arguments import over
+    from edge_agent.app.factories import tensorrt_engine_of
+    from edge_agent.commands.arguments import with_arguments
     from edge_agent.config.settings import load_settings
     from edge_agent.inference import EngineParams
     from edge_agent.inference.cuda.compiler import cache_dir
-    from edge_agent.inference.trt.cache import describe as counted
-    from edge_agent.inference.trt.engine_loader import BuildOptions, open_network
+    from edge_agent.inference.trt.cache import describe as describe_layers
+    from edge_agent.inference.trt.engine_loader import BuildOptions
     from edge_agent.inference.trt.network import read_network
 
-    params = over(EngineParams() if args.env_file is None else load_settings(os.environ, args.env_file).model, args)
+    params = with_arguments(
+        EngineParams() if args.env_file is None else load_settings(os.environ, args.env_file).model, args
+    )
     network = read_network(
         params.model,
         Path(params.models_dir or directory),
@@ -198,7 +203,7 @@ def _build(args: argparse.Namespace, directory: Path) -> int:
     )
     folder = args.cache_dir or cache_dir(os.environ)
     python = params.tensorrt_python or os.environ.get("EDGE_AGENT_MODEL__TENSORRT_PYTHON")
-    opened = open_network(network, options, folder, os.environ, _tell, python)
+    opened = tensorrt_engine_of(network, options, folder, _report, python)
     info, manifest = opened.engine.info, opened.manifest
     opened.engine.close()
     report = {
@@ -220,12 +225,12 @@ def _build(args: argparse.Namespace, directory: Path) -> int:
     if args.json:
         print(json.dumps(report, indent=2))
         return 0
-    for key, value in {**report, "layers": counted(manifest.layers)}.items():
+    for key, value in {**report, "layers": describe_layers(manifest.layers)}.items():
         print(f"{key:19} {_plain(value) if value is not None else 'none'}")
     return 0
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -246,15 +251,15 @@ def _verify(args: argparse.Namespace, card: registry.ModelCard, directory: Path)
         }
         for file in states
     ]
-    whole = all(file.state == "ok" for file in states)
+    intact = all(file.state == "ok" for file in states)
     if args.json:
-        print(json.dumps({"model": card.name, "ok": whole, "files": rows}, indent=2))
+        print(json.dumps({"model": card.name, "ok": intact, "files": rows}, indent=2))
     else:
         for row in rows:
             print(f"{row['state']:10} {row['file']}")
-        if not whole:
+        if not intact:
             print(f"to repair: {registry.fetch_command(card, directory)}")
-    return 0 if whole else 1
+    return 0 if intact else 1
 
 
 def _progress(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""`edge-agent model calibrate`: INT8 from the user's own pictures, for TensorRT and for the CPU."""
+"""`edge-agent model calibrate`: quantises a model to INT8 with the user's own images, for TensorRT and the CPU."""
 
 import argparse
 import hashlib
@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -21,35 +21,38 @@ from edge_agent.core.types import Array, Detections
 from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
+    from edge_agent.core.ports import Engine
     from edge_agent.inference import EngineParams
 
 LEAST_FRAMES = 16
-_DOUBT = 0.1  # of a score: so near the threshold, the float network itself is not sure
+_MARGIN = 0.1  # score; a face this near the threshold is not certain for the float network either
 
 
 def add_parser(actions: Any) -> None:
     """Declare the action."""
-    parser = add_command(actions, "calibrate", "make INT8 versions of a model from your own pictures")
+    parser = add_command(actions, "calibrate", "make INT8 versions of a model from your own images")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--source", metavar="SRC", help="camera, stream, video, or folder of pictures")
+    source.add_argument("--source", metavar="SRC", help="camera, stream, video, or folder of images")
     source.add_argument(
-        "--camera", metavar="NAME", help="of the settings: its source and model, its turn, masks, region"
+        "--camera",
+        metavar="NAME",
+        help="camera of the settings, with its rotation, masks, region and model",
     )
     add_env_file(parser)
-    parser.add_argument("--frames", type=int, default=128, metavar="N", help="pictures to take (default 128)")
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="watch a live source so long")
-    parser.add_argument("--model", metavar="NAME", help="as 'list' shows it; .onnx or .uff; default centerface")
+    parser.add_argument("--frames", type=int, default=128, metavar="N", help="images to take (default 128)")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="read a live source for so long")
+    parser.add_argument("--model", metavar="NAME", help="name from 'list', .onnx or .uff; default centerface")
     parser.add_argument("--for", dest="target", choices=("all", "tensorrt", "cpu"), default="all", help="default all")
-    parser.add_argument("--class-name", metavar="CLASS", help="of a model of several classes, the one that is a face")
-    parser.add_argument("--labels-file", metavar="FILE", help="the model's class names; default labels.txt beside it")
-    parser.add_argument("--key", help="what an .etlt is encrypted with; default NVIDIA's published one")
-    parser.add_argument("--long-side", type=int, metavar="PX", help="of CenterFace's input; default 384")
-    parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
+    parser.add_argument("--class-name", metavar="CLASS", help="the face class of a model with several classes")
+    parser.add_argument("--labels-file", metavar="FILE", help="class names; default: labels.txt beside the model")
+    parser.add_argument("--key", help="key of an .etlt; default: NVIDIA's tlt_encode")
+    parser.add_argument("--long-side", type=int, metavar="PX", help="longer side of CenterFace's input; default 384")
+    parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: the agent's")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, directory: Path) -> int:
-    """Write the files and say what they are worth."""
+    """Write the INT8 files and print how they compare with the float network."""
     from edge_agent.inference.calibration.measure import measure
     from edge_agent.inference.trt.network import read_network
 
@@ -67,20 +70,20 @@ def run(args: argparse.Namespace, directory: Path) -> int:
         key=params.key,
         allow_encrypted=False,
     )
-    on_cpu = network.path.with_suffix(".onnx")  # an .etlt runs there as what was made of it
+    on_cpu = network.path.with_suffix(".onnx")  # the converted file, for an .etlt
     for_cpu = args.target != "tensorrt" and on_cpu.is_file()
     if args.target == "cpu" and not for_cpu:
         raise InputError(f"model {network.name} does not run on a CPU as it is", "convert it: edge-agent model convert")
     uri = args.source if camera is None else camera.uri
     pictures = gather(uri, args.frames, args.seconds, LEAST_FRAMES, camera)
-    # What is judged by is not calibrated with.
-    fit, judge = (pictures[::2], pictures[1::2]) if for_cpu else (pictures, [])
+    # The images of the comparison must not be those of the calibration.
+    fit, test = (pictures[::2], pictures[1::2]) if for_cpu else (pictures, [])
     amplitudes = measure(network, progress(fit, "calibrating"))
     report: Dict[str, Any] = {"model": network.name, "pictures": len(fit), "tensors": len(amplitudes)}
     if args.target != "cpu":
         report.update(_for_tensorrt(network, amplitudes))
     if for_cpu:
-        report.update(_for_cpu(network, on_cpu, amplitudes, judge))
+        report.update(_for_cpu(network, on_cpu, amplitudes, test))
     if args.json:
         print(json.dumps(report, indent=2))
     else:
@@ -90,22 +93,22 @@ def run(args: argparse.Namespace, directory: Path) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Tuple[Optional[CameraParams], "EngineParams"]:
-    """The camera of the settings, if one was named, and the model: the settings' for a camera, unless told."""
-    from edge_agent.commands.arguments import over
+    """The named camera (None without `--camera`) and the model's parameters; arguments override the settings."""
+    from edge_agent.commands.arguments import with_arguments
     from edge_agent.config.settings import load_settings
     from edge_agent.inference import EngineParams
 
     if args.camera is None:
-        return None, over(EngineParams(), args)
+        return None, with_arguments(EngineParams(), args)
     settings = load_settings(os.environ, args.env_file)
     if args.camera not in settings.cameras:
         known = ", ".join(settings.cameras) or "none"
         raise InputError(f"--camera {args.camera}: the settings have no such camera", f"expected one of: {known}")
-    return settings.cameras[args.camera], over(settings.model, args)
+    return settings.cameras[args.camera], with_arguments(settings.model, args)
 
 
 def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
-    """The calibration cache for TensorRT up to 10; files in INT8 and FP16 for TensorRT 11."""
+    """Write the calibration cache for TensorRT up to 10, and the INT8 and FP16 files for TensorRT 11."""
     from edge_agent.inference.calibration.cpu_int8 import write_beside
     from edge_agent.inference.calibration.measure import reached
     from edge_agent.inference.trt.network import local_calibration
@@ -127,27 +130,28 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
 
 
 def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -> Dict[str, Any]:
-    """The INT8 file for the CPU, and the trial that decides whether it is used."""
+    """Write the INT8 file for the CPU, and compare it with the float network to decide whether it is used."""
+    from edge_agent.app.factories import onnx_engine_of
     from edge_agent.inference.calibration.cpu_int8 import Verdict, cpu_name, int8_file, store_verdict, write_beside
     from edge_agent.inference.calibration.measure import make_int8
-    from edge_agent.inference.ort import OrtEngine, runtime_version
+    from edge_agent.inference.ort import runtime_version
 
     data = make_int8(network, amplitudes)
     if data is None:
         return {"cpu_int8": "none: no layer of this model gains by it"}
     target = int8_file(path)
     write_beside(target, data)
-    before = OrtEngine(path, network.contract)
-    after = OrtEngine(target, network.contract)
+    original = onnx_engine_of(path, network.contract)
+    quantised = onnx_engine_of(target, network.contract)
     try:
-        trial = _Trial(before, after)
-        for picture in progress(pictures, "judging"):
+        trial = _Trial(original, quantised)
+        for picture in progress(pictures, "comparing"):
             trial.add(picture)
     finally:
-        before.close()
-        after.close()
+        original.close()
+        quantised.close()
     verdict = Verdict(
-        model_sha256=before.info.model_sha256,
+        model_sha256=original.info.model_sha256,
         int8_sha256=hashlib.sha256(data).hexdigest(),
         cpu=cpu_name(),
         onnxruntime=runtime_version(),
@@ -166,27 +170,27 @@ def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -
 
 
 class _Trial:
-    """The INT8 network against the float one, whose faces are the truth; those it doubts count neither way."""
+    """Compares INT8 with the float network, whose certain faces are the ground truth; uncertain ones are ignored."""
 
-    def __init__(self, before: Any, after: Any) -> None:
-        self._before, self._after = before, after
+    def __init__(self, original: "Engine", quantised: "Engine") -> None:
+        self._original, self._quantised = original, quantised
         params = DetectionParams()
-        self._decoder = FaceDetector(before, params)
+        self._decoder = FaceDetector(original, params)
         threshold = self._decoder.threshold
-        self._sure = threshold + _DOUBT
-        self._wide = FaceDetector(before, replace(params, pre_cluster_threshold=max(0.02, threshold - _DOUBT)))
+        self._certain_score = threshold + _MARGIN
+        self._wide = FaceDetector(original, replace(params, pre_cluster_threshold=max(0.02, threshold - _MARGIN)))
         self._tally = Evaluation()
         self._times_s: Dict[str, List[float]] = {"float": [], "int8": []}
 
     def add(self, picture: Image) -> None:
-        """Judge one picture."""
+        """Run both networks on one image."""
         height, width = picture.pixels.shape[:2]
-        wide = self._wide.decode(self._timed("float", self._before, picture), (width, height))
-        found = self._decoder.decode(self._timed("int8", self._after, picture), (width, height))
-        self._tally.add(found, _truth(wide, self._sure), height)
+        wide = self._wide.decode(self._timed("float", self._original, picture), (width, height))
+        found = self._decoder.decode(self._timed("int8", self._quantised, picture), (width, height))
+        self._tally.add(found, _truth(wide, self._certain_score), height)
 
     def figures(self) -> Dict[str, Any]:
-        """What `Verdict` wants to know."""
+        """The comparison's fields of `Verdict`."""
         p50 = {kind: round(1000.0 * float(np.median(times)), 2) for kind, times in self._times_s.items()}
         return {
             "faces": self._tally.faces,
@@ -196,14 +200,14 @@ class _Trial:
             "int8_ms": p50["int8"],
         }
 
-    def _timed(self, kind: str, engine: Any, picture: Image) -> Dict[str, Array]:
+    def _timed(self, kind: str, engine: "Engine", picture: Image) -> Mapping[str, Array]:
         engine.infer(picture)
         started = time.perf_counter()
-        outputs: Dict[str, Array] = engine.infer(picture)
+        outputs = engine.infer(picture)
         self._times_s[kind].append(time.perf_counter() - started)
         return outputs
 
 
-def _truth(found: Detections, sure: float) -> GroundTruth:
-    certain = found.confidence >= sure
+def _truth(found: Detections, certain_score: float) -> GroundTruth:
+    certain = found.confidence >= certain_score
     return GroundTruth("", found.xyxy[certain], found.xyxy[~certain])

@@ -1,4 +1,4 @@
-"""`edge-agent model import-deepstream` and `export-deepstream`: nvinfer's configurations to settings and back."""
+"""`edge-agent model import-deepstream` and `export-deepstream`: convert between nvinfer configurations and settings."""
 
 import argparse
 import json
@@ -17,22 +17,22 @@ ACTIONS = ("import-deepstream", "export-deepstream")
 
 
 def add_parsers(actions: Any) -> None:
-    """Add both actions to `model`."""
-    importing = add_command(actions, "import-deepstream", "make settings of an nvinfer configuration")
+    """Declare both actions of `model`."""
+    importing = add_command(actions, "import-deepstream", "make settings from an nvinfer configuration")
     importing.add_argument("config", type=Path, metavar="CONFIG", help="such as config_infer_primary_facedetectir.txt")
     importing.add_argument("--output", type=Path, metavar="FILE", help="env file to write; default: print it")
     importing.add_argument("--class-name", metavar="CLASS", help="name or number of the class that is a face")
 
-    exporting = add_command(actions, "export-deepstream", "make an nvinfer configuration of the settings in force")
-    exporting.add_argument("config", type=Path, metavar="CONFIG", help="file to write; its label file goes beside it")
+    exporting = add_command(actions, "export-deepstream", "make an nvinfer configuration from the settings in force")
+    exporting.add_argument("config", type=Path, metavar="CONFIG", help="file to write, with a label file beside it")
     add_env_file(exporting)
     for parser in (importing, exporting):
-        parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: as the agent itself looks")
+        parser.add_argument("--models-dir", metavar="DIR", help="folder of models; default: the agent's")
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, directory: Path) -> int:
-    """Do what was asked. 1 when an imported configuration contradicts its model or this agent, else 0."""
+    """Run one action; returns 1 when an imported configuration contradicts its model or this agent, else 0."""
     return _import(args, directory) if args.action == "import-deepstream" else _export(args, directory)
 
 
@@ -47,15 +47,14 @@ def _import(args: argparse.Namespace, directory: Path) -> int:
     if args.output is not None:
         _write_new(args.output, text)
     if args.json:
-        told = {"taken": report.taken, "ignored": report.ignored, "differs": report.differs}
-        print(
-            json.dumps({"settings": {name_of(key): value for key, value in report.settings.items()}, **told}, indent=2)
-        )
+        settings = {name_of(key): value for key, value in report.settings.items()}
+        remarks = {"taken": report.taken, "ignored": report.ignored, "differs": report.differs}
+        print(json.dumps({"settings": settings, **remarks}, indent=2))
     elif args.output is None:
         print(text, end="")
     if not args.json:
         for line in _lines(report, args.output):
-            # Beside the settings, not among them.
+            # Not among the settings, which go to stdout when there is no file.
             print(line, file=sys.stderr if args.output is None else sys.stdout)
     return 1 if report.differs else 0
 
@@ -64,7 +63,7 @@ def _lines(report: "Report", output: Optional[Path]) -> Iterator[str]:
     for title, sentences in (
         ("taken", report.taken),
         ("ignored", report.ignored),
-        ("DIFFERS: this agent does otherwise, or the model contradicts", report.differs),
+        ("DIFFERS: this agent behaves differently, or the model contradicts", report.differs),
     ):
         if sentences:
             yield f"{title}:"
@@ -99,11 +98,11 @@ def _export(args: argparse.Namespace, directory: Path) -> int:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet, for its owner and group: it may hold the key of a model."""
+    """Write a new file, readable by owner and group only: it may hold the key of a model."""
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "w", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise InputError(f"{path}: is there already", "choose another name, or remove it first") from error
+        raise InputError(f"{path}: already exists", "choose another name, or remove it first") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}", "choose another place") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror}", "choose another folder") from error

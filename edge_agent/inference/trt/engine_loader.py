@@ -24,7 +24,7 @@ from edge_agent.inference.preprocess import Preprocessor, golden_image
 from edge_agent.inference.trt.backend import ReplaceableEngine, TensorRtBackend
 from edge_agent.inference.trt.build import BuildParams
 from edge_agent.inference.trt.cache import EngineCache, EngineKey, Manifest, describe
-from edge_agent.inference.trt.find import find_backend
+from edge_agent.inference.trt.find import open_backend
 from edge_agent.inference.trt.network import Network
 from edge_agent.inference.trt.precision import (
     PrecisionChoice,
@@ -115,13 +115,13 @@ def open_network(
         directory: The agent's cache folder.
         environ: Names the folder of the CUDA compiler.
         report: Takes lines of progress, from any thread.
-        python: Interpreter of a worker process, as for `find_backend`.
+        python: Interpreter of a worker process, as for `open_backend`.
 
     Raises:
         MissingPackage: tensorrt or pycuda is not installed.
         ModelError, EngineError, InputError: As `EngineLoader.open`; or no GPU answers.
     """
-    backend = find_backend(python, environ)
+    backend = open_backend(python, environ)
     with ExitStack() as on_failure:
         on_failure.callback(backend.close)
         opened = EngineLoader(backend, directory, report).open(network, options)

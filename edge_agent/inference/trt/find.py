@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 JETPACK_4 = Path("/usr/bin/python3.6")  # the only version that JetPack 4 has TensorRT bindings for
 
 
-def find_backend(python: Optional[str], environ: Mapping[str, str], jetpack_4: Path = JETPACK_4) -> "TensorRtBackend":
+def open_backend(python: Optional[str], environ: Mapping[str, str], jetpack_4: Path = JETPACK_4) -> "TensorRtBackend":
     """TensorRT with a GPU that answers. Call it in the thread that will use and close it.
 
     Args:

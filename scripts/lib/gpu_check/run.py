@@ -58,7 +58,7 @@ def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
 def engine(model: str, folder: Path) -> Iterator[Row]:
     """Engines in every precision, built anew, proven and measured; a note where there is no TensorRT or no model."""
     from edge_agent.inference.trt.api import load_tensorrt
-    from edge_agent.inference.trt.find import find_backend
+    from edge_agent.inference.trt.find import open_backend
     from edge_agent.inference.trt.network import read_network
     from edge_agent.models.registry import models_dir
 
@@ -68,7 +68,7 @@ def engine(model: str, folder: Path) -> Iterator[Row]:
     except EdgeAgentError as error:
         yield "engine", NOTE, f"not checked: {error}"
         return
-    backend = find_backend(None, os.environ)
+    backend = open_backend(None, os.environ)
     can = backend.capabilities()
     backend.close()
     yield _proven(f"{model}, auto", network, "auto", folder)

@@ -19,7 +19,7 @@ from edge_agent.inference import EngineParams, open_engine
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import golden_image
 from edge_agent.inference.trt import worker_backend
-from edge_agent.inference.trt.find import find_backend
+from edge_agent.inference.trt.find import open_backend
 from edge_agent.inference.trt.network import read_network
 from edge_agent.inference.trt.process import PROGRAM, WorkerError, WorkerProcess
 from tests.fakes import graphs
@@ -138,12 +138,12 @@ def test_without_tensorrt_here_jetpacks_python_is_found(jetpack: JetPack4, tmp_p
         pass
     else:
         pytest.skip("needs a machine without TensorRT: it is installed here")
-    backend = find_backend(None, {}, Path(jetpack.python))
+    backend = open_backend(None, {}, Path(jetpack.python))
     assert (backend.gpu, backend.version, backend.worker) == ("NVIDIA Tegra X1", "8.2.1.8", jetpack.python)
     backend.close()
     for other in ("nowhere", "/bin/false"):
         with pytest.raises(MissingPackage, match="tensorrt cannot be imported: No module named"):
-            find_backend(None, {}, Path(other))
+            open_backend(None, {}, Path(other))
 
 
 def test_auto_takes_the_worker_that_the_settings_name(

@@ -93,7 +93,7 @@ def test_check_finds_nothing_wrong_while_it_runs(service: Watched) -> None:
     """It has the camera, so that nobody else can open it."""
     told = json.loads(run("edge-agent", "check", "--json", "--env-file", "/etc/edge-agent/cam.env"))
     found = {finding["name"]: finding for finding in told["findings"]}
-    assert told["ok"] and "the running service has it" in found["camera door"]["found"], found["camera door"]
+    assert told["ok"] and "the running service uses it" in found["camera door"]["found"], found["camera door"]
     assert found["checked as"]["found"].startswith("edge-agent, with") and found["camera devices"]["state"] == "ok"
 
 

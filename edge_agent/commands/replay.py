@@ -240,12 +240,10 @@ def _replay_frames(
 
 
 def _engine(settings: "Settings", stack: ExitStack) -> "Engine":
-    from edge_agent.app.factories import require_known_model
-    from edge_agent.inference import open_engine
-    from edge_agent.models.registry import models_dir
+    from edge_agent.app.factories import engine_of, require_known_model
 
     require_known_model(settings)
-    engine = open_engine(settings.model, models_dir(settings.model.models_dir, os.environ))
+    engine = engine_of(settings.model, os.environ)
     stack.callback(engine.close)
     return engine
 

@@ -1,6 +1,10 @@
-"""The architecture of the design, held by one test: layers, third-party imports, cycles, sizes, lazy imports."""
+"""The rules of the architecture: layers, third-party imports, cycles, adapters, sizes, names, lazy imports.
+
+Style and complexity (at most 15 per function) are ruff's; see `pyproject.toml`.
+"""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +39,8 @@ THIRD_PARTY = {
     "av": ("capture/media",),
     "onnx": ("models/onnx/",),
     "google": ("models/onnx/",),
-    "onnxruntime": ("inference/ort.py", "models/inspect.py", "commands/check.py"),
-    "paho": ("mqtt/", "commands/demo.py", "commands/watch.py", "commands/check.py"),
+    "onnxruntime": ("inference/ort.py", "models/inspect.py"),
+    "paho": ("mqtt/",),
     "pydantic": ("config/settings.py",),
     "pydantic_settings": ("config/settings.py",),
     "iotcore": ("commands/",),
@@ -68,6 +72,26 @@ CORE_STDLIB = {
     "typing",
     "unicodedata",
     "zlib",
+}
+ADAPTERS = ("capture", "inference", "outbox", "mqtt", "host")
+BUILDERS = ("commands", "config", "cli")
+"""Layers that may import adapters' packages but construct none; `app` is the only one that does."""
+EXEMPT = {
+    # Handlers are installed before the slow imports of `app`.
+    ("commands/run.py", "edge_agent.host.process.Signals"),
+}
+MAX_LINES = 600
+MAX_PARAMETERS = 8
+TOO_MANY_PARAMETERS: Set[str] = {
+    "edge_agent.app.publishing.Publishing",
+    "edge_agent.mqtt.commands.Commands",
+    "edge_agent.mqtt.publisher.Publisher",
+    "edge_agent.mqtt.session.Session",
+}
+"""Must only shrink."""
+ODD_NAMES = {
+    *("desk", "letters", "truth", "pace", "notes", "turns", "place", "stand_in", "notices"),
+    *("utils", "helpers", "common", "misc"),
 }
 HEAVY = (
     "onnx",
@@ -159,10 +183,98 @@ def test_there_are_no_cycles() -> None:
 
 def test_modules_stay_small() -> None:
     sizes = {dotted(path): len(path.read_text("utf-8").splitlines()) for path in modules()}
-    too_long = {name: size for name, size in sizes.items() if size > 600}
-    assert not too_long, f"over 600 lines: {too_long}"
-    bad = [name for name in sizes if {"utils", "helpers", "common", "misc"} & set(name.split("."))]
-    assert not bad, f"names that say nothing: {bad}"
+    too_long = {name: size for name, size in sizes.items() if size > MAX_LINES}
+    assert not too_long, f"over {MAX_LINES} lines: {too_long}"
+    bad = [name for name in sizes if ODD_NAMES & set(name.split("."))]
+    assert not bad, f"names that say nothing, or nothing to a stranger: {bad}"
+
+
+def test_only_app_constructs_adapters() -> None:
+    """No module of `commands`, `config` or `cli` imports what constructs an adapter; they call `app.factories`.
+
+    An adapter is a class of capture, inference, outbox, mqtt or host that is not plain data: no dataclass, enum,
+    NamedTuple, exception or Protocol. What constructs one is the class itself, a function whose return annotation
+    names a port of `core.ports`, and a function called `open_*`. Everything else of these packages is parameters and
+    functions on data, and may be imported; so may anything under TYPE_CHECKING, for annotations. The other layers
+    cannot import another layer's adapters at all.
+    """
+    builders = _constructors()
+    found = set()
+    for path in modules():
+        where = path.relative_to(PACKAGE).as_posix()
+        if layer(dotted(path)) in BUILDERS:
+            found |= {(where, name) for name in _used_names(ast.parse(path.read_text("utf-8"))) if name in builders}
+    assert found == EXEMPT, f"constructed outside app: {sorted(found ^ EXEMPT)}; use edge_agent.app.factories"
+
+
+def _constructors() -> Set[str]:
+    """Dotted names of all adapters, and of the functions that construct one."""
+    trees = {dotted(path): ast.parse(path.read_text("utf-8")) for path in modules() if layer(dotted(path)) in ADAPTERS}
+    ports = set(re.findall(r"^(?:class )?([A-Z]\w+)[( ]", (PACKAGE / "core/ports.py").read_text("utf-8"), re.MULTILINE))
+    found = set()
+    for module, tree in trees.items():
+        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        found |= {f"{module}.{name}" for name, node in classes.items() if not _is_data(node, classes)}
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef):
+                returned = re.findall(r"\w+", ast.dump(node.returns)) if node.returns else []
+                if node.name.startswith("open_") or ports & set(returned):
+                    found.add(f"{module}.{node.name}")
+    return found
+
+
+def _is_data(node: ast.ClassDef, classes: Dict[str, ast.ClassDef]) -> bool:
+    if any("dataclass" in ast.dump(decorator) for decorator in node.decorator_list):
+        return True
+    bases = {name.id for base in node.bases for name in ast.walk(base) if isinstance(name, ast.Name)}
+    if bases & {"NamedTuple", "Enum", "IntEnum", "Protocol"} or any(base.endswith("Error") for base in bases):
+        return True
+    return any(_is_data(classes[base], classes) for base in bases if base in classes)
+
+
+def _used_names(tree: ast.Module) -> Iterator[str]:
+    """Dotted names that a module imports, or takes as attributes of a module that it imports; not for annotations."""
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    aliases: Dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in guarded:
+            for alias in node.names:
+                aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                yield f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("edge_agent") for alias in node.names), "import names with 'from'"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+            yield f"{aliases[node.value.id]}.{node.attr}"
+
+
+def test_constructors_take_at_most_eight_parameters() -> None:
+    """Hand-written `__init__` methods, without self; and the fields of dataclasses that are not frozen.
+
+    A frozen dataclass is plain data or parameters, which one may have many of; so is a NamedTuple.
+    """
+    found = set()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and _constructor_parameters(node) > MAX_PARAMETERS:
+                found.add(f"{dotted(path)}.{node.name}")
+    assert found <= TOO_MANY_PARAMETERS, f"over {MAX_PARAMETERS} constructor parameters: {sorted(found)}"
+
+
+def _constructor_parameters(node: ast.ClassDef) -> int:
+    for method in node.body:
+        if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+            arguments = method.args
+            return len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs) - 1
+    decorators = [ast.dump(decorator) for decorator in node.decorator_list]
+    if any("dataclass" in text and "frozen" not in text for text in decorators):
+        return sum(isinstance(field, ast.AnnAssign) for field in node.body)
+    return 0
 
 
 def test_the_top_level_is_as_the_user_fixed_it() -> None:

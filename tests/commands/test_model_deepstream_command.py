@@ -139,9 +139,8 @@ def test_what_differs_is_told_and_fails(agent: Agent, folder: Path) -> None:
     (folder / "other.txt").write_text(PEOPLENET.replace("0.0039215697906911373", "1.0"))
     done = agent("model", "import-deepstream", "other.txt")
     assert done.returncode == 1
-    assert (
-        "DIFFERS: this agent behaves differently, or the model contradicts:\n  line 2: net-scale-factor=1.0: " in done.stderr
-    )
+    heading = "DIFFERS: this agent behaves differently, or the model contradicts:"
+    assert f"{heading}\n  line 2: net-scale-factor=1.0: " in done.stderr
     assert "EDGE_AGENT_MODEL__MODEL=" in done.stdout
 
 

@@ -26,7 +26,7 @@ from edge_agent.outbox.params import OutboxParams
 
 if TYPE_CHECKING:
     from edge_agent.inference.trt.backend import TensorRtBackend
-    from edge_agent.inference.trt.engine_loader import BuildOptions, Opened
+    from edge_agent.inference.trt.engine_loader import BuildOptions, OpenedEngine
     from edge_agent.inference.trt.network import Network
     from edge_agent.mqtt.client import MqttClient
     from edge_agent.mqtt.subscriber import Subscriber
@@ -168,7 +168,7 @@ def onnx_engine_of(path: Path, contract: ModelContract) -> Engine:
 
 def tensorrt_engine_of(
     network: "Network", options: "BuildOptions", directory: Path, report: Report, python: Optional[str]
-) -> "Opened":
+) -> "OpenedEngine":
     """A TensorRT engine from the cache in `directory`, built first where needed; the caller closes it."""
     from edge_agent.inference.trt.engine_loader import open_network
 

@@ -81,7 +81,7 @@ def test_a_model_of_ones_own_that_sees_no_face_is_a_note(tmp_path):
     model = graphs.gridbox(tmp_path / "own.onnx")
     given = {"MODEL__MODEL": model, "MODEL__BACKEND": "onnxruntime", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": 9}
     text = edge_agent("check", settings=given, state_dir=tmp_path).stdout
-    assert "note  golden answer: takes " in text and "ok    engine: own" in text, text
+    assert "note  golden answer: detects " in text and "ok    engine: own" in text, text
     assert "note  int8: not in use" in text and "edge-agent model calibrate --camera" in text, text
     for name in ("gpu", "clock", "disk", "unit"):
         assert f"  {name}: " in text, text

@@ -274,7 +274,7 @@ def test_the_table_of_a_fleet() -> None:
     table.take("edge-agent/lobby/availability", b"offline", 104.0)
     assert table.lines(104.0, NOW)[2] == "lobby: offline, health was degraded, outbox 7 pending"
     table.take("edge-agent/lobby/door/events", b'{"from_seq": 3, "to_seq": 4}', 104.0)
-    table.note("the last")
+    table.add_line("the last")
     assert table.lines(104.0, NOW)[-1] == "the last" and "gap" in "\n".join(table.lines(104.0, NOW))
 
 

@@ -72,7 +72,7 @@ def _coco(path: Path) -> List[GroundTruth]:
     except json.JSONDecodeError as error:
         raise InputError(f"labels {path}: not JSON (line {error.lineno}: {error.msg})", COCO_HINT) from error
     except (ValueError, RecursionError):  # a number of thousands of digits, or too deep nesting
-        raise InputError(f"labels {path}: not usable JSON", COCO_HINT) from None
+        raise InputError(f"labels {path}: not JSON within the limits", COCO_HINT) from None
     try:
         names = {image["id"]: str(image["file_name"]) for image in data["images"]}
         wanted = _face_categories(data.get("categories", ()))

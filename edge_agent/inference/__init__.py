@@ -11,7 +11,7 @@ from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
 from edge_agent.errors import EngineError, MissingPackage, ModelError
-from edge_agent.models.onnx.binding import ContractOf, Signature, derive
+from edge_agent.models.onnx.binding import ContractOf, Signature, derive_contract
 
 if TYPE_CHECKING:
     from edge_agent.inference.trt.backend import TensorRtBackend
@@ -190,7 +190,7 @@ def _open_onnxruntime(params: EngineParams, directory: Path) -> Engine:
         labels = registry.labels_of(path, params.labels_file)
 
         def contract_of(signature: Signature) -> ModelContract:
-            return derive(signature, str(path), labels, params.class_name, params.long_side)
+            return derive_contract(signature, str(path), labels, params.class_name, params.long_side)
 
         return _on_cpu(params, path, contract_of, path.name, registry.sha256_of(path))
     card = registry.card_of(params.model)
@@ -203,23 +203,23 @@ def _on_cpu(
     params: EngineParams, path: Path, contract: Union[ModelContract, ContractOf], name: str, sha256: str
 ) -> Engine:
     """The float model, or its INT8 version where that is proven."""
-    from edge_agent.inference.calibration.cpu_int8 import int8_file, proven_int8
+    from edge_agent.inference.calibration.cpu_int8 import int8_file, verified_int8
     from edge_agent.inference.ort import OrtEngine
 
     if params.precision in ("auto", "int8"):
-        int8_sha256, why_not = proven_int8(path, sha256)
+        int8_sha256, objection = verified_int8(path, sha256)
         if int8_sha256:
             return OrtEngine(int8_file(path), contract, params.threads, params.interpolation, name, int8_sha256)
         level = logging.INFO if int8_file(path).exists() else logging.DEBUG
-        _log.log(level, "model %s: not in INT8: %s", name, why_not)
+        _log.log(level, "model %s: not in INT8: %s", name, objection)
     else:
-        why_not = f"a CPU computes {params.precision} no faster than fp32"
+        objection = f"a CPU computes {params.precision} no faster than fp32"
     engine = OrtEngine(path, contract, params.threads, params.interpolation, name, sha256)
     if params.precision not in ("auto", engine.info.precision):
         engine.close()
         raise ModelError(
             f"model {name}: precision {params.precision} was asked for, but it is stored in {engine.info.precision}, "
-            f"and of a version in {params.precision}: {why_not}",
+            f"and of a version in {params.precision}: {objection}",
             "ask for precision auto",
         )
     return engine

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from edge_agent.errors import InputError, MissingPackage, ModelError
-from edge_agent.inference.ort import try_out
+from edge_agent.inference.ort import trial_run
 from edge_agent.models.etlt import open_etlt
 from edge_agent.models.inspect import Inspection, inspect_onnx
 from edge_agent.models.onnx.file import parse_onnx
@@ -69,7 +69,7 @@ def _trial(data: bytes, name: str) -> str:
         ModelError: It does not run, or an output has another shape than the file states.
     """
     try:
-        found = try_out(data, name)
+        found = trial_run(data, name)
     except MissingPackage:
         return "not tried out: that needs onnxruntime (pip install onnxruntime)"
     for tensor in parse_onnx(data, name).outputs:

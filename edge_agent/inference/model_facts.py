@@ -7,7 +7,7 @@ from typing import Mapping, Optional
 from edge_agent.core.detection.model_contract import FACEDETECTIR, ModelContract
 from edge_agent.errors import MissingPackage, ModelError
 from edge_agent.inference.trt.network import read_payload
-from edge_agent.models.onnx.binding import bind, structure
+from edge_agent.models.onnx.binding import bind_tensors, contract_structure
 from edge_agent.models.onnx.file import parse_onnx
 from edge_agent.models.registry import FACEDETECTIR_CARD
 
@@ -56,8 +56,8 @@ def facts_of(path: Path, key: Optional[str] = None) -> Facts:
             return FACEDETECTIR_FACTS
         raise
     model = parse_onnx(onnx, str(path))
-    contract, classes = structure(model, str(path))
+    contract, classes = contract_structure(model, str(path))
     if contract.kind != "gridbox":
         raise ModelError(f"model {path}: is {contract.kind}", "expected a DetectNet_v2, as nvinfer decodes by itself")
-    binding = bind(model, str(path))
+    binding = bind_tensors(model, str(path))
     return Facts(contract, classes, binding.input, binding.outputs, uff is not None)

@@ -13,7 +13,7 @@ from edge_agent.core.ports import BufferPool
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, MissingPackage, ModelError
 from edge_agent.inference.preprocess import Preprocessor, golden_image
-from edge_agent.models.onnx.binding import ContractOf, Signature, Tensor, bind, require
+from edge_agent.models.onnx.binding import ContractOf, Signature, Tensor, bind_tensors, require_contract
 from edge_agent.models.onnx.file import read_model
 
 _FATAL = 4  # ONNX Runtime's own log lines would only repeat our errors
@@ -64,10 +64,10 @@ class OrtEngine:
         self._session: Any = _open_session(ort, str(path), f"model {path}", threads)
         signature = _signature(self._session)
         if isinstance(contract, ModelContract):
-            require(signature, str(path), contract)
+            require_contract(signature, str(path), contract)
         else:
             contract = contract(signature)
-        binding = bind(signature, str(path))
+        binding = bind_tensors(signature, str(path))
         self.contract = contract
         self.pool: Optional[BufferPool] = None
         self._input = binding.input
@@ -126,7 +126,7 @@ def stored_precision(data: bytes) -> str:
     return "int8" if _INT8.search(data) else "fp16" if _HALF in data else "fp32"
 
 
-def try_out(data: bytes, name: str) -> Dict[str, Tuple[int, ...]]:
+def trial_run(data: bytes, name: str) -> Dict[str, Tuple[int, ...]]:
     """Run a float model once on noise, with 1 for every free dimension.
 
     Returns:
@@ -149,7 +149,7 @@ def try_out(data: bytes, name: str) -> Dict[str, Tuple[int, ...]]:
     return {output: answer.shape for output, answer in _run(ort, session, name, feed).items()}
 
 
-def answer_once(data: bytes, name: str, feed: Mapping[str, Array]) -> Dict[str, Array]:
+def run_once(data: bytes, name: str, feed: Mapping[str, Array]) -> Dict[str, Array]:
     """All outputs of a model by name, for one input by name.
 
     Raises:

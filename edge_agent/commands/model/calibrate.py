@@ -132,7 +132,7 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
 def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -> Dict[str, Any]:
     """Write the INT8 file for the CPU, and compare it with the float network to decide whether it is used."""
     from edge_agent.app.factories import onnx_engine_of
-    from edge_agent.inference.calibration.cpu_int8 import Verdict, cpu_name, int8_file, store_verdict, write_beside
+    from edge_agent.inference.calibration.cpu_int8 import Int8Trial, cpu_name, int8_file, store_trial, write_beside
     from edge_agent.inference.calibration.measure import make_int8
     from edge_agent.inference.ort import runtime_version
 
@@ -150,7 +150,7 @@ def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -
     finally:
         original.close()
         quantised.close()
-    verdict = Verdict(
+    verdict = Int8Trial(
         model_sha256=original.info.model_sha256,
         int8_sha256=hashlib.sha256(data).hexdigest(),
         cpu=cpu_name(),
@@ -158,14 +158,14 @@ def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -
         pictures=len(pictures),
         **trial.figures(),
     )
-    store_verdict(path, verdict)
+    store_trial(path, verdict)
     return {
         "cpu_int8": str(target),
         "judged_on": f"{verdict.pictures} other pictures, {verdict.faces} faces of the float network",
         "precision": round(verdict.precision, 4),
         "recall": round(verdict.recall, 4),
         "ms_per_picture": f"{verdict.float_ms:g} in fp32, {verdict.int8_ms:g} in int8",
-        "used_on_this_cpu": f"no: {verdict.why_not}" if verdict.why_not else "yes",
+        "used_on_this_cpu": f"no: {verdict.objection}" if verdict.objection else "yes",
     }
 
 
@@ -190,7 +190,7 @@ class _Trial:
         self._tally.add(found, _truth(wide, self._certain_score), height)
 
     def figures(self) -> Dict[str, Any]:
-        """The comparison's fields of `Verdict`."""
+        """The comparison's fields of `Int8Trial`."""
         p50 = {kind: round(1000.0 * float(np.median(times)), 2) for kind, times in self._times_s.items()}
         return {
             "faces": self._tally.faces,

@@ -1,1 +1,1 @@
-"""INT8 from the user's own pictures."""
+"""INT8 calibration on the user's own frames."""

@@ -1,4 +1,4 @@
-"""How large a tensor's values get over many pictures, and which amplitude INT8 should reach to."""
+"""Histograms of a tensor's magnitudes over many frames, and the amplitude that becomes INT8's full scale."""
 
 from typing import Tuple
 
@@ -7,14 +7,14 @@ import numpy as np
 from edge_agent.core.types import Array
 
 BINS = 4096
-_LEVELS = 128  # of a symmetric int8, by magnitude
+_LEVELS = 128  # magnitudes of a symmetric int8
 _STEP = 32
 _KEPT = 0.999
-_LOST = 50.0  # nats for each value that a coarser distribution has no place for
+_LOST = 50.0  # nats, for each value whose level is empty in the coarser distribution
 
 
 class Amplitudes:
-    """A histogram of magnitudes whose range doubles when a larger value comes: no picture needs to be seen twice.
+    """A histogram of magnitudes; its range doubles when a larger value is added, so that frames are read only once.
 
     Attributes:
         low: Smallest value so far.
@@ -27,7 +27,7 @@ class Amplitudes:
         self._counts = np.zeros(BINS, np.int64)
 
     def add(self, values: Array) -> None:
-        """Count one picture's values, float32, finite."""
+        """Add the values of one frame: float32, finite, of any shape."""
         if not values.size:
             return
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
@@ -35,12 +35,12 @@ class Amplitudes:
         if largest == 0.0:
             self._counts[0] += values.size
             return
-        self._reach(largest)
+        self._extend(largest)
         magnitudes = np.abs(values.reshape(-1))
         magnitudes *= np.float32(BINS / self._top)
         self._counts += np.bincount(np.minimum(magnitudes, BINS - 1).astype(np.int32), minlength=BINS)
 
-    def _reach(self, largest: float) -> None:
+    def _extend(self, largest: float) -> None:
         top = float(2.0 ** np.ceil(np.log2(largest)))
         if not self._top:
             self._top = top
@@ -54,16 +54,16 @@ class Amplitudes:
         """Largest magnitude so far."""
         return max(self.high, -self.low)
 
-    def chosen(self) -> float:
-        """The magnitude that becomes 127: entropy's, but clipping no more than one value in a thousand.
+    def full_scale(self) -> float:
+        """The magnitude that becomes 127: the entropy method's, but clipping at most one value in a thousand.
 
-        Entropy alone clips the first layers of CenterFace at a tenth of what single channels reach; with this bound its
-        outputs come nearer to the float network than by either rule alone, by the largest value, or by least squares.
+        Entropy alone clips the first layers of CenterFace at a tenth of the values of single channels. With this bound
+        its outputs are nearer to the float network than by either rule alone, by the maximum, or by least squares.
         """
         return max(self.entropy(), self.percentile(_KEPT))
 
     def percentile(self, share: float) -> float:
-        """The magnitude that `share` of the values do not exceed."""
+        """The magnitude that a `share` of the values does not exceed."""
         total = np.cumsum(self._counts)
         if not total[-1]:
             return 0.0
@@ -71,7 +71,7 @@ class Amplitudes:
         return min(self.largest, (last + 1) * self._top / BINS)
 
     def entropy(self) -> float:
-        """The magnitude to clip at that loses least information (Kullback-Leibler), as TensorRT's EntropyCalibration2.
+        """The clipping magnitude of the least Kullback-Leibler divergence, as in TensorRT's EntropyCalibration2.
 
         Source: S. Migacz, 8-bit inference with TensorRT, GTC 2017.
         """
@@ -80,7 +80,7 @@ class Amplitudes:
         if used <= _LEVELS:
             return self.largest
         counts = self._counts[:used].astype(np.float64)
-        counts[0] = counts[1]  # zeros cost nothing
+        counts[0] = counts[1]  # zeros are exact at any scale
         best: Tuple[float, int] = (np.inf, used)
         for stop in [*range(_LEVELS, used, _STEP), used]:
             best = min(best, (_divergence(counts, stop), stop))
@@ -88,13 +88,13 @@ class Amplitudes:
 
 
 def _divergence(counts: Array, stop: int) -> float:
-    """Of the distribution clipped at bin `stop` from itself in 128 levels."""
+    """Kullback-Leibler divergence, nats, of the distribution clipped at bin `stop` from its version in 128 levels."""
     kept = counts[:stop].copy()
     level = np.arange(stop) * _LEVELS // stop
-    there = kept > 0
+    occupied = kept > 0
     sums = np.bincount(level, kept, _LEVELS)
-    filled = np.bincount(level, there, _LEVELS)
-    coarse = np.where(there, (sums / np.maximum(filled, 1))[level], 0.0)
+    filled = np.bincount(level, occupied, _LEVELS)
+    coarse = np.where(occupied, (sums / np.maximum(filled, 1))[level], 0.0)
     kept[-1] += counts[stop:].sum()
     p, q = kept / kept.sum(), coarse / max(coarse.sum(), 1e-30)
     both = (p > 0) & (q > 0)

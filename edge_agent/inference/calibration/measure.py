@@ -52,7 +52,7 @@ def reached(network: Network, amplitudes: Dict[str, Amplitudes]) -> Dict[str, fl
 
     All-zero tensors are omitted.
     """
-    found = {name: values.chosen() for name, values in amplitudes.items()}
+    found = {name: values.full_scale() for name, values in amplitudes.items()}
     found[network.binding.input] = 255.0 * network.contract.gain
     return {name: value for name, value in found.items() if value > 0.0}
 
@@ -66,7 +66,7 @@ def make_int8(network: Network, amplitudes: Mapping[str, Amplitudes]) -> Optiona
     graph = prepare(read_graph(network.onnx, network.name), network.name)
     grids: Dict[str, Grid] = {}
     for name, values in amplitudes.items():
-        reach = values.chosen()
+        reach = values.full_scale()
         low, high = max(values.low, -reach), min(values.high, reach)
         if name == network.binding.input:
             low, high = 0.0, 255.0 * network.contract.gain

@@ -19,7 +19,7 @@ import numpy as np
 
 from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, ModelError
-from edge_agent.inference.ort import answer_once
+from edge_agent.inference.ort import run_once
 from edge_agent.inference.preprocess import Preprocessor, golden_image
 from edge_agent.inference.trt.backend import ReplaceableEngine, TensorRtBackend
 from edge_agent.inference.trt.build import BuildParams
@@ -35,7 +35,7 @@ from edge_agent.inference.trt.precision import (
     to_int8,
 )
 from edge_agent.inference.trt.tao_converter import PROGRAM, convert
-from edge_agent.models.calibration_cache import read_calibration, restamped
+from edge_agent.models.calibration_cache import read_calibration, with_header
 
 Report = Callable[[str], None]
 Precision = Literal["auto", "int8", "fp16", "fp32"]
@@ -243,7 +243,7 @@ class EngineLoader:
                 f"on another machine: edge-agent model convert; {encrypted.etlt.with_suffix('.onnx')} is then found",
             )
         self._report(f"by NVIDIA's {encrypted.program}")
-        cache = restamped(params.calibration, self._backend.version) if params.calibration is not None else None
+        cache = with_header(params.calibration, self._backend.version) if params.calibration is not None else None
         return convert(
             encrypted,
             network.binding,
@@ -330,7 +330,7 @@ def load_reference(network: Network, cache: EngineCache, report: Report) -> Dict
         return cached
     report(f"computing the reference for model {network.name} with ONNX Runtime")
     feed = Preprocessor(network.contract, opencv=False)(image)
-    outputs = answer_once(network.onnx, f"model {network.name}", {network.binding.input: feed})
+    outputs = run_once(network.onnx, f"model {network.name}", {network.binding.input: feed})
     reference = {role: outputs[name][0] for role, name in network.binding.outputs.items()}
     file = io.BytesIO()
     np.savez(file, **reference)

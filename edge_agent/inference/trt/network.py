@@ -12,7 +12,7 @@ from edge_agent.inference.trt.api import Shape
 from edge_agent.inference.trt.tao_converter import EncryptedModel, find_converter
 from edge_agent.models import registry
 from edge_agent.models.etlt import open_etlt
-from edge_agent.models.onnx.binding import Binding, bind, derive, require
+from edge_agent.models.onnx.binding import Binding, bind_tensors, derive_contract, require_contract
 from edge_agent.models.onnx.file import OnnxModel, parse_onnx, read_model
 from edge_agent.models.uff.to_onnx import convert_uff
 
@@ -99,7 +99,7 @@ def read_network(
         path = Path(model)
         onnx, uff = read_payload(path, key)
         parsed = parse_onnx(onnx, str(path))
-        contract = derive(parsed, str(path), registry.labels_of(path, labels_file), class_name, long_side)
+        contract = derive_contract(parsed, str(path), registry.labels_of(path, labels_file), class_name, long_side)
         return _network(path.name, path, onnx, uff, parsed, contract, given or _existing_calibration(path))
     card = registry.card_of(model)
     if "tensorrt" not in card.backends:
@@ -115,7 +115,7 @@ def read_network(
         return Network(card.name, digest, b"", None, None, _DETECTNET, contract, given or fetched, path, encrypted)
     onnx, uff = read_payload(path)
     parsed = parse_onnx(onnx, str(path))
-    require(parsed, str(path), contract)
+    require_contract(parsed, str(path), contract)
     return _network(card.name, path, onnx, uff, parsed, contract, given or _existing_calibration(path) or fetched)
 
 
@@ -139,7 +139,7 @@ def _network(
     calibration: Optional[Path],
 ) -> Network:
     digest = hashlib.sha256(onnx if uff is None else uff).hexdigest()
-    return Network(name, digest, onnx, uff, parsed, bind(parsed, str(path)), contract, calibration, path)
+    return Network(name, digest, onnx, uff, parsed, bind_tensors(parsed, str(path)), contract, calibration, path)
 
 
 def _conversions(path: Path) -> Tuple[Path, Path]:

@@ -64,7 +64,7 @@ class Binding:
     outputs: Mapping[str, str]
 
 
-def bind(signature: Signature, name: str) -> Binding:
+def bind_tensors(signature: Signature, name: str) -> Binding:
     """Find the input and the outputs by role; for DetectNet_v2 by the substrings cov and bbox, as nvinfer does.
 
     Raises:
@@ -81,11 +81,11 @@ def bind(signature: Signature, name: str) -> Binding:
     used = [tensor for tensor in signature.outputs if tensor.name in roles.values()]
     foreign = [str(tensor) for tensor in used if tensor.dtype != "float32"]
     if foreign:
-        raise _mismatch(signature, name, f"answers {', '.join(foreign)}")
+        raise _mismatch(signature, name, f"has {', '.join(foreign)}")
     return Binding(source.name, roles)
 
 
-def derive(
+def derive_contract(
     signature: Signature,
     name: str,
     labels: Sequence[str] = (),
@@ -104,7 +104,7 @@ def derive(
     Raises:
         ModelError: It keeps no known contract, or the face class is unknown.
     """
-    contract, classes = structure(signature, name)
+    contract, classes = contract_structure(signature, name)
     if contract.any_size:
         return replace(contract, long_side=long_side)
     names = class_names(labels, classes, name)
@@ -147,22 +147,22 @@ def face_class(labels: Sequence[str], class_name: Optional[str], name: str) -> i
     )
 
 
-def require(signature: Signature, name: str, contract: ModelContract) -> None:
+def require_contract(signature: Signature, name: str, contract: ModelContract) -> None:
     """Check that a model keeps `contract`.
 
     Raises:
         ModelError: It keeps another contract, or none.
     """
-    found, classes = structure(signature, name)
+    found, classes = contract_structure(signature, name)
     wanted = replace(found, labels=contract.labels, target=contract.target, long_side=contract.long_side)
     if wanted != contract or classes != len(contract.labels):
         raise ModelError(
-            f"model {name}: keeps another contract: found {describe(found, classes)}",
-            f"expected {describe(contract, len(contract.labels))}",
+            f"model {name}: keeps another contract: found {describe_contract(found, classes)}",
+            f"expected {describe_contract(contract, len(contract.labels))}",
         )
 
 
-def describe(contract: ModelContract, classes: int) -> str:
+def describe_contract(contract: ModelContract, classes: int) -> str:
     """The structure of a contract in one line."""
     if contract.any_size:
         return f"{contract.kind}, {contract.channels} channels, any size, stride {contract.stride[0]:g}"
@@ -171,13 +171,13 @@ def describe(contract: ModelContract, classes: int) -> str:
     return f"{contract.kind}, input {contract.channels}x{height}x{width}, stride {across:g}x{down:g}, classes {classes}"
 
 
-def structure(signature: Signature, name: str) -> Tuple[ModelContract, int]:
+def contract_structure(signature: Signature, name: str) -> Tuple[ModelContract, int]:
     """The contract without its labels, and the number of classes.
 
     Raises:
         ModelError: The model keeps no known contract.
     """
-    roles = bind(signature, name).outputs
+    roles = bind_tensors(signature, name).outputs
     batch, channels, height, width = _shape(signature.inputs[0])
     if "heatmap" in roles:
         if height or width or batch > 1 or channels not in (0, 3):
@@ -226,5 +226,5 @@ def _shape(tensor: Tensor) -> Tuple[int, ...]:
 
 def _mismatch(signature: Signature, name: str, what: str) -> ModelError:
     found = ", ".join(str(tensor) for tensor in signature.inputs) or "none"
-    answers = ", ".join(str(tensor) for tensor in signature.outputs)
-    return ModelError(f"model {name}: {what}; found inputs {found}; outputs {answers}", EXPECTED)
+    outputs = ", ".join(str(tensor) for tensor in signature.outputs)
+    return ModelError(f"model {name}: {what}; found inputs {found}; outputs {outputs}", EXPECTED)

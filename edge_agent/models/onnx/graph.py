@@ -14,7 +14,7 @@ Attribute = Union[int, float, str, Sequence[int]]
 OPSET = 13
 """The first whose quantisation has one scale per channel."""
 
-_IR_VERSION = 7  # the first that knows opset 13
+_IR_VERSION = 7  # the first that allows opset 13
 _OWN_DOMAIN = ("", "ai.onnx")
 _CODES = {name: code for code, name in DTYPES.items()}
 

@@ -55,13 +55,13 @@ class Placement:
     Attributes:
         tensors: Names of the tensors that get a pair.
         layers: Outputs of the weighted layers whose weights become int8.
-        whole_bias: True makes biases int32.
+        int32_bias: True makes biases int32.
         half_weights: True keeps weights within 7 bits: x86 without VNNI saturates sums of pairs of products.
     """
 
     tensors: Set[str]
     layers: Set[str]
-    whole_bias: bool = False
+    int32_bias: bool = False
     half_weights: bool = False
 
 
@@ -101,7 +101,7 @@ def for_cpu(graph: Graph, known: Mapping[str, Grid], half_weights: bool = False)
             around = (*node.inputs, _after_relu(graph, readers, node.outputs[0]))
             if all(name in known for name in around):
                 tensors.update(around)
-    return Placement(tensors, layers, whole_bias=True, half_weights=half_weights)
+    return Placement(tensors, layers, int32_bias=True, half_weights=half_weights)
 
 
 def weighted_layers(graph: Graph) -> List[str]:
@@ -176,9 +176,9 @@ def _with_int8_weights(made: Graph, node: Node, changed: Node, source: Grid, pla
     output = node.outputs[0]
     inputs = list(changed.inputs)
     values = made.weights[node.inputs[1]]
-    whole, scales = int8_weights(values, node.operator == "Conv", 63 if placement.half_weights else 127)
-    inputs[1] = _dequantised(made, f"{output}/weights8", whole, scales)
-    if placement.whole_bias and len(inputs) > 2 and inputs[2]:
+    codes, scales = int8_weights(values, node.operator == "Conv", 63 if placement.half_weights else 127)
+    inputs[1] = _dequantised(made, f"{output}/weights8", codes, scales)
+    if placement.int32_bias and len(inputs) > 2 and inputs[2]:
         steps = scales * np.float64(source.scale)
         bias = np.rint(made.weights[node.inputs[2]] / steps).clip(-(2**31), 2**31 - 1).astype(np.int32)
         inputs[2] = _dequantised(made, f"{output}/bias32", bias, steps.astype(np.float32))
@@ -190,12 +190,12 @@ def int8_weights(values: Array, per_channel: bool, full_scale: int = 127) -> Tup
     axes = tuple(range(1, values.ndim)) if per_channel else None
     largest = np.abs(values).max(axis=axes, keepdims=per_channel)
     scales = np.where(largest > 0, largest / full_scale, 1.0).astype(np.float32)
-    whole = np.rint(values / scales).clip(-full_scale, full_scale).astype(np.int8)
-    return whole, scales.reshape(-1) if per_channel else scales.reshape(())
+    codes = np.rint(values / scales).clip(-full_scale, full_scale).astype(np.int8)
+    return codes, scales.reshape(-1) if per_channel else scales.reshape(())
 
 
-def _dequantised(made: Graph, name: str, whole: Array, scales: Array) -> str:
-    made.weights.update({name: whole, f"{name}/scale": scales, f"{name}/zero": np.zeros(scales.shape, whole.dtype)})
+def _dequantised(made: Graph, name: str, codes: Array, scales: Array) -> str:
+    made.weights.update({name: codes, f"{name}/scale": scales, f"{name}/zero": np.zeros(scales.shape, codes.dtype)})
     attributes = {"axis": 0} if scales.ndim else None
     made.nodes.append(
         make_node("DequantizeLinear", (name, f"{name}/scale", f"{name}/zero"), f"{name}/float", attributes)
@@ -224,5 +224,5 @@ def _after_relu(graph: Graph, readers: Mapping[str, Sequence[Node]], name: str) 
 
 def _is_output(graph: Graph, readers: Mapping[str, Sequence[Node]], name: str) -> bool:
     """Whether a tensor is an output of the network, directly or through a sigmoid."""
-    answers = {output for node in readers.get(name, ()) if node.operator == "Sigmoid" for output in node.outputs}
-    return name in graph.outputs or bool(answers.intersection(graph.outputs))
+    activated = {output for node in readers.get(name, ()) if node.operator == "Sigmoid" for output in node.outputs}
+    return name in graph.outputs or bool(activated.intersection(graph.outputs))

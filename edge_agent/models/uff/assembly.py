@@ -75,16 +75,16 @@ class Assembly:
             ModelError: Their number is not `count` (or there is none, when `count` is 0).
         """
         if len(node.inputs) != count if count else not node.inputs:
-            raise node.fault(f"takes {len(node.inputs)} inputs, expected {count or 'at least one'}")
+            raise node.error(f"takes {len(node.inputs)} inputs, expected {count or 'at least one'}")
         return [self.operands[name] for name in node.inputs]
 
-    def place(self, node: Node, shape: Shape, dtype: DType) -> Operand:
+    def add_input(self, node: Node, shape: Shape, dtype: DType) -> Operand:
         """Add an input of the network.
 
         Raises:
             ModelError: The shape is empty or too large.
         """
-        return self._keep(node, Operand(node.id, shape, dtype))
+        return self._register(node, Operand(node.id, shape, dtype))
 
     def fold(self, node: Node, values: Array) -> Operand:
         """Add a constant.
@@ -93,8 +93,8 @@ class Assembly:
             ModelError: The constants have grown to more than a few times the file.
         """
         if values.base is None:
-            self._charge(values.nbytes)
-        return self._keep(node, Operand(node.id, values.shape, values.dtype, values))
+            self._spend(values.nbytes)
+        return self._register(node, Operand(node.id, values.shape, values.dtype, values))
 
     def add(
         self,
@@ -118,15 +118,15 @@ class Assembly:
         Raises:
             ModelError: The output is empty or too large, or constants hold NaN or infinity.
         """
-        name = self._fresh(f"{node.id}:{part}") if part else node.id
-        made = self._keep(node, Operand(name, shape, inputs[0].dtype))
+        name = self._unique_name(f"{node.id}:{part}") if part else node.id
+        made = self._register(node, Operand(name, shape, inputs[0].dtype))
         sources = [self._name(node, operand) for operand in inputs]
         self.nodes.append(make_node(operator, sources, name, attributes, name))
         return made
 
     def constant(self, node: Node, part: str, values: Array) -> Operand:
         """A constant beside the node's own inputs; it becomes part of the graph when an operator reads it."""
-        return Operand(self._fresh(f"{node.id}:{part}"), values.shape, values.dtype, values)
+        return Operand(self._unique_name(f"{node.id}:{part}"), values.shape, values.dtype, values)
 
     def reshape(self, node: Node, operand: Operand, shape: Shape) -> Operand:
         """Change the shape; the batch stays an axis of its own.
@@ -136,7 +136,7 @@ class Assembly:
         """
         fits = count_of(shape) == operand.count and len(shape) <= _LARGEST_RANK
         if not fits or shape.count(FREE) != (FREE in operand.shape) or any(dim < 0 and dim != FREE for dim in shape):
-            raise node.fault(f"turns the shape {_plain(operand.shape)} into {_plain(shape)}")
+            raise node.error(f"turns the shape {_plain(operand.shape)} into {_plain(shape)}")
         if operand.values is not None:
             return self.fold(node, operand.values.reshape(shape))
         return self.add(node, "Reshape", [operand, self.constant(node, "shape", np.array(shape, np.int64))], shape)
@@ -148,30 +148,30 @@ class Assembly:
             return self.fold(node, operand.values.transpose(axes))
         return self.add(node, "Transpose", [operand], shape, {"perm": tuple(axes)}, part)
 
-    def _keep(self, node: Node, operand: Operand) -> Operand:
+    def _register(self, node: Node, operand: Operand) -> Operand:
         if any(dim < 1 and dim != FREE for dim in operand.shape) and operand.values is None:
-            raise node.fault(f"has an output of the impossible shape {_plain(operand.shape)}")
+            raise node.error(f"has an output of the impossible shape {_plain(operand.shape)}")
         if operand.count > _LARGEST_TENSOR:
-            raise node.fault(f"has an output of {operand.count} values", f"expected at most {_LARGEST_TENSOR}")
+            raise node.error(f"has an output of {operand.count} values", f"expected at most {_LARGEST_TENSOR}")
         self.operands[operand.name] = operand
         return operand
 
     def _name(self, node: Node, operand: Operand) -> str:
         if operand.values is not None and operand.name not in self.weights:
             if operand.dtype.kind == "f" and not np.isfinite(operand.values).all():
-                raise node.fault(f"takes a constant that holds NaN or infinity ({operand.name})", "the file is damaged")
-            self._charge(operand.values.nbytes)
+                raise node.error(f"takes a constant that holds NaN or infinity ({operand.name})", "the file is damaged")
+            self._spend(operand.values.nbytes)
             self.weights[operand.name] = operand.values
         return operand.name
 
-    def _charge(self, size_bytes: int) -> None:
+    def _spend(self, size_bytes: int) -> None:
         self._budget_bytes -= size_bytes
         if self._budget_bytes < 0:
             raise ModelError(
                 f"{self._source}: its constants grow to more than {_COPIES} times the file", "the file is damaged"
             )
 
-    def _fresh(self, name: str) -> str:
+    def _unique_name(self, name: str) -> str:
         while name in self._names:
             name += "_"
         self._names.add(name)
@@ -197,7 +197,7 @@ def broadcast(node: Node, first: Operand, second: Operand) -> Shape:
     shape = []
     for one, other in pairs:
         if one != other and 1 not in (one, other):
-            raise node.fault(f"takes shapes that do not fit: {_plain(first.shape)} and {_plain(second.shape)}")
+            raise node.error(f"takes shapes that do not fit: {_plain(first.shape)} and {_plain(second.shape)}")
         shape.append(other if one == 1 else one)
     return tuple(shape)
 
@@ -209,7 +209,7 @@ def axis_of(node: Node, value: int, rank: int) -> int:
         ModelError: There is no such axis.
     """
     if not -rank <= value < rank:
-        raise node.fault(f"works on axis {value} of {rank}")
+        raise node.error(f"works on axis {value} of {rank}")
     return value % rank
 
 
@@ -221,7 +221,7 @@ def channels_first(node: Node, order: Order, rank: int) -> Tuple[int, ...]:
     """
     space = rank - len([code for code in order if code != SPACE])
     if space < 0 or (space > 0) != (SPACE in order):
-        raise node.fault(f"takes a tensor of {rank} axes, its layout has another number")
+        raise node.error(f"takes a tensor of {rank} axes, its layout has another number")
     spans: Dict[int, Tuple[int, ...]] = {SPACE: ()}
     at = 0
     for code in order:

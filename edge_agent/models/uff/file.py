@@ -52,7 +52,7 @@ class Node:
     inputs: Tuple[str, ...]
     fields: Mapping[str, _Data]
 
-    def fault(self, what: str, hint: str = "") -> ModelError:
+    def error(self, what: str, hint: str = "") -> ModelError:
         """An error that names the file, this node and its operation."""
         return ModelError(f"{self.source}: node {self.id} ({self.operation}): {what}", hint)
 
@@ -67,7 +67,7 @@ class Node:
                 return default
             return text(self._value(key, _TEXT))
         except WireError as error:
-            raise self.fault(f"field {key}: {error}") from error
+            raise self.error(f"field {key}: {error}") from error
 
     def number(self, key: str) -> float:
         """A field that holds a float.
@@ -77,10 +77,10 @@ class Node:
         """
         value = self._value(key, _DOUBLE)
         if not isinstance(value, memoryview) or len(value) != 8:
-            raise self.fault(f"field {key} is not a number")
+            raise self.error(f"field {key} is not a number")
         number = float(np.frombuffer(value, "<f8")[0])
         if not np.isfinite(number):
-            raise self.fault(f"field {key} is {number}")
+            raise self.error(f"field {key} is {number}")
         return number
 
     def integer(self, key: str, default: Optional[int] = None) -> int:
@@ -94,7 +94,7 @@ class Node:
                 return default
             return integer(self._value(key, _INTEGER))
         except WireError as error:
-            raise self.fault(f"field {key}: {error}") from error
+            raise self.error(f"field {key}: {error}") from error
 
     def integers(self, key: str, default: Optional[Sequence[int]] = None) -> Tuple[int, ...]:
         """A field that holds a list of integers.
@@ -107,9 +107,9 @@ class Node:
                 return tuple(default)
             numbers = tuple(_integers(_small(self._value(key, _INTEGERS), _LIST_LIMIT_BYTES)))
         except WireError as error:
-            raise self.fault(f"field {key}: {error}") from error
+            raise self.error(f"field {key}: {error}") from error
         if len(numbers) > _LARGEST_RANK:
-            raise self.fault(f"field {key} holds {len(numbers)} numbers, expected at most {_LARGEST_RANK}")
+            raise self.error(f"field {key} holds {len(numbers)} numbers, expected at most {_LARGEST_RANK}")
         return numbers
 
     def dtype(self) -> "np.dtype[np.generic]":
@@ -120,7 +120,7 @@ class Node:
         """
         value = self._value("dtype", _DTYPE)
         if not isinstance(value, int) or value not in DTYPES:
-            raise self.fault(f"has the element type {value!r}", "known: int8, int32, int64, float16, float32")
+            raise self.error(f"has the element type {value!r}", "known: int8, int32, int64, float16, float32")
         return np.dtype(DTYPES[value])
 
     def orders(self, count: int) -> List[Order]:
@@ -133,9 +133,9 @@ class Node:
         try:
             orders = [_order(part) for part in _parts(_small(value, _ORDERS_LIMIT_BYTES), 1)]
         except WireError as error:
-            raise self.fault(f"field inputs_orders: {error}") from error
+            raise self.error(f"field inputs_orders: {error}") from error
         if len(orders) < count:
-            raise self.fault(f"states the layout of {len(orders)} inputs, expected {count}")
+            raise self.error(f"states the layout of {len(orders)} inputs, expected {count}")
         return orders[:count]
 
     def constant(self) -> Array:
@@ -147,22 +147,22 @@ class Node:
         shape, dtype = self.integers("shape"), self.dtype()
         blob = self._value("values", _BLOB)
         if not isinstance(blob, memoryview):
-            raise self.fault("field values holds no weights")
+            raise self.error("field values holds no weights")
         count = 1
         for dim in shape:
             if dim < 1:
-                raise self.fault(f"has the shape {list(shape)}")
+                raise self.error(f"has the shape {list(shape)}")
             count *= dim
         if count * dtype.itemsize != len(blob):
-            raise self.fault(f"has the shape {list(shape)} of {dtype.name}, but {len(blob)} bytes of values")
+            raise self.error(f"has the shape {list(shape)} of {dtype.name}, but {len(blob)} bytes of values")
         return np.frombuffer(blob, dtype).reshape(shape)
 
     def _value(self, key: str, kind: int) -> Value:
         found = self.fields.get(key)
         if found is None:
-            raise self.fault(f"has no field {key}", f"found {', '.join(sorted(self.fields)) or 'none'}")
+            raise self.error(f"has no field {key}", f"found {', '.join(sorted(self.fields)) or 'none'}")
         if found[0] != kind:
-            raise self.fault(f"field {key} holds a value of kind {found[0]}, expected {kind}")
+            raise self.error(f"field {key} holds a value of kind {found[0]}, expected {kind}")
         return found[1]
 
 
@@ -210,7 +210,7 @@ def _parse(data: bytes, name: str) -> UffGraph:
             if node.operation == _MARK_OUTPUT:
                 marked.extend(node.inputs)
             elif nodes.setdefault(node.id, node) != node:
-                raise node.fault("is there twice, with different content")
+                raise node.error("is there twice, with different content")
     return UffGraph(nodes, tuple(dict.fromkeys(marked)))
 
 

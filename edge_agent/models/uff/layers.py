@@ -23,12 +23,12 @@ def conv(assembly: Assembly, node: Node) -> Operand:
     operand, kernel = assembly.inputs(node, 2)
     left, right = node.orders(2)
     if kernel.values is None:
-        raise node.fault("takes a kernel that is no constant")
+        raise node.error("takes a kernel that is no constant")
     if operand.dtype != kernel.dtype or operand.dtype.kind != "f":
-        raise node.fault(f"takes {operand.dtype.name} and a kernel of {kernel.dtype.name}, expected floats of one kind")
+        raise node.error(f"takes {operand.dtype.name} and a kernel of {kernel.dtype.name}, expected floats of one kind")
     axes = channels_first(node, left, len(operand.shape))
     if SPACE not in left or len(kernel.shape) != len(operand.shape):
-        raise node.fault(f"takes {len(operand.shape)} axes and a kernel of {len(kernel.shape)}")
+        raise node.error(f"takes {len(operand.shape)} axes and a kernel of {len(kernel.shape)}")
     source = _arranged(assembly, node, operand, axes)
     filters = kernel.values.transpose(channels_first(node, right, len(kernel.shape)))
     groups = node.integer("number_groups", 1)
@@ -44,18 +44,18 @@ def pool(assembly: Assembly, node: Node) -> Operand:
     (operand,) = assembly.inputs(node, 1)
     func = node.text("func")
     if func not in _POOLS:
-        raise node.fault(f"its function {func!r} is not supported", f"supported: {', '.join(_POOLS)}")
+        raise node.error(f"its function {func!r} is not supported", f"supported: {', '.join(_POOLS)}")
     (left,) = node.orders(1)
     axes = channels_first(node, left, len(operand.shape))
     kernel = node.integers("kernel")
     if len(kernel) != len(operand.shape) - 2 or any(not 1 <= size <= _LARGEST_STEP for size in kernel):
-        raise node.fault(f"has the window {list(kernel)} on {len(operand.shape)} axes")
+        raise node.error(f"has the window {list(kernel)} on {len(operand.shape)} axes")
     source = _arranged(assembly, node, operand, axes)
     window = _window(node, source.shape[2:], kernel)
     attributes = {**window.attributes, "kernel_shape": kernel}
     dilations = attributes.pop("dilations")
     if dilations != (1,) * len(kernel):
-        raise node.fault("has a dilated window, which is not supported")
+        raise node.error("has a dilated window, which is not supported")
     return _restored(assembly, node, _POOLS[func], [source], source.shape[:2] + window.shape, attributes, axes)
 
 
@@ -68,12 +68,12 @@ def batch_norm(assembly: Assembly, node: Node) -> Operand:
     parts = []
     for name, constant in zip(("gamma", "beta", "mean", "variance"), constants):
         if constant.values is None or constant.values.size != channels or constant.dtype != operand.dtype:
-            raise node.fault(f"takes a {name} that is no constant of {channels} values")
+            raise node.error(f"takes a {name} that is no constant of {channels} values")
         parts.append(assembly.constant(node, name, constant.values.reshape(channels)))
     source = _arranged(assembly, node, operand, axes)
     epsilon = node.number("epsilon")
     if epsilon < 0:
-        raise node.fault(f"has the epsilon {epsilon}")
+        raise node.error(f"has the epsilon {epsilon}")
     return _restored(assembly, node, "BatchNormalization", [source, *parts], source.shape, {"epsilon": epsilon}, axes)
 
 
@@ -82,14 +82,14 @@ def fully_connected(assembly: Assembly, node: Node) -> Operand:
     operand, weights = assembly.inputs(node, 2)
     left, right = node.orders(2)
     if weights.values is None or len(weights.shape) != 2 or len(operand.shape) != 2:
-        raise node.fault("takes no matrix and constant matrix")
+        raise node.error("takes no matrix and constant matrix")
     if operand.dtype != weights.dtype or operand.dtype.kind != "f":
-        raise node.fault(f"takes {operand.dtype.name} and {weights.dtype.name}, expected floats of one kind")
+        raise node.error(f"takes {operand.dtype.name} and {weights.dtype.name}, expected floats of one kind")
     source = _arranged(assembly, node, operand, channels_first(node, left, 2))
     # Filters by channels, as `channels_first` gives them; a product needs channels by filters.
     matrix = weights.values.transpose(channels_first(node, right, 2)).T
     if matrix.shape[0] != source.shape[1]:
-        raise node.fault(f"takes {source.shape[1]} channels, its weights {matrix.shape[0]}")
+        raise node.error(f"takes {source.shape[1]} channels, its weights {matrix.shape[0]}")
     factors = [source, assembly.constant(node, "weights", matrix)]
     return assembly.add(node, "MatMul", factors, (source.shape[0], matrix.shape[1]))
 
@@ -103,7 +103,7 @@ def _grouped(node: Node, filters: Array, channels: int, groups: int) -> Array:
     if groups > 1 and groups == channels == width:
         return filters.swapaxes(0, 1).reshape(channels * count, 1, *filters.shape[2:])
     if groups < 1 or width * groups != channels or count % groups:
-        raise node.fault(
+        raise node.error(
             f"takes {channels} channels in {groups} groups, its kernel has {width} channels, {count} filters"
         )
     return filters
@@ -121,9 +121,9 @@ def _window(node: Node, space: Sequence[int], kernel: Sequence[int]) -> _Window:
     sized = bool(space) and min(space) > 0
     for name, steps, least in (("strides", strides, 1), ("dilation", dilations, 1), ("padding", padding, 0)):
         if not sized or len(steps) != len(space) or any(not least <= step <= _LARGEST_STEP for step in steps):
-            raise node.fault(f"has the {name} {list(steps)} on {len(space)} spatial axes")
+            raise node.error(f"has the {name} {list(steps)} on {len(space)} spatial axes")
     if implicit not in ("", "same"):
-        raise node.fault(f"its padding {implicit!r} is not supported", "supported: same, or numbers")
+        raise node.error(f"its padding {implicit!r} is not supported", "supported: same, or numbers")
     before, after, shape = [], [], []
     for size, width, stride, dilation, pad in zip(space, kernel, strides, dilations, padding):
         reach = (width - 1) * dilation + 1

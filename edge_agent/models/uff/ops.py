@@ -62,9 +62,9 @@ def const(assembly: Assembly, node: Node) -> Operand:
 def binary(assembly: Assembly, node: Node) -> Operand:
     """An operation on two tensors; two constants are folded, which composes a decomposed batch norm."""
     first, second = assembly.inputs(node, 2)
-    operator, compute = _known(node, _BINARY)
+    operator, compute = _lookup(node, _BINARY)
     if first.dtype != second.dtype or first.dtype.kind != "f":
-        raise node.fault(f"takes {first.dtype.name} and {second.dtype.name}, expected floats of one kind")
+        raise node.error(f"takes {first.dtype.name} and {second.dtype.name}, expected floats of one kind")
     shape = broadcast(node, first, second)
     # An outer product of constants is not folded: the result could take any amount of memory.
     if first.values is not None and second.values is not None and shape in (first.shape, second.shape):
@@ -81,7 +81,7 @@ def unary(assembly: Assembly, node: Node) -> Operand:
             with np.errstate(all="ignore"):
                 return assembly.fold(node, np.asarray(np.square(operand.values), operand.dtype))
         return assembly.add(node, "Mul", [operand, operand], operand.shape)
-    operators, compute = _known(node, _UNARY)
+    operators, compute = _lookup(node, _UNARY)
     if operand.values is not None:
         with np.errstate(all="ignore"):
             return assembly.fold(node, np.asarray(compute(operand.values), operand.dtype))
@@ -97,7 +97,7 @@ def activation(assembly: Assembly, node: Node) -> Operand:
         low = assembly.constant(node, "min", np.array(0, operand.dtype))
         high = assembly.constant(node, "max", np.array(6, operand.dtype))
         return assembly.add(node, "Clip", [operand, low, high], operand.shape)
-    return assembly.add(node, _known(node, _ACTIVATION), [operand], operand.shape)
+    return assembly.add(node, _lookup(node, _ACTIVATION), [operand], operand.shape)
 
 
 def leaky_relu(assembly: Assembly, node: Node) -> Operand:
@@ -129,7 +129,7 @@ def concat(assembly: Assembly, node: Node) -> Operand:
     # Only the sizes along the axis may differ.
     kinds = {(len(entry.shape), entry.shape[:axis], entry.shape[axis + 1 :], entry.dtype) for entry in operands}
     if len(kinds) > 1 or any(entry.shape[axis] == FREE for entry in operands):
-        raise node.fault(f"joins tensors that do not fit along axis {axis}")
+        raise node.error(f"joins tensors that do not fit along axis {axis}")
     total = sum(entry.shape[axis] for entry in operands)
     shape = (*first.shape[:axis], total, *first.shape[axis + 1 :])
     return assembly.add(node, "Concat", operands, shape, {"axis": axis})
@@ -139,7 +139,7 @@ def flatten(assembly: Assembly, node: Node) -> Operand:
     """Merge all axes but the batch."""
     (operand,) = assembly.inputs(node, 1)
     if not operand.shape:
-        raise node.fault("takes a scalar")
+        raise node.error("takes a scalar")
     return assembly.reshape(node, operand, (operand.shape[0], count_of(operand.shape[1:])))
 
 
@@ -147,10 +147,10 @@ def reshape(assembly: Assembly, node: Node) -> Operand:
     """Reshape to the constant second input; -1 is the batch, or the remaining elements."""
     operand, target = assembly.inputs(node, 2)
     if target.values is None or target.dtype.kind != "i" or target.values.ndim != 1 or target.values.size > 8:
-        raise node.fault("takes a shape that is no constant list of integers")
+        raise node.error("takes a shape that is no constant list of integers")
     shape = [int(dim) for dim in target.values]
     if shape.count(-1) > 1:
-        raise node.fault(f"has the target shape {shape}")
+        raise node.error(f"has the target shape {shape}")
     if FREE in operand.shape and shape and shape[0] == 1:
         shape[0] = FREE  # exported with a fixed batch of 1
     for index, dim in enumerate(shape):
@@ -167,7 +167,7 @@ def squeeze(assembly: Assembly, node: Node) -> Operand:
     axes = {axis_of(node, axis, rank) for axis in node.integers("axes", ())}
     axes = axes or {axis for axis in range(rank) if operand.shape[axis] == 1}
     if any(operand.shape[axis] != 1 for axis in axes):
-        raise node.fault(f"drops axes {sorted(axes)} of {operand.shape}, which are not 1")
+        raise node.error(f"drops axes {sorted(axes)} of {operand.shape}, which are not 1")
     return assembly.reshape(node, operand, tuple(dim for axis, dim in enumerate(operand.shape) if axis not in axes))
 
 
@@ -183,7 +183,7 @@ def transpose(assembly: Assembly, node: Node) -> Operand:
     (operand,) = assembly.inputs(node, 1)
     axes = node.integers("permutation")
     if sorted(axes) != list(range(len(operand.shape))):
-        raise node.fault(f"has the permutation {list(axes)} for {len(operand.shape)} axes")
+        raise node.error(f"has the permutation {list(axes)} for {len(operand.shape)} axes")
     return assembly.transpose(node, operand, axes)
 
 
@@ -192,12 +192,12 @@ def pad(assembly: Assembly, node: Node) -> Operand:
     operand, widths = assembly.inputs(node, 2)
     rank = len(operand.shape)
     if widths.values is None or widths.dtype.kind != "i" or widths.shape != (rank, 2):
-        raise node.fault(f"takes paddings that are no constant of shape {rank}x2")
+        raise node.error(f"takes paddings that are no constant of shape {rank}x2")
     before, after = ([int(value) for value in widths.values[:, side]] for side in (0, 1))
     shape: List[int] = []
     for dim, low, high in zip(operand.shape, before, after):
         if not (0 <= low <= _LARGEST_PAD and 0 <= high <= _LARGEST_PAD) or (dim == FREE and (low or high)):
-            raise node.fault(f"pads by {low} and {high}")
+            raise node.error(f"pads by {low} and {high}")
         shape.append(dim if dim == FREE else dim + low + high)
     pads = assembly.constant(node, "pads", np.array(before + after, np.int64))
     return assembly.add(node, "Pad", [operand, pads], tuple(shape))
@@ -206,12 +206,12 @@ def pad(assembly: Assembly, node: Node) -> Operand:
 def _float(assembly: Assembly, node: Node) -> Operand:
     (operand,) = assembly.inputs(node, 1)
     if operand.dtype.kind != "f":
-        raise node.fault(f"takes {operand.dtype.name}, expected floats")
+        raise node.error(f"takes {operand.dtype.name}, expected floats")
     return operand
 
 
-def _known(node: Node, table: Dict[str, Entry]) -> Entry:
+def _lookup(node: Node, table: Dict[str, Entry]) -> Entry:
     func = node.text("func")
     if func not in table:
-        raise node.fault(f"its function {func!r} is not supported", f"supported: {', '.join(table)}")
+        raise node.error(f"its function {func!r} is not supported", f"supported: {', '.join(table)}")
     return table[func]

@@ -78,7 +78,7 @@ def convert_uff(data: bytes, name: str, outputs: Sequence[str] = (), batch: Opti
         elif node.operation in _OPERATIONS:
             _OPERATIONS[node.operation](assembly, node)
         else:
-            raise node.fault("this operation is not supported", f"supported: Input, {', '.join(_OPERATIONS)}")
+            raise node.error("this operation is not supported", f"supported: Input, {', '.join(_OPERATIONS)}")
     sources = [_tensor(assembly.operands[node.id], batch) for node in nodes if node.operation == "Input"]
     results = [_output_tensor(assembly, graph.nodes[output], batch) for output in wanted]
     if not sources:
@@ -125,7 +125,7 @@ def _sorted(graph: UffGraph, name: str, outputs: Sequence[str]) -> List[Node]:
             if source not in state:
                 stack.append(source)
             elif not state[source]:
-                raise node.fault(f"takes {source}, which needs this node itself", "the file is damaged")
+                raise node.error(f"takes {source}, which needs this node itself", "the file is damaged")
     return done
 
 
@@ -135,14 +135,14 @@ def _add_input(assembly: Assembly, node: Node) -> None:
     if len(shape) == 3 and min(shape) > 0:
         shape = (FREE, *shape)
     if not shape or any(dim < 1 for dim in shape[1:]) or (shape[0] < 1 and shape[0] != FREE):
-        raise node.fault(f"has the shape {list(shape)}", "expected fixed sizes; only the batch may be -1")
-    assembly.place(node, shape, node.dtype())
+        raise node.error(f"has the shape {list(shape)}", "expected fixed sizes; only the batch may be -1")
+    assembly.add_input(node, shape, node.dtype())
 
 
 def _output_tensor(assembly: Assembly, node: Node, batch: Optional[int]) -> Tensor:
     operand = assembly.operands[node.id]
     if operand.values is not None or node.operation == "Input":
-        raise node.fault("is an output, but nothing is computed there", "name the outputs with --output")
+        raise node.error("is an output, but nothing is computed there", "name the outputs with --output")
     return _tensor(operand, batch)
 
 

@@ -29,19 +29,19 @@ def test_entropy_clips_outliers_but_not_a_flat_distribution() -> None:
     body = np.abs(rng.normal(0, 1, 200_000))
     with_outliers = counted(body, np.full(20, 60.0))
     assert 2.0 < with_outliers.entropy() < 10.0
-    assert with_outliers.chosen() >= with_outliers.percentile(0.999) > 3.0
+    assert with_outliers.full_scale() >= with_outliers.percentile(0.999) > 3.0
     flat = counted(rng.uniform(0, 7, 200_000))
-    assert flat.chosen() > 6.5
+    assert flat.full_scale() > 6.5
 
 
 def test_at_most_one_value_in_a_thousand_is_clipped() -> None:
     rng = np.random.default_rng(3)
     for heavy in (rng.standard_t(1.5, 300_000), rng.exponential(1, 300_000) ** 3):
-        chosen = counted(heavy).chosen()
+        chosen = counted(heavy).full_scale()
         assert (np.abs(heavy) > chosen * 1.001).mean() <= 0.001
 
 
 def test_nothing_and_zeros_reach_nothing() -> None:
-    assert counted().chosen() == 0.0
-    assert counted(np.zeros(10), np.zeros(0)).chosen() == 0.0
-    assert counted(np.zeros(10), np.full(3, -2.0)).chosen() == 2.0
+    assert counted().full_scale() == 0.0
+    assert counted(np.zeros(10), np.zeros(0)).full_scale() == 0.0
+    assert counted(np.zeros(10), np.full(3, -2.0)).full_scale() == 2.0

@@ -272,7 +272,7 @@ def test_a_calibration_of_another_model_is_refused_by_tensorrt_11(tmp_path: Path
         FakeBoard(tmp_path, "11.4", "t4").open(read_network(str(path), tmp_path, calibration=str(cache)))
 
 
-def verdict(path: Path, **changes: Any) -> cpu_int8.Verdict:
+def verdict(path: Path, **changes: Any) -> cpu_int8.Int8Trial:
     """Write what was shown of the INT8 version that lies beside `path`."""
     facts: Dict[str, Any] = {
         "model_sha256": registry.sha256_of(path),
@@ -286,8 +286,8 @@ def verdict(path: Path, **changes: Any) -> cpu_int8.Verdict:
         "float_ms": 10.0,
         "int8_ms": 5.0,
     }
-    found = cpu_int8.Verdict(**{**facts, **changes})
-    cpu_int8.store_verdict(path, found)
+    found = cpu_int8.Int8Trial(**{**facts, **changes})
+    cpu_int8.store_trial(path, found)
     return found
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_agent.core.frame import Image
 from edge_agent.errors import ModelError
 from edge_agent.inference.calibration.measure import make_int8, measure, reached
-from edge_agent.inference.ort import answer_once
+from edge_agent.inference.ort import run_once
 from edge_agent.inference.preprocess import Preprocessor
 from edge_agent.inference.trt.network import Network, read_network
 from edge_agent.inference.trt.precision import to_fp16, to_int8
@@ -32,7 +32,7 @@ def network_of(path: Path) -> Network:
 
 def answers(network: Network, data: bytes, picture: Image) -> Dict[str, np.ndarray]:
     feed = np.array(Preprocessor(network.contract)(picture))
-    found = answer_once(data, "made", {network.binding.input: feed})
+    found = run_once(data, "made", {network.binding.input: feed})
     return {role: found[name] for role, name in network.binding.outputs.items()}
 
 

@@ -18,7 +18,7 @@ from edge_agent.errors import InputError, ModelError
 from edge_agent.inference.convert import convert_file
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.preprocess import Preprocessor
-from edge_agent.models.onnx.binding import derive
+from edge_agent.models.onnx.binding import derive_contract
 from edge_agent.models.onnx.file import read_onnx
 from edge_agent.models.uff.to_onnx import Conversion, convert_uff
 from tests.fakes.uff_writer import Network, Orders, UffWriter, chunk, detectnet, named
@@ -67,7 +67,7 @@ def test_detectnet_gives_the_same_faces(scene: np.ndarray, tmp_path: Path) -> No
     assert any("tried out with ONNX Runtime" in finding for finding in found.findings)
 
     path = tmp_path / "out.onnx"
-    engine = OrtEngine(path, derive(read_onnx(path), str(path)))
+    engine = OrtEngine(path, derive_contract(read_onnx(path), str(path)))
     assert engine.contract == FACEDETECTIR
     wanted = {"cov": net.values["output_cov/Sigmoid"][0], "bbox": net.values["output_bbox/BiasAdd"][0]}
     answers = engine.infer(Image(scene))

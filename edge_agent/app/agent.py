@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from edge_agent import __version__
 from edge_agent.app.factories import require_known_model, rules_of, sources_of
 from edge_agent.app.inference import Inference
-from edge_agent.app.publishing import Publishing
+from edge_agent.app.publishing import PublishContext, Publishing
 from edge_agent.app.reporting import MetricsEndpoint, describe_agent, recovery_policy
 from edge_agent.app.state import claim
 from edge_agent.config.reload import Reloader
@@ -19,7 +19,6 @@ from edge_agent.config.settings import Settings
 from edge_agent.core.camera.visibility import VisibilityMonitor
 from edge_agent.core.ports import BufferPool, Source
 from edge_agent.core.protocol.health import health_payload
-from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.types import Outcome
 from edge_agent.errors import ConfigError
 from edge_agent.host import journal
@@ -100,9 +99,6 @@ class Agent:
         self._settings, self._clock = settings, SystemClock()
         self._started = self._clock()
         self._state = claim(state_dir(settings.state_dir, environ))
-        overrides_file = self._state.memory("overrides.json")
-        rules = rules_of(settings)
-        overrides = overrides_file.load(Overrides.from_json, Overrides()).bounded(rules)
         manager = ServiceManager(environ)
 
         self._mailbox = FrameMailbox(settings.cameras)
@@ -116,7 +112,7 @@ class Agent:
         infer = InferStage(
             self._mailbox,
             settings.cameras,
-            lambda: self._inference.open(overrides, rules),
+            lambda: self._inference.open(self._publishing.overrides, rules_of(settings)),
             self._clock,
             self._hand_over,
             every_frame=settings.mqtt.detections != "off",
@@ -127,15 +123,9 @@ class Agent:
         )
 
         self._publishing = Publishing(
-            settings,
-            environ,
-            self._state,
-            self._started,
-            self._clock,
+            PublishContext(settings, environ, self._state, self._clock, self._started),
             self._publish_queue,
             self._command_queue,
-            overrides,
-            overrides_file,
             {
                 "reload": lambda: self._reloader(),
                 "restart": self._restart,
@@ -149,7 +139,7 @@ class Agent:
         )
         self._publish_stage = PublishStage(
             self._publish_queue,
-            self._publishing.service,
+            self._publishing.publisher,
             self._report_health,
             self._describe,
             self._clock,
@@ -213,7 +203,7 @@ class Agent:
         return HealthSources(
             outbox=publishing.outbox.status,
             link=publishing.publisher.link,
-            commands=lambda: publishing.service.commands_counters,
+            commands=lambda: publishing.command_counters,
             machine=Sensors(),
             rss=rss_bytes,
             recovery=lambda: self._recovery.counts,

@@ -1,6 +1,6 @@
 """Interfaces between the core and the adapters, which implement them."""
 
-from typing import Callable, Container, List, Mapping, Optional, Protocol, Sequence
+from typing import Callable, Container, Iterable, List, Mapping, Optional, Protocol, Sequence
 
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Frame, Image
@@ -127,6 +127,35 @@ class Detector(Protocol):
         Raises:
             EngineError: The engine failed.
         """
+
+
+class MessageSink(Protocol):
+    """Sends messages that need no place in the outbox; implemented by the publisher. Publish thread only."""
+
+    @property
+    def retained(self) -> Sequence[str]:
+        """Topics on which the broker retains a message of this agent."""
+
+    def retain(self, message: Message) -> None:
+        """Set the value of a retained topic; an empty payload clears it."""
+
+    def set_discovery(self, messages: Sequence[Message]) -> None:
+        """Set retained discovery messages; they are sent after presence and before `online`."""
+
+    def send(self, message: Message) -> None:
+        """Send a message once and soon; it is dropped while there is no connection."""
+
+    def send_now(self, message: Message) -> None:
+        """Send a message at once, or drop it when the broker's window is full."""
+
+    def republish(self) -> None:
+        """Send all retained topics again."""
+
+    def is_acknowledged(self, topics: Iterable[str]) -> bool:
+        """Whether the broker has acknowledged these retained topics in this session."""
+
+    def discard_crops(self, camera: Optional[str] = None) -> None:
+        """Discard the crops of a camera, or of all, that still wait in the outbox."""
 
 
 class Outbox(Protocol):

@@ -1,4 +1,4 @@
-"""Events and crops as messages for the outbox, no larger than the broker takes."""
+"""Encodes events and crops as messages for the outbox, within the broker's packet size."""
 
 import hashlib
 import logging
@@ -17,14 +17,18 @@ MIN_SIDE_PX = 32
 
 
 class EventEncoder:
-    """Encodes one agent's events.
+    """Encodes the events of one agent.
 
     Args:
-        topics: Where to.
+        topics: Topics of the node.
         boot: The boot counter.
-        crops: Whether, how good and how large.
-        encode_jpeg: Of the publish thread; None turns crops off.
-        max_packet_bytes: The setting; the broker may allow less.
+        crops: Settings of crops; may be replaced at any time.
+        encode_jpeg: JPEG encoder of the publish thread; None disables crops.
+        max_packet_bytes: Limit of the settings; the broker may announce a lower one.
+
+    Attributes:
+        topics: Topics of the node.
+        boot: The boot counter.
     """
 
     def __init__(
@@ -35,43 +39,43 @@ class EventEncoder:
         encode_jpeg: Optional[EncodeJpeg],
         max_packet_bytes: int = 1_000_000,
     ) -> None:
-        self._topics, self._boot, self.crops, self._encode_jpeg = topics, boot, crops, encode_jpeg
-        self._setting = self._max_packet_bytes = max_packet_bytes
+        self.topics, self.boot, self.crops, self._encode_jpeg = topics, boot, crops, encode_jpeg
+        self._max_packet_setting = self._max_packet_bytes = max_packet_bytes
 
     def limit(self, maximum_packet_size: Optional[int]) -> None:
-        """What the broker announced at connect."""
-        self._max_packet_bytes = min(self._setting, maximum_packet_size or self._setting)
+        """Apply the limit that the broker announced at connect; None when it announced none."""
+        self._max_packet_bytes = min(self._max_packet_setting, maximum_packet_size or self._max_packet_setting)
 
     def fits(self, message: Message) -> bool:
-        """Whether the broker takes a message of this size."""
+        """Whether the message is within the packet size limit."""
         return message.packet_bytes <= self._max_packet_bytes
 
     def of_event(self, event: FaceEvent, now: Moment) -> List[Message]:
-        """The event's message, after its crop's; a gap in its place when it is larger than the broker takes."""
-        topics = self._topics.camera(event.info.camera)
+        """Return the messages of an event and its crop; a gap message when the event exceeds the packet limit."""
+        topics = self.topics.camera(event.info.camera)
         crop = self._of_crop(event) if event.crop is not None and self.crops.enabled else None
-        payload = encode_event(event, self._topics.node, self._boot, now, crop[1] if crop else None)
+        payload = encode_event(event, self.topics.node, self.boot, now, crop[1] if crop else None)
         message = Message(
             topics.events, to_json(payload), kind="event", content_type="application/json",
-            camera=event.info.camera, seq=event.seq, boot=self._boot, event_type=event.event_type,
+            camera=event.info.camera, seq=event.seq, boot=self.boot, event_type=event.event_type,
             gap_topic=topics.events, event_id=event.event_id,
         )  # fmt: skip
         if not self.fits(message):
-            log.warning("%s: event %d is larger than the broker takes", event.info.camera, event.seq)
+            log.warning("%s: event %d exceeds the packet size limit", event.info.camera, event.seq)
             gap = gap_for_message(message, "too_large")
             return [] if gap is None else [gap]
         return [crop[0], message] if crop else [message]
 
     def of_lost(self, lost: LostEvents) -> Message:
-        """The gap that stands in for events that went before they could be kept."""
+        """Return the gap message for events that were dropped before they could be stored."""
         span = lost.from_seq, lost.to_seq
-        return gap_for_events(self._topics.camera(lost.camera).events, lost.camera, self._boot, span, "overrun")
+        return gap_for_events(self.topics.camera(lost.camera).events, lost.camera, self.boot, span, "overrun")
 
     def _of_crop(self, event: FaceEvent) -> Optional[Tuple[Message, CropInfo]]:
         crop = event.crop
         if crop is None or self._encode_jpeg is None:
             return None
-        topics = self._topics.camera(event.info.camera)
+        topics = self.topics.camera(event.info.camera)
         topic = topics.crop(event.event_id)
         jpeg = self.jpeg(crop)
         if jpeg is None:
@@ -81,15 +85,15 @@ class EventEncoder:
         message = Message(
             topic, jpeg, kind="crop", content_type="image/jpeg",
             properties=(("event_id", event.event_id), ("sha256", sha256)),
-            camera=event.info.camera, seq=event.seq, boot=self._boot, gap_topic=topics.events,
+            camera=event.info.camera, seq=event.seq, boot=self.boot, gap_topic=topics.events,
         )  # fmt: skip
         if not self.fits(message):
-            log.warning("%s: the crop of %s is larger than the broker takes", event.info.camera, event.event_id)
+            log.warning("%s: the crop of %s exceeds the packet size limit", event.info.camera, event.event_id)
             return None
         return message, CropInfo(topic, sha256, len(jpeg), crop.box)
 
     def jpeg(self, crop: Crop) -> Optional[bytes]:
-        """Coarser first, then half the size, until it fits; None when nothing does, or crops are off."""
+        """Return the crop as JPEG, with lower quality or at half the size until it fits; None when it never does."""
         encode_jpeg = self._encode_jpeg
         if encode_jpeg is None:
             return None

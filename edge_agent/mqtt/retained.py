@@ -1,7 +1,7 @@
-"""The retained truth: the newest value of each retained topic, and which of them the broker has yet to be told.
+"""The newest value of each retained topic, and whether the broker has acknowledged it.
 
 Older values are never queued: a topic that changes while the broker is away, or while its last value is in flight, is
-sent once, with what is true then.
+sent once, with its newest value.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from edge_agent.core.protocol.messages import Message
 
 
 class Rank(IntEnum):
-    """The contract's order at every connect."""
+    """Order of publication at every connect, as the protocol defines it."""
 
     INFO = 0
     AVAILABILITY = 1
@@ -34,13 +34,28 @@ class _Topic:
 
 
 class RetainedState:
-    """What is true, topic by topic."""
+    """All retained topics of the agent."""
 
     def __init__(self) -> None:
         self._topics: Dict[str, _Topic] = {}
 
+    @property
+    def acknowledged(self) -> bool:
+        """True when the broker has acknowledged all topics."""
+        return not any(topic.dirty or topic.in_flight for topic in self._topics.values())
+
+    @property
+    def topics(self) -> List[str]:
+        """Topics that have a value; an empty one clears its topic."""
+        return [name for name, topic in self._topics.items() if topic.message.payload]
+
+    def is_acknowledged(self, topics: Iterable[str]) -> bool:
+        """Whether the broker has acknowledged these topics."""
+        known = [self._topics[topic] for topic in topics if topic in self._topics]
+        return not any(topic.dirty or topic.in_flight for topic in known)
+
     def set(self, message: Message, rank: Rank, interval_s: float = 0.0) -> None:
-        """The topic's value is now this; with `interval_s`, tell it that long after the last one at the earliest."""
+        """Set a topic's value; it is sent at the earliest `interval_s` after the last one."""
         known = self._topics.get(message.topic)
         if known is None:
             self._topics[message.topic] = _Topic(message, rank)
@@ -50,51 +65,36 @@ class RetainedState:
         known.message, known.rank = message, rank
         known.not_before_t = max(known.retry_t, known.sent_t + interval_s)
 
-    def skip(self, topic: str) -> None:
-        """This value cannot be told in this session: wait for another value, or another session."""
-        self._topics[topic].dirty = False
-
     def connected(self) -> None:
-        """A new session: everything has to be told again, at once."""
+        """Mark all topics for sending, at once: a new session has begun."""
         for topic in self._topics.values():
             topic.dirty, topic.in_flight = True, False
             topic.retry_t = topic.not_before_t = 0.0
 
     def due(self, t: float) -> Iterator[Message]:
-        """What to send now, in order; a caller that sends one says so by `sent` before it takes the next."""
+        """Yield the messages to send, in order; `sent` must be called for each before the next is taken."""
         for topic in sorted(self._topics.values(), key=lambda topic: topic.rank):
             if topic.dirty and not topic.in_flight and t >= topic.not_before_t:
                 yield topic.message
 
     def sent(self, topic: str, t: float) -> None:
-        """The newest value is in flight."""
+        """Note that the newest value is in flight."""
         known = self._topics[topic]
         known.dirty, known.in_flight, known.sent_t = False, True, t
 
+    def skip(self, topic: str) -> None:
+        """Do not send this value in this session."""
+        self._topics[topic].dirty = False
+
     def accepted(self, topic: str) -> None:
-        """The broker has taken what was in flight."""
+        """Note that the broker has acknowledged the value in flight."""
         known = self._topics.get(topic)
         if known is not None:
             known.in_flight = False
 
     def refused(self, topic: str, retry_t: float) -> None:
-        """The broker has refused what was in flight; try again then."""
+        """Note that the broker has refused the value in flight; send it again at `retry_t`."""
         known = self._topics.get(topic)
         if known is not None:
             known.in_flight, known.dirty = False, True
             known.retry_t = known.not_before_t = retry_t
-
-    @property
-    def told(self) -> bool:
-        """True when the broker has acknowledged all of it."""
-        return not any(topic.dirty or topic.in_flight for topic in self._topics.values())
-
-    def is_told(self, topics: Iterable[str]) -> bool:
-        """True when the broker has acknowledged these."""
-        known = [self._topics[topic] for topic in topics if topic in self._topics]
-        return not any(topic.dirty or topic.in_flight for topic in known)
-
-    @property
-    def topics(self) -> List[str]:
-        """Those that hold something: an empty value clears its topic."""
-        return [name for name, topic in self._topics.items() if topic.message.payload]

@@ -276,7 +276,7 @@ class InferStage:
 
 
 class MessageService(Protocol):
-    """The publish stage's port to the broker; `mqtt.service.MqttService` in the agent."""
+    """The publish stage's port to the broker; `mqtt.publisher.Publisher` in the agent."""
 
     @property
     def connected(self) -> bool:

@@ -4,11 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from edge_agent.app.publishing import Publishing
+from edge_agent.app.publishing import PublishContext, Publishing
 from edge_agent.app.state import claim
 from edge_agent.config.settings import load_settings
 from edge_agent.core.protocol.messages import Message
-from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.host.clock import SystemClock
 from edge_agent.mqtt.client_events import Connected, Received
 from edge_agent.runtime.command_queue import CommandQueue
@@ -31,12 +30,11 @@ def publishing(tmp_path):
         }  # fmt: skip
         clock, publish_queue, state = SystemClock(), PublishQueue(), claim(tmp_path / "state")
         made = Publishing(
-            load_settings(environment(settings)), {}, state, clock(), clock, publish_queue,
-            CommandQueue(publish_queue.put, lambda value: None),
-            Overrides(), state.memory("overrides.json"), {}, lambda: 0.5,
+            PublishContext(load_settings(environment(settings)), {}, state, clock, clock()), publish_queue,
+            CommandQueue(publish_queue.put, lambda value: None), {}, lambda: 0.5,
         )  # fmt: skip
         made.open()
-        yield SimpleNamespace(port=broker.port, publish_queue=publish_queue, service=made.service)
+        yield SimpleNamespace(port=broker.port, publish_queue=publish_queue, publisher=made.publisher)
         made.close()
 
 
@@ -48,7 +46,7 @@ def test_a_flood_of_commands_crowds_out_neither_the_echo_nor_home_assistants_bir
         return taken
 
     eventually(lambda: any(isinstance(item, Connected) for item in take()), "connected")
-    publishing.service.notice(next(item for item in taken if isinstance(item, Connected)))
+    publishing.publisher.notice(next(item for item in taken if isinstance(item, Connected)))
     with Agent(publishing.port, node="other", reports=()) as other:
         other.until(other.settled)
         session = next(notice.session for notice in other.notices if isinstance(notice, Connected))
@@ -59,7 +57,7 @@ def test_a_flood_of_commands_crowds_out_neither_the_echo_nor_home_assistants_bir
 
         flood()
         eventually(lambda: publishing.publish_queue.lost_received == FLOOD - MAX_RECEIVED, "it is full")
-        publishing.service.pump()
+        publishing.publisher.pump()
         other.client.publish(Message("homeassistant/status", b"online"), session)
         flood()
         eventually(lambda: publishing.publish_queue.lost_received >= 2 * FLOOD - MAX_RECEIVED, "all have come")

@@ -23,8 +23,9 @@ from edge_agent.core.types import (
     Sight,
 )
 from edge_agent.mqtt.client import MqttClient
-from edge_agent.mqtt.client_events import Subscription
+from edge_agent.mqtt.client_events import Received, Subscription
 from edge_agent.mqtt.encoder import EventEncoder
+from edge_agent.mqtt.handlers import PublishHandler
 from edge_agent.mqtt.params import MqttParams
 from edge_agent.mqtt.publisher import Publisher, last_will
 from edge_agent.outbox.memory import MemoryOutbox
@@ -81,6 +82,16 @@ def report(presence: str = "OFF", sight: Sight = Sight.OK, faces: Optional[int] 
 STARTING = report("None", Sight.STARTING, None, zones={"desk": Presence.UNKNOWN})
 
 
+class Recorder(PublishHandler):
+    """Subscribes, and records the messages that the publisher hands to it."""
+
+    def __init__(self, notices: List[object], subscriptions: Sequence[Subscription]) -> None:
+        self.subscriptions, self._notices = subscriptions, notices
+
+    def received(self, message: Received, now: Moment) -> None:
+        self._notices.append(message)
+
+
 class Agent:
     """Client, publisher and outbox as the app wires them; `step` is what the publish thread does."""
 
@@ -106,11 +117,11 @@ class Agent:
             settings, client_id or node, last_will(self.topics), on_notice or self.inbox.put, jitter=random.Random(1)
         )
         self.outbox = MemoryOutbox(outbox, time.monotonic)
-        letters = EventEncoder(self.topics, 41, CropParams(), fake_jpeg, settings.max_packet_bytes)
+        encoder = EventEncoder(self.topics, 41, CropParams(), fake_jpeg, settings.max_packet_bytes)
         self.publisher = Publisher(
-            self.topics, self.outbox, self.client, self.clock, letters, reports, 41, {"door": {"delay_off_s": 2.0}},
-            subscriptions, self.notices.append,
-        )  # fmt: skip
+            encoder, self.outbox, self.client, self.clock, reports, {"door": {"delay_off_s": 2.0}}
+        )
+        self.publisher.register(Recorder(self.notices, subscriptions))
         self.publisher.info(INFO)
 
     def clock(self) -> Moment:
@@ -127,8 +138,8 @@ class Agent:
         """As the infer thread's outcome would."""
         self.publisher.outcome(Outcome("door", events))
 
-    def say(self, told: CameraReport) -> None:
-        self.publisher.outcome(Outcome(told.camera, report=told))
+    def report(self, report: CameraReport) -> None:
+        self.publisher.outcome(Outcome(report.camera, report=report))
 
     def step(self) -> None:
         for item in self.take(0.01):
@@ -149,15 +160,15 @@ class Agent:
             return items
 
     def until(self, true: Callable[[], Any], what: str = "", deadline_s: float = DEADLINE_S) -> None:
-        """Work until `true()`."""
+        """Step until `true()`."""
         end = time.monotonic() + deadline_s
         while not true():
             assert time.monotonic() < end, f"did not happen within {deadline_s} s: {what}; {self.client.status()}"
             self.step()
 
     def settled(self) -> bool:
-        """Everything is told and acknowledged."""
-        return self.client.status().connected and self.publisher.told and not self.outbox.status().pending
+        """Everything is sent and acknowledged."""
+        return self.client.status().connected and self.publisher.acknowledged and not self.outbox.status().pending
 
     def __enter__(self) -> "Agent":
         self.client.start()

@@ -12,7 +12,7 @@ from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.errors import ConfigError
 from edge_agent.mqtt.client_events import Received
-from edge_agent.mqtt.commands import Commands
+from edge_agent.mqtt.commands import CommandActions, CommandHandler
 from tests.core.protocol.test_commands import RULES, mutated
 from tests.fakes.clock import FakeClock
 from tests.fakes.schemas import validate_message
@@ -24,21 +24,24 @@ SWITCHES = tuple(
 )
 
 
-class MessageSink:
-    """Keeps the answers."""
+class RecordingSink:
+    """Records the answers."""
 
     def __init__(self) -> None:
-        self.said: List[Message] = []
+        self.sent: List[Message] = []
 
     def retain(self, message: Message) -> None:
         """A switch's state."""
 
-    def say(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """An answer."""
-        self.said.append(message)
+        self.sent.append(message)
 
     def republish(self) -> None:
-        """All of it."""
+        """All retained topics."""
+
+    def discard_crops(self, camera: str) -> None:
+        """Crops that wait."""
 
 
 def refuse() -> Dict[str, Any]:
@@ -47,7 +50,7 @@ def refuse() -> Dict[str, Any]:
 
 @pytest.mark.slow
 def test_nothing_that_is_sent_raises_in_the_handler_or_makes_it_talk_without_bound() -> None:
-    random, clock, guard, speaker = Random(1), FakeClock(), CommandGuard(RULES), MessageSink()
+    random, clock, guard, sink = Random(1), FakeClock(), CommandGuard(RULES), RecordingSink()
     waiting: List[Command] = []
 
     def submit(command: Command) -> bool:
@@ -55,25 +58,25 @@ def test_nothing_that_is_sent_raises_in_the_handler_or_makes_it_talk_without_bou
         return random.random() < 0.9
 
     actions: Mapping[str, Any] = {"reload": refuse, "restart": dict, "set_threshold": lambda: {"threshold": 0.5}}
-    commands = Commands(
-        TOPICS, guard, Overrides(), speaker, submit, lambda overrides: None, lambda crop: None, actions,
-        lambda: clock.advance(random.choice((0.0, 0.3, 1.0))),
-    )  # fmt: skip
+    commands: Any = CommandHandler(
+        TOPICS, guard, Overrides(), sink, CommandActions(submit, lambda overrides: None, lambda crop: None, actions)
+    )
     judged = answered = 0
     for number in range(100_000):
         topic = random.choice((TOPICS.command(random.choice(NAMES)), random.choice(SWITCHES), "homeassistant/status"))
         payload = random.choice((mutated(random), random.choice((b"ON", b"OFF", b"on", b"ON\n", b"\xff\x00", b""))))
-        commands.received(Received(topic, payload, random.random() < 0.02))
+        now = clock.advance(random.choice((0.0, 0.3, 1.0)))
+        commands.received(Received(topic, payload, random.random() < 0.02), now)
         for command in waiting:
             error = "no frame" if command.name == "snapshot" or random.random() < 0.1 else None
             commands.done(CommandResult(command, error=error))
-        for message in speaker.said:
+        for message in sink.sent:
             assert len(message.payload) < 1024 and json.loads(message.payload)["status"] in ("ok", "error")
             if number % 50 == 0:
                 validate_message(message.topic, message.payload)
-        judged, answered = judged + (topic != "homeassistant/status"), answered + len(speaker.said)
+        judged, answered = judged + (topic != "homeassistant/status"), answered + len(sink.sent)
         waiting.clear()
-        speaker.said.clear()
+        sink.sent.clear()
     assert 1_000 < answered < judged
     assert guard.accepted > 1_000
     assert {"malformed", "oversized", "unknown", "invalid", "duplicate", "expired", "retained", "flooded"} <= set(

@@ -327,7 +327,8 @@ def test_the_face_image_is_its_events_crop_and_goes_when_its_time_is_over(broker
     with AgentProcess(settings(broker, **more)) as agent:
         eventually(lambda: listener.last(f"{B}/a/face/image"), "the first acceptable crop")
         shown = json.loads(listener.last(f"{B}/a/face/image/attributes"))
-        assert shown["event_id"] in json.loads(listener.last(f"{B}/a/presence/attributes"))["event_ids"]
+        attributes = f"{B}/a/presence/attributes"
+        eventually(lambda: shown["event_id"] in json.loads(listener.last(attributes))["event_ids"], "the visit's event")
         assert hashlib.sha256(listener.last(f"{B}/a/face/image")).hexdigest() == shown["sha256"]
         eventually(lambda: listener.last(f"{B}/a/face/image") == b"", "cleared")
         assert json.loads(listener.last(f"{B}/a/face/image/attributes"))["event_id"] is None

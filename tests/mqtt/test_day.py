@@ -56,9 +56,9 @@ class Day:
         bounds = OutboxParams(max_bytes=4_000_000, max_crop_bytes=2_000_000, synchronous="normal", min_free_bytes=0)
         self.outbox = SqliteOutbox(bounds, folder, self.stage.clock, "kernel", BOOT)
         self.outbox.open()
-        letters = EventEncoder(topics, BOOT, CropParams(), fake_jpeg)
+        encoder = EventEncoder(topics, BOOT, CropParams(), fake_jpeg)
         reports = [self.stage.pipeline.report()]
-        self.publisher = Publisher(topics, self.outbox, self.client, self.stage.clock, letters, reports, BOOT)
+        self.publisher = Publisher(encoder, self.outbox, self.client, self.stage.clock, reports)
         self.pixels = textured((*FACE, 200), side=SIDE)
 
     def visit(self) -> None:
@@ -84,7 +84,7 @@ class Day:
     def settle(self, what: str) -> None:
         """Work until everything is told."""
         until_t = time.monotonic() + DEADLINE_S
-        while not (self.publisher.told and not self.outbox.status().pending):
+        while not (self.publisher.acknowledged and not self.outbox.status().pending):
             assert time.monotonic() < until_t, f"{what}: {self.client.status()}, {self.outbox.status()}"
             self.pump(0.005)
 

@@ -11,17 +11,20 @@ from typing import Any, Dict, List, Optional, Sequence
 import pytest
 
 from edge_agent.core.presence.crops import CropParams
+from edge_agent.core.protocol.commands import Command, CommandGuard, CommandResult, CommandRules
 from edge_agent.core.protocol.messages import Message
+from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.protocol.topics import Topics
-from edge_agent.core.types import Sight
+from edge_agent.core.types import Outcome, Sight
 from edge_agent.mqtt.client_events import Acked, Connected, Disconnected, LinkStatus, Received, Rejected, Subscription
+from edge_agent.mqtt.commands import CommandActions, CommandHandler
 from edge_agent.mqtt.encoder import EventEncoder
 from edge_agent.mqtt.publisher import WINDOW, Publisher
 from edge_agent.outbox.memory import MemoryOutbox
 from edge_agent.outbox.params import OutboxParams
 from tests.fakes.broker import VERSIONS, Broker, Gate, Listener, eventually, needs_mosquitto
 from tests.fakes.clock import FakeClock
-from tests.fakes.mqtt_agent import HEALTH, INFO, STARTING, Agent, event, now, report
+from tests.fakes.mqtt_agent import INFO, STARTING, Agent, event, now, report
 from tests.fakes.proxy import Passed, RecordingProxy
 
 NODE = "edge-agent/lobby"
@@ -55,7 +58,7 @@ def test_the_order_at_every_connect(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker:
         gate = Gate(broker.port)
         agent = Agent(gate.port, protocol=version, subscriptions=[REQUESTS])
-        agent.publisher.discovery([Message("homeassistant/device/lobby/config", b"{}", retain=True)])
+        agent.publisher.set_discovery([Message("homeassistant/device/lobby/config", b"{}", retain=True)])
         agent.report_health()
         with Listener(broker, f"{NODE}/#", version=version) as listener, agent:
             for connect in range(2):
@@ -79,7 +82,7 @@ def test_what_is_retained_and_how(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker, Listener(broker, version=version, qos=1) as listener:
         with Agent(broker.port, protocol=version) as agent:
             agent.report_health()
-            agent.say(report("ON", faces=1, best_score=0.9, event_ids=(event(1).event_id,), zones={}))
+            agent.report(report("ON", faces=1, best_score=0.9, event_ids=(event(1).event_id,), zones={}))
             agent.put(event(1), event(2, "end", crop=True))
             agent.until(agent.settled)
             eventually(lambda: seqs(listener) == [1, 2] and listener.last(f"{NODE}/health"))
@@ -111,7 +114,7 @@ def test_a_face_is_retained_only_where_the_broker_will_forget_it_by_itself(tmp_p
     def retained(marker: str) -> Optional[bytes]:
         """What a late subscriber gets of it: all that is retained comes before what is said afterwards."""
         with Listener(broker, f"{DOOR}/#", version=version) as late:
-            agent.say(report(marker, faces=int(marker == "ON"), zones={}))
+            agent.report(report(marker, faces=int(marker == "ON"), zones={}))
             agent.until(lambda: late.last(f"{DOOR}/presence") == marker.encode())
             return late.last(image.topic)
 
@@ -128,11 +131,11 @@ def test_a_face_is_retained_only_where_the_broker_will_forget_it_by_itself(tmp_p
 @both_versions
 def test_the_truth_is_back_after_the_broker_forgot_it(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker, Agent(broker.port, protocol=version) as agent:
-        agent.say(report("ON", faces=2, zones={}))
+        agent.report(report("ON", faces=2, zones={}))
         agent.until(agent.settled)
         broker.stop()
         agent.until(lambda: not agent.client.status().connected)
-        agent.say(report("OFF", faces=0, zones={}))
+        agent.report(report("OFF", faces=0, zones={}))
         broker.start()
         agent.until(agent.settled)
         with Listener(broker, version=version) as late:
@@ -146,11 +149,11 @@ def test_an_older_truth_never_comes_after_a_newer_one(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker:
         gate = Gate(broker.port)
         with Listener(broker) as listener, Agent(gate.port) as agent:
-            agent.say(report("ON", faces=1))
+            agent.report(report("ON", faces=1))
             agent.until(agent.settled)
             gate.shut()
             for presence in ("OFF", "ON", "OFF", "ON", "OFF"):
-                agent.say(report(presence, faces=0))
+                agent.report(report(presence, faces=0))
                 agent.step()
             gate.open()
             agent.until(lambda: agent.client.status().reconnects == 1 and agent.settled())
@@ -166,7 +169,7 @@ def test_nothing_stays_on_after_a_crash_and_restart(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker:
         gate = Gate(broker.port)
         with Agent(gate.port) as dead:
-            dead.say(report("ON", faces=1))
+            dead.report(report("ON", faces=1))
             dead.until(dead.settled)
             gate.shut()
         gate.close()
@@ -331,7 +334,7 @@ def test_whoever_may_not_have_crops_gets_the_events(tmp_path: Path) -> None:
 def test_a_clean_stop_says_so_last(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker, Listener(broker, version=version) as listener:
         with Agent(broker.port, protocol=version) as agent:
-            agent.say(report("ON", faces=1, zones={}))
+            agent.report(report("ON", faces=1, zones={}))
             agent.put(event(1))
             agent.until(agent.settled)
             agent.put(event(2, "end", crop=True))
@@ -359,16 +362,16 @@ def test_counts_are_slowed_answers_are_not_and_health_keeps_only_the_newest(tmp_
     with Broker(tmp_path) as broker:
         gate = Gate(broker.port)
         with Listener(broker) as listener, Agent(gate.port) as agent:
-            agent.say(report("ON", faces=1))
+            agent.report(report("ON", faces=1))
             agent.until(agent.settled)
             for count in range(2, 60):
-                agent.say(report("ON", faces=count))
+                agent.report(report("ON", faces=count))
                 agent.step()
             agent.skipped_s = 5.0
             agent.until(agent.settled)
             eventually(lambda: listener.last(f"{DOOR}/face_count") == b"59")
             assert len(listener.payloads(f"{DOOR}/face_count")) <= 5
-            agent.say(report("None", Sight.LOST, None))
+            agent.report(report("None", Sight.LOST, None))
             agent.until(agent.settled)
             eventually(lambda: listener.last(f"{DOOR}/face_count") == b"None")
             gate.shut()
@@ -418,15 +421,13 @@ def taped(clock: Optional[FakeClock] = None) -> Any:
     tape, clock = Tape(), clock or FakeClock()
     topics = Topics("edge-agent", "lobby")
     outbox = MemoryOutbox(OutboxParams(), lambda: clock.t)
-    publisher = Publisher(topics, outbox, tape, clock, EventEncoder(topics, 41, CropParams(), None), [STARTING], 41)
+    publisher = Publisher(EventEncoder(topics, 41, CropParams(), None), outbox, tape, clock, [STARTING])
     publisher.info(INFO)
     return publisher, tape, outbox, clock
 
 
 @pytest.mark.parametrize(("announced", "window"), [(None, 20), (7, 7), (1, 1), (500, 20)])
 def test_no_more_than_the_window_is_unacknowledged(announced: Optional[int], window: int) -> None:
-    from edge_agent.core.types import Outcome
-
     publisher, tape, outbox, _ = taped()
     publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(1, 101))))
     publisher.notice(Connected(1, "5", None, announced))
@@ -437,12 +438,10 @@ def test_no_more_than_the_window_is_unacknowledged(announced: Optional[int], win
         acked += 1
         publisher.notice(Acked(acked))
     publisher.pump()
-    assert outbox.status().pending == 0 and publisher.told and len(tape.sent) == 107
+    assert outbox.status().pending == 0 and publisher.acknowledged and len(tape.sent) == 107
 
 
 def test_after_a_lost_connection_suspects_go_alone() -> None:
-    from edge_agent.core.types import Outcome
-
     publisher, tape, outbox, _ = taped()
     publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(1, 31))))
 
@@ -479,8 +478,6 @@ def test_after_a_lost_connection_suspects_go_alone() -> None:
 @pytest.mark.parametrize("code", [0x87, 0x97])
 def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
     """What was in flight beside it the broker may have taken already; nothing else goes before it, nor beside it."""
-    from edge_agent.core.types import Outcome
-
     publisher, tape, outbox, clock = taped()
     publisher.notice(Connected(1, "5"))
     publisher.pump()
@@ -557,7 +554,7 @@ def test_refused_answers_to_any_number_of_names_are_one_fault() -> None:
     publisher, tape, _, _ = taped()
     publisher.notice(Connected(1, "5"))
     for name in range(200):
-        publisher.say(Message(f"{NODE}/response/name{name}", b"{}", kind="response"))
+        publisher.send(Message(f"{NODE}/response/name{name}", b"{}", kind="response"))
         publisher.pump()
         for token in range(1, len(tape.sent) + 1):
             answer = tape.sent[token - 1].kind == "response"
@@ -567,18 +564,14 @@ def test_refused_answers_to_any_number_of_names_are_one_fault() -> None:
 
 
 def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
-    from types import SimpleNamespace
-
-    from edge_agent.core.protocol.commands import Command, CommandResult
-    from edge_agent.mqtt.service import MqttService
-
     publisher, tape, outbox, clock = taped()
     crop = Message(f"{DOOR}/crops/1", b"jpeg", kind="crop", camera="door", seq=1, boot=41, gap_topic=EVENTS)
     outbox.put([crop], clock())
-    commands: Any = SimpleNamespace(done=lambda done: None)
-    nobody: Any = None
-    desk = MqttService(publisher, commands, nobody, None, None, clock)
-    desk.notice(CommandResult(Command("crops", camera="door", arguments={"on": False})))
+    nothing: Any = None
+    actions = CommandActions(nothing, lambda overrides: None, nothing, {})
+    guard = CommandGuard(CommandRules(("door",)))
+    publisher.register(CommandHandler(Topics("edge-agent", "lobby"), guard, Overrides(), publisher, actions))
+    publisher.notice(CommandResult(Command("crops", camera="door", arguments={"on": False})))
     publisher.notice(Connected(1, "5"))
     publisher.pump()
     assert [sent.kind for sent in tape.sent if sent.kind != "state"] == ["gap"]
@@ -586,8 +579,6 @@ def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
 
 
 def test_an_answer_of_an_older_session_changes_nothing() -> None:
-    from edge_agent.core.types import Outcome
-
     publisher, tape, outbox, _ = taped()
     publisher.outcome(Outcome("door", (event(1),)))
     publisher.notice(Connected(1, "5"))

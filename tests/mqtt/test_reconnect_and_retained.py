@@ -91,7 +91,7 @@ def test_truth_is_told_in_rank_order_and_again_at_every_connect() -> None:
     for _ in range(2):
         truth.connected()
         assert due(truth) == [b"1", b"2", b"3", b"4", b"5"]
-        assert due(truth) == [] and not truth.told
+        assert due(truth) == [] and not truth.acknowledged
 
 
 def test_only_the_newest_value_is_ever_sent() -> None:
@@ -106,7 +106,7 @@ def test_only_the_newest_value_is_ever_sent() -> None:
     assert due(truth) == [b"OFF"]
     truth.accepted("p")
     truth.set(state("p", b"OFF"), Rank.PRESENCE)
-    assert due(truth) == [] and truth.told, "the same again is no news"
+    assert due(truth) == [] and truth.acknowledged, "the same again is no news"
 
 
 def test_a_slowed_topic_waits_and_then_tells_the_newest() -> None:

@@ -10,7 +10,7 @@ import pytest
 from edge_agent.mqtt.client_events import Received, Subscription
 from edge_agent.mqtt.selftest import ECHO_S, INTERVAL_S, SelfTest
 from tests.fakes.broker import Broker, Listener, eventually, needs_mosquitto
-from tests.fakes.mqtt_agent import HEALTH, Agent, event
+from tests.fakes.mqtt_agent import Agent, event
 
 ECHO = "edge-agent/lobby/response/selftest"
 DENY = "user nobody\ntopic readwrite #\n"
@@ -47,11 +47,11 @@ def test_the_echo_counts_from_the_acknowledgement() -> None:
     probe(test, 0.0)
     test.due(50.0)
     assert test.verified is None, "a slow link is no verdict"
-    test.acknowledged(50.0)
+    test.probe_acknowledged(50.0)
     test.due(50.0 + ECHO_S)
     assert test.verified is None
     test.due(50.1 + ECHO_S)
-    assert test.verified is False and "swallows" in test.faults[0]
+    assert test.verified is False and "discards" in test.faults[0]
 
 
 def test_only_the_right_echo_passes() -> None:
@@ -70,7 +70,7 @@ def test_only_the_right_echo_passes() -> None:
 def answered(test: SelfTest, t: float) -> int:
     """The size of the probe that is due, which comes back."""
     payload = probe(test, t)
-    test.acknowledged(t)
+    test.probe_acknowledged(t)
     test.received(Received(ECHO, payload[:4097], False))
     return len(payload)
 
@@ -79,9 +79,9 @@ def test_a_probe_is_as_large_as_what_was_acknowledged_and_each_size_is_proven_on
     test = SelfTest(ECHO, 1)
     test.connected("3.1.1", 0.0)
     small = answered(test, 0.0)
-    test.taken(50_000)
+    test.message_acknowledged(50_000)
     assert answered(test, 60.0) == 50_000 and test.verified is True
-    test.taken(40_000)
+    test.message_acknowledged(40_000)
     assert answered(test, 120.0) == small
 
 
@@ -89,16 +89,16 @@ def test_a_limit_that_swallows_is_told_apart_from_an_access_list_and_forgotten_w
     test = SelfTest(ECHO, 1)
     test.connected("3.1.1", 0.0)
     answered(test, 0.0)
-    test.taken(50_000)
+    test.message_acknowledged(50_000)
     assert len(probe(test, 60.0)) == 50_000
-    test.acknowledged(60.0)
+    test.probe_acknowledged(60.0)
     assert len(probe(test, 61.0 + ECHO_S)) < 1_000, "a small one at once"
     assert test.verified is False and "50000 bytes" in test.faults[0]
     test.disconnected()
     test.connected("3.1.1", 70.0)
     answered(test, 70.0)
     assert test.verified is False, "small ones pass; the limit stands"
-    test.taken(50_000)
+    test.message_acknowledged(50_000)
     answered(test, 130.0)
     assert test.verified is True and test.faults == []
 
@@ -107,7 +107,7 @@ def test_a_lost_connection_is_no_verdict() -> None:
     test = SelfTest(ECHO, 1)
     test.connected("3.1.1", 0.0)
     probe(test, 0.0)
-    test.acknowledged(0.1)
+    test.probe_acknowledged(0.1)
     test.disconnected()
     assert test.due(100.0) is None and test.verified is None
     test.connected("3.1.1", 100.0)
@@ -143,7 +143,7 @@ def test_against_an_access_list_that_is_mended_and_broken(tmp_path: Path, versio
             agent.skipped_s += INTERVAL_S
             agent.until(lambda: agent.publisher._selftest._acked_t is not None, "the probe is acknowledged")
             agent.put(event(1))
-            agent.until(agent.settled, "an event is acknowledged, and swallowed")
+            agent.until(agent.settled, "an event is acknowledged, and discarded")
             agent.skipped_s += ECHO_S
             agent.until(lambda: agent.publisher._selftest.verified is False)
             agent.until(lambda: any(ECHO in fault for fault in agent.publisher.faults))
@@ -169,8 +169,8 @@ def test_a_size_limit_that_only_swallows_is_flagged_on_3_1_1(tmp_path: Path) -> 
         agent.until(agent.settled)
         agent.until(lambda: agent.publisher._selftest.verified is True)
         agent.put(event(1, "end", crop=True, side=600))
-        agent.until(agent.settled, "a crop is acknowledged, and swallowed")
+        agent.until(agent.settled, "a crop is acknowledged, and discarded")
         agent.skipped_s += INTERVAL_S
         agent.until(lambda: agent.publisher._selftest._acked_t is not None, "the probe is acknowledged")
         agent.skipped_s += ECHO_S
-        agent.until(lambda: any("swallows messages of" in fault for fault in agent.publisher.faults))
+        agent.until(lambda: any("discards messages of" in fault for fault in agent.publisher.faults))

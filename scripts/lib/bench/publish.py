@@ -118,8 +118,8 @@ def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
             outbox = SqliteOutbox(OutboxParams(), Path(name), clock, "kernel", 1)
             params = MqttParams(host="127.0.0.1", port=broker.port)
             client = MqttClient(params, "bench", last_will(topics), publish_queue.put)
-            letters = EventEncoder(topics, 41, CropParams(), jpeg.encoder())
-            publisher = Publisher(topics, outbox, client, clock, letters, [report()], 41)
+            encoder = EventEncoder(topics, 41, CropParams(), jpeg.encoder())
+            publisher = Publisher(encoder, outbox, client, clock, [report()])
             stage = PublishStage(publish_queue, publisher, lambda: HEALTH, lambda: INFO, clock)
 
             def setup() -> None:

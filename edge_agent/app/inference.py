@@ -1,4 +1,4 @@
-"""The infer thread's share of the composition root: the engine, and the pipelines on it."""
+"""Composes what the infer thread owns: the engine, the detector and one pipeline per camera."""
 
 import logging
 from dataclasses import replace
@@ -21,52 +21,52 @@ from edge_agent.runtime.pool_proxy import PoolProxy
 
 log = logging.getLogger(__name__)
 
-CAMERAS_GIVE_BACK_S = 0.8
-"""Within the second that the infer thread has for its end; cameras have been stopped before, as a rule."""
+BUFFERS_RETURNED_S = 0.8
+"""Less than the second that the infer thread has to end; cameras normally have stopped before."""
 
 
 class Inference:
-    """The engine and the pipelines on it. Everything but `info` belongs to the infer thread.
+    """The engine, the detector and the pipelines. Only `info` and `threshold` may be read by other threads.
 
     Args:
-        settings: Checked.
-        directory: Of fetched models.
-        clock: Both clocks.
+        settings: Validated settings.
+        directory: Folder of fetched models.
+        clock: Monotonic and wall clock.
         pool: Opened with the engine, closed before it.
-        tell: Takes lines of progress while the engine opens.
+        report: Takes lines of progress while the engine opens.
 
     Attributes:
-        info: Of the engine, once it is open.
+        info: Facts of the engine; None until it is open.
     """
 
     def __init__(
-        self, settings: Settings, directory: Path, clock: Clock, pool: PoolProxy, tell: Callable[[str], None]
+        self, settings: Settings, directory: Path, clock: Clock, pool: PoolProxy, report: Callable[[str], None]
     ) -> None:
         self.info: Optional[EngineInfo] = None
         self._settings, self._directory, self._clock = settings, directory, clock
-        self._pool, self._tell = pool, tell
+        self._pool, self._report = pool, report
         self._detector: Optional[FaceDetector] = None
         self._engine: Optional[Engine] = None
         self._pipelines: Mapping[str, FacePipeline] = {}
 
     @property
     def threshold(self) -> Optional[float]:
-        """The detection threshold in force; the setting, until there is a detector. From any thread."""
+        """The current detection threshold; the setting's, until the engine is open. From any thread."""
         detector = self._detector
         return self._settings.detection.pre_cluster_threshold if detector is None else round(detector.threshold, 4)
 
     def open(self, overrides: Overrides, rules: CommandRules) -> Mapping[str, FacePipeline]:
-        """Load the model and make one pipeline per camera, switched as commands have left them; all share the model.
+        """Load the model and create one pipeline per camera, with the switches that commands have set.
 
         Raises:
             ModelError: The model is missing, damaged or of another contract.
             MissingPackage: The backend is not installed.
         """
         settings = self._settings
-        self._engine = open_engine(settings.model, self._directory, self._tell)
-        trim()  # Loading takes the model's bytes several times over.
+        self._engine = open_engine(settings.model, self._directory, self._report)
+        trim()  # loading allocates the model's size several times
         self._pool.open(self._engine.pool)
-        self._say_who_copies()
+        self._log_copied_cameras()
         self.info = self._engine.info
         detector = self._detector = FaceDetector(self._engine, settings.detection)
         detector.set_threshold(overrides.threshold)
@@ -82,20 +82,21 @@ class Inference:
             for name, params in settings.cameras.items()
         }
         for name, pipeline in pipelines.items():
-            # Before the first frame this is no news to anybody.
+            # Before the first frame, this publishes nothing.
             pipeline.set_enabled(overrides.is_on(name, "detection", rules), self._clock())
             pipeline.set_crops(overrides.is_on(name, "crops", rules))
         return pipelines
 
-    def _say_who_copies(self) -> None:
-        turned = [name for name, params in self._settings.cameras.items() if needs_cpu(params)]
-        if turned and self._engine is not None and self._engine.pool is not None:
-            log.info("%s: rotate, flip and masks are the CPU's: pictures are copied for the GPU", ", ".join(turned))
+    def _log_copied_cameras(self) -> None:
+        transformed = [name for name, params in self._settings.cameras.items() if needs_cpu(params)]
+        if transformed and self._engine is not None and self._engine.pool is not None:
+            names = ", ".join(transformed)
+            log.info("%s: the CPU applies rotate, flip and masks, so frames are copied for the GPU", names)
 
     def configure(self, settings: Settings) -> None:
-        """Take other *live* settings from the next picture on; a threshold set by a command outranks the setting.
+        """Apply changed *live* settings from the next frame on; a threshold set by a command overrides the setting.
 
-        The one in force is asked of the detector: a command may have changed it after the reload was asked for.
+        The override is read from the detector, because a command may have changed it after the reload was requested.
         """
         if self._detector is None:
             return
@@ -118,9 +119,9 @@ class Inference:
             pipeline.end_idle()
 
     def close(self) -> None:
-        """Free the engine, once no camera uses its memory any more. Idempotent."""
-        if not self._pool.close(CAMERAS_GIVE_BACK_S):
-            log.error("a camera still holds memory of the GPU, which is left to the end of the process")
+        """Free the engine after the cameras have returned its memory. Idempotent."""
+        if not self._pool.close(BUFFERS_RETURNED_S):
+            log.error("a camera still holds GPU memory, which is freed with the process")
         elif self._engine is not None:
             self._engine.close()
 

@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class EngineParams:
-    """Which network finds faces, and by what it runs."""
+    """The model that finds faces, and the backend that runs it."""
 
     model: str = param(
         "centerface",
@@ -37,29 +37,31 @@ class EngineParams:
         restart=True,
     )
     backend: Literal["auto", "onnxruntime", "tensorrt", "scripted"] = param(
-        "auto", "What runs the network; a choice that cannot be met is an error, never silently another", restart=True
+        "auto",
+        "Software that runs the network; a choice that is not available is an error, never replaced silently",
+        restart=True,
     )
     threads: int = param(
         1,
-        "CPU cores that work on one picture; more shorten the latency and cost more CPU per frame",
+        "CPU cores that work on one image; more shorten the latency and cost more CPU per frame",
         ge=1,
         le=64,
         restart=True,
     )
     long_side: int = param(
         384,
-        "Longer side of CenterFace's input, px, a multiple of 32; larger finds smaller faces, time grows by its square",
+        "Longer side of CenterFace's input, px, a multiple of 32; larger finds smaller faces; time grows by its square",
         ge=64,
         le=4096,
         multiple_of=32,
         restart=True,
     )
     interpolation: Literal["linear", "area"] = param(
-        "linear", "How pictures shrink: linear is fastest, area averages the noise of large pictures away", restart=True
+        "linear", "How images are shrunk: linear is fastest, area averages out the noise of large images", restart=True
     )
     class_name: Optional[str] = param(
         None,
-        "For a model of several classes: the one that means a face, by name or by number; 'face' when unset",
+        "Class that means a face, by name or number, for a model of several classes; 'face' when unset",
         restart=True,
     )
     labels_file: Optional[str] = param(
@@ -67,21 +69,21 @@ class EngineParams:
     )
     key: Optional[str] = param(
         None,
-        "What an .etlt is encrypted with; NVIDIA's published tlt_encode when unset",
+        "Encryption key of an .etlt; NVIDIA's published tlt_encode when unset",
         restart=True,
         secret=True,
     )
     precision: Literal["auto", "int8", "fp16", "fp32"] = param(
         "auto",
-        "What to compute in. TensorRT: auto takes int8 where the GPU has it and a calibration exists, else fp16 where "
-        "that is fast, else fp32. CPU: auto takes int8 where 'model calibrate' has shown it to be as good, and faster, "
-        "else fp32. A precision that cannot be met is an error",
+        "Precision of the network. TensorRT: auto takes int8 if the GPU has it and a calibration exists, else fp16 if "
+        "that is fast, else fp32. CPU: auto takes int8 if 'model calibrate' has shown it to be as good, and faster, "
+        "else fp32. A precision that is not available is an error",
         restart=True,
     )
     calibration: Optional[str] = param(
         None,
-        "Path of the model's INT8 calibration cache for TensorRT; when unset what 'model calibrate' made, else the "
-        "fetched model's own",
+        "Path of the model's INT8 calibration cache for TensorRT; when unset, the one that 'model calibrate' "
+        "wrote, else the one fetched with the model",
         restart=True,
     )
     workspace_mb: int = param(
@@ -100,8 +102,8 @@ class EngineParams:
     )
     tensorrt_python: Optional[str] = param(
         None,
-        "Python interpreter whose TensorRT 8 is used, in a worker process; when unset, this one's TensorRT, else that "
-        "of /usr/bin/python3.6 (JetPack 4)",
+        "Python interpreter whose TensorRT 8 is used, in a worker process; when unset, TensorRT of the agent's "
+        "interpreter, else that of /usr/bin/python3.6 (JetPack 4)",
         min_length=1,
         restart=True,
     )

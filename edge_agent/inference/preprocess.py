@@ -1,4 +1,4 @@
-"""From a picture to a network's input: one resize and one multiply, into arrays that are made once."""
+"""Fills a network's input on the CPU with one resize and one multiply, in arrays that are allocated once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,34 +12,34 @@ from edge_agent.core.frame import Image
 from edge_agent.core.types import Array
 from edge_agent.errors import EngineError, InputError
 
-_PICTURE = Path(__file__).parents[1] / "assets" / "golden.pgm"
+_GOLDEN = Path(__file__).parents[1] / "assets" / "golden.pgm"
 _PGM = b"P5\n256 192\n255\n"
 
 
 def golden_image() -> Image:
-    """A face, (192, 256) uint8; see assets/README.md.
+    """A test image with a face, (192, 256) uint8; its origin stands in assets/README.md.
 
     Raises:
         InputError: The installation is damaged.
     """
     try:
-        data = _PICTURE.read_bytes()
+        data = _GOLDEN.read_bytes()
     except OSError as error:
-        raise InputError(f"{_PICTURE}: {error.strerror}", "install edge-agent again") from error
+        raise InputError(f"{_GOLDEN}: {error.strerror}", "install edge-agent again") from error
     if not data.startswith(_PGM) or len(data) != len(_PGM) + 192 * 256:
-        raise InputError(f"{_PICTURE}: damaged", "install edge-agent again")
+        raise InputError(f"{_GOLDEN}: damaged", "install edge-agent again")
     return Image(np.frombuffer(data, np.uint8, offset=len(_PGM)).reshape(192, 256))
 
 
 Resize = Callable[[Array, Size], Array]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as cv2's RGB2GRAY
-_PLANS = 16  # pictures of so many sizes (cameras, regions of interest) keep their arrays
+_PLANS = 16  # count of image sizes (cameras, regions of interest) whose arrays are kept
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where pictures of one size go, and the input tensor kept for them; its padding stays zero."""
+    """Placement of images of one size, and the input tensor for them, whose padding stays zero."""
 
     placement: Placement
     tensor: Array
@@ -49,13 +49,13 @@ class Preprocessor:
     """Fills the input of one model. Used by one thread.
 
     Args:
-        contract: What the model takes.
+        contract: Describes the model's input.
         interpolation: "linear" (half-pixel centres, clamped at the edge), or "area" (mean over the covered source
-            px when shrinking; dearer, less aliasing of noisy pictures).
+            px when shrinking; slower, less aliasing of noisy images).
         opencv: False never uses OpenCV, True requires it, None uses it when installed.
 
     Attributes:
-        resizer: "opencv" or "numpy": who resizes.
+        resizer: "opencv" or "numpy".
     """
 
     def __init__(self, contract: ModelContract, interpolation: str = "linear", opencv: Optional[bool] = None) -> None:
@@ -63,44 +63,44 @@ class Preprocessor:
         self.resizer, self._resize = _resizer(interpolation, opencv)
         self._plans: Dict[Size, _Plan] = {}
 
-    def __call__(self, picture: Image) -> Array:
-        """The picture as (1, C, net_h, net_w) float32, RGB planes, scaled by the contract's gain.
+    def __call__(self, image: Image) -> Array:
+        """The image as (1, C, net_h, net_w) float32, RGB planes, scaled by the contract's gain.
 
-        Levels are applied after resizing and in the same multiply: where `core.frame.Levels` would clip, the two
-        orders differ at the rim of the clipped area only.
+        Levels are applied after resizing, in the same multiply; where `core.frame.Levels` clips, this order changes
+        only the border of the clipped area.
 
         Returns:
-            An array owned by this object, valid until the next call with a picture of the same size.
+            An array owned by this object, valid until the next call with an image of the same size.
 
         Raises:
-            EngineError: Pixels that no source may deliver.
+            EngineError: The pixels' shape or type is not supported.
         """
-        pixels = picture.pixels
+        pixels = image.pixels
         layout_fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
         if pixels.dtype not in (np.uint8, np.uint16) or not layout_fits or pixels.size == 0:
             raise EngineError(
                 f"an image of shape {pixels.shape} and {pixels.dtype}", "expected (H, W) or (H, W, 3), uint8 or uint16"
             )
         plan = self._plan((pixels.shape[1], pixels.shape[0]))
-        where = plan.placement
-        size = (where.inner_w, where.inner_h)
+        placement = plan.placement
+        size = (placement.inner_w, placement.inner_h)
         resized = pixels if size == pixels.shape[1::-1] else self._resize(pixels, size)
         if resized.ndim == 3 and self._contract.channels == 1:
             resized = resized @ _LUMA
-        planes = plan.tensor[0, :, : where.inner_h, : where.inner_w]
+        planes = plan.tensor[0, :, : placement.inner_h, : placement.inner_w]
         if resized.ndim == 3:
             for index, plane in enumerate(planes):
-                self._scale(resized[:, :, index], picture, plane)
+                self._scale(resized[:, :, index], image, plane)
         else:
-            self._scale(resized, picture, planes[0])
+            self._scale(resized, image, planes[0])
             planes[1:] = planes[0]
         return plan.tensor
 
-    def _scale(self, values: Array, picture: Image, out: Array) -> None:
-        levels = picture.levels
+    def _scale(self, values: Array, image: Image, out: Array) -> None:
+        levels = image.levels
         gain = self._contract.gain
         np.multiply(values, np.float32(levels.gain * gain), out=out, dtype=np.float32)
-        if levels.offset == 0.0 and levels.gain == 1.0 and picture.pixels.dtype == np.uint8:
+        if levels.offset == 0.0 and levels.gain == 1.0 and image.pixels.dtype == np.uint8:
             return
         out -= np.float32(levels.offset * levels.gain * gain)
         np.clip(out, 0.0, np.float32(255.0 * gain), out=out)
@@ -108,8 +108,9 @@ class Preprocessor:
     def _plan(self, source: Size) -> _Plan:
         plan = self._plans.get(source)
         if plan is None:
-            where = self._contract.place(source)
-            plan = _Plan(where, np.zeros((1, self._contract.channels, where.net_h, where.net_w), np.float32))
+            placement = self._contract.place(source)
+            shape = (1, self._contract.channels, placement.net_h, placement.net_w)
+            plan = _Plan(placement, np.zeros(shape, np.float32))
             if len(self._plans) == _PLANS:
                 del self._plans[next(iter(self._plans))]
             self._plans[source] = plan
@@ -129,7 +130,7 @@ def _resizer(interpolation: str, opencv: Optional[bool]) -> Tuple[str, Resize]:
 def _opencv_resizer(interpolation: str) -> Resize:
     import cv2
 
-    # A picture takes 0.2 ms; waking a pool of threads for it costs the machine more than it saves.
+    # An image takes 0.2 ms; waking a thread pool for it costs more than it saves.
     cv2.setNumThreads(1)
 
     def resize(pixels: Array, size: Size) -> Array:
@@ -143,7 +144,7 @@ def _opencv_resizer(interpolation: str) -> Resize:
 def resize_linear(pixels: Array, size: Size) -> Array:
     """(H, W[, 3]) float32 of `pixels` at `size` (width, height): bilinear, half-pixel centres, clamped at the edge.
 
-    Same formula as cv2.resize INTER_LINEAR; within 0.6 gray levels of it, which rounds to integers.
+    Same formula as cv2.resize INTER_LINEAR, which rounds to integers; the difference is at most 0.6 gray levels.
     """
     x0, x1, wx = _taps(pixels.shape[1], size[0])
     y0, y1, wy = _taps(pixels.shape[0], size[1])
@@ -155,7 +156,7 @@ def resize_linear(pixels: Array, size: Size) -> Array:
 def resize_area(pixels: Array, size: Size) -> Array:
     """(H, W[, 3]) float32 of `pixels` at `size` (width, height): mean over the source px that each pixel covers.
 
-    Only shrinks; otherwise `resize_linear`, as cv2's INTER_AREA in effect does.
+    Enlarging uses `resize_linear`, as cv2's INTER_AREA does in effect.
     """
     if size[0] > pixels.shape[1] or size[1] > pixels.shape[0]:
         return resize_linear(pixels, size)
@@ -177,7 +178,7 @@ def _mix(lower: Array, upper: Array, weight: Array) -> Array:
 
 
 def _area(values: Array, target: int) -> Array:
-    """Mean along axis 0 over `target` equal spans: differences of the running sum, read between its samples."""
+    """Mean along axis 0 over `target` equal spans: differences of the interpolated cumulative sum."""
     source = len(values)
     sums = np.zeros((source + 1, *values.shape[1:]))
     np.cumsum(values, axis=0, out=sums[1:])

@@ -1,4 +1,4 @@
-"""An engine without a network: it sees bright markers, and answers as FaceDetectIR would. For tests and soak runs."""
+"""An engine without a network, for tests and soak runs: it finds bright markers and returns FaceDetectIR's outputs."""
 
 import threading
 import time
@@ -14,10 +14,10 @@ from edge_agent.core.types import Array, EngineInfo
 from edge_agent.errors import EngineError, InputError
 
 _SAMPLES = 6  # samples per cell and direction
-_BRIGHT = 170.0  # gray level that a marker must reach, and
-_CONTRAST = 60.0  # how far above the picture's mean
-_SEEN = 0.35  # one cell of a marker must be bright to this part
-_TOUCHED = 0.1  # and each of its cells to this part
+_BRIGHT = 170.0  # minimum gray level of a marker
+_CONTRAST = 60.0  # minimum difference from the image's mean
+_SEED = 0.35  # minimum bright share of one cell of a marker
+_MEMBER = 0.1  # minimum bright share of each of its cells
 _COVERAGE = 0.95
 _OPTIONS = ("fail_after", "hang_after", "open_s", "slow_s", "wrong_golden")
 
@@ -28,13 +28,13 @@ class ScriptedEngine:
     """Finds bright markers (`test://one`, `test://crowd`, ...) and writes their boxes into a real GridBox grid.
 
     Args:
-        net: Input (width, height) of the pretended network, px.
-        query: Misbehaviour for tests, e.g. `fail_after=100&slow_s=0.05`: fail from the 101st call on, take so long,
-            `hang_after=100`: never return from the 101st, `open_s=30`: take so long to open, `wrong_golden=1`: answer
-            every picture with a face that is not there.
+        net: Input (width, height) of the imitated network, px.
+        query: Faults for tests, e.g. `fail_after=100&slow_s=0.05`. `fail_after`: calls before every call fails;
+            `hang_after`: calls before one never returns; `slow_s`: duration of a call; `open_s`: duration of opening;
+            `wrong_golden=1`: return a face that is not there for every image.
 
     Raises:
-        InputError: The query cannot be understood.
+        InputError: The query is invalid.
     """
 
     def __init__(self, net: Tuple[int, int] = (384, 240), query: str = "") -> None:
@@ -53,11 +53,11 @@ class ScriptedEngine:
         self._bbox = np.zeros((4, self._rows, self._columns), np.float32)
         self._sampled: Optional[Tuple[Tuple[int, ...], Array, Array]] = None
 
-    def infer(self, picture: Image) -> Mapping[str, Array]:
+    def infer(self, image: Image) -> Mapping[str, Array]:
         """`cov` (1, gh, gw) and `bbox` (4, gh, gw), float32, valid until the next call.
 
         Raises:
-            EngineError: As `fail_after` asks.
+            EngineError: After `fail_after` calls.
         """
         self._calls += 1
         if self._fail_after is not None and self._calls > self._fail_after:
@@ -71,7 +71,7 @@ class ScriptedEngine:
         if self._wrong:
             self._write([(0, 0)], (0.0, 0.0, 48.0, 48.0))
             return {"cov": self._cov, "bbox": self._bbox}
-        bright = self._bright(picture)
+        bright = self._bright(image)
         if bright is not None:
             for cells in _components(bright):
                 self._write(cells, self._extent(bright, cells))
@@ -80,9 +80,9 @@ class ScriptedEngine:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _bright(self, picture: Image) -> Optional[Array]:
-        """(gh * S, gw * S) bool samples that are part of a marker; None when there are none."""
-        shape = picture.pixels.shape
+    def _bright(self, image: Image) -> Optional[Array]:
+        """(gh * S, gw * S) bool samples that belong to a marker; None when there are none."""
+        shape = image.pixels.shape
         if self._sampled is None or self._sampled[0] != shape:
             self._sampled = (
                 shape,
@@ -90,7 +90,7 @@ class ScriptedEngine:
                 _spread(shape[1], self._columns * _SAMPLES),
             )
         _, rows, columns = self._sampled
-        samples = picture.levels.to_gray8(picture.pixels[rows][:, columns])
+        samples = image.levels.to_gray8(image.pixels[rows][:, columns])
         if samples.ndim == 3:
             samples = samples[..., 0]
         threshold = max(_BRIGHT, float(samples.mean()) + _CONTRAST)
@@ -112,7 +112,7 @@ class ScriptedEngine:
         return (x0 + x[0]) * step_x, (y0 + y[0]) * step_y, (x0 + x[-1] + 1) * step_x, (y0 + y[-1] + 1) * step_y
 
     def _write(self, cells: List[Cell], box: Tuple[float, float, float, float]) -> None:
-        """Coverage and distances of one face: the inverse of `core.gridbox.decode`."""
+        """Write coverage and distances of one face: the inverse of `core.detection.gridbox.decode`."""
         contract = self.contract
         for row, column in cells:
             x = column * contract.stride[0] + contract.box_offset
@@ -123,20 +123,20 @@ class ScriptedEngine:
 
 
 def _components(bright: Array) -> List[List[Cell]]:
-    """Cells that touch one another, one list per marker; specks of noise are left out."""
+    """Adjacent cells, one list per marker; noise is omitted."""
     rows, columns = (side // _SAMPLES for side in bright.shape)
     parts = bright.reshape(rows, _SAMPLES, columns, _SAMPLES).sum(axis=(1, 3)) / float(_SAMPLES**2)
-    left: Set[Cell] = {(int(row), int(column)) for row, column in np.argwhere(parts >= _TOUCHED)}
+    left: Set[Cell] = {(int(row), int(column)) for row, column in np.argwhere(parts >= _MEMBER)}
     found = []
     while left:
-        waiting, cells = [left.pop()], []
-        while waiting:
-            row, column = waiting.pop()
+        pending, cells = [left.pop()], []
+        while pending:
+            row, column = pending.pop()
             cells.append((row, column))
             near = {(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)} & left
             left -= near
-            waiting += near
-        if any(parts[cell] >= _SEEN for cell in cells):
+            pending += near
+        if any(parts[cell] >= _SEED for cell in cells):
             found.append(sorted(cells))
     return sorted(found)
 
@@ -147,11 +147,11 @@ def _spread(size: int, count: int) -> Array:
 
 
 def _parse(query: str) -> Dict[str, float]:
-    given = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = sorted(set(given) - set(_OPTIONS))
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise InputError(f"scripted engine: unknown option {', '.join(unknown)}", f"allowed: {', '.join(_OPTIONS)}")
     try:
-        return {name: float(value) for name, value in given.items()}
+        return {name: float(value) for name, value in options.items()}
     except ValueError as error:
         raise InputError(f"scripted engine: {query}: {error}", "expected numbers") from error

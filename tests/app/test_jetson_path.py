@@ -320,7 +320,7 @@ def test_a_stop_while_the_engine_is_being_built_is_in_order(tmp_path: Path, monk
         running = Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt", environ=manager.environ)
         with running:
             assert building.wait(20)
-            status = "starting: building takes minutes: model m.onnx"
+            status = "starting: building model m.onnx, which takes minutes"
             eventually(lambda: {"STATUS": status} in manager.datagrams("STATUS"), "systemd is told")
             assert manager.datagrams("EXTEND_TIMEOUT_USEC")
             assert kernel.open_descriptors == 0, "no camera is opened before it is known where pictures go"
@@ -355,5 +355,5 @@ def test_pictures_that_the_cpu_must_turn_take_its_way_and_it_is_said(
         with Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt", settings=turned):
             eventually(lambda: listener.last("edge-agent/n/door/presence") in (b"ON", b"OFF"), "it looks")
             assert info_of(listener)["capture_mode"] == {"door": "cpu"}
-    assert "door: rotate, flip and masks are the CPU's: pictures are copied for the GPU" in caplog.text
+    assert "door: the CPU applies rotate, flip and masks, so frames are copied for the GPU" in caplog.text
     fake.assert_clean()

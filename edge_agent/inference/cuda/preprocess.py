@@ -98,7 +98,7 @@ class CudaPreprocessor:
         self._target: Optional[DeviceBuffer] = None
         self.copied = 0
 
-    def __call__(self, picture: Image) -> DeviceTensor:
+    def __call__(self, image: Image) -> DeviceTensor:
         """Enqueue the conversion of an image to the model's input; it may not be done when this returns.
 
         The image must not change until `CudaContext.wait` has returned. Values are those of `Preprocessor`, except that
@@ -107,18 +107,18 @@ class CudaPreprocessor:
         Raises:
             EngineError: The pixels' shape or type is not supported, the device view contradicts them, or CUDA failed.
         """
-        pixels = picture.pixels
+        pixels = image.pixels
         host = _layout_of(pixels)
         placement = self._contract.place((pixels.shape[1], pixels.shape[0]))
         shape = (1, self._contract.channels, placement.net_h, placement.net_w)
         target = self._target_of(int(np.prod(shape)) * self._dtype.itemsize)
-        if picture.device is not None:
-            source, pitch, layout = _device_source(picture.device, pixels, host)
+        if image.device is not None:
+            source, pitch, layout = _device_source(image.device, pixels, host)
         else:
             source, pitch, layout = self._staging.upload(pixels), pixels.shape[1] * host.step, host
             self.copied += 1
         shrinks = placement.inner_w <= pixels.shape[1] and placement.inner_h <= pixels.shape[0]
-        gain = picture.levels.gain * self._contract.gain
+        gain = image.levels.gain * self._contract.gain
         arguments = np.array(
             (
                 source + layout.offset,
@@ -127,7 +127,7 @@ class CudaPreprocessor:
                 *(self._filter if shrinks else _BILINEAR, placement.net_w, placement.net_h),
                 *(placement.inner_w, placement.inner_h),
                 *(placement.pad_x, placement.pad_y, self._contract.channels),
-                *(gain, -picture.levels.offset * gain, 255.0 * self._contract.gain),
+                *(gain, -image.levels.offset * gain, 255.0 * self._contract.gain),
             ),
             ARGUMENTS,
         )

@@ -116,17 +116,17 @@ class TensorRtEngine:
         # The engine writes all outputs, also those that the contract does not name.
         self._outputs = {name: _Output(cuda) for name in plan.runner.outputs}
 
-    def infer(self, picture: Image) -> Mapping[str, Array]:
+    def infer(self, image: Image) -> Mapping[str, Array]:
         """Raw outputs by role of the model contract, without the batch axis; float32, valid until the next call.
 
         Raises:
             EngineError: CUDA or TensorRT failed, or an output holds NaN or infinity.
         """
-        return self.run(self.prepare(picture))
+        return self.run(self.prepare(image))
 
-    def prepare(self, picture: Image) -> DeviceTensor:
+    def prepare(self, image: Image) -> DeviceTensor:
         """The first half of `infer`: enqueue the preprocessing; the input, valid until the next call."""
-        return self._preprocess(picture)
+        return self._preprocess(image)
 
     def run(self, tensor: DeviceTensor) -> Mapping[str, Array]:
         """The second half of `infer`, on the input of `prepare`; may be repeated. Waits for the result."""

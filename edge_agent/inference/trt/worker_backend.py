@@ -123,17 +123,17 @@ class WorkerEngine:
         self._input: Optional[Array] = None
         self._outputs: Dict[str, Array] = {}
 
-    def infer(self, picture: Image) -> Mapping[str, Array]:
+    def infer(self, image: Image) -> Mapping[str, Array]:
         """Raw outputs by role of the model contract, without the batch axis; float32, valid until the next call.
 
         Raises:
             EngineError: The worker has ended or is late, CUDA or TensorRT failed, or an output holds NaN or infinity.
         """
-        return self.run(self.prepare(picture))
+        return self.run(self.prepare(image))
 
-    def prepare(self, picture: Image) -> Array:
+    def prepare(self, image: Image) -> Array:
         """The first half of `infer`: the network's input, valid until the next call."""
-        return self._preprocess(picture)
+        return self._preprocess(image)
 
     def run(self, tensor: Array) -> Mapping[str, Array]:
         """The second half of `infer`, on the input of `prepare`; may be repeated."""

@@ -1,6 +1,6 @@
-// From a picture to a network's input, one output pixel at a time: resize, place, scale, clip, replicate, store.
+// Computes one pixel of a network's input from an image: resize, place, scale, clip, replicate, store.
 //
-// One body for the GPU (preprocess.cu) and, so that tests need no GPU, for the CPU (preprocess_twin.cpp). It includes
+// Compiled for the GPU (preprocess.cu) and, for tests without a GPU, for the CPU (preprocess_twin.cpp). It includes
 // nothing and is plain C++14, which every nvcc from CUDA 10.2 on compiles.
 #pragma once
 
@@ -15,7 +15,7 @@ namespace preprocess {
 enum Samples : int { kGray8 = 0, kGray16 = 1, kRgb8 = 2 };
 enum Filter : int { kBilinear = 0, kArea = 1 };
 
-// Mirrored byte for byte by cuda_preprocess.ARGUMENTS. Sizes and positions in px; pitch and step in bytes.
+// Mirrored byte for byte by ARGUMENTS in cuda/preprocess.py. Sizes and positions in px; pitch and step in bytes.
 struct Arguments {
   const unsigned char *source;
   void *target;  // (channels, net_h, net_w), all of it is written
@@ -27,7 +27,7 @@ struct Arguments {
   int filter;
   int net_w;
   int net_h;
-  int inner_w;  // the resized picture's place inside the network's input; around it is 0
+  int inner_w;  // size of the resized image inside the network's input, whose padding is 0
   int inner_h;
   int pad_x;
   int pad_y;
@@ -36,7 +36,7 @@ struct Arguments {
   float bias;
   float top;
 };
-static_assert(sizeof(Arguments) == 80, "cuda_preprocess.ARGUMENTS has another layout");
+static_assert(sizeof(Arguments) == 80, "ARGUMENTS in cuda/preprocess.py has another layout");
 
 using Size = decltype(sizeof(0));
 
@@ -44,7 +44,7 @@ struct Gray8 {
   PREPROCESS_INLINE static float at(const unsigned char *pixel) { return pixel[0]; }
 };
 
-// Byte by byte, since a row may begin at an odd address, where a GPU refuses to load two bytes at once.
+// Byte by byte, because a row may begin at an odd address, from which a GPU cannot load two bytes at once.
 struct Gray16 {
   PREPROCESS_INLINE static float at(const unsigned char *pixel) { return pixel[0] | pixel[1] << 8; }
 };
@@ -91,7 +91,7 @@ PREPROCESS_INLINE float bilinear(const Arguments &a, int x, int y) {
 }
 
 // Mean over the source px that the output pixel covers. It spans [at * source, (at + 1) * source) in units of
-// 1/inner source px, so that all shares are whole numbers and nothing is lost where spans begin and end.
+// 1/inner source px, so that all shares are integers and spans begin and end exactly.
 template <typename Sample>
 PREPROCESS_INLINE float area(const Arguments &a, int x, int y) {
   const int x_begin = x * a.source_w, x_end = x_begin + a.source_w;

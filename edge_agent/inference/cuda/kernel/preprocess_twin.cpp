@@ -1,4 +1,4 @@
-// The CPU's twin of preprocess.cu, for tests: the same names, run for every thread of the very grid and block given.
+// The counterpart of preprocess.cu on the CPU, for tests: the same names, run for every thread of the grid.
 #include "preprocess.cuh"
 
 namespace {

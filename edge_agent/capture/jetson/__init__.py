@@ -1,1 +1,1 @@
-"""Cameras by NVIDIA's jetson-utils."""
+"""Cameras through NVIDIA's jetson-utils."""

@@ -1,4 +1,4 @@
-"""NVIDIA's jetson-utils: the right module of that name, its bare exceptions, and what its versions lack."""
+"""Import of NVIDIA's jetson-utils, conversion of its exceptions, and its version differences."""
 
 import importlib.util
 import re
@@ -16,7 +16,7 @@ _RELEASE = re.compile(r"^# R(\d+) ")
 class _JetPack(NamedTuple):
     name: str
     python: str
-    before: str = ""
+    first_step: str = ""
 
 
 _JETPACK_5 = _JetPack("JetPack 5", "3.8")
@@ -34,11 +34,11 @@ _JETPACKS: Dict[int, _JetPack] = {  # by L4T's major version
 
 
 class CallFailed(SourceError):
-    """A call of jetson-utils has raised."""
+    """A call of jetson-utils failed."""
 
 
 class Call:
-    """A block in which jetson-utils is called: it raises bare `Exception`s, and exactly these become `CallFailed`."""
+    """Context for calls of jetson-utils, which raises bare `Exception`s: converts exactly these to `CallFailed`."""
 
     def __enter__(self) -> None:
         return None
@@ -51,52 +51,52 @@ class Call:
 
 
 def load_jetson_utils(root: Path = Path("/")) -> Any:
-    """The extension module, seen to be NVIDIA's.
+    """Import the extension module and verify that it is NVIDIA's.
 
     Args:
-        root: Where `etc/nv_tegra_release` is.
+        root: Parent of `etc/nv_tegra_release`.
 
     Raises:
-        MissingPackage: It is not there, cannot be loaded, or is something else; with this JetPack's remedy.
+        MissingPackage: It is missing, cannot be loaded, or is another package; with the remedy for this JetPack.
     """
-    # `jetson_utils` proves nothing: another project has that name on PyPI, and NVIDIA's own version 2 without its
-    # extension imports all the same.
+    # Importing `jetson_utils` proves nothing: another project on PyPI has that name, and NVIDIA's version 2 can be
+    # imported without its extension.
     try:
         import jetson_utils_python
     except ImportError as error:
         is_absent = isinstance(error, ModuleNotFoundError) and error.name == "jetson_utils_python"
         fault = _absent() if is_absent else f"jetson-utils cannot be loaded: {error}"
         raise MissingPackage(fault, remedy(root)) from error
-    lacking = [name for name in _NEEDED if not hasattr(jetson_utils_python, name)]
-    if lacking:
-        raise MissingPackage(f"jetson_utils_python is not NVIDIA's: no {', '.join(lacking)}", remedy(root))
+    missing = [name for name in _NEEDED if not hasattr(jetson_utils_python, name)]
+    if missing:
+        raise MissingPackage(f"jetson_utils_python is not NVIDIA's: no {', '.join(missing)}", remedy(root))
     return jetson_utils_python
 
 
 def remedy(root: Path = Path("/")) -> str:
-    """How jetson-utils comes onto this board, in one line."""
+    """One line on how to install jetson-utils on this board."""
     jetpack = _JETPACKS.get(_release(root))
     if jetpack is None:
         return (
             "csi: and jetson: need a Jetson with jetson-utils, built from dusty-nv/jetson-inference on GitHub; "
-            "elsewhere, cameras are read by v4l2:/dev/..., files and streams by their own URI"
+            "on other machines use v4l2:/dev/... for cameras, and the URI of a file or stream"
         )
-    this = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    environment = "" if this == jetpack.python else f" (this is {this})"
+    running = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    environment = "" if running == jetpack.python else f" (this is {running})"
     return (
-        f"on {jetpack.name}: git clone --recursive dusty-nv/jetson-inference from GitHub, {jetpack.before}mkdir build, "
-        f"cd build, cmake .., make, sudo make install, sudo ldconfig; it is built for Python {jetpack.python}, so make "
-        f"the environment with that{environment} and --system-site-packages"
+        f"on {jetpack.name}: git clone --recursive dusty-nv/jetson-inference from GitHub, {jetpack.first_step}"
+        "mkdir build, cd build, cmake .., make, sudo make install, sudo ldconfig; "
+        f"it is built for Python {jetpack.python}, so create the environment with that{environment} and --system-site-packages"
     )
 
 
 def has_streams(module: Any) -> bool:
-    """Whether it has CUDA streams (since June 2024); without, all of the GPU has to be waited for."""
+    """Whether the module has CUDA streams (since June 2024); without them, the whole GPU is synchronised."""
     return hasattr(module, "cudaStreamCreate") and hasattr(module, "cudaStreamSynchronize")
 
 
 def is_foreign() -> bool:
-    """Whether PyPI's unrelated package of that name is installed, which hides NVIDIA's from other programs too."""
+    """Whether the unrelated package jetson-utils of PyPI is installed, which hides NVIDIA's."""
     return all(importlib.util.find_spec(name) is not None for name in ("jetson_utils", "jetson_serial"))
 
 
@@ -112,7 +112,7 @@ def _absent() -> str:
 
 
 def _release(root: Path) -> int:
-    """L4T's major version, 0 where this is no Jetson."""
+    """L4T's major version; 0 on other machines."""
     try:
         found = _RELEASE.match((root / "etc/nv_tegra_release").read_text("ascii", "replace"))
     except OSError:

@@ -1,4 +1,4 @@
-"""Cameras, streams and files by NVIDIA's jetson-utils: Bayer sensors behind Argus above all, in memory the GPU sees."""
+"""Cameras (mainly Bayer sensors through Argus), streams and files by NVIDIA's jetson-utils, in memory of the GPU."""
 
 import functools
 import logging
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
 from edge_agent.capture import SourceOptions
-from edge_agent.capture.jetson.address import arguments, parse_address, require_there
+from edge_agent.capture.jetson.address import command_line, parse_address, require_reachable
 from edge_agent.capture.jetson.images import Converter, ImagePool
 from edge_agent.capture.jetson.module import Call, CallFailed, load_jetson_utils
 from edge_agent.capture.v4l2.format import offered_formats
@@ -21,34 +21,34 @@ from edge_agent.errors import EndOfStream, MissingPackage, SourceError
 log = logging.getLogger(__name__)
 
 MOST_FAULTS = 5
-"""Captures in a row that may fail at once: jetson-utils' race between two frames fails one now and then."""
+"""Consecutive captures that may fail immediately: a race in jetson-utils fails single captures."""
 _MONO = frozenset({"GREY", "Y10", "Y12", "Y16", "Y16_BE"})
 _MONO_HINT = "jetson-utils cannot read GREY, Y10, Y12 or Y16; use v4l2:{0}"
 _HINTS = {
-    "csi": "is a Bayer camera connected and nvargus-daemon running? A mono sensor is read by v4l2:/dev/video...",
+    "csi": "connect a Bayer camera and start nvargus-daemon; use v4l2:/dev/video... for a mono sensor",
     "v4l2": _MONO_HINT,
     "rtsp": "expected a stream of H.264 or H.265, the right path, user and password",
-    "file": "is it a whole video of a codec that this board decodes?",
+    "file": "expected a complete video in a codec that this board decodes",
 }
 
 
 class JetsonSource:
     """A `core.ports.Source` over one `videoSource`.
 
-    Its ring is never lent: it overwrites silently, and is freed under its readers when the size changes or the source
-    goes. Each capture is converted on the GPU into an image of our own; while all of them are lent nothing is captured.
-    A gone camera is no error to jetson-utils: reads come back empty, and the caller's stall limit reopens it.
+    Slots of its ring are not lent: they are overwritten while in use, and freed when the size changes or the source
+    closes. Each capture is converted on the GPU into an image of the pool; while all images are lent, frames are
+    dropped. jetson-utils reports no error for a lost camera: reads return None, and the caller's stall limit reopens.
 
     Args:
-        uri: See `jetson.address.parse_address`.
-        options: Wanted size, rate and colour.
-        module: jetson-utils; looked for when None.
-        kernel: Asked which formats a V4L2 camera has.
-        root: Where `dev`, `sys` and `etc` are.
+        uri: A URI for `jetson.address.parse_address`.
+        options: Size, rate and colour.
+        module: jetson-utils; imported when None.
+        kernel: System calls, to query the formats of a V4L2 camera.
+        root: Parent of `dev`, `sys` and `etc`.
 
     Raises:
-        InputError: The URI cannot be understood.
-        MissingPackage: jetson-utils is not there, or is another one.
+        InputError: The URI is invalid.
+        MissingPackage: jetson-utils is missing, or is another package.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class JetsonSource:
         root: Path = Path("/"),
     ) -> None:
         self._address = parse_address(uri)
-        self.uri = self._address.shown
+        self.uri = self._address.redacted
         self.kind = "sensor" if self._address.kind == "csi" else "encoded"
         self.mode = "converted"
         self._options = options or SourceOptions()
@@ -69,62 +69,67 @@ class JetsonSource:
         except MissingPackage as error:
             raise MissingPackage(f"{self.uri}: {error.message}", error.hint) from error
         self._kernel: Kernel = kernel or LinuxKernel()
-        self._finder = NodeFinder(self.uri, self._address.place, root)
+        self._finder = NodeFinder(self.uri, self._address.location, root)
         self._source: Any = None
         self._converter: Optional[Converter] = None
-        self._pools: List[ImagePool] = []  # the last one is in use; older ones wait for what they have lent
+        self._pools: List[ImagePool] = []  # the last one is in use; older ones still have lent images
         self._sequence = -1
         self._captured = 0
         self._faults = 0
         self._counters: Counters = {"skipped": 0, "overwritten": 0, "capture_faults": 0, "failed_opens": 0}
 
     def open(self) -> None:
-        """Make the source; it starts to stream with the first read.
+        """Create the source; streaming starts with the first read.
 
-        `Open` of jetson-utils is not called: where it fails, it returns without Python's lock, and the process dies.
+        `Open` of jetson-utils is not called: when it fails, it returns without the GIL, and the process crashes.
 
         Raises:
-            SourceError: It cannot be opened now.
+            SourceError: The source cannot be opened now.
         """
         self.close()
-        place = self._address.place
-        require_there(self._address)
+        location = self._address.location
+        require_reachable(self._address)
         if self._address.kind == "v4l2":
-            place = f"v4l2:///dev/{self._node()}"
+            location = f"v4l2:///dev/{self._node()}"
         try:
             with Call():
-                self._source = self._module.videoSource(place, argv=arguments(self._address, self._options))
+                self._source = self._module.videoSource(location, argv=command_line(self._address, self._options))
                 self._converter = Converter(self._module)
         except CallFailed as error:
             self._counters["failed_opens"] += 1
             self.close()
-            raise SourceError(f"{self.uri}: {error}", _HINTS[self._address.kind].format(self._address.place)) from error
+            raise SourceError(
+                f"{self.uri}: {error}", _HINTS[self._address.kind].format(self._address.location)
+            ) from error
         self._captured = self._faults = 0
         if self._address.kind == "v4l2" and hasattr(self._source, "GetOptions"):
             self.kind = "sensor" if self._source.GetOptions().get("codec") == "raw" else "encoded"
-        log.info("%s: opened as %s", self.uri, place if self._address.kind != "rtsp" else "a stream")
+        log.info("%s: opened as %s", self.uri, location if self._address.kind != "rtsp" else "a stream")
+
+    def _hint(self) -> str:
+        return _HINTS[self._address.kind].format(self._address.location)
 
     def _node(self) -> str:
-        """The name of the camera's node now: jetson-utils takes no links, and fails on mono cameras."""
+        """The current name of the camera's node; jetson-utils does not resolve links, and fails on mono cameras."""
         device, _ = self._finder.open(self._kernel)
         try:
             offered = offered_formats(device)
-        except OSError:  # jetson-utils may know better
+        except OSError:  # jetson-utils may still be able to open it
             offered = []
         finally:
             device.close()
         if offered and _MONO.issuperset(offered):
             raise SourceError(
-                f"{self.uri}: the camera offers only {', '.join(offered)}", _MONO_HINT.format(self._address.place)
+                f"{self.uri}: the camera offers only {', '.join(offered)}", _MONO_HINT.format(self._address.location)
             )
         return Path(device.path).name
 
     def read(self, timeout_s: float) -> Optional[Frame]:
-        """The newest frame, or None when none came within `timeout_s`, or all images are lent.
+        """The newest frame, or None when none arrived within `timeout_s` or all images are lent.
 
         Raises:
-            EndOfStream: A file has ended.
-            SourceError: Not open, or the stream is broken; `close` has been done.
+            EndOfStream: The file has ended.
+            SourceError: The source is not open, or the stream has failed; the source is closed.
         """
         if self._source is None or self._converter is None:
             raise SourceError(f"{self.uri}: not open", "open the source before reading")
@@ -133,8 +138,8 @@ class JetsonSource:
             self._counters["skipped"] += 1
             return None
         try:
-            # Its timeout is on the wall clock. Set forward, it is early, so we look at ours; set back, it is late by as
-            # much, and only the watchdog helps.
+            # jetson-utils' timeout uses the wall clock. Set forward, it ends early, so the monotonic deadline is
+            # checked too; set back, it ends late, and only the watchdog helps.
             captured = self._capture(self._converter, deadline_t)
             return None if captured is None else self._frame(self._converter, captured)
         except SourceError:
@@ -150,18 +155,17 @@ class JetsonSource:
                 with Call():
                     captured = converter.capture(self._source, math.ceil(left_s * 1000))
             except CallFailed as error:
-                self._fault(error, at_once=time.monotonic() - started_t < 0.9 * left_s)
+                self._fault(error, is_immediate=time.monotonic() - started_t < 0.9 * left_s)
             if captured is not None or left_s == 0.0:
                 return captured
 
-    def _fault(self, error: CallFailed, at_once: bool) -> None:
-        """A capture has raised: an end, a chance miss, a fault, or, before March 2023, only a timeout."""
+    def _fault(self, error: CallFailed, is_immediate: bool) -> None:
+        """Handle a failed capture: an end, a single miss, a fault, or, before March 2023, a timeout."""
         if not self._source.IsStreaming():
             if self._address.kind == "file" and self._captured:
                 raise EndOfStream(f"{self.uri}: ended") from error
-            hint = _HINTS[self._address.kind].format(self._address.place)
-            raise SourceError(f"{self.uri}: it does not stream: {error}", hint) from error
-        if not at_once:
+            raise SourceError(f"{self.uri}: the source does not stream: {error}", self._hint()) from error
+        if not is_immediate:
             return
         self._counters["capture_faults"] += 1
         self._faults += 1
@@ -169,7 +173,7 @@ class JetsonSource:
             raise SourceError(f"{self.uri}: {MOST_FAULTS} captures in a row failed: {error}") from error
 
     def _frame(self, converter: Converter, captured: Any) -> Frame:
-        t = time.monotonic()  # its own timestamp is the pipeline's running time, on no clock of ours
+        t = time.monotonic()  # the frame's own timestamp is the pipeline's running time, not the monotonic clock
         self._faults = 0
         self._captured += 1
         self._count_overwritten()
@@ -188,11 +192,11 @@ class JetsonSource:
                 converter.fill(target, captured)
         except CallFailed as error:
             frame.release()
-            raise SourceError(f"{self.uri}: {error}", "is the GPU's memory used up?") from error
+            raise SourceError(f"{self.uri}: {error}", "check for free GPU memory") from error
         return frame
 
     def _count_overwritten(self) -> None:
-        """Frames that came between two captures; jetson-utils tells how many came since March 2023."""
+        """Count frames that arrived between two captures; jetson-utils has a frame counter since March 2023."""
         if hasattr(self._source, "GetFrameCount"):
             lost = self._source.GetFrameCount() - self._captured
             if lost > 0:
@@ -206,11 +210,11 @@ class JetsonSource:
                 with Call():
                     self._pools.append(ImagePool(self._module, size, self._options.color))
             except CallFailed as error:
-                raise SourceError(f"{self.uri}: {error}", "is the memory used up?") from error
+                raise SourceError(f"{self.uri}: {error}", "check for free memory") from error
         return self._pools[-1]
 
     def close(self) -> None:
-        """Stop, and free jetson-utils' part. Idempotent; frames still lent stay readable, their memory is ours."""
+        """Stop, and free jetson-utils' resources. Idempotent; lent frames stay readable in the pool's memory."""
         source, self._source = self._source, None
         converter, self._converter = self._converter, None
         try:
@@ -223,9 +227,9 @@ class JetsonSource:
             log.warning("%s: while closing: %s", self.uri, error)
 
     def counters(self) -> Counters:
-        """What was lost since the source was made.
+        """Losses since the source was created.
 
-        skipped: reads without a capture, because all images were lent. overwritten: frames that came between two
-        captures. capture_faults: captures that failed at once. failed_opens: each leaks memory in jetson-utils.
+        skipped: reads without a capture, because all images were lent. overwritten: frames that arrived between two
+        captures. capture_faults: captures that failed immediately. failed_opens: each leaks memory in jetson-utils.
         """
         return dict(self._counters)

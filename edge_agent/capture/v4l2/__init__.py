@@ -1,1 +1,1 @@
-"""Linux cameras by the kernel's own interface."""
+"""Cameras through V4L2, the Linux kernel's interface."""

@@ -1,6 +1,6 @@
-"""Layouts, numbers and ioctl codes of linux/videodev2.h for single-planar capture on 64-bit Linux. No logic.
+"""Layouts, numbers and ioctl codes of linux/videodev2.h for single-planar capture on 64-bit Linux.
 
-Names are the header's, shortened by their prefix (`struct v4l2_buffer` -> `Buffer`, `VIDIOC_QBUF` -> `QBUF`).
+Names are those of the header without their prefix (`struct v4l2_buffer` -> `Buffer`, `VIDIOC_QBUF` -> `QBUF`).
 """
 
 import ctypes
@@ -32,7 +32,7 @@ BUF_CAP_SUPPORTS_MMAP = 1 << 0
 BUF_CAP_SUPPORTS_USERPTR = 1 << 1
 BUF_CAP_SUPPORTS_ORPHANED_BUFS = 1 << 4
 
-# Without it in pix.priv, the kernel ignores the fields of struct v4l2_pix_format that follow it.
+# Without this value in pix.priv, the kernel ignores the later fields of struct v4l2_pix_format.
 PIX_FMT_PRIV_MAGIC = 0xFEEDCAFE
 COLORSPACE_JPEG = 7
 COLORSPACE_SRGB = 8
@@ -343,7 +343,7 @@ class ExtControls(ctypes.Structure):
     ]
 
 
-_WRITE, _READ = 1, 2  # as asm-generic/ioctl.h names them: what the kernel may do with the argument
+_WRITE, _READ = 1, 2  # as asm-generic/ioctl.h names them: what the kernel does with the argument
 
 
 def _ioc(direction: int, number: int, argument: Type[Argument]) -> int:

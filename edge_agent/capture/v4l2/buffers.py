@@ -1,4 +1,4 @@
-"""The memory behind a stream's buffers: the driver's own or the GPU's, and how the GPU sees it."""
+"""Memory for the buffers of a stream: the driver's or the GPU's, and its device pointers."""
 
 import mmap
 from typing import List, Optional, Protocol, Sequence
@@ -10,16 +10,16 @@ from edge_agent.capture.v4l2.kernel import Device
 from edge_agent.core.ports import BufferPool, MappedBuffer
 from edge_agent.core.types import Array
 
-_TAIL_BYTES = 256  # a GPU may read whole vectors, a little beyond the last pixel
+_TAIL_BYTES = 256  # the GPU may read whole vectors beyond the last pixel
 
 
 class StreamBuffers(Protocol):
-    """Made before streaming, freed after the last frame has come back.
+    """Buffer memory, allocated before streaming and freed after the last frame is released.
 
     Attributes:
-        mode: As `core.ports.Source` says it.
-        memory: V4L2_MEMORY_*, for REQBUFS.
-        arrays: Per buffer, (N,) uint8, read-only.
+        mode: The `mode` of `core.ports.Source`.
+        memory: V4L2_MEMORY_* value for REQBUFS.
+        arrays: One (N,) uint8 array per buffer, read-only.
     """
 
     mode: str
@@ -27,26 +27,26 @@ class StreamBuffers(Protocol):
     arrays: List[Array]
 
     def allocate(self, device: Device, count: int) -> None:
-        """Get memory for buffers 0..count-1, which the driver has agreed to.
+        """Allocate memory for buffers 0..count-1, which the driver has granted.
 
         Raises:
-            OSError: The driver refuses.
-            EngineError: The GPU does.
-            SourceError: The GPU's thread does not answer now.
+            OSError: The driver rejected it.
+            EngineError: The GPU rejected it.
+            SourceError: The GPU's thread does not answer.
         """
 
     def describe(self, buffer: abi.Buffer) -> None:
-        """Say in `buffer`, for QBUF, where the memory of `buffer.index` is."""
+        """Set the address of buffer `buffer.index` in `buffer`, for QBUF."""
 
-    def show(self, number: int, nbytes: int) -> Optional[int]:
-        """Device pointer of a filled buffer, valid until it is queued again; None where the GPU does not see it."""
+    def pointer(self, number: int, nbytes: int) -> Optional[int]:
+        """Device pointer of a filled buffer, valid until it is queued again; None when the GPU cannot access it."""
 
     def free(self) -> None:
-        """Give the memory back. May be called from any thread, and never waits."""
+        """Free the memory without waiting. May be called from any thread."""
 
 
 class MmapBuffers:
-    """The driver's own buffers, mapped; for the CPU alone."""
+    """The driver's buffers, mapped for the CPU only."""
 
     mode = "cpu"
     memory = abi.MEMORY_MMAP
@@ -56,24 +56,22 @@ class MmapBuffers:
         self._mappings: List[mmap.mmap] = []
 
     def allocate(self, device: Device, count: int) -> None:
-        """See `StreamBuffers`."""
         for index in range(count):
             buffer = abi.Buffer(index=index, type=abi.BUF_TYPE_VIDEO_CAPTURE, memory=self.memory)
             device.ioctl(abi.QUERYBUF, buffer)
             mapping = device.kernel.mmap(device.fd, buffer.length, buffer.m.offset)
             self._mappings.append(mapping)
-            # A view of one's own: numpy before 1.22 keeps no hold on the mapping, which would go under the array.
+            # A memoryview, because numpy before 1.22 keeps no reference to the mapping itself.
             self.arrays.append(_read_only(np.frombuffer(memoryview(mapping), np.uint8)))
 
     def describe(self, buffer: abi.Buffer) -> None:
-        """See `StreamBuffers`; the driver knows its own memory by the index."""
+        """Do nothing: the driver identifies its own memory by the index."""
 
-    def show(self, number: int, nbytes: int) -> Optional[int]:
-        """See `StreamBuffers`."""
+    def pointer(self, number: int, nbytes: int) -> Optional[int]:
         return None
 
     def free(self) -> None:
-        """See `StreamBuffers`. A mapping with a view that outlives its frame stays until that view is gone."""
+        """Unmap. A mapping stays while a view of it outlives its frame."""
         self.arrays.clear()
         while self._mappings:
             try:
@@ -83,7 +81,7 @@ class MmapBuffers:
 
 
 class RegisteredBuffers(MmapBuffers):
-    """The driver's own buffers, shown to the GPU where they lie."""
+    """The driver's buffers, registered with the GPU without a copy."""
 
     mode = "registered"
 
@@ -93,16 +91,14 @@ class RegisteredBuffers(MmapBuffers):
         self._registered: Sequence[MappedBuffer] = ()
 
     def allocate(self, device: Device, count: int) -> None:
-        """See `StreamBuffers`."""
         super().allocate(device, count)
         self._registered = self._pool.register(self.arrays)
 
-    def show(self, number: int, nbytes: int) -> Optional[int]:
-        """See `StreamBuffers`."""
+    def pointer(self, number: int, nbytes: int) -> Optional[int]:
         return self._registered[number].pointer
 
     def free(self) -> None:
-        """See `StreamBuffers`; unmapped as soon as the GPU has let go, not before."""
+        """Unmap after the GPU has unregistered the memory."""
         registered, self._registered = self._registered, ()
         if registered:
             self._pool.free(registered, super().free)
@@ -111,36 +107,34 @@ class RegisteredBuffers(MmapBuffers):
 
 
 class CopiedBuffers(MmapBuffers):
-    """The driver's own buffers, each with a twin for the GPU; the CPU reads the driver's."""
+    """The driver's buffers, each with a copy for the GPU; the CPU reads the driver's buffer."""
 
     mode = "copied"
 
     def __init__(self, pool: BufferPool) -> None:
         super().__init__()
         self._pool = pool
-        self._twins: Sequence[MappedBuffer] = ()
+        self._copies: Sequence[MappedBuffer] = ()
 
     def allocate(self, device: Device, count: int) -> None:
-        """See `StreamBuffers`."""
         super().allocate(device, count)
-        self._twins = self._pool.allocate(count, max(array.size for array in self.arrays) + _TAIL_BYTES)
+        self._copies = self._pool.allocate(count, max(array.size for array in self.arrays) + _TAIL_BYTES)
 
-    def show(self, number: int, nbytes: int) -> Optional[int]:
-        """See `StreamBuffers`; here the copy is made."""
-        twin = self._twins[number]
-        np.copyto(twin.array[:nbytes], self.arrays[number][:nbytes])
-        return twin.pointer
+    def pointer(self, number: int, nbytes: int) -> Optional[int]:
+        """Copy the buffer for the GPU, and return the copy's pointer."""
+        copy = self._copies[number]
+        np.copyto(copy.array[:nbytes], self.arrays[number][:nbytes])
+        return copy.pointer
 
     def free(self) -> None:
-        """See `StreamBuffers`."""
-        twins, self._twins = self._twins, ()
-        if twins:
-            self._pool.free(twins, _nothing)
+        copies, self._copies = self._copies, ()
+        if copies:
+            self._pool.free(copies, _no_op)
         super().free()
 
 
 class UserptrBuffers:
-    """Memory of ours, which the driver fills and the GPU reads."""
+    """Memory from the pool, which the driver fills and the GPU reads."""
 
     mode = "userptr"
     memory = abi.MEMORY_USERPTR
@@ -151,30 +145,26 @@ class UserptrBuffers:
         self._mapped: Sequence[MappedBuffer] = ()
 
     def allocate(self, device: Device, count: int) -> None:
-        """See `StreamBuffers`."""
         format = abi.Format(type=abi.BUF_TYPE_VIDEO_CAPTURE)
         device.ioctl(abi.G_FMT, format)
         self._mapped = self._pool.allocate(count, format.fmt.pix.sizeimage + _TAIL_BYTES)
         self.arrays.extend(_read_only(each.array.view()) for each in self._mapped)
 
     def describe(self, buffer: abi.Buffer) -> None:
-        """See `StreamBuffers`."""
         array = self.arrays[buffer.index]
         buffer.m.userptr, buffer.length = array.ctypes.data, array.size
 
-    def show(self, number: int, nbytes: int) -> Optional[int]:
-        """See `StreamBuffers`."""
+    def pointer(self, number: int, nbytes: int) -> Optional[int]:
         return self._mapped[number].pointer
 
     def free(self) -> None:
-        """See `StreamBuffers`."""
         self.arrays.clear()
         mapped, self._mapped = self._mapped, ()
         if mapped:
-            self._pool.free(mapped, _nothing)
+            self._pool.free(mapped, _no_op)
 
 
-def _nothing() -> None:
+def _no_op() -> None:
     return None
 
 

@@ -1,4 +1,4 @@
-"""Exposure, gain and any other control of a camera, by the name that `v4l2-ctl --list-ctrls` shows."""
+"""V4L2 controls such as exposure and gain, by the names that `v4l2-ctl --list-ctrls` prints."""
 
 import ctypes
 import errno
@@ -20,34 +20,34 @@ _SETTABLE = (
     abi.CTRL_TYPE_BITMASK,
     abi.CTRL_TYPE_INTEGER_MENU,
 )
-_BYPASS = "bypass_mode"  # Tegra's: while it is 1, as Argus leaves it, pictures go past V4L2, and none ever comes
-_REFUSED = (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EBUSY, errno.EIO)
+_BYPASS = "bypass_mode"  # Tegra: while it is 1, as Argus leaves it, frames bypass V4L2 and none is delivered
+_REJECTED = (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EBUSY, errno.EIO)
 
 
 def control_name(driver_name: str) -> str:
-    """As v4l2-ctl writes it: "Exposure (Absolute)" becomes "exposure_absolute"."""
+    """The name in v4l2-ctl's form: "Exposure (Absolute)" becomes "exposure_absolute"."""
     return re.sub(r"[^a-z0-9]+", "_", driver_name.lower()).strip("_")
 
 
 def list_controls(device: Device) -> Dict[str, abi.QueryExtCtrl]:
-    """The controls that hold a number, by name."""
+    """The writable numeric controls by name."""
     return {control_name(item.name.decode("utf-8", "replace")): item for item in _enumerate(device)}
 
 
 def needed_controls(device: Device) -> Dict[str, int]:
-    """What pictures need to come through V4L2 at all, by this driver: the settings' own words outrank it."""
+    """Controls that this driver needs to deliver frames; the settings take precedence."""
     return {_BYPASS: 0} if _BYPASS in list_controls(device) else {}
 
 
 def set_controls(device: Device, uri: str, wanted: Mapping[str, int]) -> None:
-    """Set controls in the order given; what cannot be set is warned of, for a picture is better than none.
+    """Set controls in the given order; a control that cannot be set is logged as a warning.
 
-    What fails is tried once more at the end: an exposure time is refused until its automatic has been switched off.
+    A rejected control is tried once more at the end: an exposure time is rejected while auto exposure is on.
     """
     if not wanted:
         return
     known = list_controls(device)
-    refused: List[str] = []
+    rejected: List[str] = []
     for name, value in wanted.items():
         control = known.get(control_name(name))
         if control is None:
@@ -55,8 +55,8 @@ def set_controls(device: Device, uri: str, wanted: Mapping[str, int]) -> None:
         elif control.type != abi.CTRL_TYPE_BUTTON and not control.minimum <= value <= control.maximum:
             log.warning("%s: control %s=%d: allowed %d to %d", uri, name, value, control.minimum, control.maximum)
         elif not _set(device, uri, name, control, value, last_try=False):
-            refused.append(name)
-    for name in refused:
+            rejected.append(name)
+    for name in rejected:
         _set(device, uri, name, known[control_name(name)], wanted[name], last_try=True)
 
 
@@ -69,9 +69,9 @@ def _enumerate(device: Device) -> Iterator[abi.QueryExtCtrl]:
 
 
 def _set(device: Device, uri: str, name: str, control: abi.QueryExtCtrl, value: int, last_try: bool) -> bool:
-    """False when the driver refused."""
+    """Set one control; False when the driver rejected it."""
     entry = abi.ExtControl(id=control.id)
-    wide = control.type == abi.CTRL_TYPE_INTEGER64  # exposure and gain of Tegra's drivers are
+    wide = control.type == abi.CTRL_TYPE_INTEGER64  # as exposure and gain of Tegra's drivers
     if wide:
         entry.value.value64 = value
     else:
@@ -80,12 +80,12 @@ def _set(device: Device, uri: str, name: str, control: abi.QueryExtCtrl, value: 
     try:
         device.ioctl(abi.S_EXT_CTRLS, request)
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if error.errno not in _REJECTED:
             raise
         if last_try:
-            log.warning("%s: control %s=%d: the driver refuses: %s", uri, name, value, error.strerror)
+            log.warning("%s: control %s=%d: the driver rejects it: %s", uri, name, value, error.strerror)
         return False
     got = int(entry.value.value64 if wide else entry.value.value)
     if got != value and control.type != abi.CTRL_TYPE_BUTTON:
-        log.warning("%s: control %s=%d: the driver made it %d", uri, name, value, got)
+        log.warning("%s: control %s=%d: the driver set %d", uri, name, value, got)
     return True

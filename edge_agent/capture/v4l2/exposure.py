@@ -1,4 +1,4 @@
-"""Automatic exposure of a V4L2 camera that has none of its own, by its exposure and gain controls."""
+"""Auto exposure for V4L2 cameras without their own, through the exposure and gain controls."""
 
 import logging
 import math
@@ -22,16 +22,16 @@ _SAMPLED_PX = 4096
 
 
 class ExposureControl:
-    """Sets the controls at once, then looks at each frame, and sets them now and then.
+    """Sets the controls at construction, then observes each frame and adjusts them.
 
     Used by the thread that owns the device.
 
     Args:
         device: Open.
         uri: For messages.
-        exposure: Name of the control.
-        gain: Likewise; None where there is none.
-        automatic: The decisions.
+        exposure: Name of the exposure control.
+        gain: Name of the gain control, or None.
+        automatic: The control loop.
     """
 
     def __init__(self, device: Device, uri: str, exposure: str, gain: Optional[str], automatic: AutoExposure) -> None:
@@ -40,10 +40,10 @@ class ExposureControl:
         self._apply(automatic.setting)
 
     def observe(self, pixels: Array, levels: Levels) -> None:
-        """Take a frame, as captured.
+        """Observe a frame as captured; may set the controls.
 
         Raises:
-            OSError: The device is gone.
+            OSError: The device does not exist any more.
         """
         plane = pixels if pixels.ndim == 2 else pixels[:, :, 1]
         step = max(1, math.isqrt(plane.size // _SAMPLED_PX))
@@ -63,18 +63,18 @@ class ExposureControl:
 def start_exposure(
     device: Device, uri: str, params: Optional[ExposureParams], fixed: Mapping[str, int]
 ) -> Optional[ExposureControl]:
-    """Take over the exposure from where `fixed`, or else the driver's default, has put it.
+    """Start auto exposure from the values of `fixed`, or else the driver's defaults.
 
-    The camera's own automatic is switched off.
+    The camera's own auto exposure is switched off.
 
     Args:
-        device: Open, its controls set.
+        device: Open, with its controls set.
         uri: For messages.
-        params: None where nobody asked for it.
-        fixed: What the settings say of controls: where to start.
+        params: None when auto exposure is off.
+        fixed: Control values from the settings.
 
     Returns:
-        None when it is not asked for, or the camera has no control for it, which is warned of.
+        None when auto exposure is off, or the camera has no exposure control (logged as a warning).
     """
     if params is None:
         return None
@@ -86,8 +86,8 @@ def start_exposure(
     own = _first(_AUTOMATICS, known)
     if own is not None:
         set_controls(device, uri, {own: _MANUAL})
-    at = {control_name(name): value for name, value in fixed.items()}
-    start = Setting(_start(exposure, known, at), None if gain is None else _start(gain, known, at))
+    settings = {control_name(name): value for name, value in fixed.items()}
+    start = Setting(_start(exposure, known, settings), None if gain is None else _start(gain, known, settings))
     scale = None if gain is None else _scale(known[gain])
     automatic = AutoExposure(params, _scale(known[exposure]), scale, start)
     return ExposureControl(device, uri, exposure, gain, automatic)

@@ -1,4 +1,4 @@
-"""Agree with a driver on pixel format, size and frame rate; what it really gives is read back."""
+"""Negotiation of pixel format, size and frame rate with a driver; the values set by the driver are read back."""
 
 import errno
 import logging
@@ -26,23 +26,23 @@ _FOURCC = {
     "MJPG": abi.PIX_FMT_MJPEG,
 }
 _BY_FOURCC: Dict[int, PixelFormat] = {_FOURCC[name]: format for name, format in FORMATS.items()}
-# Cheapest to read first; raw before encoded. The order of FORMATS serves gray.
+# Cheapest to decode first, raw before encoded. For gray, this is the order of FORMATS.
 _GRAY_ORDER = list(FORMATS)
 _COLOR_ORDER = ["NV12", "YUYV", "UYVY", "MJPG", "GREY", "Y10", "Y12", "Y16", "Y16_BE"]
 
 
 def negotiate_format(device: Device, uri: str, options: SourceOptions) -> ImageLayout:
-    """Choose and set the format; the driver may adjust the size, which is logged.
+    """Choose and set the format. An adjustment of the size by the driver is logged.
 
     Args:
-        device: Open, with no buffers.
+        device: Open, without buffers.
         uri: For messages.
-        options: `pixel_format` is a name of `FORMATS`, or "auto": the cheapest that has the wanted size and rate.
-            An unset width or height is left as the driver is set.
+        options: `pixel_format` is a name of `FORMATS`, or "auto" for the cheapest format with the wanted size and
+            rate. Without a width or height, the driver's current value is used.
 
     Raises:
-        SourceError: The camera has no format that we read, or not the one that was asked for.
-        OSError: As the driver says.
+        SourceError: The camera has no supported format, or not the configured one.
+        OSError: The driver reports an error.
     """
     offered = offered_formats(device)
     names = [name for name in offered if name in FORMATS]
@@ -66,17 +66,17 @@ def negotiate_format(device: Device, uri: str, options: SourceOptions) -> ImageL
 
 
 def offered_formats(device: Device) -> List[str]:
-    """What the camera has, in the driver's order: names of `FORMATS`, or FourCC codes of others."""
+    """The camera's formats in the driver's order: names of `FORMATS`, or FourCC codes of others."""
     codes = list(_offered(device))
     return [_BY_FOURCC[code].name if code in _BY_FOURCC else _text(code) for code in codes]
 
 
 def set_frame_rate(device: Device, uri: str, fps: Optional[float]) -> Optional[float]:
-    """Ask for a rate, where one is wanted, and return the one that the driver states; None where it states none."""
+    """Set the frame rate unless `fps` is None. Returns the driver's rate, or None when it reports none."""
     parm = abi.StreamParm(type=abi.BUF_TYPE_VIDEO_CAPTURE)
     adjustable = device.supports(abi.G_PARM, parm) and bool(parm.parm.capture.capability & abi.CAP_TIMEPERFRAME)
     if fps is not None and not adjustable:
-        log.warning("%s: the driver has no setting for the frame rate; fps=%g is not met", uri, fps)
+        log.warning("%s: the driver has no setting for the frame rate; fps=%g is ignored", uri, fps)
     elif fps is not None:
         interval = 1 / Fraction(fps).limit_denominator(1001)
         parm = abi.StreamParm(type=abi.BUF_TYPE_VIDEO_CAPTURE)
@@ -121,7 +121,7 @@ def _offered(device: Device) -> Iterator[int]:
 
 
 def _mismatch(device: Device, code: int, size: Tuple[int, int], fps: Optional[float]) -> Tuple[bool, bool]:
-    """(lacks the size, lacks the rate at that size); a driver that does not tell is believed to have both."""
+    """(lacks the size, lacks the rate at that size); both False when the driver does not enumerate them."""
     sizes = list(_sizes(device, code))
     lacks_size = bool(sizes) and not any(_fits(each, size) for each in sizes)
     if fps is None or lacks_size:
@@ -153,11 +153,11 @@ def _on_steps(value: int, least: int, most: int, step: int) -> bool:
 
 
 def _rates(device: Device, code: int, size: Tuple[int, int]) -> List[float]:
-    """Frames per second at a size; of a continuous range, the highest."""
+    """Frame rates at a size; for a continuous range, the highest."""
     rates = []
     item = abi.FrmIvalEnum(pixel_format=code, width=size[0], height=size[1])
     while device.supports(abi.ENUM_FRAMEINTERVALS, item):
-        interval = item.interval.discrete  # of a range, the shortest interval lies in the same place
+        interval = item.interval.discrete  # a range has its shortest interval at the same offset
         rates.append(interval.denominator / max(1, interval.numerator))
         if item.type != abi.FRMIVAL_TYPE_DISCRETE:
             break

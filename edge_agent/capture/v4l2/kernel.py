@@ -1,4 +1,4 @@
-"""The seam to the kernel: the few system calls that capture needs, and their faults in words."""
+"""The port to the kernel: the system calls that capture needs, and error messages for their failures."""
 
 import errno
 import fcntl
@@ -13,48 +13,44 @@ from edge_agent.errors import SourceError
 
 
 class Kernel(Protocol):
-    """What capture asks of the operating system; every method raises OSError as the system call would fail."""
+    """The system calls that capture uses; every method raises OSError as the system call does."""
 
     def open(self, path: str) -> int:
-        """A descriptor, read-write and non-blocking."""
+        """Open read-write and non-blocking; returns the descriptor."""
 
     def ioctl(self, fd: int, code: int, argument: abi.Argument) -> None:
-        """Fills `argument` in place."""
+        """Call the driver, which changes `argument` in place."""
 
     def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
-        """Shared with the driver; its `close` unmaps."""
+        """Map memory shared with the driver; `close` of the mapping unmaps it."""
 
     def poll(self, fd: int, timeout_s: float) -> int:
-        """The events (POLLIN, POLLERR, ...), or 0 when `timeout_s` has passed."""
+        """The events (POLLIN, POLLERR, ...), or 0 after `timeout_s`."""
 
     def close(self, fd: int) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
 
 
 class LinuxKernel:
-    """The real one."""
+    """`Kernel` by real system calls."""
 
     def open(self, path: str) -> int:
-        """See `Kernel`. Non-blocking, because a DQBUF that blocks may hang for ever after an unplug."""
+        """Open non-blocking, because a blocking DQBUF may hang after an unplug."""
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def ioctl(self, fd: int, code: int, argument: abi.Argument) -> None:
-        """See `Kernel`."""
         fcntl.ioctl(fd, code, argument, True)
 
     def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
-        """See `Kernel`."""
         return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
 
     def poll(self, fd: int, timeout_s: float) -> int:
-        """See `Kernel`."""
         waiter = select.poll()
         waiter.register(fd, select.POLLIN)
         ready = waiter.poll(max(0, round(timeout_s * 1000)))
         return ready[0][1] if ready else 0
 
     def close(self, fd: int) -> None:
-        """See `Kernel`."""
         os.close(fd)
 
 
@@ -63,10 +59,10 @@ class Device:
 
     Args:
         kernel: The system calls.
-        path: The node itself, not a link.
+        path: The node, not a link.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: The node cannot be opened.
     """
 
     def __init__(self, kernel: Kernel, path: str) -> None:
@@ -75,10 +71,10 @@ class Device:
         self.fd = kernel.open(path)
 
     def ioctl(self, code: int, argument: abi.Argument) -> None:
-        """Call the driver, again when a signal came in between (Python repeats most calls, but not ioctl).
+        """Call the driver, repeated after a signal (Python repeats most system calls, but not ioctl).
 
         Raises:
-            OSError: As the driver says, with the ioctl's name.
+            OSError: The driver's error, with the ioctl's name as file name.
         """
         while True:
             try:
@@ -91,7 +87,7 @@ class Device:
             return
 
     def supports(self, code: int, argument: abi.Argument) -> bool:
-        """Call the driver; False where it has no such ioctl, or no such item (enumerations end by EINVAL)."""
+        """Call the driver; False when it lacks the ioctl or the item (enumerations end with EINVAL)."""
         try:
             self.ioctl(code, argument)
         except OSError as error:
@@ -101,17 +97,17 @@ class Device:
         return True
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the node."""
         self.kernel.close(self.fd)
 
 
 _HINTS = {
     errno.ENOENT: "plug the camera in, or look up its name with: ls -l /dev/v4l/by-id /dev/v4l/by-path",
     errno.ENXIO: "the driver no longer serves this node; plug the camera in again",
-    errno.ENODEV: "the camera was unplugged or its driver has failed; it is looked for again at the next open",
-    errno.EIO: "the driver has failed; the camera is opened again, if that does not help unplug it and look at dmesg",
+    errno.ENODEV: "the camera was unplugged or its driver has failed; it is searched again at the next open",
+    errno.EIO: "the driver has failed; the camera is reopened; if that does not help, unplug it and read dmesg",
     errno.ENOTTY: "this is not a V4L2 video node",
-    errno.EINVAL: "the driver refuses; if it goes on, look at dmesg",
+    errno.EINVAL: "the driver rejects the call; if it persists, read dmesg",
     errno.ENOMEM: "the kernel has no memory for the buffers; choose a smaller width and height",
     errno.ENOSPC: "not enough USB bandwidth: use a lower fps or size or MJPG, another USB controller, or set "
     "uvcvideo quirks=0x80",
@@ -119,12 +115,12 @@ _HINTS = {
 
 
 def explain(uri: str, path: str, error: OSError) -> SourceError:
-    """What a failed system call means for the camera, and what to do.
+    """The error for a failed system call, with its remedy.
 
     Args:
-        uri: The camera as the user calls it.
-        path: The node that it was found at.
-        error: As `Device` and `Kernel` raise it; its file name is the call's name, where there is one.
+        uri: The camera's URI.
+        path: The camera's node.
+        error: From `Device` or `Kernel`; its file name may be the ioctl's name.
     """
     number = error.errno or errno.EIO
     at = "" if uri.endswith(path) else f" (now {path})"
@@ -141,7 +137,7 @@ def explain(uri: str, path: str, error: OSError) -> SourceError:
 
 
 def holders(path: str) -> List[str]:
-    """Processes that have `path` open, as "name (pid N)"; only those that we may look into."""
+    """Processes that have `path` open, as "name (pid N)"; only those that this user may inspect."""
     processes = sorted(Path("/proc").glob("[0-9]*"), key=lambda entry: int(entry.name))
     return [name for name in (_name_if_open(process, path) for process in processes) if name]
 
@@ -152,8 +148,8 @@ def _name_if_open(process: Path, path: str) -> Optional[str]:
             if not any(os.readlink(entry.path) == path for entry in descriptors):
                 return None
         name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:  # it has ended, or belongs to another user
+    except OSError:  # the process has ended or belongs to another user
         return None
     if int(process.name) == os.getpid():
-        return f"{name} (this program, which still holds a frame of it or uses it as another camera)"
+        return f"{name} (this program, which still holds one of its frames or uses it as another camera)"
     return f"{name} (pid {process.name})"

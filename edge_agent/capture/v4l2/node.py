@@ -1,4 +1,4 @@
-"""Which /dev/videoN is the camera: numbers change when cameras come and go, so links and identity decide."""
+"""Search for a camera's video node. Node numbers change on replugging, so links and the identity decide."""
 
 import os
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from edge_agent.errors import SourceError
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one camera from another.
+    """Attributes that distinguish cameras.
 
     Attributes:
         driver: From QUERYCAP.
-        card: From QUERYCAP: the model's name.
-        bus_info: From QUERYCAP: the port that it is plugged into.
-        usb: "vendor:product:serial" from sysfs; empty when not USB.
-        serial: From sysfs; empty when it has none.
-        unit: Interface and index within the device: one module may hold a colour and an infrared camera.
+        card: From QUERYCAP: name of the model.
+        bus_info: From QUERYCAP: the port.
+        usb: "vendor:product:serial" from sysfs; empty for other buses.
+        serial: From sysfs; empty without a serial number.
+        unit: Interface and index within the device; a module may have a colour and an infrared camera.
     """
 
     driver: str
@@ -31,37 +31,36 @@ class Identity:
     unit: str = ""
 
     def is_same_camera(self, other: "Identity") -> bool:
-        """By serial number where there is one, wherever it is plugged in; else by model and port."""
+        """Compares the serial number where there is one, else model and port."""
         if self.unit != other.unit or self.usb != other.usb:
             return False
         return bool(self.serial) or (self.card, self.bus_info) == (other.card, other.bus_info)
 
 
 class NodeFinder:
-    """Finds the node of one camera at every open, and remembers what the camera was when it was first seen.
+    """Finds the node of one camera at every open, and keeps the identity of the first one found.
 
     Args:
-        uri: As the user calls the camera, for messages.
-        path: Node or link that the user gave.
-        root: Where `dev` and `sys` are.
+        uri: The camera's URI, for messages.
+        path: The configured node or link.
+        root: Parent of `dev` and `sys`.
     """
 
     def __init__(self, uri: str, path: str, root: Path) -> None:
         self._uri = uri
         self._path = path
         self._root = root
-        self._known: Optional[Identity] = None
+        self._identity: Optional[Identity] = None
         self._links: Tuple[str, ...] = ()
 
     def open(self, kernel: Kernel) -> Tuple[Device, Identity]:
         """Open the camera's capture node.
 
         Raises:
-            SourceError: It is not there, cannot be opened, or is no capture device; a node of another camera is never
-                taken instead.
+            SourceError: The node is missing, cannot be opened, is not a capture device, or belongs to another camera.
         """
         fault: Optional[SourceError] = None
-        stranger: Optional[str] = None
+        other_camera: Optional[str] = None
         for path in self._candidates():
             node = os.path.realpath(path)
             try:
@@ -70,30 +69,30 @@ class NodeFinder:
                 fault = fault or error
                 continue
             if self._accepts(path, identity):
-                self._known = identity
+                self._identity = identity
                 self._links = tuple(self._links_to(node))
                 return device, identity
             device.close()
             if path == self._path:
-                stranger = f"{node} is now '{identity.card}' at {identity.bus_info}"
-        if stranger is not None and self._known is not None:
+                other_camera = f"{node} is now '{identity.card}' at {identity.bus_info}"
+        if other_camera is not None and self._identity is not None:
             raise SourceError(
-                f"{self._uri}: {stranger}, not '{self._known.card}' at {self._known.bus_info}",
+                f"{self._uri}: {other_camera}, not '{self._identity.card}' at {self._identity.bus_info}",
                 "plug the camera in again, or use its link in /dev/v4l/by-id or by-path; a restart accepts the new one",
             )
         raise fault or explain(self._uri, self._path, FileNotFoundError(2, "no video node"))
 
     def _accepts(self, path: str, identity: Identity) -> bool:
-        """A link that the user gave is trusted; a bare number must still be the same camera."""
+        """Whether the node may be used: a configured link always; a node only when it is the same camera."""
         return (
-            self._known is None
+            self._identity is None
             or (path == self._path and Path(path).is_symlink())
-            or self._known.is_same_camera(identity)
+            or self._identity.is_same_camera(identity)
         )
 
     def _candidates(self) -> Iterator[str]:
         yield self._path
-        if self._known is None:
+        if self._identity is None:
             return
         yield from (link for link in self._links if Path(link).exists())
         yield from (str(node) for node in sorted((self._root / "dev").glob("video*")))
@@ -122,12 +121,12 @@ class NodeFinder:
         capability = abi.Capability()
         device.ioctl(abi.QUERYCAP, capability)
         caps = capability.capabilities
-        if caps & abi.CAP_DEVICE_CAPS:  # what this node can do, rather than its whole device
+        if caps & abi.CAP_DEVICE_CAPS:  # the capabilities of this node, not of the whole device
             caps = capability.device_caps
         if not caps & abi.CAP_VIDEO_CAPTURE:
-            why = "has only the multi-planar API" if caps & abi.CAP_VIDEO_CAPTURE_MPLANE else "delivers no pictures"
+            reason = "has only the multi-planar API" if caps & abi.CAP_VIDEO_CAPTURE_MPLANE else "is not a capture node"
             raise SourceError(
-                f"{self._uri}: {device.path} {why}",
+                f"{self._uri}: {device.path} {reason}",
                 "expected a single-planar capture node; cameras often have a second node for metadata, try the others",
             )
         if not caps & abi.CAP_STREAMING:
@@ -143,19 +142,19 @@ class NodeFinder:
         )
 
     def _sysfs(self, name: str) -> Tuple[str, str, str]:
-        """("vendor:product:serial", serial, "interface:index") of a node; empty where sysfs does not tell."""
+        """("vendor:product:serial", serial, "interface:index") of a node; empty without sysfs entries."""
         entry = self._root / "sys/class/video4linux" / name
         interface = Path(os.path.realpath(str(entry / "device")))
         device = interface.parent
-        unit = f"{_line(interface / 'bInterfaceNumber')}:{_line(entry / 'index')}"
-        vendor = _line(device / "idVendor")
+        unit = f"{_read_line(interface / 'bInterfaceNumber')}:{_read_line(entry / 'index')}"
+        vendor = _read_line(device / "idVendor")
         if not vendor:
             return "", "", unit
-        serial = _line(device / "serial")
-        return f"{vendor}:{_line(device / 'idProduct')}:{serial}", serial, unit
+        serial = _read_line(device / "serial")
+        return f"{vendor}:{_read_line(device / 'idProduct')}:{serial}", serial, unit
 
 
-def _line(path: Path) -> str:
+def _read_line(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Cameras behind V4L2: USB, CSI mono sensors, virtual ones. Pictures are views of the driver's buffers, lent out."""
+"""V4L2 cameras: USB, CSI mono sensors and virtual ones. Frames are views of the driver's buffers."""
 
 import functools
 import logging
@@ -22,7 +22,7 @@ from edge_agent.errors import SourceError
 
 log = logging.getLogger(__name__)
 
-BUFFERS = 6  # one being filled, one waiting, and four that may be lent: slot, infer thread, hand-over, one spare
+BUFFERS = 6  # one being filled, one queued, and four that may be lent: mailbox, inference, hand-over, one spare
 CLOCK_TOLERANCE_S = 10.0
 
 
@@ -30,13 +30,13 @@ class V4l2Source:
     """A `core.ports.Source` over one video node.
 
     A buffer is lent with its frame and queued again at the first read after the frame's release. When only two
-    buffers are left to the driver, further frames are copies, so that holding frames never stalls the camera.
+    buffers are left to the driver, further frames are copies, so that lent frames never stall the camera.
 
     Args:
         path: Node or link; links are resolved at every open.
-        options: Wanted size, rate, format, colour, controls; where the GPU reads pictures in place.
-        syscalls: The kernel.
-        root: Where `dev` and `sys` are.
+        options: Size, rate, format, colour, controls, exposure, and the GPU's buffer pool.
+        syscalls: The system calls; real ones when None.
+        root: Parent of `dev` and `sys`.
     """
 
     def __init__(
@@ -54,26 +54,26 @@ class V4l2Source:
         self._kernel: Kernel = syscalls or LinuxKernel()
         self._memory = MemoryChoice(self.uri, self._options.pool)
         self._finder = NodeFinder(self.uri, path, root or Path("/"))
-        self._open: Optional[_Open] = None
+        self._open: Optional[_OpenDevice] = None
         self._counters: Counters = {"error_buffers": 0, "short_buffers": 0, "sequence_gaps": 0, "copied": 0}
 
     def open(self) -> None:
-        """Find the camera, agree on a format, set the controls, and stream.
+        """Find the camera, negotiate the format, set the controls, and start streaming.
 
         Raises:
-            SourceError: It cannot be opened now.
+            SourceError: The camera cannot be opened now.
             MissingPackage: The format needs a package that is not installed.
         """
         self.close()
-        self._memory.ask()
+        self._memory.query_modes()
         device, identity = self._finder.open(self._kernel)
         try:
             with ExitStack() as resources:
                 resources.callback(device.close)
                 stream, decoder = self._start(device, identity, resources)
                 exposure = start_exposure(device, self.uri, self._options.exposure, self._options.controls)
-                self._open = _Open(device, stream, decoder, exposure, resources.pop_all())
-        except OSError as error:  # outside of the block, so that we do not find ourselves among those who use the node
+                self._open = _OpenDevice(device, stream, decoder, exposure, resources.pop_all())
+        except OSError as error:  # outside the block, so that this process is not listed as a user of the node
             raise explain(self.uri, device.path, error) from error
 
     def _start(self, device: Device, identity: Identity, resources: ExitStack) -> Tuple[Stream, Decoder]:
@@ -94,17 +94,17 @@ class V4l2Source:
             layout.format.name,
             layout.width,
             layout.height,
-            "unstated" if rate is None else f"{rate:g}",
+            "unknown" if rate is None else f"{rate:g}",
             stream.count,
             stream.mode,
         )
         return stream, decoder
 
     def read(self, timeout_s: float) -> Optional[Frame]:
-        """The next good frame, or None when none came within `timeout_s`.
+        """The next valid frame, or None when none arrived within `timeout_s`.
 
         Raises:
-            SourceError: Not open, or the stream is broken; `close` has been done.
+            SourceError: The source is not open, or the stream has failed; the source is closed.
         """
         if self._open is None:
             raise SourceError(f"{self.uri}: not open", "open the source before reading")
@@ -115,52 +115,52 @@ class V4l2Source:
             self.close()
             raise explain(self.uri, device.path, error) from error
 
-    def _next(self, now_open: "_Open", deadline_t: float) -> Optional[Frame]:
-        now_open.stream.queue_returned()
+    def _next(self, opened: "_OpenDevice", deadline_t: float) -> Optional[Frame]:
+        opened.stream.queue_returned()
         while True:
             left_s = max(0.0, deadline_t - time.monotonic())
-            filled = now_open.stream.take(left_s)
-            frame = None if filled is None else self._frame(now_open, filled)
+            filled = opened.stream.take(left_s)
+            frame = None if filled is None else self._frame(opened, filled)
             if frame is not None or left_s == 0.0:
                 return frame
 
-    def _frame(self, now_open: "_Open", filled: Filled) -> Optional[Frame]:
-        """The frame in a buffer; None, with the buffer queued again, when it holds no good one."""
-        stream, decoder = now_open.stream, now_open.decoder
+    def _frame(self, opened: "_OpenDevice", filled: Filled) -> Optional[Frame]:
+        """The frame in a buffer; None when it holds no valid one, and the buffer is queued again."""
+        stream, decoder = opened.stream, opened.decoder
         t = _exposure_t(filled.timestamp_s, time.monotonic())
-        self._counters["sequence_gaps"] += now_open.count(filled.sequence)
-        picture = self._picture(decoder, filled)
-        if picture is None:
+        self._counters["sequence_gaps"] += opened.count(filled.sequence)
+        decoded = self._decode(decoder, filled)
+        if decoded is None:
             stream.queue(filled.number)
             return None
-        pixels, levels = picture
-        if now_open.exposure is not None:
-            now_open.exposure.observe(pixels, levels)
+        pixels, levels = decoded
+        if opened.exposure is not None:
+            opened.exposure.observe(pixels, levels)
         if decoder.borrows and stream.lend():
             give_back = functools.partial(stream.give_back, filled.number)
             device = device_view(decoder.layout, stream.pointer(filled))
-            return Frame(pixels, now_open.sequence, t, levels, device, give_back)
+            return Frame(pixels, opened.sequence, t, levels, device, give_back)
         if decoder.borrows:
             self._counters["copied"] += 1
             pixels = pixels.copy()
         stream.queue(filled.number)
-        return Frame(pixels, now_open.sequence, t, levels)
+        return Frame(pixels, opened.sequence, t, levels)
 
-    def _picture(self, decoder: Decoder, filled: Filled) -> Optional[Tuple[Array, Levels]]:
-        """The buffer's picture, or None and one more fault counted."""
+    def _decode(self, decoder: Decoder, filled: Filled) -> Optional[Tuple[Array, Levels]]:
+        """The pixels in a buffer; None for a faulty buffer, which is counted."""
         if filled.is_error:
             self._counters["error_buffers"] += 1
             return None
         if filled.memory.size < decoder.layout.least_bytes:
             self._counters["short_buffers"] += 1
             return None
-        picture = decoder.decode(filled.memory)
-        if picture is None:
+        decoded = decoder.decode(filled.memory)
+        if decoded is None:
             self._counters["error_buffers"] += 1
-        return picture
+        return decoded
 
     def close(self) -> None:
-        """Stop streaming and give the device back. Idempotent; lent frames stay readable until released."""
+        """Stop streaming and close the device. Idempotent; lent frames stay readable until they are released."""
         if self._open is None:
             return
         was_open, self._open = self._open, None
@@ -168,16 +168,16 @@ class V4l2Source:
         self._memory.note_end(was_open.stream.mode, delivered=was_open.sequence >= 0)
 
     def counters(self) -> Counters:
-        """Frames lost or copied since the source was made.
+        """Frames lost or copied since the source was created.
 
-        error_buffers: flagged by the driver, or not decodable. short_buffers: not filled. sequence_gaps: frames that
-        the driver dropped. copied: frames copied because too many were held.
+        error_buffers: flagged by the driver, or not decodable. short_buffers: not filled completely. sequence_gaps:
+        frames that the driver dropped. copied: frames copied because too many were lent.
         """
         return dict(self._counters)
 
 
-class _Open:
-    """What exists only while the device is open; `sequence` is the driver's counter, unwrapped from its 32 bits."""
+class _OpenDevice:
+    """The state of an open device; `sequence` is the driver's counter, extended beyond its 32 bits."""
 
     def __init__(
         self,
@@ -195,19 +195,19 @@ class _Open:
         self.sequence = -1
 
     def count(self, sequence: int) -> int:
-        """Take the next buffer's counter, and return how many frames are missing before it."""
+        """Update the sequence from the next buffer's counter; returns the number of frames missing before it."""
         if self.sequence < 0:
             self.sequence = sequence
             return 0
         step = (sequence - self.sequence) & 0xFFFFFFFF
-        if not 0 < step < 1 << 31:  # a driver that does not count, or starts again
+        if not 0 < step < 1 << 31:  # the driver does not count, or restarted its counter
             step = 1
         self.sequence += step
         return step - 1
 
 
 def _exposure_t(timestamp_s: Optional[float], arrived_t: float) -> float:
-    """The driver's monotonic time where it has one that can be true, else the arrival."""
+    """The driver's monotonic timestamp if it is plausible, else the time of arrival."""
     if timestamp_s is None or not arrived_t - CLOCK_TOLERANCE_S < timestamp_s <= arrived_t:
         return arrived_t
     return timestamp_s

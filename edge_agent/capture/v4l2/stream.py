@@ -1,4 +1,4 @@
-"""One run of streaming: a driver's buffers, lent as frames and queued again when they come back."""
+"""A V4L2 stream: the driver's buffers are lent as frames and queued again after their release."""
 
 import errno
 import os
@@ -16,14 +16,14 @@ _POLL_FAULT = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class Filled(NamedTuple):
-    """A buffer that the driver has filled; it is the application's until queued again.
+    """A buffer that the driver has filled; the application owns it until it is queued again.
 
     Attributes:
-        number: Of the buffer.
-        memory: (bytesused,) uint8 view of it.
+        number: Index of the buffer.
+        memory: (bytesused,) uint8 view of the buffer.
         sequence: The driver's frame counter, 32 bits.
-        timestamp_s: Seconds on the monotonic clock, or None where the driver uses another.
-        is_error: The driver says that the data may be corrupt.
+        timestamp_s: Seconds on the monotonic clock, or None when the driver uses another clock.
+        is_error: The driver reports possibly corrupt data.
     """
 
     number: int
@@ -34,14 +34,14 @@ class Filled(NamedTuple):
 
 
 class Stream:
-    """One generation of buffers, from REQBUFS to their end. A frame of an old stream can't disturb a newer one.
+    """One set of buffers, from REQBUFS to their end. Frames of an old stream do not affect a newer one.
 
-    Used by the capture thread, except `give_back`. After `stop`, the memory is freed as soon as nothing is lent.
+    Used by the capture thread, except `give_back`. After `stop`, the memory is freed once no buffer is lent.
 
     Args:
         device: Open, with its format set.
-        buffers: Where pictures go.
-        count: Buffers to ask for; the driver may give more or fewer.
+        buffers: Memory of the buffers.
+        count: Number of buffers to request; the driver may grant more or fewer.
     """
 
     def __init__(self, device: Device, buffers: StreamBuffers, count: int) -> None:
@@ -56,24 +56,24 @@ class Stream:
 
     @property
     def count(self) -> int:
-        """Buffers that the driver gave."""
+        """Number of buffers that the driver granted."""
         return self._count
 
     @property
     def mode(self) -> str:
-        """How pictures reach the network (see `core.ports.Source`)."""
+        """The `mode` of `core.ports.Source`."""
         return self._buffers.mode
 
     def pointer(self, filled: Filled) -> Optional[int]:
-        """Where the GPU sees a filled buffer; None where it does not. Valid as long as the buffer is lent."""
-        return self._buffers.show(filled.number, filled.memory.size)
+        """Device pointer of a filled buffer, valid while it is lent; None when the GPU cannot access it."""
+        return self._buffers.pointer(filled.number, filled.memory.size)
 
     def start(self) -> None:
-        """Allocate, queue all, and stream.
+        """Allocate and queue all buffers, and start streaming. After an error, `stop` must still be called.
 
         Raises:
-            OSError: As the driver says; call `stop` all the same.
-            EngineError, SourceError: The GPU has no such memory, or does not answer; likewise.
+            OSError: The driver rejected the stream.
+            EngineError, SourceError: The GPU lacks the memory, or does not answer.
         """
         self._count = self._request(self._wanted)
         if self._count == 0:
@@ -84,21 +84,21 @@ class Stream:
         self._device.ioctl(abi.STREAMON, abi.BufType(abi.BUF_TYPE_VIDEO_CAPTURE))
 
     def queue_returned(self) -> None:
-        """Queue what `give_back` has brought since."""
+        """Queue the buffers that `give_back` has returned."""
         while self._returned:
             self.queue(self._returned.popleft())
 
     def queue(self, index: int) -> None:
-        """Give a buffer to the driver."""
+        """Queue a buffer for the driver to fill."""
         buffer = self._buffer(index)
         self._buffers.describe(buffer)
         self._device.ioctl(abi.QBUF, buffer)
 
     def take(self, timeout_s: float) -> Optional[Filled]:
-        """The oldest filled buffer, or None when none comes in time.
+        """The oldest filled buffer, or None when none is filled within `timeout_s`.
 
         Raises:
-            OSError: The stream is broken or the device gone.
+            OSError: The stream has failed, or the device does not exist any more.
         """
         events = self._device.kernel.poll(self._device.fd, timeout_s)
         if not events:
@@ -122,7 +122,7 @@ class Stream:
         )
 
     def lend(self) -> bool:
-        """Count one buffer as lent; False when two would no longer be left for the driver, so it must be copied."""
+        """Count one buffer as lent; False when fewer than two would be left for the driver: copy the frame."""
         with self._lock:
             if self._lent >= self._count - 2:
                 return False
@@ -130,30 +130,30 @@ class Stream:
             return True
 
     def give_back(self, index: int) -> None:
-        """A lent buffer is free again; the capture thread queues it at its next read. Any thread, once per loan."""
+        """Return a lent buffer; the capture thread queues it at its next read. Any thread, once per loan."""
         with self._lock:
             self._lent -= 1
             self._returned.append(index)
-            is_last = self._stopped and self._lent == 0
-        if is_last:
+            is_unused = self._stopped and self._lent == 0
+        if is_unused:
             self._buffers.free()
 
     def stop(self) -> None:
-        """End streaming and let the driver's buffers go, whatever state it is in. The device stays open.
+        """Stop streaming and free the driver's buffers, in any state. The device stays open.
 
-        Buffers that are still lent keep their memory (since Linux 5.0 the driver does without them at once; before,
-        it is busy until they come back).
+        Buffers that are still lent keep their memory. Since Linux 5.0 the driver releases them at once; older ones are
+        busy until the buffers are returned.
         """
         self._try(abi.STREAMOFF, abi.BufType(abi.BUF_TYPE_VIDEO_CAPTURE))
-        ours = self._buffers.memory == abi.MEMORY_USERPTR
-        if ours:  # the driver unpins our pages before they are freed
+        is_userptr = self._buffers.memory == abi.MEMORY_USERPTR
+        if is_userptr:  # the driver must unpin the pages before they are freed
             self._try(abi.REQBUFS, self._request_for(0))
         with self._lock:
             self._stopped = True
-            is_last = self._lent == 0
-        if is_last:
+            is_unused = self._lent == 0
+        if is_unused:
             self._buffers.free()
-        if not ours:
+        if not is_userptr:
             self._try(abi.REQBUFS, self._request_for(0))
 
     def _request(self, count: int) -> int:
@@ -170,5 +170,5 @@ class Stream:
     def _try(self, code: int, argument: abi.Argument) -> None:
         try:
             self._device.ioctl(code, argument)
-        except OSError:  # gone or broken already: that is why it is stopped
+        except OSError:  # the device has already failed or gone
             return

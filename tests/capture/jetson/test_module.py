@@ -1,4 +1,4 @@
-"""Which module is NVIDIA's jetson-utils, and what is said where it is not there."""
+"""Detection of NVIDIA's jetson-utils, and the errors when it is missing."""
 
 import subprocess
 import sys
@@ -29,8 +29,8 @@ except MissingPackage as error:
 """
 
 
-def said(folder: Path, files: Dict[str, str], code: str = OPEN) -> str:
-    """What a process says on whose path these files lie."""
+def output(folder: Path, files: Dict[str, str], code: str = OPEN) -> str:
+    """The output of a process with these files on its Python path."""
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
@@ -44,11 +44,11 @@ def said(folder: Path, files: Dict[str, str], code: str = OPEN) -> str:
 
 @pytest.mark.parametrize("beside", [{}, STRANGER, PYTHON_HALF], ids=["alone", "beside PyPI's", "version 2"])
 def test_the_extension_decides_not_the_name(tmp_path: Path, beside: Dict[str, str]) -> None:
-    assert said(tmp_path, {**beside, "jetson_utils_python.py": FAKE}) == "opened JetsonSource JetsonSource\n"
+    assert output(tmp_path, {**beside, "jetson_utils_python.py": FAKE}) == "opened JetsonSource JetsonSource\n"
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "expected"),
     [
         ({}, "jetson-utils is not installed"),
         (STRANGER, "from PyPI is installed, an unrelated project; NVIDIA's is not (pip uninstall jetson-utils)"),
@@ -62,16 +62,16 @@ def test_the_extension_decides_not_the_name(tmp_path: Path, beside: Dict[str, st
     ],
     ids=["absent", "PyPI's", "no extension", "another", "library missing", "dependency missing"],
 )
-def test_anything_else_is_a_missing_package_with_a_remedy(tmp_path: Path, files: Dict[str, str], told: str) -> None:
-    line = said(tmp_path, files)
+def test_anything_else_is_a_missing_package_with_a_remedy(tmp_path: Path, files: Dict[str, str], expected: str) -> None:
+    line = output(tmp_path, files)
     assert line.startswith("csi://0: ")
-    assert told in line
+    assert expected in line
     assert "dusty-nv/jetson-inference" in line
     assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("release", "told"),
+    ("release", "expected"),
     [
         ("# R32 (release), REVISION: 7.1", ["on JetPack 4:", "Python 3.8"]),
         ("# R35 (release), REVISION: 5.0", ["on JetPack 5:", "Python 3.8"]),
@@ -83,12 +83,12 @@ def test_anything_else_is_a_missing_package_with_a_remedy(tmp_path: Path, files:
         (None, ["need a Jetson", "v4l2:/dev/"]),
     ],
 )
-def test_the_remedy_is_this_jetpacks(tmp_path: Path, release: str, told: str) -> None:
+def test_the_remedy_fits_the_jetpack(tmp_path: Path, release: str, expected: str) -> None:
     if release is not None:
         (tmp_path / "etc").mkdir()
         (tmp_path / "etc/nv_tegra_release").write_text(f"{release}, GCID: 1, BOARD: generic\n# KERNEL_VARIANT: oot\n")
     text = remedy(tmp_path)
-    assert all(each in text for each in told), text
+    assert all(each in text for each in expected), text
     assert ("--system-site-packages" in text) == ("Jetson" not in text)
 
 
@@ -100,14 +100,14 @@ print(json.dumps(vars(probes._jetson_utils())))
 
 
 @pytest.mark.parametrize(
-    ("files", "state", "told"),
+    ("files", "state", "expected"),
     [
         ({}, "note", "not installed"),
         (STRANGER, "fail", "unrelated project"),
         ({"jetson_utils_python.py": FAKE}, "ok", "NVIDIA's extension"),
     ],
 )
-def test_check_tells_them_apart(tmp_path: Path, files: Dict[str, str], state: str, told: str) -> None:
-    line = said(tmp_path, files, CHECK)
+def test_check_distinguishes_them(tmp_path: Path, files: Dict[str, str], state: str, expected: str) -> None:
+    line = output(tmp_path, files, CHECK)
     assert f'"state": "{state}"' in line
-    assert told in line
+    assert expected in line

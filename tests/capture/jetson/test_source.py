@@ -1,4 +1,4 @@
-"""JetsonSource against a strict fake of jetson-utils: every trap that its source code holds."""
+"""JetsonSource against a strict fake of jetson-utils, with the faults of each version."""
 
 import gc
 import logging
@@ -76,7 +76,7 @@ class TestOldestContract(_Contract):
 
 
 class TestGrowingPictureContract(_Contract):
-    """The ring is freed and made anew with every larger picture, while older frames are held."""
+    """The ring is freed and created again with every larger frame, while older frames are lent."""
 
     size_at = staticmethod(lambda sequence: (64 + 16 * sequence, 48))
 
@@ -84,7 +84,7 @@ class TestGrowingPictureContract(_Contract):
 @EVERY_VERSION
 @pytest.mark.parametrize("nvmm", [False, True])
 @pytest.mark.parametrize("color", [False, True])
-def test_every_frame_is_whole_and_its_own_in_every_version(version: str, nvmm: bool, color: bool) -> None:
+def test_every_frame_is_complete_and_separate_in_every_version(version: str, nvmm: bool, color: bool) -> None:
     stream = Input()
     with closing(opened(board_of(stream, nvmm=nvmm), version=version, color=color)) as source:
         for number in range(3 * NUM_BUFFERS):
@@ -93,7 +93,7 @@ def test_every_frame_is_whole_and_its_own_in_every_version(version: str, nvmm: b
                 assert_shows(frame, stream, number)
 
 
-def test_the_gpu_sees_the_very_bytes_that_the_host_sees() -> None:
+def test_gpu_and_cpu_see_the_same_bytes() -> None:
     for color, name in ((False, "gray8"), (True, "rgb8")):
         with closing(opened(board_of(Input()), color=color)) as source, next_frame(source) as frame:
             device = frame.device
@@ -143,7 +143,7 @@ def test_frames_overwritten_between_two_captures_are_counted() -> None:
         assert source.counters()["overwritten"] == 5
 
 
-def test_it_asks_for_a_longer_ring_and_what_the_settings_say() -> None:
+def test_the_ring_size_and_the_settings_are_passed() -> None:
     board = board_of(Input())
     with closing(opened(board, width=1280, height=720, fps=30.0)) as source:
         assert source._source.flags == {
@@ -157,8 +157,8 @@ def test_it_asks_for_a_longer_ring_and_what_the_settings_say() -> None:
 
 
 @pytest.mark.parametrize(("asked", "given"), [("none", "rotate-180"), ("rotate-180", "none"), ("vertical", "vertical")])
-def test_flips_of_csi_cameras_mean_what_they_say(asked: str, given: str) -> None:
-    """jetson-utils takes none and rotate-180 for each other."""
+def test_flips_of_csi_cameras_are_corrected(asked: str, given: str) -> None:
+    """jetson-utils swaps none and rotate-180."""
     with closing(opened(board_of(Input()), f"csi://0?flip={asked}")) as source:
         assert source._source.flags["input-flip"] == given
 
@@ -167,7 +167,7 @@ def test_flips_of_csi_cameras_mean_what_they_say(asked: str, given: str) -> None
 
 
 @EVERY_VERSION
-def test_a_file_ends_truthfully(version: str, tmp_path: Path) -> None:
+def test_a_file_ends_with_end_of_stream(version: str, tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     clip.touch()
     board = board_of(Input(frames=3, format="H264"), f"file://{clip}")
@@ -197,7 +197,7 @@ def test_a_stream_that_ends_is_a_fault_and_can_be_opened_again() -> None:
 
 
 @pytest.mark.parametrize("user", ["user:secret@", "user:secret/@", "user:a:secret@"])
-def test_credentials_are_told_by_nobody(user: str, capfd, caplog) -> None:
+def test_credentials_are_never_logged(user: str, capfd, caplog) -> None:
     """jetson-utils prints the whole address of a stream that it cannot open."""
     caplog.set_level(logging.DEBUG)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -212,8 +212,8 @@ def test_credentials_are_told_by_nobody(user: str, capfd, caplog) -> None:
 
 
 @EVERY_VERSION
-def test_an_unplugged_camera_only_falls_silent(version: str) -> None:
-    """No error ever comes: `CaptureStage` closes it after `stall_after_s`."""
+def test_an_unplugged_camera_gives_no_frames(version: str) -> None:
+    """jetson-utils raises no error; `CaptureStage` closes the source after `stall_after_s`."""
     stream = Input()
     with closing(opened(board_of(stream), version=version)) as source:
         next_frame(source).release()
@@ -239,7 +239,7 @@ def test_the_race_between_two_frames_is_a_miss(version: str) -> None:
         assert source.counters()["capture_faults"] == 2 * (MOST_FAULTS - 1)
 
 
-def test_captures_that_go_on_failing_are_a_fault() -> None:
+def test_repeatedly_failing_captures_are_a_fault() -> None:
     stream = Input(race=MOST_FAULTS)
     source = opened(board_of(stream))
     with pytest.raises(SourceError, match=f"{MOST_FAULTS} captures in a row failed"):
@@ -248,9 +248,9 @@ def test_captures_that_go_on_failing_are_a_fault() -> None:
         source.read(1.0)
 
 
-def test_a_pipeline_that_does_not_start_says_what_to_look_at() -> None:
+def test_a_pipeline_that_does_not_start_names_the_remedy() -> None:
     source = opened(board_of(Input(broken=True)))
-    with pytest.raises(SourceError, match=r"csi://0: it does not stream.*nvargus-daemon.*v4l2:"):
+    with pytest.raises(SourceError, match=r"csi://0: the source does not stream.*nvargus-daemon.*v4l2:"):
         source.read(0.1)
 
 
@@ -263,7 +263,7 @@ def test_a_clock_set_forward_ends_no_wait_early() -> None:
 
 
 @pytest.mark.parametrize("call", ["create", "cudaStreamCreate"])
-def test_a_failure_to_open_is_counted_and_leaves_nothing_behind(call: str) -> None:
+def test_a_failure_to_open_is_counted_and_frees_all_resources(call: str) -> None:
     board = board_of(Input(), failures=[call])
     source = source_of(board)
     with pytest.raises(SourceError, match=f"{call}\\(\\) failed"):
@@ -292,16 +292,16 @@ def test_a_gpu_that_fails_closes_the_source_and_loses_no_image(call: str) -> Non
     source.close()
 
 
-def test_what_is_not_there_is_told_before_jetson_utils_can_leak(tmp_path: Path) -> None:
+def test_a_missing_target_is_reported_before_jetson_utils_can_leak(tmp_path: Path) -> None:
     board = Board()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    for uri, told in (
+    for uri, expected in (
         (f"jetson:rtsp://user:secret@127.0.0.1:{port}/live", r"jetson:rtsp://127.0.0.1:\d+/live: .*[Rr]efused"),
         (f"jetson:{tmp_path}/none.mp4", "no such file"),
         ("jetson:/dev/video97", "No such file"),
     ):
-        with pytest.raises(SourceError, match=told) as caught:
+        with pytest.raises(SourceError, match=expected) as caught:
             source_of(board, uri).open()
         assert "secret" not in str(caught.value)
     assert board.history == []
@@ -351,7 +351,7 @@ def test_a_mono_camera_is_sent_to_v4l2_before_jetson_utils_fails(kernel: FakeKer
     assert board.leaks == []
 
 
-def test_a_camera_of_which_jetson_utils_takes_the_mono_format_is_sent_there_too(kernel: FakeKernel) -> None:
+def test_a_camera_whose_mono_format_jetson_utils_selects_is_sent_to_v4l2(kernel: FakeKernel) -> None:
     node = kernel.plug(FakeCamera(formats={"GREY": SIZE, "YUYV": SIZE}))
     board = board_of(Input(format="GREY"), "v4l2:///dev/video0")
     with pytest.raises(SourceError, match=f"failed to create.*GREY.*use v4l2:{node}"):
@@ -359,7 +359,7 @@ def test_a_camera_of_which_jetson_utils_takes_the_mono_format_is_sent_there_too(
 
 
 @pytest.mark.parametrize(("format", "kind"), [("YUYV", "sensor"), ("MJPG", "encoded")])
-def test_it_knows_whether_a_codec_may_repeat_pictures(kernel: FakeKernel, format: str, kind: str) -> None:
+def test_the_kind_depends_on_the_codec(kernel: FakeKernel, format: str, kind: str) -> None:
     node = kernel.plug(FakeCamera(formats={format: SIZE}))
     with closing(v4l2_source(kernel, board_of(Input(format=format), "v4l2:///dev/video0"), node)) as source:
         source.open()
@@ -407,7 +407,7 @@ def test_images_of_a_former_size_are_freed_by_the_capture_thread() -> None:
 
 
 def test_the_fake_is_strict() -> None:
-    """What these tests rely on, at its most important."""
+    """The properties of the fake that these tests rely on most."""
     module = FakeJetsonUtils(board_of(Input()), "2022-11")
     assert not hasattr(module, "cudaStreamCreate")
     source = module.videoSource("csi://0", argv=["--num-buffers=2"])
@@ -445,18 +445,18 @@ def _raised(source: VideoSource) -> type:
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "expected"),
     [
         ("csi://", "no camera number"),
         ("csi://x", "no camera number"),
         ("csi://0?flip=left", "flip=left.*rotate-180"),
         ("csi://0?size=1x1", "unknown option size"),
-        ("jetson:webrtc://@:8554/x", "not asked for 'webrtc'"),
-        ("jetson:picture.png", "no video that jetson-utils reads"),
+        ("jetson:webrtc://@:8554/x", "not used for 'webrtc'"),
+        ("jetson:image.png", "not a video that jetson-utils reads"),
         ("jetson:clip.mp4?pace=fast", "unknown option pace"),
-        ("jetson:", "no video"),
+        ("jetson:", "not a video"),
     ],
 )
-def test_a_uri_that_cannot_be_meant_is_refused(uri: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_an_invalid_uri_is_rejected(uri: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
         source_of(Board(), uri)

@@ -1,4 +1,4 @@
-"""Our layouts and numbers are the kernel's."""
+"""Layouts and numbers equal those of the kernel's header."""
 
 import ctypes
 import re

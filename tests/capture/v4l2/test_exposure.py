@@ -1,4 +1,4 @@
-"""Automatic exposure through a driver's controls, on a fake camera whose picture answers to them."""
+"""Auto exposure through a driver's controls, on a fake camera whose image depends on them."""
 
 import errno
 from contextlib import closing
@@ -22,7 +22,7 @@ TARGET = 100.0
 
 
 def ov9281(light: float = 0.5, strobe: int = 1, **traits) -> FakeCamera:
-    """A mono CSI sensor as Tegra's driver shows it: 64-bit exposure, and gain in sixteenths. Every `strobe`-th is lit.
+    """A mono CSI sensor with Tegra's controls: 64-bit exposure, gain in sixteenths. Every `strobe`-th frame is lit.
 
     Args:
         light: Gray levels per unit of exposure, at a gain of 1.
@@ -66,7 +66,7 @@ def means(source: V4l2Source, frames: int) -> List[float]:
 @pytest.mark.parametrize("name", ["GREY", "Y10"])
 @pytest.mark.parametrize("start", [1, 1000])
 @pytest.mark.parametrize("strobe", [1, 2])
-def test_it_finds_its_exposure_from_dark_and_from_saturated(kernel, name: str, start: int, strobe: int) -> None:
+def test_it_converges_from_dark_and_from_saturated(kernel, name: str, start: int, strobe: int) -> None:
     camera = ov9281(strobe=strobe, formats={name: [(64, 48)]})
     with closing(opened(kernel, camera, exposure=start)) as source:
         assert camera.controls[0].value == start
@@ -78,14 +78,14 @@ def test_it_finds_its_exposure_from_dark_and_from_saturated(kernel, name: str, s
         assert camera.controls[1].value == 16
 
 
-def test_gain_helps_where_exposure_ends_and_limits_hold(kernel: FakeKernel) -> None:
+def test_gain_extends_the_exposure_and_limits_hold(kernel: FakeKernel) -> None:
     camera = ov9281(light=0.1)
     with closing(opened(kernel, camera, ExposureParams(TARGET, exposure_max=100, gain_max=64))) as source:
         means(source, 20 * STEP)
         assert [control.value for control in camera.controls] == [100, 64]
 
 
-def test_nothing_is_set_unless_it_is_asked_for(kernel: FakeKernel) -> None:
+def test_nothing_is_set_unless_enabled(kernel: FakeKernel) -> None:
     camera = ov9281()
     kernel.plug(camera)
     with closing(V4l2Source(kernel.node(0), syscalls=kernel, root=kernel.tree.root)) as source:
@@ -94,14 +94,14 @@ def test_nothing_is_set_unless_it_is_asked_for(kernel: FakeKernel) -> None:
         assert "set " not in kernel.account()
 
 
-def test_a_camera_without_the_control_works_all_the_same(kernel, caplog) -> None:
+def test_a_camera_without_the_control_still_works(kernel, caplog) -> None:
     camera = FakeCamera(controls=[CommandQueue(3, "Brightness", 1)])
     with closing(opened(kernel, camera)) as source:
         next_frame(source).release()
         assert "auto_exposure: none of" in caplog.text and "the camera has: brightness" in caplog.text
 
 
-def test_the_cameras_own_automatic_is_switched_off(kernel: FakeKernel) -> None:
+def test_the_cameras_own_auto_exposure_is_switched_off(kernel: FakeKernel) -> None:
     camera = ov9281()
     own = CommandQueue(5, "Auto Exposure", 3, 0, 3, abi.CTRL_TYPE_MENU)
     camera.controls.append(own)
@@ -111,7 +111,7 @@ def test_the_cameras_own_automatic_is_switched_off(kernel: FakeKernel) -> None:
         assert kernel.history.index("set Auto Exposure=1") < kernel.history.index("set Exposure=20")
 
 
-def test_a_driver_that_forgets_is_told_again_after_reopening(kernel: FakeKernel) -> None:
+def test_controls_are_set_again_after_reopening(kernel: FakeKernel) -> None:
     camera = ov9281()
     with closing(opened(kernel, camera, exposure=700)) as source:
         source.close()
@@ -121,7 +121,7 @@ def test_a_driver_that_forgets_is_told_again_after_reopening(kernel: FakeKernel)
         assert camera.controls[0].value == 700
 
 
-def test_a_camera_that_goes_while_its_exposure_is_set_is_a_fault_of_the_source(kernel: FakeKernel) -> None:
+def test_a_camera_lost_while_setting_exposure_is_a_source_error(kernel: FakeKernel) -> None:
     camera = ov9281()
     with closing(opened(kernel, camera, exposure=1)) as source:
         means(source, STEP - 1)

@@ -1,4 +1,4 @@
-"""V4l2Source on cameras that fail: each fault is counted or told, everything is given back, and a reopen works."""
+"""V4l2Source on failing cameras: faults are counted or reported, resources are freed, and a reopen works."""
 
 import errno
 import time
@@ -76,7 +76,7 @@ def test_jpegs_that_cannot_be_decoded_count_as_errors(tmp_path: Path) -> None:
         next_frame(source).release()
 
 
-def test_only_bad_frames_never_keep_a_read_beyond_its_timeout(source, camera) -> None:
+def test_faulty_frames_do_not_extend_a_read_beyond_its_timeout(source, camera) -> None:
     source.open()
     camera.error_flags = 10**9
     started = time.monotonic()
@@ -95,7 +95,7 @@ def test_a_stalled_camera_is_no_frame_and_no_error_and_can_come_back(source, cam
 
 
 @pytest.mark.parametrize("call", ["QUERYCAP", "G_FMT", "S_FMT", "REQBUFS", "QUERYBUF", "mmap", "QBUF", "STREAMON"])
-def test_a_call_that_fails_once_while_opening_leaves_nothing_behind(source, camera, kernel, call: str) -> None:
+def test_a_call_that_fails_once_while_opening_frees_all_resources(source, camera, kernel, call: str) -> None:
     camera.fail_next(call)
     with pytest.raises(SourceError, match="Invalid argument") as fault:
         source.open()
@@ -110,7 +110,7 @@ def test_a_call_that_fails_once_while_opening_leaves_nothing_behind(source, came
 
 @pytest.mark.parametrize("call", ["QBUF", "DQBUF"])
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.ENODEV])
-def test_a_call_that_fails_while_streaming_ends_the_stream_in_order(source, camera, kernel, call, number) -> None:
+def test_a_call_that_fails_while_streaming_closes_the_source(source, camera, kernel, call, number) -> None:
     source.open()
     next_frame(source).release()
     camera.fail_next(call, number)
@@ -139,7 +139,7 @@ def test_a_fatal_streaming_error_needs_and_gets_a_new_stream(source, camera, ker
 
 
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.EINVAL])
-def test_an_unplugged_camera_is_told_and_everything_given_back(source, camera, kernel, number: int) -> None:
+def test_an_unplugged_camera_is_reported_and_all_resources_freed(source, camera, kernel, number: int) -> None:
     source.open()
     next_frame(source).release()
     camera.gone_errno = number
@@ -189,7 +189,7 @@ def test_an_eagain_after_poll_is_just_no_frame_yet(source, camera) -> None:
         ("S_FMT", errno.EBUSY, "fuser"),
     ],
 )
-def test_hints_say_what_to_do(source, camera, kernel, call: str, number: int, hint: str) -> None:
+def test_hints_name_the_remedy(source, camera, kernel, call: str, number: int, hint: str) -> None:
     camera.fail_next(call, number)
     with pytest.raises(SourceError) as fault:
         source.open()
@@ -209,7 +209,7 @@ def test_a_camera_that_another_source_streams_from_is_busy(source, kernel) -> No
         assert_works(second)
 
 
-def test_a_driver_that_gives_no_buffers_is_an_error(tmp_path: Path) -> None:
+def test_a_driver_that_grants_no_buffers_is_an_error(tmp_path: Path) -> None:
     kernel = FakeKernel(tmp_path)
     kernel.plug(FakeCamera(most_buffers=0))
     with pytest.raises(SourceError, match="REQBUFS: Cannot allocate memory"):
@@ -220,12 +220,12 @@ def test_a_driver_that_gives_no_buffers_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("caps", "message"),
     [
-        (abi.CAP_META_CAPTURE | abi.CAP_STREAMING, "delivers no pictures"),
+        (abi.CAP_META_CAPTURE | abi.CAP_STREAMING, "is not a capture node"),
         (abi.CAP_VIDEO_CAPTURE_MPLANE | abi.CAP_STREAMING, "multi-planar"),
         (abi.CAP_VIDEO_CAPTURE, "cannot stream"),
     ],
 )
-def test_only_nodes_that_stream_pictures_are_taken(tmp_path: Path, caps: int, message: str) -> None:
+def test_only_nodes_that_stream_frames_are_opened(tmp_path: Path, caps: int, message: str) -> None:
     kernel = FakeKernel(tmp_path)
     kernel.plug(FakeCamera(device_caps=caps))
     with pytest.raises(SourceError, match=message):

@@ -1,4 +1,4 @@
-"""V4l2Source into memory that the GPU reads in place: by address, from the driver's buffer to the kernel's launch."""
+"""V4l2Source with memory that the GPU reads in place, compared by address from driver to kernel launch."""
 
 import errno
 import logging
@@ -35,7 +35,7 @@ CAMERAS: Dict[str, Any] = {"userptr": {}, "registered": {"io_modes": MMAP_ONLY},
 
 
 class Rig:
-    """A fake GPU, its driver library, and a kernel whose drivers can pin its memory."""
+    """A fake GPU, its driver library, and a kernel whose camera drivers can pin its memory."""
 
     def __init__(self, folder: Path, **gpu: Any) -> None:
         self.cuda = FakeCuda(spans=spans, **gpu)
@@ -92,7 +92,7 @@ class _Contract(SourceContract):
         rig.kernel.plug(FakeCamera(**{**CAMERAS[self.mode], **self.camera}))
         return rig.source
 
-    def test_it_says_how_pictures_reach_the_network(self, make_source: MakeSource) -> None:
+    def test_the_mode_is_reported(self, make_source: MakeSource) -> None:
         with closing(make_source()) as source:
             assert source.mode == "cpu"
             source.open()
@@ -122,7 +122,7 @@ class TestCopiedContract(_Contract):
 def test_the_pointer_of_the_camera_s_driver_is_the_pointer_of_the_launch(
     rig: Rig, mode: str, name: str, roi: Optional[Tuple[float, ...]]
 ) -> None:
-    """No full-frame copy between camera and kernel: what the driver was given, or handed out, is what is launched."""
+    """No full-frame copy between camera and kernel: the kernel is launched on the driver's buffer."""
     camera = FakeCamera(formats={name: SIZE}, pitch_align=128, **CAMERAS[mode])
     rig.kernel.plug(camera)
     view, preprocess = CameraTransform(CameraParams("v4l2:x", roi=roi)), rig.preprocessor()
@@ -151,7 +151,7 @@ def camera_pitch(name: str) -> int:
     return 128  # 64 px of one or two bytes, at least 128
 
 
-def test_in_copied_mode_it_is_one_copy_and_the_driver_s_buffer_stays_the_cpu_s(rig: Rig) -> None:
+def test_copied_mode_copies_once_and_the_cpu_reads_the_drivers_buffer(rig: Rig) -> None:
     rig.refuse("copied")
     rig.kernel.plug(FakeCamera(io_modes=MMAP_ONLY))
     preprocess = rig.preprocessor()
@@ -178,12 +178,12 @@ def test_in_copied_mode_it_is_one_copy_and_the_driver_s_buffer_stays_the_cpu_s(r
     ],
     ids=["nano", "tx2", "xavier", "orin", "thor", "t4"],
 )
-def test_what_is_tried_depends_on_the_board(rig: Rig, modes: Tuple[str, ...]) -> None:
+def test_the_modes_tried_depend_on_the_board(rig: Rig, modes: Tuple[str, ...]) -> None:
     assert rig.pool.modes() == modes
 
 
 @pytest.mark.parametrize(
-    ("driver", "gpu_fails", "expected", "refused"),
+    ("driver", "gpu_fails", "expected", "rejected"),
     [
         ({}, {}, "userptr", []),
         ({"REQBUFS": errno.EINVAL}, {}, "registered", ["userptr"]),
@@ -194,8 +194,8 @@ def test_what_is_tried_depends_on_the_board(rig: Rig, modes: Tuple[str, ...]) ->
         ({}, {"cuMemHostRegister": "out of memory"}, "cpu", ALL),
     ],
 )
-def test_what_is_refused_falls_down_one_mode_with_one_line_and_is_remembered(
-    rig: Rig, caplog: pytest.LogCaptureFixture, driver: dict, gpu_fails: dict, expected: str, refused: List[str]
+def test_a_rejected_mode_is_logged_once_and_the_next_one_is_kept(
+    rig: Rig, caplog: pytest.LogCaptureFixture, driver: dict, gpu_fails: dict, expected: str, rejected: List[str]
 ) -> None:
     camera = FakeCamera()
     rig.kernel.plug(camera)
@@ -212,19 +212,19 @@ def test_what_is_refused_falls_down_one_mode_with_one_line_and_is_remembered(
                 np.testing.assert_array_equal(frame.pixels, camera.picture(frame.sequence))
                 assert (frame.device is None) == (expected == "cpu")
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [line.split("mode ")[1].split()[0] for line in lines] == refused
-    assert all("refused: " in line and "\n" not in line for line in lines)
+    assert [line.split("mode ")[1].split()[0] for line in lines] == rejected
+    assert all("rejected: " in line and "\n" not in line for line in lines)
     rig.cuda.fail.clear()
 
 
-def test_a_camera_that_is_broken_says_nothing_about_memory(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_camera_logs_no_rejected_mode(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     camera = FakeCamera()
     rig.kernel.plug(camera)
     with closing(rig.source()) as source:
         camera.fail_next("STREAMON", errno.EIO, times=4)
         with pytest.raises(SourceError, match="STREAMON: Input/output error"):
             source.open()
-        assert "refused" not in caplog.text
+        assert "rejected" not in caplog.text
         camera.fail_next("STREAMON", errno.ENOSPC)
         with pytest.raises(SourceError, match="USB bandwidth"):
             source.open()
@@ -233,8 +233,8 @@ def test_a_camera_that_is_broken_says_nothing_about_memory(rig: Rig, caplog: pyt
         next_frame(source).release()
 
 
-def test_a_gpu_that_is_busy_is_asked_again_at_the_next_open(rig: Rig) -> None:
-    """Half an hour of pictures by the CPU because of one slow answer would be too much."""
+def test_a_busy_gpu_is_queried_again_at_the_next_open(rig: Rig) -> None:
+    """One slow answer must not move the frames to the CPU until the next restart."""
 
     class Busy(CudaBufferPool):
         def allocate(self, count: int, nbytes: int) -> Any:
@@ -253,8 +253,8 @@ def test_a_gpu_that_is_busy_is_asked_again_at_the_next_open(rig: Rig) -> None:
         next_frame(source).release()
 
 
-def test_a_stream_that_brings_nothing_is_tried_in_each_mode_in_turn(rig: Rig) -> None:
-    """USERPTR that a driver takes and then does not serve would else never end."""
+def test_a_stream_without_frames_is_tried_in_each_mode_in_turn(rig: Rig) -> None:
+    """A driver may accept USERPTR and never fill its buffers."""
     camera = FakeCamera(stalled=True)
     rig.kernel.plug(camera)
     modes = []
@@ -274,7 +274,7 @@ def test_a_stream_that_brings_nothing_is_tried_in_each_mode_in_turn(rig: Rig) ->
 
 
 @pytest.mark.parametrize(("name", "color"), [("MJPG", False), ("YUYV", True)])
-def test_pictures_that_the_cpu_decodes_stay_with_it(rig: Rig, name: str, color: bool) -> None:
+def test_frames_that_the_cpu_decodes_stay_in_its_memory(rig: Rig, name: str, color: bool) -> None:
     pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG and colour")
     rig.kernel.plug(FakeCamera(formats={name: SIZE}))
     with closing(rig.source(color=color)) as source:
@@ -323,7 +323,7 @@ def test_a_frame_of_an_old_stream_does_not_disturb_the_new_one(rig: Rig) -> None
         now.release()
 
 
-def test_the_driver_lets_go_of_our_memory_before_it_is_freed(rig: Rig) -> None:
+def test_the_driver_releases_the_memory_before_it_is_freed(rig: Rig) -> None:
     rig.kernel.plug(FakeCamera(most_buffers=4))
     source = rig.source()
     source.open()
@@ -347,7 +347,7 @@ def test_a_view_kept_after_release_is_no_crash(rig: Rig) -> None:
     assert rig.cuda.allocated_bytes == 0 and kept.sum() > 0
 
 
-def test_the_fakes_notice_what_a_real_machine_would_take_badly(rig: Rig) -> None:
+def test_the_fakes_detect_misuse(rig: Rig) -> None:
     camera = FakeCamera()
     rig.kernel.plug(camera)
     source = rig.source()
@@ -370,7 +370,7 @@ def test_the_fakes_notice_what_a_real_machine_would_take_badly(rig: Rig) -> None
 
 
 def test_the_gpu_s_thread_may_close_the_gpu_first(rig: Rig) -> None:
-    """In the end, when a camera does not come to its end in time."""
+    """At shutdown, when a camera does not stop in time."""
     rig.kernel.plug(FakeCamera(io_modes=MMAP_ONLY))
     source = rig.source()
     source.open()

@@ -1,4 +1,4 @@
-"""The real system calls, on what every machine has: pipes, ordinary files, /proc."""
+"""The real system calls on pipes, ordinary files and /proc."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def test_a_node_is_opened_without_blocking_and_not_inherited(tmp_path: Path) -> 
         os.fstat(fd)
 
 
-def test_an_ioctl_on_what_is_no_camera_says_so_with_its_name() -> None:
+def test_an_ioctl_error_contains_the_ioctls_name() -> None:
     device = Device(LinuxKernel(), os.devnull)
     with pytest.raises(OSError, match="Inappropriate ioctl") as fault:
         device.ioctl(abi.QUERYCAP, abi.Capability())
@@ -36,7 +36,7 @@ def test_an_ioctl_on_what_is_no_camera_says_so_with_its_name() -> None:
     assert "not a V4L2 video node" in told.hint
 
 
-def test_poll_waits_no_longer_than_told_and_sees_data_and_hang_ups() -> None:
+def test_poll_respects_its_timeout_and_reports_data_and_hang_ups() -> None:
     reader, writer = os.pipe()
     kernel = LinuxKernel()
     started = time.monotonic()

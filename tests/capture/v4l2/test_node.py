@@ -1,4 +1,4 @@
-"""The same camera is found again whatever its number, and another one is never taken for it."""
+"""A camera is found again under another node number, and is never confused with another camera."""
 
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +19,7 @@ def kernel(tmp_path: Path) -> FakeKernel:
 
 
 def flat(value: int):
-    """A scene that tells which camera it is."""
+    """A scene that identifies the camera."""
     return lambda sequence, width, height: np.full((height, width), value, np.uint8)
 
 
@@ -54,7 +54,7 @@ def test_a_link_is_resolved_at_every_open(kernel: FakeKernel, link_number: int) 
 
 @pytest.mark.parametrize("links", [True, False], ids=["with links", "udev has made no links"])
 @pytest.mark.parametrize("serial", ["SN001", ""], ids=["serial", "no serial"])
-def test_a_number_that_has_changed_is_found_by_what_the_camera_is(kernel: FakeKernel, links: bool, serial: str) -> None:
+def test_a_changed_number_is_found_by_the_cameras_identity(kernel: FakeKernel, links: bool, serial: str) -> None:
     camera = FakeCamera(scene=flat(10), serial=serial)
     node = kernel.plug(camera)
     with closing(source_at(kernel, node)) as source:
@@ -67,7 +67,7 @@ def test_a_number_that_has_changed_is_found_by_what_the_camera_is(kernel: FakeKe
     assert kernel.open_descriptors == 0
 
 
-def test_a_camera_with_a_serial_number_is_known_in_another_port(kernel: FakeKernel) -> None:
+def test_a_camera_with_a_serial_number_is_found_at_another_port(kernel: FakeKernel) -> None:
     camera = FakeCamera(scene=flat(10))
     with closing(source_at(kernel, kernel.plug(camera))) as source:
         source.open()
@@ -78,7 +78,7 @@ def test_a_camera_with_a_serial_number_is_known_in_another_port(kernel: FakeKern
         assert camera_seen(source) == 10
 
 
-def test_a_configured_link_that_udev_has_not_made_again_does_not_matter(kernel: FakeKernel) -> None:
+def test_a_configured_link_missing_after_replugging_does_not_matter(kernel: FakeKernel) -> None:
     camera = FakeCamera(scene=flat(10))
     kernel.plug(camera)
     with closing(source_at(kernel, str(kernel.tree.links(camera)[0]))) as source:
@@ -89,7 +89,7 @@ def test_a_configured_link_that_udev_has_not_made_again_does_not_matter(kernel: 
         assert camera_seen(source) == 10
 
 
-def test_a_frame_held_over_the_unplug_keeps_the_number_busy_and_the_camera_is_found_all_the_same(
+def test_a_frame_held_over_the_unplug_keeps_the_number_busy_and_the_camera_is_still_found(
     kernel: FakeKernel,
 ) -> None:
     camera = FakeCamera(scene=flat(10))
@@ -104,7 +104,7 @@ def test_a_frame_held_over_the_unplug_keeps_the_number_busy_and_the_camera_is_fo
         held.release()
 
 
-def test_once_everything_is_given_back_the_camera_returns_under_its_number(kernel: FakeKernel) -> None:
+def test_with_all_frames_released_the_camera_returns_under_its_number(kernel: FakeKernel) -> None:
     camera = FakeCamera()
     with closing(source_at(kernel, kernel.plug(camera))) as source:
         source.open()
@@ -123,7 +123,7 @@ def test_once_everything_is_given_back_the_camera_returns_under_its_number(kerne
     ],
     ids=["another model", "the same model with another serial", "the colour sensor of the same module"],
 )
-def test_another_camera_under_the_old_number_is_not_taken(kernel: FakeKernel, other) -> None:
+def test_another_camera_under_the_old_number_is_not_used(kernel: FakeKernel, other) -> None:
     camera, stranger = FakeCamera(scene=flat(10)), FakeCamera(scene=flat(99), **other)
     node = kernel.plug(camera)
     with closing(source_at(kernel, node)) as source:
@@ -141,7 +141,7 @@ def test_another_camera_under_the_old_number_is_not_taken(kernel: FakeKernel, ot
         assert camera_seen(source) == 10
 
 
-def test_two_alike_without_serials_are_told_apart_by_their_ports(kernel: FakeKernel) -> None:
+def test_two_equal_cameras_without_serials_are_distinguished_by_ports(kernel: FakeKernel) -> None:
     left = FakeCamera(scene=flat(10), serial="", bus_info="usb-1")
     right = FakeCamera(scene=flat(20), serial="", bus_info="usb-2")
     a = source_at(kernel, kernel.plug(left, links=False))
@@ -158,7 +158,7 @@ def test_two_alike_without_serials_are_told_apart_by_their_ports(kernel: FakeKer
         assert (camera_seen(a), camera_seen(b)) == (10, 20)
 
 
-def test_a_new_source_takes_what_is_there(kernel: FakeKernel) -> None:
+def test_a_new_source_accepts_any_camera(kernel: FakeKernel) -> None:
     first = FakeCamera(scene=flat(10))
     node = kernel.plug(first)
     kernel.unplug(first)
@@ -168,7 +168,7 @@ def test_a_new_source_takes_what_is_there(kernel: FakeKernel) -> None:
         assert camera_seen(source) == 99
 
 
-def test_cameras_that_are_not_usb_are_known_by_card_and_bus(kernel: FakeKernel) -> None:
+def test_cameras_that_are_not_usb_are_identified_by_card_and_bus(kernel: FakeKernel) -> None:
     camera = FakeCamera(scene=flat(10), card="vi-output, ov9281 9-0060", bus_info="platform:vi:0", usb_id=None)
     node = kernel.plug(camera, links=False)
     with closing(source_at(kernel, node)) as source:

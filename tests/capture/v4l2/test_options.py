@@ -1,4 +1,4 @@
-"""What a user may ask of a camera: format, size, rate, controls; what the driver makes of it is told."""
+"""Settings of a camera: format, size, rate, controls; adjustments by the driver are logged."""
 
 import logging
 import sys
@@ -26,7 +26,7 @@ def kernel(tmp_path: Path) -> FakeKernel:
 
 
 def opened(kernel: FakeKernel, camera: FakeCamera, **options) -> V4l2Source:
-    """An open source on a camera; closed again by the caller."""
+    """An open source on a camera; the caller closes it."""
     if not camera.plugged:
         kernel.plug(camera)
     source = V4l2Source(kernel.node(0), SourceOptions(**options), syscalls=kernel, root=kernel.tree.root)
@@ -57,7 +57,7 @@ def test_the_cheapest_format_that_has_the_wanted_size_is_chosen(kernel, formats,
         assert f"S_FMT {chosen}" in kernel.history
 
 
-def test_a_format_that_is_too_slow_at_the_wanted_size_gives_way(kernel: FakeKernel) -> None:
+def test_a_format_too_slow_at_the_wanted_size_is_not_chosen(kernel: FakeKernel) -> None:
     camera = FakeCamera(formats={"YUYV": [HD], "MJPG": [HD]}, rates={("YUYV", *HD): 10.0, ("MJPG", *HD): 30.0})
     with closing(opened(kernel, camera, width=1280, height=720, fps=30)):
         assert "S_FMT MJPG 1280x720" in kernel.history
@@ -65,7 +65,7 @@ def test_a_format_that_is_too_slow_at_the_wanted_size_gives_way(kernel: FakeKern
         assert "S_FMT YUYV 1280x720" in kernel.history
 
 
-def test_a_size_that_the_driver_changes_is_told_and_true_of_the_frames(kernel, caplog) -> None:
+def test_a_size_changed_by_the_driver_is_logged_and_used(kernel, caplog) -> None:
     with closing(opened(kernel, FakeCamera(formats={"GREY": [VGA]}), width=1280, height=800)) as source:
         assert "asked for 1280x800, the driver gives 640x480" in caplog.text
         with next_frame(source) as frame:
@@ -80,7 +80,7 @@ def test_a_size_that_the_driver_changes_is_told_and_true_of_the_frames(kernel, c
         ({}, "auto", "no pixel format that can be read", "GREY"),
     ],
 )
-def test_a_format_that_is_not_there_is_a_clear_error(kernel, formats, asked, message: str, hint: str) -> None:
+def test_a_missing_format_is_a_clear_error(kernel, formats, asked, message: str, hint: str) -> None:
     with pytest.raises(SourceError) as fault:
         opened(kernel, FakeCamera(formats=formats), pixel_format=asked)
     assert message in fault.value.message
@@ -89,14 +89,14 @@ def test_a_format_that_is_not_there_is_a_clear_error(kernel, formats, asked, mes
 
 
 @pytest.mark.parametrize(("name", "color"), [("MJPG", False), ("YUYV", True)])
-def test_a_format_that_needs_opencv_says_so_where_it_is_not_installed(kernel, monkeypatch, name, color) -> None:
+def test_a_format_that_needs_opencv_is_an_error_without_it(kernel, monkeypatch, name, color) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)  # as Python itself marks a module that is not there
     with pytest.raises(MissingPackage, match=rf"{name}.*pip install opencv-python-headless"):
         opened(kernel, FakeCamera(formats={name: [VGA]}), color=color)
     assert kernel.open_descriptors == 0
 
 
-def test_the_frame_rate_is_set_and_a_different_one_is_told(kernel, caplog) -> None:
+def test_the_frame_rate_is_set_and_a_different_one_is_logged(kernel, caplog) -> None:
     camera = FakeCamera(fps=25)
     with closing(opened(kernel, camera, fps=12.5)):
         assert "S_PARM 2/25" in kernel.history
@@ -158,15 +158,15 @@ def test_controls_are_set_again_after_the_camera_was_plugged_in_again(kernel: Fa
         assert camera.controls[2].value == 40
 
 
-def test_an_order_that_the_driver_refuses_is_tried_the_other_way(kernel, caplog) -> None:
+def test_a_rejected_order_of_controls_is_retried_in_reverse(kernel, caplog) -> None:
     camera = FakeCamera(controls=controls())
     with closing(opened(kernel, camera, controls={"exposure_absolute": 250, "auto_exposure": 1})):
         assert kernel.account().count("set Exposure (Absolute)=250") == 1
-        assert "refuses" not in caplog.text
+        assert "rejects" not in caplog.text
 
 
 @pytest.mark.parametrize(("asked", "value"), [({}, 0), ({"bypass_mode": 1}, 1)])
-def test_tegras_pictures_come_through_v4l2_though_argus_had_the_sensor(
+def test_tegra_frames_arrive_through_v4l2_after_argus_used_the_sensor(
     kernel: FakeKernel, asked: Dict[str, int], value: int
 ) -> None:
     bypass = CommandQueue(0x009A2064, "Bypass Mode", 0, 0, 1, abi.CTRL_TYPE_INTEGER_MENU)
@@ -181,7 +181,7 @@ def test_tegras_pictures_come_through_v4l2_though_argus_had_the_sensor(
         assert ("set Bypass Mode=0" in kernel.history) == (value == 0)
 
 
-def test_an_unknown_control_is_warned_of_with_the_known_ones(kernel, caplog) -> None:
+def test_an_unknown_control_is_logged_with_the_known_ones(kernel, caplog) -> None:
     with closing(opened(kernel, FakeCamera(controls=controls()), controls={"exposure": 3, "gain": 8})) as source:
         assert (
             "no control 'exposure'; the camera has: auto_exposure, brightness, exposure_absolute, gain, "
@@ -195,17 +195,17 @@ def test_an_unknown_control_is_warned_of_with_the_known_ones(kernel, caplog) -> 
     ("name", "value", "told"),
     [
         ("gain", 256, "control gain=256: allowed 0 to 255"),
-        ("exposure_absolute", 250, "control exposure_absolute=250: the driver refuses: Permission denied"),
-        ("gain", 42, "control gain=42: the driver made it 40"),
+        ("exposure_absolute", 250, "control exposure_absolute=250: the driver rejects it: Permission denied"),
+        ("gain", 42, "control gain=42: the driver set 40"),
     ],
 )
-def test_a_value_that_is_not_taken_is_warned_of(kernel, caplog, name: str, value: int, told: str) -> None:
+def test_a_rejected_value_is_logged(kernel, caplog, name: str, value: int, told: str) -> None:
     with closing(opened(kernel, FakeCamera(controls=controls()), controls={name: value})) as source:
         assert told in caplog.text
         next_frame(source).release()
 
 
-def test_what_was_opened_is_told_in_one_line(kernel, caplog) -> None:
+def test_an_open_is_logged_in_one_line(kernel, caplog) -> None:
     caplog.set_level(logging.INFO)
     with closing(opened(kernel, FakeCamera(card="Hello IR"))):
         said = [record.getMessage() for record in caplog.records]

@@ -1,4 +1,4 @@
-"""V4l2Source on a camera that works: streaming, leases, counters, time."""
+"""V4l2Source on a working camera: streaming, lent buffers, counters, timestamps."""
 
 import queue
 import threading
@@ -71,7 +71,7 @@ class TestTwoBuffersContract(_Contract):
 
 
 class TestOldKernelContract(_Contract):
-    """Before Linux 5.0, a driver cannot let go of buffers that are still mapped."""
+    """Before Linux 5.0, a driver cannot release buffers that are still mapped."""
 
     camera = staticmethod(lambda: FakeCamera(orphans=False))
 
@@ -106,7 +106,7 @@ def test_a_session_from_open_to_close_as_the_kernel_sees_it(kernel: FakeKernel) 
 
 @pytest.mark.parametrize("name", ["GREY", "Y10", "Y12", "Y16", "Y16_BE", "YUYV", "UYVY", "NV12", "MJPG"])
 @pytest.mark.parametrize("pitch_align", [1, 256])
-def test_every_format_shows_what_the_sensor_saw(kernel: FakeKernel, name: str, pitch_align: int) -> None:
+def test_every_format_gives_the_sensors_scene(kernel: FakeKernel, name: str, pitch_align: int) -> None:
     camera = FakeCamera(formats={name: SIZE}, pitch_align=pitch_align, quantization=abi.QUANTIZATION_FULL_RANGE)
     camera.scene = lambda sequence, width, height: np.add.outer(np.arange(height), np.arange(width) + 60).astype("u1")
     kernel.plug(camera)
@@ -127,7 +127,7 @@ def test_every_format_shows_what_the_sensor_saw(kernel: FakeKernel, name: str, p
         (abi.QUANTIZATION_LIM_RANGE, abi.COLORSPACE_JPEG, True),
     ],
 )
-def test_the_range_of_y_is_the_one_that_the_driver_states(
+def test_the_range_of_y_is_the_one_that_the_driver_reports(
     kernel: FakeKernel, quantization: int, colorspace: int, limited: bool
 ) -> None:
     kernel.plug(FakeCamera(formats={"YUYV": SIZE}, quantization=quantization, colorspace=colorspace))
@@ -137,7 +137,7 @@ def test_the_range_of_y_is_the_one_that_the_driver_states(
             assert (frame.levels.offset == 16.0) == limited
 
 
-def test_frames_held_beyond_the_lending_limit_are_copies_and_the_camera_goes_on(kernel: FakeKernel) -> None:
+def test_frames_held_beyond_the_lending_limit_are_copies_and_the_camera_continues(kernel: FakeKernel) -> None:
     camera = FakeCamera()
     kernel.plug(camera)
     with closing(source_of(kernel)) as source:
@@ -168,7 +168,7 @@ def test_a_release_is_queued_by_the_capture_thread_at_its_next_read(kernel: Fake
         assert kernel.history[len(before) :] == ["QBUF 0", "DQBUF 1"]
 
 
-def test_many_frames_released_by_another_thread_are_all_true(kernel: FakeKernel) -> None:
+def test_many_frames_released_by_another_thread_are_all_correct(kernel: FakeKernel) -> None:
     camera = FakeCamera()
     kernel.plug(camera)
     handed_over: queue.Queue = queue.Queue()
@@ -257,7 +257,7 @@ def test_frames_the_driver_drops_show_in_sequence_and_are_counted(kernel: FakeKe
         assert source.counters()["sequence_gaps"] == 3
 
 
-def test_the_sequence_goes_on_where_the_driver_s_32_bits_end(kernel: FakeKernel) -> None:
+def test_the_sequence_continues_where_the_driver_s_32_bits_end(kernel: FakeKernel) -> None:
     camera = FakeCamera()
     kernel.plug(camera)
     with closing(source_of(kernel)) as source:
@@ -272,7 +272,7 @@ def test_the_sequence_goes_on_where_the_driver_s_32_bits_end(kernel: FakeKernel)
         assert source.counters()["sequence_gaps"] == 2
 
 
-def test_a_driver_that_does_not_count_gets_numbers_all_the_same(kernel: FakeKernel) -> None:
+def test_a_driver_that_does_not_count_gets_sequence_numbers(kernel: FakeKernel) -> None:
     kernel.plug(FakeCamera(sequence_step=0))
     with closing(source_of(kernel)) as source:
         source.open()
@@ -293,7 +293,7 @@ def test_a_driver_that_does_not_count_gets_numbers_all_the_same(kernel: FakeKern
         (abi.BUF_FLAG_TIMESTAMP_MONOTONIC, -3600.0, False),
     ],
 )
-def test_time_is_the_driver_s_where_it_can_be_true_else_the_arrival(
+def test_time_is_the_driver_s_if_plausible_else_the_arrival(
     kernel: FakeKernel, flag: int, offset_s: float, is_believed: bool
 ) -> None:
     stamps = []
@@ -313,11 +313,11 @@ def test_time_is_the_driver_s_where_it_can_be_true_else_the_arrival(
                 assert before <= frame.t <= time.monotonic()
 
 
-def test_uris_with_two_slashes_more_mean_the_same_node() -> None:
+def test_uris_with_two_more_slashes_open_the_same_node() -> None:
     assert V4l2Source("///dev/video7").uri == "v4l2:/dev/video7"
 
 
-def test_the_real_kernel_answers_for_a_device_that_is_not_there(tmp_path: Path) -> None:
+def test_the_real_kernel_reports_a_missing_device(tmp_path: Path) -> None:
     source = open_source(f"v4l2:{tmp_path}/video0")
     with pytest.raises(SourceError, match=r"video0: No such file or directory.*by-id"):
         source.open()

@@ -17,6 +17,7 @@ from edge_agent.errors import EndOfStream, InputError, SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
 from tests.fakes.images import HEIGHT, WIDTH, image_number, numbered_image, write_clip
 from tests.fakes.mjpeg_server import MjpegServer
+from tests.fakes.waiting import eventually
 
 PLAIN = SourceOptions()
 
@@ -196,9 +197,7 @@ def test_options_of_a_file_are_checked() -> None:
 def test_a_stream_returns_the_newest_frame_and_counts_the_dropped() -> None:
     with MjpegServer() as server, closing(opened(server.uri())) as source:
         next_frame(source).release()
-        deadline = time.monotonic() + 5
-        while source.counters()["dropped"] < 5 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        eventually(lambda: source.counters()["dropped"] >= 5, "frames are dropped", 5)
         dropped = source.counters()["dropped"]
         assert dropped >= 5
         with next_frame(source) as first, next_frame(source) as second:

@@ -16,6 +16,7 @@ from edge_agent.capture.synthetic.scene import SCENES, parse_scene
 from edge_agent.capture.synthetic.source import ASTRONAUT, SyntheticSource
 from edge_agent.errors import EndOfStream, InputError, SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
+from tests.fakes.waiting import eventually
 
 PLAIN = SourceOptions()
 
@@ -221,14 +222,17 @@ def test_lose_in_real_time_refuses_to_open_until_it_is_over() -> None:
                 if frame is not None:
                     frame.release()
         refused = 0
-        while True:
+
+        def opens() -> bool:
+            nonlocal refused
             try:
                 source.open()
-                break
             except SourceError:
                 refused += 1
-                time.sleep(0.01)
-            assert time.monotonic() - began < 10
+                return False
+            return True
+
+        eventually(opens, "the camera is back", 10)
         assert refused > 0
         with next_frame(source) as frame:
             assert frame.sequence >= 30

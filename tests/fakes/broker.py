@@ -7,21 +7,20 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional
 
 import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from tests.fakes.schemas import validate_message
+from tests.fakes.waiting import DEADLINE_S, eventually
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
 MOSQUITTO = shutil.which("mosquitto", path=PATH)
 needs_mosquitto = pytest.mark.broker
 """tests/conftest.py skips what carries this mark where there is no mosquitto."""
-DEADLINE_S = 30.0
 VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
 
@@ -30,14 +29,6 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def eventually(true: Callable[[], Any], what: str = "", deadline_s: float = DEADLINE_S) -> None:
-    """Poll until `true()`."""
-    until = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < until, f"did not happen within {deadline_s} s: {what}"
-        time.sleep(0.01)
 
 
 class Broker:

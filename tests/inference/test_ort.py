@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from edge_agent.models.onnx.file import read_onnx
 from tests.fakes import graphs
 from tests.fakes.agent import AgentProcess
 from tests.fakes.views import wandering
+from tests.fakes.waiting import eventually
 from tests.fakes.weights import centerface_models_dir
 
 pytest.importorskip("onnxruntime", reason="the CPU engine needs it: pip install onnxruntime")
@@ -321,9 +321,7 @@ def test_an_agent_on_onnxruntime_imports_no_onnx(tmp_path: Path) -> None:
     settings = {"CAMERAS__A__URI": "test://one", "MODEL__MODEL": path, "MODEL__BACKEND": "onnxruntime", "MQTT__PORT": 9}
     search = os.pathsep.join([str(tmp_path), *sys.path])
     with AgentProcess(settings, tmp_path / "state", scripted=False, environ={"PYTHONPATH": search}) as agent:
-        deadline = time.monotonic() + 30.0
-        while "engine: onnxruntime, model m.onnx, fp32" not in agent.log and time.monotonic() < deadline:
-            time.sleep(0.05)
+        eventually(lambda: "engine: onnxruntime, model m.onnx, fp32" in agent.log, "the engine is open")
         agent.stop()
     assert "engine: onnxruntime, model m.onnx, fp32" in agent.log
     assert not (tmp_path / "imported").exists()

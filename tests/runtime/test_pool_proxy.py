@@ -12,8 +12,8 @@ from edge_agent.core.types import Moment
 from edge_agent.errors import EngineError, SourceError
 from edge_agent.runtime.command_queue import CommandQueue
 from edge_agent.runtime.pool_proxy import PoolProxy
-from tests.fakes.broker import eventually
 from tests.fakes.clock import FakeClock
+from tests.fakes.waiting import eventually
 
 
 class Memory:
@@ -224,6 +224,7 @@ def test_the_end_does_not_wait_for_ever_and_says_that_memory_is_still_used() -> 
 
 def test_many_cameras_at_once(owner: Owner) -> None:
     owner.shared.modes()
+    pause = threading.Event()
 
     def camera(number: int) -> int:
         done, end_t = 0, time.monotonic() + 20
@@ -231,7 +232,7 @@ def test_many_cameras_at_once(owner: Owner) -> None:
             try:
                 buffers = owner.shared.allocate(4, 64 + number)
             except SourceError:  # the queue is small here; a camera comes again later
-                time.sleep(0.005)
+                pause.wait(0.005)
                 continue
             assert all(each.array.size == 64 + number for each in buffers)
             owner.shared.free(buffers, nothing)

@@ -10,7 +10,10 @@ import pytest
 from edge_agent.errors import EngineError
 from edge_agent.runtime.supervisor import LONGEST_SILENCE_S, Supervisor, exit_code
 from edge_agent.runtime.worker import Worker
-from tests.fakes.broker import eventually
+from tests.fakes.waiting import eventually
+
+IDLE = threading.Event()
+"""Never set: a step waits on it for a bounded time, as steps do."""
 
 
 class Manager:
@@ -42,11 +45,17 @@ class Manager:
 
 
 class Stage:
-    """What the supervisor needs of a capture stage."""
+    """What the supervisor needs of a capture stage; counts how often the supervisor has looked at it."""
 
     def __init__(self):
         self.first_open_done = False
-        self.ended = False
+        self.end = False
+        self.rounds = 0
+
+    @property
+    def ended(self):
+        self.rounds += 1
+        return self.end
 
 
 class Rig:
@@ -71,7 +80,7 @@ class Rig:
         def step():
             if name == "infer" and self.hang.is_set():
                 self.release.wait(20)
-            time.sleep(0.01)
+            IDLE.wait(0.01)
 
         def setup():
             if name == "infer":
@@ -111,6 +120,14 @@ def looks(rig, count):
         eventually(lambda before=before: len(rig.manager.told) > before, "it says something at every look")
 
 
+def rounds(rig, count):
+    """Let the supervisor complete so many rounds, whether it reports anything or not."""
+    for _ in range(count + 1):  # the first may have begun before
+        before = rig.stage.rounds
+        rig.supervisor.wake()
+        eventually(lambda before=before: rig.stage.rounds > before, "the supervisor goes on")
+
+
 def test_ready_waits_for_the_engine_and_for_each_cameras_first_attempt():
     with Rig() as rig:
         looks(rig, 3)
@@ -119,8 +136,7 @@ def test_ready_waits_for_the_engine_and_for_each_cameras_first_attempt():
         rig.engine_open.set()
         eventually(lambda: ("status", "starting: opening door") in rig.manager.told, deadline_s=5)
         extended = rig.manager.words().count("extend")
-        rig.supervisor.wake()
-        time.sleep(0.05)
+        rounds(rig, 2)
         assert rig.manager.words().count("extend") == extended, "a camera whose first open hangs gets no more time"
         assert "ready" not in rig.manager.words() and "alive" not in rig.manager.words()
         rig.stage.first_open_done = True
@@ -151,8 +167,7 @@ def test_an_engine_that_tells_nothing_for_long_gets_no_more_time(monkeypatch):
         assert "extend" in rig.manager.words()
         ahead_s[0] = 2 * LONGEST_SILENCE_S + 1
         told = list(rig.manager.told)
-        rig.supervisor.wake()
-        time.sleep(0.1)
+        rounds(rig, 2)
         assert rig.manager.told == told
 
 
@@ -171,9 +186,7 @@ def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
         eventually(lambda: ("status", "infer does not return") in rig.manager.told, deadline_s=5)
         assert rig.overdue == {"infer"} and rig.supervisor.faults == ["infer does not return"]
         fed = rig.manager.words().count("alive")
-        for _ in range(5):
-            rig.supervisor.wake()
-            time.sleep(0.02)
+        rounds(rig, 5)
         assert rig.manager.words().count("alive") == fed
         rig.hang.clear()
         rig.release.set()
@@ -186,8 +199,8 @@ def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
 def test_a_setup_may_take_longer_than_a_step():
     with Rig(deadline_s=0.05) as rig:
         infer = rig.workers[1]
-        time.sleep(0.2)
-        assert infer.overdue_s(time.monotonic()) == 0.0
+        assert infer.alive and not infer.set_up
+        assert infer.overdue_s(time.monotonic() + 0.2) == 0.0
         ready(rig)
 
 
@@ -204,9 +217,7 @@ def test_a_thread_of_others_that_is_overdue_starves_the_watchdog_too():
         other.late_s = 1.0
         eventually(lambda: ("status", "mqtt does not return") in rig.manager.told)
         fed = rig.manager.words().count("alive")
-        for _ in range(5):
-            rig.supervisor.wake()
-            time.sleep(0.02)
+        rounds(rig, 5)
         assert rig.manager.words().count("alive") == fed
         other.late_s = 0.0
         eventually(lambda: rig.manager.words().count("alive") > fed, "fed again")
@@ -242,7 +253,7 @@ def test_a_stop_may_leave_an_engine_behind_that_is_being_built_but_no_step(engin
 def test_a_reason_to_restart_ends_it_but_not_before_it_is_ready():
     manager, stage = Manager(), Stage()
     supervisor = Supervisor({"door": stage}, manager, str, list, recovery=lambda t: "no memory")
-    worker = Worker("infer", lambda: time.sleep(0.01), on_exit=supervisor.wake)
+    worker = Worker("infer", lambda: IDLE.wait(0.01), on_exit=supervisor.wake)
     with worker:
         watching = threading.Thread(target=supervisor.watch, args=([worker],))
         watching.start()
@@ -262,8 +273,8 @@ def test_it_ends_with_a_failed_worker_and_with_the_last_source(error, code):
     def step():
         if error is not None:
             raise error
-        stage.ended = True
-        time.sleep(0.01)
+        stage.end = True
+        IDLE.wait(0.01)
 
     with Worker("infer", step, on_exit=supervisor.wake) as worker:
         supervisor.watch([worker])

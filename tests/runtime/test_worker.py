@@ -7,13 +7,7 @@ from typing import Callable
 
 from edge_agent.errors import EngineError
 from edge_agent.runtime.worker import Worker
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+from tests.fakes.waiting import eventually
 
 
 def test_progress_advances_with_each_step_and_stops_with_a_hung_one():
@@ -22,19 +16,17 @@ def test_progress_advances_with_each_step_and_stops_with_a_hung_one():
 
     def step() -> None:
         steps.append(time.monotonic())
-        if len(steps) == 3:
-            release.wait(10)
-        time.sleep(0.001)
+        release.wait(10 if len(steps) == 3 else 0.001)
 
     worker = Worker("w", step, stop_within_s=0.05)
     with worker:
-        wait_until(lambda: len(steps) == 3)
+        eventually(lambda: len(steps) == 3)
         stuck_at = worker.progress_t
         assert stuck_at <= steps[2]
     assert worker.stuck, "it is inside a step that does not return"
     assert worker.progress_t == stuck_at
     release.set()
-    wait_until(lambda: not worker.alive)
+    eventually(lambda: not worker.alive)
 
 
 def test_setup_step_and_teardown_run_in_one_thread_and_the_end_is_told():
@@ -61,7 +53,7 @@ def test_what_fails_is_torn_down_and_told_too():
 
     for setup, step in ((fail, lambda: None), (lambda: None, fail)):
         with Worker("w", step, setup, lambda: seen.append("teardown"), lambda: seen.append("exit")) as worker:
-            wait_until(lambda worker=worker: not worker.alive)
+            eventually(lambda worker=worker: not worker.alive)
         assert seen == ["teardown", "exit"] and worker.error is not None
         assert worker.set_up is (step is fail) and not worker.stuck
         seen.clear()
@@ -79,7 +71,7 @@ def test_a_defect_of_the_teardown_is_an_error_too_and_hides_none(caplog):
         pass
     assert isinstance(worker.error, ZeroDivisionError) and ended == ["exit"]
     with Worker("w", fail, teardown=spoil) as worker:
-        wait_until(lambda: not worker.alive)
+        eventually(lambda: not worker.alive)
     assert isinstance(worker.error, EngineError) and "defect" in caplog.text
 
 
@@ -89,7 +81,7 @@ def test_an_expected_error_is_one_line_and_a_defect_has_its_traceback(caplog):
             raise error
 
         with Worker("w", step) as worker:
-            wait_until(lambda: not worker.alive)
+            eventually(lambda: not worker.alive)
         return worker
 
     with caplog.at_level(logging.ERROR):

@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Set
+from typing import Any, Dict, Set
 
 import numpy as np
 import pytest
@@ -26,6 +25,7 @@ from tests.fakes import graphs
 from tests.fakes.gpu import calibration
 from tests.fakes.jetpack4 import FAKES, PACKAGE, JetPack4, interpreter
 from tests.fakes.tensorrt import ATTRIBUTES
+from tests.fakes.waiting import eventually
 
 pytest.importorskip("onnxruntime", reason="the reference and the fake need it: pip install onnxruntime")
 
@@ -65,13 +65,6 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("make", [graphs.gridbox, graphs.centerface])
@@ -294,7 +287,7 @@ def test_it_ends_with_the_agent_even_in_the_middle_of_a_build(
         assert not gone(pid)
         agent.kill()
     try:
-        until(lambda: gone(pid))
+        eventually(lambda: gone(pid), "the worker has ended")
     finally:
         if not gone(pid):
             os.kill(pid, signal.SIGKILL)

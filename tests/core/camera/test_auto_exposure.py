@@ -20,7 +20,7 @@ class Room:
 
     Args:
         light: Of the background.
-        face: Of the face, which fills a part of the picture.
+        face: Of the face, which fills a part of the image.
         strobe: Lit and dark frames, in turn; dark ones see only `ambient` times the light.
         delay: A new setting shows after so many frames.
     """
@@ -47,12 +47,12 @@ def run(room: Room, automatic: AutoExposure, frames: int) -> Tuple[List[Setting]
     """Every change, and the mean of every lit frame."""
     changes, means = [], []
     for _ in range(frames):
-        picture, lit = room.shoot(automatic.setting)
-        changed = automatic.observe(float(picture.mean()), brightness(picture))
+        image, lit = room.shoot(automatic.setting)
+        changed = automatic.observe(float(image.mean()), brightness(image))
         if changed is not None:
             changes.append(changed)
         if lit:
-            means.append(float(picture.mean()))
+            means.append(float(image.mean()))
     return changes, means
 
 
@@ -117,20 +117,20 @@ def test_limits_of_the_driver_hold_and_steps_are_met() -> None:
     assert automatic.setting == Setting(100, None)
 
 
-def test_a_step_is_bounded_and_waits_until_the_last_one_shows() -> None:
+def test_a_step_is_bounded_and_waits_until_the_last_one_is_visible() -> None:
     automatic = automatic_from(10)
     frames = [automatic.observe(0.0, brightness(np.zeros((8, 8), np.uint8))) for _ in range(3 * STEP)]
     assert [number for number, changed in enumerate(frames) if changed] == [STEP - 1, 2 * STEP - 1, 3 * STEP - 1]
     assert [changed.exposure for changed in frames if changed] == [20, 40, 80]
 
 
-def test_a_lit_face_in_a_dark_room_does_not_burn() -> None:
+def test_a_lit_face_in_a_dark_room_does_not_saturate() -> None:
     automatic = automatic_from(500)
     room = Room(0.01, face=1.0, part=0.15)
     run(room, automatic, 20 * STEP)
-    picture, _ = room.shoot(automatic.setting)
-    assert 150 < np.median(picture[:6]) <= 240
-    assert picture.mean() < TARGET
+    image, _ = room.shoot(automatic.setting)
+    assert 150 < np.median(image[:6]) <= 240
+    assert image.mean() < TARGET
 
 
 def test_a_gain_from_zero_and_a_coarse_control_settle() -> None:
@@ -151,16 +151,16 @@ def test_changing_light_is_followed() -> None:
 @pytest.mark.parametrize("strobe", [(1, 0), (1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize(("start", "light"), [(1000, 0.5), (60, 0.5)])
 def test_a_camera_never_counts_as_blind_while_its_exposure_is_found(strobe, start, light) -> None:
-    """Each step moves both clusters of a strobe; the judge of sight sees the same frames."""
+    """Each step moves both clusters of a strobe; a VisibilityMonitor observes the same frames."""
     room, automatic = Room(light, face=1.6 * light, part=0.3, strobe=strobe), automatic_from(start)
     monitor = VisibilityMonitor(VisibilityParams(), "sensor")
     sights = []
     for number in range(16 * STEP):
-        picture, _ = room.shoot(automatic.setting)
-        sights.append(monitor.observe(picture, FULL_RANGE, number / 30).sight)
-        automatic.observe(float(picture.mean()), brightness(picture))
+        image, _ = room.shoot(automatic.setting)
+        sights.append(monitor.observe(image, FULL_RANGE, number / 30).sight)
+        automatic.observe(float(image.mean()), brightness(image))
     begun = sights.index(Sight.OK)
-    assert begun < 8 * STEP, "a flat, burnt picture may count as covered until then"
+    assert begun < 8 * STEP, "a flat, burnt image may count as covered until then"
     assert set(sights[begun:]) == {Sight.OK}
 
 
@@ -176,7 +176,7 @@ def test_light_that_comes_and_goes_for_hours_is_still_followed() -> None:
     assert min(means) >= 0.8 * TARGET and max(means) <= 1.2 * TARGET
 
 
-def test_zero_is_left_whether_exposure_or_gain():
+def test_exposure_and_gain_can_leave_zero():
     """No factor leads away from it, and drivers have both."""
     room = Room(0.5)
     automatic = AutoExposure(ExposureParams(TARGET), Scale(0, 1000, 10), None, Setting(0, None))

@@ -1,4 +1,4 @@
-"""Turning upright, masks, region of interest, zones."""
+"""Rotation, masks, region of interest, zones."""
 
 from dataclasses import replace
 from typing import Any, Dict, List, Tuple
@@ -23,7 +23,7 @@ def camera(**settings: Any) -> CameraParams:
 
 
 def numbered(height: int = 4, width: int = 6) -> np.ndarray:
-    """Every pixel has another value, so that any mix-up shows."""
+    """Every pixel has another value."""
     return np.arange(height * width, dtype=np.uint8).reshape(height, width)
 
 
@@ -47,14 +47,14 @@ def test_upright_turns_clockwise_and_then_mirrors_as_opencv_does(rotate: int, fl
     expected = pixels if TURNS[rotate] is None else cv2.rotate(pixels, TURNS[rotate])
     expected = expected if FLIPS[flip] is None else cv2.flip(expected, FLIPS[flip])
 
-    picture = view.upright(Frame(pixels, 1, 0.0))
+    image = view.upright(Frame(pixels, 1, 0.0))
 
-    np.testing.assert_array_equal(picture.pixels, expected)
-    assert np.shares_memory(picture.pixels, pixels)
-    assert view.size(6, 4) == (picture.pixels.shape[1], picture.pixels.shape[0])
+    np.testing.assert_array_equal(image.pixels, expected)
+    assert np.shares_memory(image.pixels, pixels)
+    assert view.size(6, 4) == (image.pixels.shape[1], image.pixels.shape[0])
 
 
-def test_the_device_view_survives_only_where_the_device_sees_the_same() -> None:
+def test_the_device_view_is_kept_only_for_unchanged_pixels() -> None:
     def device(**settings: Any) -> Any:
         return CameraTransform(camera(**settings)).upright(Frame(numbered(), 1, 0.0, device=DEVICE)).device
 
@@ -74,16 +74,16 @@ def test_the_device_view_survives_only_where_the_device_sees_the_same() -> None:
         (np.uint16, Levels(-10.0, 1.0)),
     ],
 )
-def test_masks_black_a_copy(dtype: Any, levels: Levels) -> None:
+def test_masks_blacken_a_copy(dtype: Any, levels: Levels) -> None:
     pixels = np.full((40, 60), 200, dtype)
-    picture = CameraTransform(camera(masks=(CORNER,))).upright(Frame(pixels, 1, 0.0, levels))
-    gray = picture.levels.to_gray8(picture.pixels)
+    image = CameraTransform(camera(masks=(CORNER,))).upright(Frame(pixels, 1, 0.0, levels))
+    gray = image.levels.to_gray8(image.pixels)
 
     assert (pixels == 200).all()
     assert (gray[:20, :30] == levels.to_gray8(np.zeros((1, 1), dtype))[0, 0]).all()
-    assert (picture.pixels[20:] == 200).all()
-    assert (picture.pixels[:, 30:] == 200).all()
-    assert picture.pixels.dtype == dtype
+    assert (image.pixels[20:] == 200).all()
+    assert (image.pixels[:, 30:] == 200).all()
+    assert image.pixels.dtype == dtype
 
 
 def test_masks_lie_in_the_upright_frame_and_follow_its_size() -> None:
@@ -132,12 +132,12 @@ def test_several_polygons_are_united_even_where_they_overlap() -> None:
 def test_the_region_is_a_view_with_its_corner() -> None:
     pixels = numbered(10, 20)
     view = CameraTransform(camera(roi=(0.25, 0.1, 0.75, 0.6)))
-    picture, corner = view.region(view.upright(Frame(pixels, 1, 0.0, device=DEVICE)))
+    image, corner = view.region(view.upright(Frame(pixels, 1, 0.0, device=DEVICE)))
 
     assert corner == (5, 1)
-    np.testing.assert_array_equal(picture.pixels, pixels[1:6, 5:15])
-    assert np.shares_memory(picture.pixels, pixels)
-    assert picture.device == DeviceView(1000 + 64 + 5, 64, "gray8")
+    np.testing.assert_array_equal(image.pixels, pixels[1:6, 5:15])
+    assert np.shares_memory(image.pixels, pixels)
+    assert image.device == DeviceView(1000 + 64 + 5, 64, "gray8")
 
 
 @pytest.mark.parametrize(("name", "bytes_per_px"), [("gray16", 2), ("rgb8", 3), ("nv12", 1), ("yuyv", 2), ("uyvy", 2)])
@@ -164,7 +164,7 @@ def test_the_region_of_an_unknown_device_format_stays_on_the_host() -> None:
         ({"masks": (CORNER,)}, True),
     ],
 )
-def test_only_pictures_that_need_no_cpu_reach_the_device_as_they_are(options: Dict[str, Any], expected: bool) -> None:
+def test_needs_cpu_for_rotation_flip_and_masks(options: Dict[str, Any], expected: bool) -> None:
     assert needs_cpu(camera(**options)) == expected
     upright = CameraTransform(camera(**options)).upright(Frame(numbered(10, 20), 1, 0.0, device=DEVICE))
     assert (upright.device is None) == expected
@@ -172,7 +172,7 @@ def test_only_pictures_that_need_no_cpu_reach_the_device_as_they_are(options: Di
 
 @pytest.mark.parametrize("x", [0.0, 0.75])
 @pytest.mark.parametrize("y", [0.0, 0.75])
-def test_masks_may_leave_any_corner_alone(x: float, y: float) -> None:
+def test_masks_may_leave_any_corner_uncovered(x: float, y: float) -> None:
     above = ((0.0, 0.0), (1.0, 0.0), (1.0, y), (0.0, y))
     below = ((0.0, y + 0.25), (1.0, y + 0.25), (1.0, 1.0), (0.0, 1.0))
     left = ((0.0, 0.0), (x, 0.0), (x, 1.0), (0.0, 1.0))
@@ -182,10 +182,10 @@ def test_masks_may_leave_any_corner_alone(x: float, y: float) -> None:
     assert seen.sum() == 4 and seen[int(8 * y), int(8 * x)]
 
 
-def test_without_a_region_the_picture_itself_comes_back() -> None:
+def test_without_a_region_the_image_itself_is_returned() -> None:
     view = CameraTransform(camera())
-    picture = view.upright(Frame(numbered(), 1, 0.0))
-    assert view.region(picture) == (picture, (0, 0))
+    image = view.upright(Frame(numbered(), 1, 0.0))
+    assert view.region(image) == (image, (0, 0))
 
 
 @given(
@@ -199,8 +199,8 @@ def test_a_region_is_never_empty_and_never_beyond_the_frame(
 ) -> None:
     view = CameraTransform(camera(roi=(x[0], y[0], x[1], y[1])))
     pixels = np.zeros((height, width), np.uint8)
-    picture, (left, top) = view.region(view.upright(Frame(pixels, 1, 0.0)))
-    rows, columns = picture.pixels.shape
+    image, (left, top) = view.region(view.upright(Frame(pixels, 1, 0.0)))
+    rows, columns = image.pixels.shape
     assert rows >= 1
     assert columns >= 1
     assert left + columns <= width
@@ -235,7 +235,7 @@ def test_zones_contain_the_box_centre_by_the_even_odd_rule() -> None:
         ({"masks": (((0.0, 0.0), (float("nan"), 0.0), (0.0, 1.0)),)}, r"masks\[0\]"),
     ],
 )
-def test_geometry_that_cannot_be_meant_is_refused(settings: Any, complaint: str) -> None:
+def test_unusable_geometry_is_refused(settings: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         check_geometry(camera(**settings))
     with pytest.raises(ValueError, match=complaint):

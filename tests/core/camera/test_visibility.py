@@ -1,4 +1,4 @@
-"""Strobed emitters, darkness, dead emitters, frozen and covered cameras; and what must not be taken for them."""
+"""Strobed emitters, darkness, dead emitters, frozen and covered cameras; and scenes that resemble them."""
 
 from typing import Callable, Dict, List, Tuple
 
@@ -28,18 +28,18 @@ Scene = Callable[[int], np.ndarray]
 def room(peak: float = 220.0, contrast: float = 1.0) -> np.ndarray:
     """(H, W) float32: walls, furniture, a lamp; its 99th percentile is `peak`."""
     draw = np.random.default_rng(3)
-    picture = np.tile(np.linspace(60, 110, WIDTH, dtype=np.float32), (HEIGHT, 1))
+    image = np.tile(np.linspace(60, 110, WIDTH, dtype=np.float32), (HEIGHT, 1))
     for _ in range(25):
         x, y = int(draw.integers(0, WIDTH)), int(draw.integers(0, HEIGHT))
         w, h = (int(v) for v in draw.integers(15, 90, 2))
-        picture[y : y + h, x : x + w] = draw.uniform(20, 200)
-    picture = cv2.GaussianBlur(picture, (0, 0), 1.5)
-    picture = picture.mean() + (picture - picture.mean()) * contrast
-    return np.asarray(picture * (peak / np.percentile(picture, 99)))
+        image[y : y + h, x : x + w] = draw.uniform(20, 200)
+    image = cv2.GaussianBlur(image, (0, 0), 1.5)
+    image = image.mean() + (image - image.mean()) * contrast
+    return np.asarray(image * (peak / np.percentile(image, 99)))
 
 
 def sensed(light: np.ndarray, frame: int, noise: float = 2.0) -> np.ndarray:
-    """What a sensor delivers: uint8 with fresh noise in each frame."""
+    """A sensor's image: uint8 with new noise in each frame."""
     y, x = frame * 37 % HEIGHT, frame * 53 % WIDTH
     return np.clip(np.rint(light + noise * GRAIN[y : y + HEIGHT, x : x + WIDTH]), 0, 255).astype(np.uint8)
 
@@ -53,43 +53,43 @@ def uniform(level: float) -> np.ndarray:
 
 
 class Camera:
-    """A monitor with its clock: plays scenes and remembers every verdict with its time."""
+    """A monitor with its clock: plays scenes and records each result with its time."""
 
     def __init__(self, fps: float = 10.0, kind: str = "sensor", **params: float) -> None:
         self.monitor = VisibilityMonitor(VisibilityParams(**params), kind)
         self.fps = fps
         self.frame = 0
-        self.verdicts: List[Tuple[float, Visibility]] = []
+        self.results: List[Tuple[float, Visibility]] = []
 
     def play(self, scene: Scene, seconds: float, levels: Levels = FULL_RANGE) -> List[Tuple[float, Visibility]]:
-        """The verdicts of this scene, each with the seconds since its start."""
+        """The results of this scene, each with the seconds since its start."""
         played = []
         for index in range(round(seconds * self.fps)):
-            verdict = self.monitor.observe(scene(self.frame), levels, self.frame / self.fps)
-            played.append((index / self.fps, verdict))
+            visibility = self.monitor.observe(scene(self.frame), levels, self.frame / self.fps)
+            played.append((index / self.fps, visibility))
             self.frame += 1
-        self.verdicts += played
+        self.results += played
         return played
 
 
 def sights(played: List[Tuple[float, Visibility]]) -> Dict[Sight, float]:
     """When each sight was first reported."""
     first: Dict[Sight, float] = {}
-    for t, verdict in played:
-        first.setdefault(verdict.sight, t)
+    for t, visibility in played:
+        first.setdefault(visibility.sight, t)
     return first
 
 
-def longest_silence(played: List[Tuple[float, Visibility]]) -> int:
-    """Most frames in a row that a camera, reported as seeing without doubt, did not hand on."""
+def longest_drop(played: List[Tuple[float, Visibility]]) -> int:
+    """Most frames dropped in a row while the sight was OK without doubt."""
     longest = run = 0
-    for _, verdict in played:
-        run = run + 1 if verdict.sight.can_see and not verdict.doubt and not verdict.keep else 0
+    for _, visibility in played:
+        run = run + 1 if visibility.sight.can_see and not visibility.doubt and not visibility.keep else 0
         longest = max(longest, run)
     return longest
 
 
-# --- What a live camera shows is never taken for blindness.
+# --- A live camera never counts as blind.
 
 
 @pytest.mark.parametrize("fps", [5.0, 30.0])
@@ -103,22 +103,22 @@ def test_a_live_empty_room_stays_ok(light: np.ndarray, noise: float, fps: float)
     camera = Camera(fps)
     played = camera.play(live(light, noise), 12)
     assert set(sights(played)) == {Sight.OK}
-    assert all(verdict.keep for _, verdict in played)
+    assert all(visibility.keep for _, visibility in played)
 
 
-def test_a_room_that_hides_in_the_noise_of_one_picture_shows_in_eight() -> None:
+def test_a_room_below_the_noise_of_one_image_is_detected_in_eight() -> None:
     played = Camera().play(live(room(130.0, contrast=0.02), 5.0), 12)
     assert set(sights(played)) <= {Sight.STARTING, Sight.OK}
-    assert all(verdict.keep for t, verdict in played if t > 3), "nor does it hold frames back"
+    assert all(visibility.keep for t, visibility in played if t > 3), "no frame is dropped"
 
 
 def test_a_dim_room_whose_sparse_sample_repeats_is_not_frozen() -> None:
     still = sensed(room(16.0), 0)
 
     def scene(frame: int) -> np.ndarray:
-        picture = still.copy()
-        picture[1, 1 + frame % 2] ^= frame % 128 + 1  # between the sampled pixels
-        return picture
+        image = still.copy()
+        image[1, 1 + frame % 2] ^= frame % 128 + 1  # between the sampled pixels
+        return image
 
     assert set(sights(Camera().play(scene, 20))) == {Sight.OK}
 
@@ -127,19 +127,19 @@ def test_a_dim_room_whose_sparse_sample_repeats_is_not_frozen() -> None:
 @given(
     st.integers(0, HEIGHT - 1), st.integers(0, WIDTH - 1), st.sampled_from([5.0, 30.0]), st.sampled_from(["L", "RGB"])
 )
-def test_one_pixel_that_changes_in_every_frame_is_life(y: int, x: int, fps: float, mode: str) -> None:
+def test_one_pixel_that_changes_in_every_frame_is_not_frozen(y: int, x: int, fps: float, mode: str) -> None:
     still = sensed(room(), 0)
-    picture = np.dstack([still] * 3) if mode == "RGB" else still
+    image = np.dstack([still] * 3) if mode == "RGB" else still
 
     def scene(frame: int) -> np.ndarray:
-        changed = picture.copy()
+        changed = image.copy()
         changed[y, x] = frame % 251
         return changed
 
     assert Sight.FROZEN not in sights(Camera(fps).play(scene, 7))
 
 
-def test_encoded_streams_may_repeat_for_a_minute_and_stills_for_ever() -> None:
+def test_encoded_streams_may_repeat_for_a_minute_and_stills_always() -> None:
     still = sensed(room(), 0)
     assert set(sights(Camera(2.0, "encoded").play(lambda _: still, 58))) == {Sight.OK}
     assert Sight.FROZEN in sights(Camera(2.0, "encoded").play(lambda _: still, 65))
@@ -150,7 +150,7 @@ def test_a_lamp_switched_off_is_no_strobe() -> None:
     camera = Camera(30.0)
     camera.play(live(room(200.0)), 2)
     played = camera.play(live(room(40.0)), 5)
-    assert all(verdict == Visibility(True, Sight.OK) for _, verdict in played)
+    assert all(visibility == Visibility(True, Sight.OK) for _, visibility in played)
     assert not camera.monitor.strobed
 
 
@@ -173,10 +173,10 @@ def test_dark_frames_of_a_strobe_are_dropped_and_lit_ones_kept(pattern: str, dar
     played = camera.play(strobe(pattern, room(200.0), dark), 6)
 
     assert camera.monitor.strobed
-    assert set(sights(camera.verdicts)) <= {Sight.OK, Sight.STARTING}
+    assert set(sights(camera.results)) <= {Sight.OK, Sight.STARTING}
     expected = [pattern[frame % len(pattern)] == "L" for frame in range(start, camera.frame)]
-    assert [verdict.keep for _, verdict in played] == expected
-    assert not any(verdict.doubt for _, verdict in played)
+    assert [visibility.keep for _, visibility in played] == expected
+    assert not any(visibility.doubt for _, visibility in played)
 
 
 @pytest.mark.parametrize("dark", [uniform(0.0), room(30.0)], ids=["black", "dim"])
@@ -186,11 +186,11 @@ def test_a_slow_strobe_is_not_darkness(pattern: str, dark: np.ndarray) -> None:
     assert set(sights(played)) == {Sight.OK}
 
 
-def test_a_strobe_that_gives_way_to_steady_light_is_forgotten() -> None:
+def test_a_strobe_replaced_by_steady_light_is_reset() -> None:
     camera = Camera()
     camera.play(strobe("LD", room(200.0), room(30.0)), 5)
     played = camera.play(live(room(200.0)), 5)
-    assert all(verdict.keep for _, verdict in played)
+    assert all(visibility.keep for _, visibility in played)
     assert not camera.monitor.strobed
 
 
@@ -199,12 +199,12 @@ def test_a_short_flicker_is_no_strobe() -> None:
     camera.play(live(room(200.0)), 3)
     played = camera.play(strobe("LD", room(200.0), room(90.0)), 6 / 30)
     played += camera.play(live(room(200.0)), 1)
-    assert all(verdict.keep for _, verdict in played) and not camera.monitor.strobed
+    assert all(visibility.keep for _, visibility in played) and not camera.monitor.strobed
 
 
-def test_dark_frames_are_kept_when_the_user_says_so() -> None:
+def test_dark_frames_are_kept_when_dropping_is_off() -> None:
     camera = Camera(drop_dark_frames=False)
-    assert all(verdict.keep for _, verdict in camera.play(strobe("LD", room(200.0), room(30.0)), 5))
+    assert all(visibility.keep for _, visibility in camera.play(strobe("LD", room(200.0), room(30.0)), 5))
 
 
 def test_a_strobe_goes_on_when_the_ambient_light_changes() -> None:
@@ -225,7 +225,7 @@ def test_a_strobe_goes_on_when_the_ambient_light_changes() -> None:
         ([14, 3] * 8, False),  # less than 12 levels apart
         ([100] * 8 + [10] * 8, False),
         ([100] * 7 + [10] + [100] * 8, False),
-        ([100, 10, 100, 10, 100], False),  # too few to tell
+        ([100, 10, 100, 10, 100], False),  # too few values
         ([50] * 16, False),
     ],
 )
@@ -238,15 +238,15 @@ def test_strobe_split(values: List[float], found: bool) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 3.0, 8.0, 40.0, 70.0, 120.0, 250.0]), min_size=20, max_size=120))
-def test_a_seeing_camera_is_never_silent_for_more_than_three_frames(lights: List[float]) -> None:
+def test_at_most_three_frames_in_a_row_are_dropped(lights: List[float]) -> None:
     small = room()[::3, ::4] / 220.0
     camera = Camera(20.0)
     grain = GRAIN[:80, :80]
     camera.play(lambda f: np.clip(small * lights[f] + np.roll(grain, f), 0, 255).astype(np.uint8), len(lights) / 20.0)
-    assert longest_silence(camera.verdicts) <= 3
+    assert longest_drop(camera.results) <= 3
 
 
-# --- The four blindnesses, each told apart within ten seconds, and over at once.
+# --- The four kinds of blindness, each detected within ten seconds and ended at once.
 
 
 @pytest.mark.parametrize("fps", [5.0, 30.0])
@@ -257,9 +257,9 @@ def test_dark(fps: float, noise: float) -> None:
     played = camera.play(live(uniform(0.0), noise), 10)
     assert set(sights(played)) == {Sight.OK, Sight.DARK}
     assert 1.0 <= sights(played)[Sight.DARK] < 2.0
-    assert not any(verdict.keep for _, verdict in played if verdict.doubt or not verdict.sight.can_see)
+    assert not any(visibility.keep for _, visibility in played if visibility.doubt or not visibility.sight.can_see)
     assert sights(camera.play(live(room()), 3))[Sight.OK] <= 1 / fps
-    assert longest_silence(camera.verdicts) <= 3
+    assert longest_drop(camera.results) <= 3
 
 
 def test_a_sensor_with_a_black_level_is_dark_too_not_covered() -> None:
@@ -277,18 +277,16 @@ def test_a_short_blackout_is_not_darkness() -> None:
 
 @pytest.mark.parametrize("fps", [5.0, 30.0])
 @pytest.mark.parametrize("blind", [uniform(0.0), uniform(14.0), uniform(120.0)], ids=["black", "dark", "covered"])
-def test_until_blindness_is_proven_the_sight_is_in_doubt_and_nothing_is_handed_on(
-    blind: np.ndarray, fps: float
-) -> None:
+def test_until_blindness_is_proven_the_sight_is_in_doubt_and_no_frame_is_kept(blind: np.ndarray, fps: float) -> None:
     camera = Camera(fps)
-    assert not any(verdict.doubt for _, verdict in camera.play(live(room()), 3))
+    assert not any(visibility.doubt for _, visibility in camera.play(live(room()), 3))
     played = camera.play(live(blind, 1.0), 5)
-    # Up to 0.2 s pass until the structure is looked at, and three dark frames may be a strobe's.
-    noticed = [verdict for t, verdict in played if t >= max(0.3, 4 / fps)]
-    assert not any(verdict.keep for verdict in noticed)
-    assert all(verdict.doubt == verdict.sight.can_see for verdict in noticed)
+    # Up to 0.2 s pass until the structure is examined, and three dark frames may be a strobe's.
+    noticed = [visibility for t, visibility in played if t >= max(0.3, 4 / fps)]
+    assert not any(visibility.keep for visibility in noticed)
+    assert all(visibility.doubt == visibility.sight.can_see for visibility in noticed)
     assert not noticed[-1].sight.can_see
-    recovered = [verdict for t, verdict in camera.play(live(room()), 2) if t >= 0.5]
+    recovered = [visibility for t, visibility in camera.play(live(room()), 2) if t >= 0.5]
     assert set(recovered) == {Visibility(True, Sight.OK)}
 
 
@@ -300,10 +298,10 @@ def test_one_bright_frame_does_not_end_a_darkness() -> None:
 
 
 @pytest.mark.parametrize(("level", "sight"), [(0.0, Sight.DARK), (14.0, Sight.DARK), (120.0, Sight.COVERED)])
-def test_a_camera_that_begins_blind_never_claims_to_see(level: float, sight: Sight) -> None:
+def test_a_camera_that_starts_blind_never_reports_ok(level: float, sight: Sight) -> None:
     played = Camera().play(live(uniform(level)), 5)
     assert list(sights(played)) == [Sight.STARTING, sight]
-    assert not any(verdict.keep for _, verdict in played)
+    assert not any(visibility.keep for _, visibility in played)
 
 
 @pytest.mark.parametrize("dark", [uniform(0.0), uniform(14.0), room(30.0)], ids=["black", "black level", "dim"])
@@ -319,10 +317,10 @@ def test_a_dead_emitter(pattern: str, dark: np.ndarray, fps: float) -> None:
     again = camera.play(strobe(pattern, room(200.0), dark), 5)
     assert sights(again)[Sight.OK] <= 4 / fps
     assert set(sights(again[4:])) == {Sight.OK}
-    assert longest_silence(camera.verdicts) <= 3
+    assert longest_drop(camera.results) <= 3
 
 
-def test_ambient_light_does_without_the_emitter() -> None:
+def test_ambient_light_suffices_without_the_emitter() -> None:
     camera = Camera()
     camera.play(strobe("LD", room(220.0), room(110.0)), 6)
     assert set(sights(camera.play(live(room(110.0)), 10))) == {Sight.OK}
@@ -399,12 +397,12 @@ def test_cover_can_be_turned_off_for_a_plain_wall() -> None:
     assert set(sights(Camera(covered_after_s=0.0).play(live(uniform(120.0)), 10))) == {Sight.OK}
 
 
-def test_a_tiny_picture_is_never_called_covered() -> None:
+def test_a_tiny_image_is_never_covered() -> None:
     played = Camera().play(lambda f: sensed(uniform(120.0), f)[:40, :60], 10)
     assert set(sights(played)) == {Sight.OK}
 
 
-# --- What is measured.
+# --- Measurements.
 
 
 def test_brightness_reads_percentiles_and_the_brightest_tenth() -> None:
@@ -418,7 +416,7 @@ def test_brightness_reads_percentiles_and_the_brightest_tenth() -> None:
 @pytest.mark.parametrize(
     ("levels", "dtype"), [(Levels(0.0, 0.25), np.uint16), (Levels(64.0, 1 / 16), np.uint16), (LIMITED_RANGE, np.uint8)]
 )
-def test_raw_values_are_judged_by_their_levels(levels: Levels, dtype: type) -> None:
+def test_raw_values_are_converted_by_their_levels(levels: Levels, dtype: type) -> None:
     def raw(scene: Scene) -> Scene:
         return lambda frame: np.rint(scene(frame) / levels.gain + levels.offset).astype(dtype)
 
@@ -429,16 +427,16 @@ def test_raw_values_are_judged_by_their_levels(levels: Levels, dtype: type) -> N
     assert Sight.COVERED in sights(camera.play(raw(live(uniform(130.0))), 4, levels))
 
 
-def test_nothing_is_written_into_the_frame() -> None:
+def test_the_frame_is_not_modified() -> None:
     frozen = sensed(uniform(120.0), 0)
     frozen.setflags(write=False)
     Camera().play(lambda _: frozen, 8)
 
 
 def test_a_slow_source_is_not_frozen_by_its_silence() -> None:
-    """Four repeats have to be seen, however long they take; the first checksum of a picture is made at its repeat."""
-    repetition, picture = FreezeDetector(), room().astype(np.uint8)
-    assert [repetition.observe(picture[::8, ::8], picture, 10.0 * n) for n in range(6)] == [0.0] * 5 + [40.0]
-    changed = picture.copy()
+    """Four repeats are needed, at any rate; the first checksum of an image is calculated at its repeat."""
+    detector, image = FreezeDetector(), room().astype(np.uint8)
+    assert [detector.observe(image[::8, ::8], image, 10.0 * n) for n in range(6)] == [0.0] * 5 + [40.0]
+    changed = image.copy()
     changed[1, 1] += 1
-    assert repetition.observe(changed[::8, ::8], changed, 60.0) == 0.0
+    assert detector.observe(changed[::8, ::8], changed, 60.0) == 0.0

@@ -1,4 +1,4 @@
-"""Literal scalar implementations of what NVIDIA documents, and random grids to try them on: slow and plain."""
+"""Scalar reference implementations of NVIDIA's algorithms, and random grids as their input."""
 
 import math
 from typing import Dict, List, Tuple
@@ -32,7 +32,7 @@ def gridbox(cov, bbox, target, threshold, net, stride=16, scale=35.0, offset=0.5
 
 
 def departures(rows: List[Row], net) -> List[Row]:
-    """What gridbox.py says it does otherwise: clip to W-1 and H-1 always, drop what is then empty."""
+    """The documented differences of gridbox.py: clip to W-1 and H-1 always, drop empty boxes."""
     right, bottom = net[0] - 1, net[1] - 1
     clipped = [(min(a, right), min(b, bottom), min(c, right), min(d, bottom), s) for a, b, c, d, s in rows]
     return [row for row in clipped if row[2] > row[0] and row[3] > row[1]]

@@ -1,4 +1,4 @@
-"""CenterFace decoding against a literal scalar loop, and its corners."""
+"""CenterFace decoding, compared with a scalar reference implementation, and edge cases."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_a_face_over_the_edge_keeps_its_inner_edge():
     np.testing.assert_allclose(xyxy, [[0, 0, 22, 22]], atol=1e-4)
 
 
-def test_what_is_not_a_number_is_not_a_face_and_an_endless_face_is_clipped():
+def test_nan_is_no_face_and_an_infinite_face_is_clipped():
     outputs = blank()
     outputs["heatmap"][0, 5, :4] = [np.nan, 1, 1, 1]
     outputs["scale"][:, 5, 1] = np.nan
@@ -112,7 +112,7 @@ def test_wrong_shapes_are_a_clear_error(name):
     columns=st.integers(1, 80),
     threshold=st.floats(0.01, 1.0),
 )
-def test_boxes_lie_in_the_picture_and_scores_exceed_the_threshold(seed, rows, columns, threshold):
+def test_boxes_lie_in_the_image_and_scores_exceed_the_threshold(seed, rows, columns, threshold):
     outputs = random_outputs(np.random.default_rng(seed), rows, columns, lit=0.1)
     xyxy, confidence = centerface.decode(outputs, CENTERFACE, threshold)
     assert xyxy.shape == (len(confidence), 4)

@@ -1,4 +1,4 @@
-"""NMS, DBSCAN and hybrid against independent oracles: literal loops, OpenCV, scikit-learn; and their properties."""
+"""NMS, DBSCAN and hybrid: compared with scalar references, OpenCV and scikit-learn; and their properties."""
 
 from dataclasses import fields, replace
 
@@ -252,7 +252,7 @@ def test_which_boxes_belong_to_a_group_does_not_depend_on_their_order(seed, coun
     assert sorted(first.tolist()) == sorted(second.tolist())
 
 
-def test_nothing_in_nothing_out():
+def test_no_candidates_give_no_faces():
     none = np.empty((0, 4), np.float32), np.empty(0, np.float32)
     for mode in ("nms", "dbscan", "hybrid", "none"):
         boxes, scores = cluster(*none, replace(DEFAULT, cluster_mode=mode))
@@ -260,7 +260,7 @@ def test_nothing_in_nothing_out():
         assert scores.shape == (0,)
 
 
-def test_the_models_own_iou_threshold_must_be_filled_in():
+def test_the_iou_threshold_must_be_set():
     with pytest.raises(ValueError, match="nms_iou_threshold"):
         cluster(np.ones((1, 4), np.float32), np.ones(1, np.float32), ClusterParams())
 

@@ -1,4 +1,4 @@
-"""From raw outputs to faces in the picture's own pixels, over NVIDIA's own configurations and sizes."""
+"""Raw outputs to faces in px of the image, with NVIDIA's configurations and sizes."""
 
 from dataclasses import fields, replace
 
@@ -17,7 +17,7 @@ from tests.core.detection import detection_oracles as oracle
 PEOPLENET = ModelContract("gridbox", net=(960, 544), labels=("person", "bag", "face"), target=2)
 FACEDETECT = ModelContract("gridbox", net=(736, 416))
 
-# What NVIDIA's own configuration files say; a limit of 1000 stands for none.
+# From NVIDIA's configuration files; a limit of 1000 means none.
 NVIDIA = {
     "a, class-attrs-0 (shipped)": DetectionParams("nms", 0.5, 20, pre_cluster_threshold=0.4),
     "a, class-attrs-all": DetectionParams("nms", 0.5, 20, pre_cluster_threshold=0.2),
@@ -41,10 +41,10 @@ class RecordedEngine:
         self.info = EngineInfo("recorded", "fp32", "none", "")
         self.contract = contract
         self.outputs = outputs
-        self.pictures = []
+        self.images = []
 
-    def infer(self, picture):
-        self.pictures.append(picture)
+    def infer(self, image):
+        self.images.append(image)
         return self.outputs
 
     def close(self):
@@ -64,8 +64,8 @@ def planted(boxes, contract=FACEDETECTIR, scores=None):
 
 
 def detect(contract, outputs, size=(640, 480), params=None):
-    picture = Image(np.zeros((size[1], size[0]), np.uint8))
-    return FaceDetector(RecordedEngine(contract, outputs), params or DetectionParams()).detect(picture)
+    image = Image(np.zeros((size[1], size[0]), np.uint8))
+    return FaceDetector(RecordedEngine(contract, outputs), params or DetectionParams()).detect(image)
 
 
 def literal(outputs, contract, params, source):
@@ -106,7 +106,7 @@ def test_every_configuration_of_nvidias_agrees_with_the_literal_loops(contract, 
     assert found > grids
 
 
-def test_a_face_comes_back_in_the_pixels_of_the_picture():
+def test_faces_are_in_px_of_the_image():
     outputs = planted([(96, 60, 144, 120)])
     faces = detect(FACEDETECTIR, outputs, (640, 480))
     scale = np.array([640 / 384, 480 / 240] * 2)
@@ -114,12 +114,12 @@ def test_a_face_comes_back_in_the_pixels_of_the_picture():
     assert faces.score_kind == "max"
 
 
-def test_the_engine_is_asked_once_with_the_picture_given():
+def test_the_engine_is_called_once_with_the_image():
     engine = RecordedEngine(FACEDETECTIR, planted([]))
     strided = np.zeros((480, 640, 3), np.uint8)[::2, ::2]
-    picture = Image(strided)
-    assert len(FaceDetector(engine, DetectionParams()).detect(picture)) == 0
-    assert engine.pictures == [picture]
+    image = Image(strided)
+    assert len(FaceDetector(engine, DetectionParams()).detect(image)) == 0
+    assert engine.images == [image]
 
 
 def centerface_outputs(cell, size_px, rows=64, columns=96):
@@ -133,7 +133,7 @@ def centerface_outputs(cell, size_px, rows=64, columns=96):
     return outputs
 
 
-def test_letterboxed_faces_come_back_too():
+def test_letterboxed_faces_are_in_px_of_the_image():
     faces = detect(CENTERFACE, centerface_outputs((30, 40), 40.0), (1280, 800))  # 384x240 inside 384x256
     middle, half = np.array([162.0, 122.0]), 20
     expected = np.concatenate([middle - half, middle + half]) * (1280 / 384)
@@ -148,7 +148,7 @@ def test_a_face_in_the_letterbox_padding_is_none_and_one_half_in_it_is_clipped()
 
 
 @pytest.mark.parametrize(("contract", "threshold", "iou"), [(FACEDETECTIR, 0.4, 0.5), (CENTERFACE, 0.35, 0.3)])
-def test_what_is_unset_is_the_models_own(contract, threshold, iou):
+def test_unset_parameters_are_the_models_defaults(contract, threshold, iou):
     assert Decoder(contract, DetectionParams()).threshold == threshold
     # Two boxes of IoU 0.4: one face or two, by the model's own threshold.
     if contract is FACEDETECTIR:
@@ -166,11 +166,11 @@ def test_what_is_unset_is_the_models_own(contract, threshold, iou):
 def test_the_threshold_can_be_changed_live_and_set_back():
     outputs = planted([(40, 40, 80, 80), (200, 100, 240, 140)], scores=[0.9, 0.5])
     detector = FaceDetector(RecordedEngine(FACEDETECTIR, outputs), DetectionParams(pre_cluster_threshold=0.45))
-    picture = Image(np.zeros((240, 384), np.uint8))
-    assert len(detector.detect(picture)) == 2
+    image = Image(np.zeros((240, 384), np.uint8))
+    assert len(detector.detect(image)) == 2
     detector.set_threshold(0.8)
     assert detector.threshold == 0.8
-    assert len(detector.detect(picture)) == 1
+    assert len(detector.detect(image)) == 1
     detector.set_threshold(None)
     assert detector.threshold == 0.45
     detector.set_threshold(0.95)
@@ -199,7 +199,7 @@ def test_configure_takes_every_parameter_live():
 @pytest.mark.parametrize(
     ("params", "kept"), [({"min_width_px": 80}, 1), ({"min_width_px": 81}, 0), ({"min_height_px": 81}, 0)]
 )
-def test_the_least_size_is_in_pixels_of_the_picture(params, kept):
+def test_the_minimum_size_is_in_px_of_the_image(params, kept):
     outputs = planted([(40, 40, 80, 80)])
     assert len(detect(FACEDETECTIR, outputs, (768, 480), DetectionParams(**params))) == kept
 
@@ -228,7 +228,7 @@ def test_every_field_is_described_and_bounded():
     mode=st.sampled_from(["nms", "dbscan", "hybrid", "none"]),
     centerface=st.booleans(),
 )
-def test_faces_lie_in_the_picture(seed, width, height, mode, centerface):
+def test_faces_lie_in_the_image(seed, width, height, mode, centerface):
     rng = np.random.default_rng(seed)
     if centerface:
         placed = CENTERFACE.place((width, height))

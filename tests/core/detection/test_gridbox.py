@@ -1,4 +1,4 @@
-"""GridBox decoding against a literal scalar loop, and its corners."""
+"""GridBox decoding, compared with a scalar reference implementation, and edge cases."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_a_box_is_clipped_to_the_last_pixel_and_an_empty_one_dropped():
     outputs = blank()
     outputs["cov"][0, 0, 0] = outputs["cov"][0, 14, 23] = 1
     outputs["bbox"][:, 0, 0] = 20
-    outputs["bbox"][:, 14, 23] = [-3, 1, 4, 1]  # wholly to the right of the picture
+    outputs["bbox"][:, 14, 23] = [-3, 1, 4, 1]  # wholly to the right of the image
     xyxy, _ = gridbox.decode(outputs, FACEDETECTIR, 0.4)
     np.testing.assert_array_equal(xyxy, [[0, 0, 383, 239]])
 
@@ -92,7 +92,7 @@ def test_another_scale_offset_and_stride():
     np.testing.assert_allclose(gridbox.decode(outputs, contract, 0.4)[0], [[16, 5, 46, 40]])
 
 
-def test_what_is_not_a_number_is_not_a_face():
+def test_nan_is_no_face():
     outputs = blank()
     outputs["cov"][0, 5, :3] = [np.nan, 1, 1]
     outputs["bbox"][:, 5, :3] = 1
@@ -138,7 +138,7 @@ def test_wrong_shapes_are_a_clear_error(cov, bbox, target):
     threshold=st.floats(0.01, 1.0),
     reach=st.floats(0.1, 100.0),
 )
-def test_boxes_lie_in_the_picture_and_scores_reach_the_threshold(seed, rows, columns, threshold, reach):
+def test_boxes_lie_in_the_image_and_scores_reach_the_threshold(seed, rows, columns, threshold, reach):
     rng = np.random.default_rng(seed)
     outputs = oracle.random_grid(rng, 1, rows, columns, 0.3)
     outputs["bbox"] *= np.float32(reach)

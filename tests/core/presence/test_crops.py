@@ -1,4 +1,4 @@
-"""How good a face's picture is, and the crop that is kept of it."""
+"""Quality of faces, and their crops."""
 
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -44,7 +44,7 @@ def score(pixels: np.ndarray, xyxy: np.ndarray = FACE, confidence: float = 0.9) 
     return assess(Image(pixels), xyxy, confidence).score
 
 
-def test_sharper_larger_surer_and_better_lit_faces_score_higher() -> None:
+def test_sharper_larger_more_confident_and_better_lit_faces_score_higher() -> None:
     good = score(textured())
     assert 0.0 < good < 1.0
     assert score(cv2.GaussianBlur(textured(), (0, 0), 4.0)) < 0.5 * good
@@ -55,26 +55,26 @@ def test_sharper_larger_surer_and_better_lit_faces_score_higher() -> None:
 
 
 @pytest.mark.parametrize("xyxy", [box(0, 150, 100), box(200, -20, 100), box(545, 150, 100), box(200, 379.5, 100)])
-def test_a_face_cut_by_the_edge_is_worth_little(xyxy: np.ndarray) -> None:
+def test_a_face_at_the_edge_scores_low(xyxy: np.ndarray) -> None:
     quality = assess(Image(textured()), xyxy, 0.9)
     assert quality.edge
     assert quality.score < 0.5 * score(textured())
 
 
-def test_what_quality_says_of_the_face() -> None:
+def test_fields_of_quality() -> None:
     pixels = np.full((480, 640), 51, np.uint8)
     quality = assess(Image(pixels), np.array([100, 100, 180, 210], np.float32), 0.9)
     assert quality == Quality(0.0, 0.0, 80, pytest.approx(0.2), False)
 
 
 @pytest.mark.parametrize("xyxy", [box(700, 500, 50), box(-90, -90, 50), box(100, 100, 0), np.array([90, 90, 50, 50])])
-def test_a_box_without_pixels_scores_nothing_worth(xyxy: np.ndarray) -> None:
+def test_a_box_without_pixels_scores_zero_or_is_at_the_edge(xyxy: np.ndarray) -> None:
     quality = assess(Image(textured()), xyxy, 0.9)
     assert quality.score == 0.0 or quality.edge
 
 
 @pytest.mark.parametrize("levels", [LIMITED_RANGE, Levels(0.0, 0.25), Levels(64.0, 1 / 16)])
-def test_levels_change_nothing_but_rounding(levels: Levels) -> None:
+def test_levels_change_only_the_rounding(levels: Levels) -> None:
     gray = textured()
     dtype = np.uint8 if levels is LIMITED_RANGE else np.uint16
     raw = np.rint(gray / levels.gain + levels.offset).astype(dtype)
@@ -97,7 +97,7 @@ def test_laplacian_variance_is_that_of_opencv() -> None:
     assert laplacian_variance(gray[:2]) == 0.0
 
 
-def test_a_large_face_is_averaged_before_its_sharpness_is_judged() -> None:
+def test_a_large_face_is_averaged_before_its_sharpness_is_measured() -> None:
     noise = np.random.default_rng(2).normal(128, 10, (480, 640)).astype(np.uint8)
     assert assess(Image(noise), box(50, 50, 300), 0.9).sharpness == pytest.approx(20 * 10**2 / 4, rel=0.1)
 
@@ -110,7 +110,7 @@ def test_better_and_clearly_better() -> None:
     assert clearly_better(clearly, QUALITY)
 
 
-def test_acceptable_asks_for_size_and_score() -> None:
+def test_acceptable_needs_size_and_score() -> None:
     params = CropParams(min_face_px=80, min_quality=0.5)
     assert acceptable(QUALITY, params)
     assert not acceptable(replace(QUALITY, face_px=79), params)
@@ -128,7 +128,7 @@ def test_a_crop_owns_its_pixels_and_shows_the_face_with_its_margin() -> None:
     assert (crop.quality, crop.info) == (QUALITY, INFO)
 
 
-def test_a_large_crop_is_shrunk_by_area_averaging() -> None:
+def test_a_large_crop_is_downscaled_by_area_averaging() -> None:
     pixels = textured()
     crop = cut(Image(pixels), box(100, 100, 240), CropParams(margin=0, max_side_px=80), QUALITY, INFO)
     expected = cv2.resize(pixels[100:340, 100:340], (80, 80), interpolation=cv2.INTER_AREA)
@@ -149,9 +149,9 @@ def test_any_box_gives_a_crop_within_its_bounds(
     xyxy: Tuple[float, float, float, float], shape: Tuple[int, int], max_side_px: int, color: bool
 ) -> None:
     pixels = np.full((*shape, 3) if color else shape, 77, np.uint8)
-    wanted = np.array(xyxy, np.float32)
-    quality = assess(Image(pixels), wanted, 0.9)
-    crop = cut(Image(pixels), wanted, CropParams(max_side_px=max_side_px), quality, INFO)
+    face = np.array(xyxy, np.float32)
+    quality = assess(Image(pixels), face, 0.9)
+    crop = cut(Image(pixels), face, CropParams(max_side_px=max_side_px), quality, INFO)
     longer_side = max(crop.pixels.shape[:2])
     # Only a needle, thinner than the factor, stays longer than asked: there is nothing to average across.
     assert longer_side <= max_side_px or min(crop.pixels.shape[:2]) == 1

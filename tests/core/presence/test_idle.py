@@ -114,7 +114,7 @@ def test_all_kinds_of_pixels_and_a_new_size():
     assert not differs(color, color)
     assert differs(color, lit)
     assert differs(seen(room()), seen(room(shape=(480, 320))))
-    assert differs(np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.uint8)), "too small to judge"
+    assert differs(np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.uint8)), "too small to compare"
 
 
 class IdleRig:
@@ -125,11 +125,11 @@ class IdleRig:
         self.inferred = []
         self.t = 50.0
 
-    def show(self, picture, empty=True):
+    def show(self, image, empty=True):
         self.t += 1.0 / FPS
-        due = self.gate.should_infer(Image(picture), self.t)
+        due = self.gate.should_infer(Image(image), self.t)
         if due:
-            self.gate.inferred(Image(picture), self.t, empty)
+            self.gate.inferred(Image(image), self.t, empty)
         self.inferred.append(due)
         return due
 
@@ -191,11 +191,11 @@ def test_a_pipeline_skips_and_reports_idle_frames():
     outcomes = [camera.show() for _ in range(100)]
     assert camera.detector.calls == sum(not outcome.idle for outcome in outcomes) == pytest.approx(21 + 16, abs=2)
     assert all(outcome.detections is None and not outcome.events for outcome in outcomes if outcome.idle)
-    picture = textured((320, 240, 200))
-    assert not camera.show((320, 240), pixels=picture).idle
+    image = textured((320, 240, 200))
+    assert not camera.show((320, 240), pixels=image).idle
     assert camera.published == [("start", "event-1")]
     calls = camera.detector.calls
-    assert not any(camera.show((320, 240), pixels=picture).idle for _ in range(50)), "a face that stands still"
+    assert not any(camera.show((320, 240), pixels=image).idle for _ in range(50)), "a face that stands still"
     assert camera.detector.calls == calls + 50
 
 
@@ -203,8 +203,8 @@ def test_a_still_face_before_its_confirmation_is_inferred_frame_by_frame():
     camera = idle_camera(tracker=TrackerParams(confirm_s=5.0), presence=PresenceParams(delay_on_s=3.0))
     for _ in range(50):
         camera.show()
-    picture = textured((320, 240, 200))
-    assert not any(camera.show((320, 240), pixels=picture).idle for _ in range(100))
+    image = textured((320, 240, 200))
+    assert not any(camera.show((320, 240), pixels=image).idle for _ in range(100))
     assert camera.published == [("start", "event-1")]
 
 
@@ -252,15 +252,15 @@ def test_a_change_under_a_mask_or_outside_the_region_does_not_end_idling():
     camera = idle_camera(camera=CameraParams("test://", masks=(mask,), roi=(0.0, 0.0, 1.0, 0.5)))
     rng = np.random.default_rng(3)
     for _ in range(60):
-        picture = EMPTY_ROOM.copy()
-        picture[:, :320] = rng.integers(0, 255, (480, 320))
-        picture[240:] = rng.integers(0, 255, (240, 640))
-        camera.show(pixels=picture)
+        image = EMPTY_ROOM.copy()
+        image[:, :320] = rng.integers(0, 255, (480, 320))
+        image[240:] = rng.integers(0, 255, (240, 640))
+        camera.show(pixels=image)
     assert camera.detector.calls <= 21 + 8 + 1
 
 
-class Oracle:
-    """Finds every face of a scene that is at least half inside the picture, in whatever light."""
+class SceneDetector:
+    """Finds every face of a scene that is at least half inside the image, in any light."""
 
     def __init__(self, scene):
         self.scene, self.t_s, self.calls = scene, 0.0, 0
@@ -289,26 +289,26 @@ def faint(contrast):
 
 def onsets(scene, params, until_s, artist, noise=2.0, seed=1):
     """Frame numbers of the "start" events, and how many frames were inferred; with a VisibilityMonitor."""
-    clock, oracle = FakeClock(), Oracle(scene)
+    clock, detector = FakeClock(), SceneDetector(scene)
     ids = (f"event-{number}" for number in itertools.count(1))
     pipeline = FacePipeline(
-        "door", CameraParams("test://"), oracle, lambda: next(ids), clock, PipelineParams(idle=params)
+        "door", CameraParams("test://"), detector, lambda: next(ids), clock, PipelineParams(idle=params)
     )
     monitor = VisibilityMonitor(VisibilityParams(), "sensor")
     renderer = Renderer(scene, SIZE, FPS, artist, noise, seed)
     starts, sight = [], Sight.STARTING
     for index in range(int(until_s * FPS)):
         moment = clock.advance(1.0 / FPS)
-        oracle.t_s = index / FPS
+        detector.t_s = index / FPS
         frame = Frame(renderer.draw(index), index, moment.t)
-        verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
-        if verdict.sight is not sight:
-            sight = verdict.sight
+        visibility = monitor.observe(frame.pixels, frame.levels, frame.t)
+        if visibility.sight is not sight:
+            sight = visibility.sight
             pipeline.set_sight(sight, moment)
-        if verdict.keep:
+        if visibility.keep:
             outcome = pipeline.step(frame, pipeline.frame_info(frame, moment))
             starts += [event.info.sequence for event in outcome.events if event.event_type == "start"]
-    return starts, oracle.calls
+    return starts, detector.calls
 
 
 def visits(rng, count):

@@ -1,4 +1,4 @@
-"""One camera's story: every transition, what is said about it, and when."""
+"""The pipeline of one camera: transitions, and what is published at which time."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ LEFT_HALF = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))
 RIGHT_HALF = ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0))
 
 
-def test_before_anything_it_is_starting_and_unknown():
+def test_the_initial_state_is_starting_and_unknown():
     camera = StagedCamera(sight=None)
     report = camera.pipeline.report()
     assert (report.presence, report.sight, report.faces, report.event_ids) == (UNKNOWN, Sight.STARTING, None, ())
@@ -60,7 +60,7 @@ def test_a_visit_from_the_first_frame_to_off():
     assert camera.report.since.t == pytest.approx(last.info.moment.t + 2.0, abs=0.051)
 
 
-def test_the_end_and_off_come_by_ticks_alone_once_a_frame_has_missed_the_face():
+def test_ticks_alone_end_a_visit_and_presence_after_a_frame_without_the_face():
     camera = StagedCamera()
     seen_t = camera.show((320, 240)).info.moment.t
     camera.show()
@@ -75,14 +75,14 @@ def test_the_end_and_off_come_by_ticks_alone_once_a_frame_has_missed_the_face():
     assert times["off"] == pytest.approx(2.0, abs=0.12)
 
 
-def test_without_frames_a_face_that_was_there_stays_there():
+def test_without_frames_a_visible_face_stays_present():
     camera = StagedCamera()
     camera.show((320, 240))
     assert all(camera.tick() is None for _ in range(100))
     assert camera.report.presence is YES
 
 
-def test_a_face_in_its_gap_counts_as_there_however_short_the_delay():
+def test_a_face_in_a_gap_counts_as_present_with_any_delay():
     camera = StagedCamera(presence=PresenceParams(0.0, 0.0))
     camera.show((320, 240))
     for _ in range(5):
@@ -93,14 +93,14 @@ def test_a_face_in_its_gap_counts_as_there_however_short_the_delay():
     assert camera.report.presence is NO and camera.events[-1].end_reason == "left"
 
 
-def test_since_is_when_the_answer_changed_not_when_a_second_face_came():
+def test_since_is_the_change_of_presence_not_of_the_number_of_faces():
     camera = StagedCamera()
     first = camera.show((100, 100))
     camera.show((100, 100), (400, 100))
     assert (camera.report.faces, camera.report.since) == (2, first.info.moment)
 
 
-def test_a_late_camera_is_not_cut_short_by_the_clock():
+def test_latency_does_not_shorten_a_visit():
     """Frames arrive 0.9 s after exposure; a face that is missed for 0.3 s keeps its event, ticks or not."""
     camera = StagedCamera()
     for i in range(40):
@@ -128,7 +128,7 @@ def test_delay_on_of_the_camera_overrides_and_events_do_not_wait_for_it():
     assert camera.report.presence is NO
 
 
-def test_one_sight_of_a_face_does_not_outlast_delay_on_in_its_gap():
+def test_a_single_detection_does_not_satisfy_delay_on_during_its_gap():
     camera = StagedCamera(tracker=TrackerParams(max_lost_s=1.0), presence=PresenceParams(delay_on_s=0.5))
     camera.show()
     camera.show((320, 240))
@@ -139,7 +139,7 @@ def test_one_sight_of_a_face_does_not_outlast_delay_on_in_its_gap():
     assert [kind for kind, _ in camera.published] == ["start", "end"]
 
 
-def test_a_face_counts_once_it_is_confirmed():
+def test_a_visit_starts_when_its_track_is_confirmed():
     camera = StagedCamera(tracker=TrackerParams(confirm_s=0.25))
     camera.show((100, 100))
     camera.show((100, 100))
@@ -151,7 +151,7 @@ def test_a_face_counts_once_it_is_confirmed():
 
 
 @pytest.mark.parametrize("sight", [s for s in Sight if not s.can_see])
-def test_losing_sight_ends_open_events_and_is_unknown_at_once(sight):
+def test_losing_sight_ends_open_visits_and_is_unknown_at_once(sight):
     reason = {Sight.DISABLED: "disabled", Sight.STOPPED: "shutdown"}.get(sight, "camera_lost")
     camera = StagedCamera(camera=CameraParams("test://", zones={"left": LEFT_HALF}))
     camera.show((100, 240), (500, 240))
@@ -169,7 +169,7 @@ def test_losing_sight_ends_open_events_and_is_unknown_at_once(sight):
     calls = camera.detector.calls
     blind = camera.show((100, 240))
     assert (blind.events, blind.report, blind.detections) == ((), None, None)
-    assert camera.detector.calls == calls, "what is not looked at costs nothing"
+    assert camera.detector.calls == calls, "skipped frames are not inferred"
     assert camera.tick(100) is None
 
     camera.sight(Sight.OK)
@@ -179,7 +179,7 @@ def test_losing_sight_ends_open_events_and_is_unknown_at_once(sight):
     assert camera.report.presence is YES
 
 
-def test_sight_that_changes_its_reason_is_told_and_that_does_not_is_not():
+def test_only_a_change_of_sight_is_published():
     camera = StagedCamera()
     camera.sight(Sight.LOST)
     assert camera.sight(Sight.LOST, after_s=1) is None
@@ -187,7 +187,7 @@ def test_sight_that_changes_its_reason_is_told_and_that_does_not_is_not():
     assert outcome.report.sight is Sight.DARK and outcome.report.since == camera.clock()
 
 
-def test_no_needs_a_frame_after_sight_is_back():
+def test_presence_no_needs_a_frame_after_sight_is_regained():
     camera = StagedCamera()
     camera.show()
     camera.sight(Sight.LOST)
@@ -211,7 +211,7 @@ def test_the_detection_switch():
     assert (camera.report.sight, camera.report.presence) == (Sight.OK, UNKNOWN)
 
 
-def test_updates_are_for_news_and_at_most_one_a_second():
+def test_updates_need_a_change_and_come_at_most_once_a_second():
     camera = StagedCamera(camera=CameraParams("test://", zones={"left": LEFT_HALF, "right": RIGHT_HALF}))
     for i in range(100):
         camera.show((310 if i // 2 % 2 else 330, 240))
@@ -247,7 +247,7 @@ def test_zones_have_their_own_occupancy_and_their_own_delay():
     assert (camera.report.presence, camera.report.zones) == (NO, {"left": NO, "right": NO})
 
 
-def test_what_is_too_small_or_too_weak_is_ignored_before_anything_else():
+def test_small_and_weak_faces_are_ignored():
     camera = StagedCamera(camera=CameraParams("test://", min_face_px=50, min_score=0.5))
     assert len(camera.show((100, 100), side=49).detections) == 0
     assert len(camera.show((100, 100), score=0.49).detections) == 0
@@ -288,7 +288,7 @@ def test_ends_come_before_starts_and_seq_has_no_gap():
     assert [event.seq for event in camera.events] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_fault_of_the_engine_passes_and_leaves_all_as_it_was():
+def test_an_engine_error_leaves_the_pipeline_unchanged():
     camera = StagedCamera()
     camera.show((320, 240))
     camera.detector.fault = EngineError("gone")
@@ -311,11 +311,11 @@ def test_live_settings():
     assert camera.report.presence is NO
 
 
-def test_the_score_kind_goes_with_the_event():
+def test_events_have_the_score_kind():
     camera = StagedCamera()
     camera.show((320, 240))
     assert camera.events[0].score_kind == "max"
     summing = StagedCamera()
-    summing.detector.detect = lambda picture: Detections([[0, 0, SIDE, SIDE]], [3.5], "sum")
+    summing.detector.detect = lambda image: Detections([[0, 0, SIDE, SIDE]], [3.5], "sum")
     summing.show()
     assert (summing.events[0].score_kind, summing.events[0].score) == ("sum", 3.5)

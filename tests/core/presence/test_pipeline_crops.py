@@ -1,4 +1,4 @@
-"""The best picture of each appearance, and of nobody else."""
+"""The best crop of each visit."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def test_crops_belong_to_their_event_when_faces_cross():
     assert {event_id: level_of(crop) for event_id, crop in crops.items()} == {"event-1": 180, "event-2": 230}
 
 
-def test_every_way_to_end_brings_the_crop_along():
+def test_every_end_event_has_the_crop():
     def left(camera):
         camera.show(after_s=1.5)
 
@@ -45,7 +45,7 @@ def test_every_way_to_end_brings_the_crop_along():
         assert end.quality == end.crop.quality
 
 
-def test_the_best_is_kept_and_says_which_frame_it_is_from():
+def test_the_best_crop_is_kept_with_its_frame():
     camera = StagedCamera()
     camera.show((320, 240), pixels=textured((320, 240, 90)))
     best = camera.show((322, 240), pixels=textured((322, 240, 220)))
@@ -65,7 +65,7 @@ def test_the_crop_owns_its_pixels():
     assert level_of(ends(camera)["event-1"].crop) == 200
 
 
-def test_crops_show_no_more_than_the_masks_leave():
+def test_crops_are_masked():
     mask = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))
     camera = StagedCamera(camera=CameraParams("test://", masks=(mask,)))
     camera.show((320, 240), pixels=textured((320, 240, 200)))
@@ -74,7 +74,7 @@ def test_crops_show_no_more_than_the_masks_leave():
     assert not crop.pixels[:, : crop.pixels.shape[1] // 2 - 1].any()
 
 
-def test_a_clearly_better_picture_is_news_and_a_slightly_better_one_is_not():
+def test_only_a_clearly_better_crop_causes_an_update():
     camera = StagedCamera()
     for _ in range(30):
         camera.show((320, 240), pixels=textured((320, 240, 66)))
@@ -87,7 +87,7 @@ def test_a_clearly_better_picture_is_news_and_a_slightly_better_one_is_not():
     assert len(camera.events) == 2
 
 
-def test_a_face_at_the_edge_or_too_small_gives_no_crop_but_its_events():
+def test_a_face_at_the_edge_or_too_small_has_events_but_no_crop():
     camera = StagedCamera(crops=CropParams(min_face_px=100))
     camera.show((320, 240), pixels=textured((320, 240, 200)))
     camera.sight(Sight.LOST)
@@ -95,7 +95,7 @@ def test_a_face_at_the_edge_or_too_small_gives_no_crop_but_its_events():
     assert end.crop is None and end.quality.face_px == 80
 
 
-def test_the_first_acceptable_crop_is_handed_out_once_per_appearance():
+def test_the_first_acceptable_crop_is_returned_once_per_visit():
     camera = StagedCamera()
     places = (100, 100), (300, 100)
     pixels = textured((*places[0], 180), (*places[1], 230))
@@ -104,7 +104,7 @@ def test_the_first_acceptable_crop_is_handed_out_once_per_appearance():
     assert [level_of(crop) for _, crop in first[:2]] == [180, 230]
 
 
-def test_switched_off_no_picture_is_held_or_leaves():
+def test_with_crops_switched_off_no_crop_is_kept_or_published():
     camera = StagedCamera()
     camera.show((320, 240), pixels=textured((320, 240, 200)))
     camera.pipeline.set_crops(False)
@@ -126,7 +126,7 @@ def test_off_by_setting():
     assert ends(camera)["event-1"].crop is None and ends(camera)["event-1"].quality is not None
 
 
-def test_crops_are_bounded_whatever_the_face():
+def test_crops_are_bounded_for_any_face():
     camera = StagedCamera(crops=CropParams(max_side_px=64))
     camera.show((320, 240), side=400, pixels=textured((320, 240, 200), side=400))
     camera.sight(Sight.LOST)

@@ -1,4 +1,4 @@
-"""From raw pixels to boxes, zones, crops and snapshots: every pixel says where it lies in the upright frame."""
+"""Boxes, zones, crops and snapshots in the upright frame; each raw pixel encodes its upright position."""
 
 import numpy as np
 import pytest
@@ -23,24 +23,24 @@ def upright(width, height):
     return np.stack([x, y, np.full_like(x, SEEN)], axis=2).astype(np.uint8)
 
 
-def raw(picture, rotate, flip):
+def raw(image, rotate, flip):
     """As a camera delivers it that has to be turned clockwise by `rotate`, then mirrored by `flip`."""
     if flip in ("vertical", "both"):
-        picture = picture[::-1]
+        image = image[::-1]
     if flip in ("horizontal", "both"):
-        picture = picture[:, ::-1]
-    return np.rot90(picture, rotate // 90)
+        image = image[:, ::-1]
+    return np.rot90(image, rotate // 90)
 
 
 class Finder:
-    """Finds a face where it was told that one is, in px of the upright frame, by reading where its picture lies."""
+    """Returns a fixed face in px of the upright frame, relative to the position encoded in the image's pixels."""
 
     def __init__(self, face):
         self.face = face
 
-    def detect(self, picture):
-        row, column = np.argwhere(picture.pixels[..., 2] == SEEN)[0]
-        x, y, _ = (int(value) for value in picture.pixels[row, column])
+    def detect(self, image):
+        row, column = np.argwhere(image.pixels[..., 2] == SEEN)[0]
+        x, y, _ = (int(value) for value in image.pixels[row, column])
         corner = np.array([x - column, y - row] * 2, np.float32)
         return Detections(np.array([self.face], np.float32) - corner, np.array([0.9]))
 
@@ -53,7 +53,7 @@ def shades(pixel, size, masks):
 
 
 def check(crop, size, masks):
-    """The picture shows what its box says, and nothing that a mask hides."""
+    """The crop shows the area of its box, without masked pixels."""
     width, height = size
     left, top = round(crop.box.left * width), round(crop.box.top * height)
     assert crop.pixels.shape == (round(crop.box.bottom * height) - top, round(crop.box.right * width) - left, 3)

@@ -1,4 +1,4 @@
-"""Hidden crops: what can still be told from them."""
+"""Obscured crops: what remains visible."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ RNG = np.random.default_rng(1)
 SHAPES = [(97, 61), (61, 97, 3), (8, 8), (3, 2), (1, 1), (320, 40)]
 
 
-def picture(shape):
+def image(shape):
     return RNG.integers(0, 256, shape, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pixelated_holds_no_more_than_its_blocks(shape):
-    before = picture(shape)
+def test_pixelate_keeps_only_the_means_of_blocks(shape):
+    before = image(shape)
     after = obscure(before, "pixelate")
     assert after.shape == before.shape and after.dtype == np.uint8 and after.flags["C_CONTIGUOUS"]
     side = -(-max(shape[:2]) // 8)
@@ -29,18 +29,18 @@ def test_pixelated_holds_no_more_than_its_blocks(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_full_is_one_level(shape):
-    after = obscure(picture(shape), "full")
+def test_full_is_one_gray_level(shape):
+    after = obscure(image(shape), "full")
     assert after.shape == shape and (after == after[0, 0]).all()
 
 
-def test_off_changes_nothing():
-    before = picture((5, 5))
+def test_off_returns_the_same_pixels():
+    before = image((5, 5))
     assert obscure(before, "off") is before
 
 
-def test_what_was_taken_is_not_changed():
-    before = picture((50, 50))
+def test_the_input_is_not_modified():
+    before = image((50, 50))
     kept = before.copy()
     obscure(before, "pixelate")
     assert (before == kept).all()

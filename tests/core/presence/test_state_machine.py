@@ -1,4 +1,4 @@
-"""The three-state answer: on time with and without frames, and never "no" without having looked."""
+"""Three-state presence: delays with and without frames, and never "no" without an observation."""
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ def seeing(delay_on_s=0.0, delay_off_s=2.0):
     return machine
 
 
-def test_starts_unknown_and_stays_so_until_a_frame_is_seen():
+def test_unknown_until_the_first_frame():
     machine = seeing()
     assert machine.state is UNKNOWN
     machine.tick(1e6)
@@ -32,7 +32,7 @@ def test_one_frame_is_enough_for_yes_by_default():
     assert machine.state is YES
 
 
-def test_off_comes_on_time_by_ticks_alone_counted_from_the_last_sight_of_a_face():
+def test_ticks_alone_turn_presence_off_delay_off_s_after_the_last_face():
     machine = seeing()
     machine.observe(True, 1.0)
     machine.observe(False, 1.5)
@@ -49,7 +49,7 @@ def test_a_face_that_was_in_the_last_frame_never_times_out():
     assert machine.state is YES
 
 
-def test_a_face_that_comes_back_within_the_delay_leaves_no_trace():
+def test_a_face_that_returns_within_the_delay_changes_nothing():
     machine = seeing()
     machine.observe(True, 1.0)
     machine.observe(False, 2.0)
@@ -61,7 +61,7 @@ def test_a_face_that_comes_back_within_the_delay_leaves_no_trace():
     assert machine.state is NO
 
 
-def test_delay_on_needs_the_face_for_so_long_and_ends_by_a_frame_that_shows_it():
+def test_delay_on_expires_by_a_frame_that_shows_the_face():
     machine = seeing(delay_on_s=1.0)
     machine.observe(False, 0.0)
     machine.observe(True, 1.0)
@@ -70,7 +70,7 @@ def test_delay_on_needs_the_face_for_so_long_and_ends_by_a_frame_that_shows_it()
     machine.observe(True, 2.0)
     machine.observe(True, 2.9)
     machine.tick(100.0)
-    assert machine.state is NO, "a camera that stalls, or a face that has just been lost, shows nobody"
+    assert machine.state is NO, "a stalled camera, or a face just lost, shows no face"
     machine.observe(True, 100.0)
     assert machine.state is YES
 
@@ -83,7 +83,7 @@ def test_unknown_stays_unknown_while_delay_on_runs():
     assert machine.state is YES
 
 
-def test_delay_on_is_not_a_reason_to_doubt_a_yes():
+def test_delay_on_does_not_apply_to_a_yes():
     machine = seeing(delay_on_s=1.0)
     machine.observe(True, 1.0)
     machine.observe(True, 2.0)
@@ -93,7 +93,7 @@ def test_delay_on_is_not_a_reason_to_doubt_a_yes():
 
 
 @pytest.mark.parametrize("sight", BLIND)
-def test_losing_sight_is_unknown_at_once_and_regaining_it_starts_from_nothing(sight):
+def test_losing_sight_is_unknown_at_once_and_regaining_it_resets(sight):
     machine = seeing()
     machine.observe(True, 1.0)
     machine.set_sight(sight)
@@ -108,7 +108,7 @@ def test_losing_sight_is_unknown_at_once_and_regaining_it_starts_from_nothing(si
     assert machine.state is NO, "the delay belongs to a YES, and there was none since"
 
 
-def test_no_delay_at_all_follows_each_frame():
+def test_without_delays_presence_follows_each_frame():
     machine = seeing(delay_off_s=0.0)
     states = []
     for t, face in enumerate([True, False, True]):
@@ -117,7 +117,7 @@ def test_no_delay_at_all_follows_each_frame():
     assert states == [YES, NO, YES]
 
 
-def test_changed_delays_hold_from_the_next_call():
+def test_changed_delays_apply_from_the_next_call():
     machine = seeing(delay_off_s=60.0)
     machine.observe(True, 0.0)
     machine.observe(False, 1.0)
@@ -139,8 +139,8 @@ STEPS = st.one_of(
     st.sampled_from([0, 2, 5]),
     st.sampled_from([0, 2, 9]),
 )
-def test_agrees_with_the_definition_read_off_the_whole_history(script, delay_on, delay_off):
-    """The oracle keeps no state but the log, and reads each answer off it anew (whole seconds, so sums are exact)."""
+def test_agrees_with_a_definition_over_the_whole_history(script, delay_on, delay_off):
+    """The reference computes each state from the whole log (whole seconds, so sums are exact)."""
     machine = PresenceMachine(PresenceParams(float(delay_on), float(delay_off)))
     t, log, answer = 0, None, UNKNOWN
     for dt, (kind, value) in script:

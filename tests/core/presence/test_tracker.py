@@ -1,4 +1,4 @@
-"""Ids last through gaps, crossings and uneven time; no detection is lost; association agrees with an optimal one."""
+"""Ids persist through gaps, crossings and uneven timestamps; no detection is lost; association is near optimal."""
 
 import math
 
@@ -35,7 +35,7 @@ def at(tracks, x, y):
     return found
 
 
-def test_ids_begin_at_one_in_the_order_of_detections_and_are_not_reused():
+def test_ids_start_at_one_in_the_order_of_detections_and_are_not_reused():
     tracker = Tracker(TrackerParams(max_lost_s=0.5))
     assert visible(tracker.update(faces((100, 100), (400, 100)), 0.0)) == [1, 2]
     assert tracker.update(faces(), 1.0) == []
@@ -44,7 +44,7 @@ def test_ids_begin_at_one_in_the_order_of_detections_and_are_not_reused():
     assert visible(tracker.update(faces((100, 100)), 2.1)) == [4]
 
 
-def test_a_track_tells_where_it_was_seen_not_where_it_is_believed_to_be():
+def test_a_track_has_the_detected_box_not_the_predicted_one():
     tracker = Tracker(TrackerParams())
     for i in range(10):
         detections = faces((100 + 7 * i, 100), scores=[0.5 + i / 100])
@@ -84,7 +84,7 @@ def test_only_a_frame_can_show_that_a_face_is_gone():
     assert len(tracker.expire(1.01)) == 0, "it was missed once, and then the time ran out"
 
 
-def test_a_camera_slower_than_max_lost_s_still_recognises_who_stays():
+def test_a_frame_interval_above_max_lost_s_keeps_the_id_of_a_still_face():
     tracker = Tracker(TrackerParams(max_lost_s=1.0))
     for i in range(10):
         tracks = tracker.update(faces((100 + 5 * (i % 2), 100), (500, 200)), i * 4.0)
@@ -135,14 +135,14 @@ def test_a_fast_face_at_a_slow_rate_keeps_its_id_once_its_speed_is_known():
     assert set(ids) == {1}, "six steps of nearly two widths each"
 
 
-def test_three_sights_of_a_fast_face_are_enough_to_find_it_again():
+def test_three_detections_of_a_fast_face_suffice_to_predict_it():
     tracker = Tracker(TrackerParams())
     for i in range(3):
         tracker.update(faces((100 + 500 * i / 30, 100)), i / 30)
     assert visible(tracker.update(faces((100 + 500 * 0.5, 100)), 0.5)) == [1]
 
 
-def test_uneven_time_stamps_do_not_throw_a_track_off():
+def test_uneven_timestamps_keep_the_track():
     """Frames of an even 30 fps that a network bunches: stamps 1 ms apart, then 65 ms; then equal; then a step back."""
     tracker = Tracker(TrackerParams())
     ids = []
@@ -198,7 +198,7 @@ def test_a_face_is_the_one_before_from_that_distance_iou_on(before, now, min_ove
     assert visible(tracks) == ([1] if expected else [2])
 
 
-def test_a_slow_drift_is_not_believed_in_for_ever():
+def test_a_slow_drift_is_extrapolated_for_a_limited_time():
     tracker = Tracker(TrackerParams())
     for i in range(30):
         tracker.update(faces((100 + i, 100)), i / 30)
@@ -212,7 +212,7 @@ def test_confirm_s_counts_time_not_frames():
         assert confirmed[0] == pytest.approx(0.5)
 
 
-def test_the_first_sight_confirms_by_default():
+def test_the_first_detection_confirms_by_default():
     assert Tracker(TrackerParams()).update(faces((1, 1)), 0.0)[0].confirmed
 
 
@@ -226,7 +226,7 @@ def test_tracks_are_bounded_and_the_longest_unseen_goes_first():
     assert len(tracks) == 3
 
 
-def test_boxes_without_area_do_no_harm():
+def test_boxes_without_area_are_tracked():
     tracker = Tracker(TrackerParams())
     for t in range(3):
         assert len(visible(tracker.update(faces((10, 10), (10, 10), side=0), t / 30))) == 2

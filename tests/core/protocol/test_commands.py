@@ -1,4 +1,4 @@
-"""Commands from strangers: what passes, what is refused and why, and that nothing makes the judge fall over."""
+"""Checks of commands from untrusted senders: accepted, refused with a reason, and never an exception."""
 
 import json
 from datetime import timedelta
@@ -58,7 +58,7 @@ def test_every_command_of_the_list_passes(guard, clock, name):
     assert guard.accepted == 1 and not guard.refused
 
 
-def test_a_command_that_could_not_be_tried_may_come_again(guard, clock):
+def test_a_forgotten_transaction_is_accepted_again(guard, clock):
     payload = b'{"transaction": "t", "camera": "hall"}'
     command = ask(guard, clock, "snapshot", payload)
     assert isinstance(guard.check_command("snapshot", payload, False, clock.advance(1)), RefusedCommand)
@@ -72,13 +72,13 @@ def test_clearing_a_retained_command_does_not_run_it(guard, clock):
     assert isinstance(refusal, RefusedCommand) and refusal.reason == "malformed" and "{}" in refusal.error
 
 
-def test_arguments_are_handed_on(guard, clock):
+def test_arguments_are_passed_on(guard, clock):
     assert ask(guard, clock, "set_threshold", b'{"value": 1e-1}').arguments == {"value": 0.1}
     assert ask(guard, clock, "set_threshold", b'{"value": null}').arguments == {"value": None}
     assert ask(guard, clock, "snapshot", b'{"transaction": "a", "camera": "hall"}').camera == "hall"
 
 
-def test_the_only_camera_need_not_be_named(clock):
+def test_a_single_camera_is_the_default(clock):
     assert ask(CommandGuard(CommandRules(("door",))), clock, "snapshot", b'{"transaction": "a"}').camera == "door"
 
 
@@ -126,7 +126,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_says_why_and_is_counted(guard, clock, case):
+def test_refusals_have_a_reason_and_are_counted(guard, clock, case):
     name, payload, reason = REFUSED[case]
     refusal = ask(guard, clock, name, payload)
     assert isinstance(refusal, RefusedCommand), refusal
@@ -135,7 +135,7 @@ def test_what_is_refused_says_why_and_is_counted(guard, clock, case):
     assert guard.refused == {reason: 1} and guard.accepted == 0
 
 
-def test_just_within_the_bounds(guard, clock):
+def test_values_at_the_bounds_are_accepted(guard, clock):
     assert parse_json(b'{"a": ' + b"[" * 7 + b"]" * 7 + b"}")
     assert parse_json(b"[" + b"[]," * 20 + b"[[[[[[[]]]]]]]]")
     with pytest.raises(ValueError, match="deeper"):
@@ -146,7 +146,7 @@ def test_just_within_the_bounds(guard, clock):
     assert isinstance(ask(guard, clock, "set_threshold", b'{"value": 0.99}'), Command)
 
 
-def test_a_command_of_a_name_that_is_no_topic_is_answered_as_unknown(guard, clock):
+def test_a_name_that_is_no_topic_level_is_reported_as_unknown(guard, clock):
     assert ask(guard, clock, "../etc").name == "unknown"
     assert ask(guard, clock, "x" * 70_000).name == "unknown"
     assert ask(guard, clock, "identify").name == "identify"
@@ -161,7 +161,7 @@ def test_the_transaction_is_echoed_in_a_refusal_when_it_can_be_read(guard, clock
     assert ask(guard, clock, "set_threshold", b'{"transaction": "t-1", "value": 7}').transaction == "t-1"
 
 
-def test_a_transaction_counts_once_and_is_not_remembered_for_ever(guard, clock):
+def test_a_transaction_is_accepted_once_and_remembered_for_a_while(guard, clock):
     payload = b'{"transaction": "t"}'
     assert isinstance(ask(guard, clock, payload=payload), Command)
     assert ask(guard, clock, "republish", payload).reason == "duplicate"
@@ -170,36 +170,36 @@ def test_a_transaction_counts_once_and_is_not_remembered_for_ever(guard, clock):
     assert isinstance(ask(guard, clock, payload=payload), Command)
 
 
-def test_a_refused_transaction_may_come_again(guard, clock):
+def test_a_refused_transaction_is_accepted_again(guard, clock):
     assert ask(guard, clock, "set_threshold", b'{"transaction": "t", "value": 7}').reason == "invalid"
     assert isinstance(ask(guard, clock, "set_threshold", b'{"transaction": "t", "value": 0.7}'), Command)
 
 
-def test_expired_is_from_that_instant_on(guard, clock):
+def test_a_command_expires_at_expires_at(guard, clock):
     payload = json.dumps({"expires_at": (clock().at + timedelta(seconds=1)).isoformat()}).encode()
     assert ask(guard, clock, payload=payload).reason == "expired"
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.%f+00:00"])
-def test_expires_at_is_held_against_the_clock(guard, clock, form):
+def test_expires_at_is_compared_with_the_clock(guard, clock, form):
     soon = (clock().at + timedelta(seconds=10)).strftime(form)
     assert isinstance(ask(guard, clock, payload=json.dumps({"expires_at": soon}).encode()), Command)
     clock.advance(10)
     assert ask(guard, clock, payload=json.dumps({"expires_at": soon}).encode()).reason == "expired"
 
 
-def test_a_zone_other_than_utc_is_understood(guard, clock):
+def test_other_time_zones_are_parsed(guard, clock):
     later = (clock().at + timedelta(hours=2, seconds=30)).strftime("%Y-%m-%dT%H:%M:%S.%f123+02:00")
     assert isinstance(ask(guard, clock, payload=json.dumps({"expires_at": later}).encode()), Command)
     clock.advance(40)
     assert ask(guard, clock, payload=json.dumps({"expires_at": later}).encode()).reason == "expired"
 
 
-def test_five_a_second_and_refusals_are_not_all_answered(guard, clock):
+def test_rate_limit_of_commands_and_of_responses(guard, clock):
     now = clock()
-    verdicts = [guard.check_command("ping", b"{}", False, now) for _ in range(100)]
-    assert sum(isinstance(verdict, Command) for verdict in verdicts) == 5
-    refusals = [verdict for verdict in verdicts if isinstance(verdict, RefusedCommand)]
+    results = [guard.check_command("ping", b"{}", False, now) for _ in range(100)]
+    assert sum(isinstance(checked, Command) for checked in results) == 5
+    refusals = [checked for checked in results if isinstance(checked, RefusedCommand)]
     assert {refusal.reason for refusal in refusals} == {"flooded"}
     assert sum(refusal.answer for refusal in refusals) == 5
     assert guard.refused["flooded"] == 95
@@ -207,7 +207,7 @@ def test_five_a_second_and_refusals_are_not_all_answered(guard, clock):
     assert guard.check_switch("door", "crops", b"ON", False, clock()).reason == "flooded"
 
 
-def test_a_long_silence_earns_no_more_than_a_second(guard, clock):
+def test_the_rate_limit_has_a_burst_of_one_second(guard, clock):
     clock.advance(3600)
     guard.check_command("ping", b"{}", False, clock())
     now = clock.advance(3600)
@@ -223,7 +223,7 @@ def test_switches(guard, clock, name, payload):
 
 
 @pytest.mark.parametrize("payload", [b"", b"on", b"ON\n", b"1", b"\xff", b"ON" * 4096])
-def test_a_switch_takes_two_words_alone(guard, clock, payload):
+def test_a_switch_accepts_only_on_and_off(guard, clock, payload):
     assert guard.check_switch("hall", "crops", payload, False, clock()).reason == "malformed"
 
 
@@ -232,7 +232,7 @@ def test_unknown_switches(guard, clock):
     assert guard.check_switch("door", "power", b"ON", False, clock()).reason == "unknown"
 
 
-def test_what_settings_disable_stays_so(clock):
+def test_commands_cannot_enable_what_the_settings_disable(clock):
     guard = CommandGuard(CommandRules(("door",), CommandParams(restart=False), crops=False, snapshots=False))
     assert guard.check_switch("door", "crops", b"ON", False, clock()).reason == "forbidden"
     assert isinstance(guard.check_switch("door", "crops", b"OFF", False, clock()), Command)
@@ -240,7 +240,7 @@ def test_what_settings_disable_stays_so(clock):
     assert ask(guard, clock, "restart", b'{"transaction": "b"}').reason == "forbidden"
 
 
-def test_the_file_bounds_the_threshold(clock):
+def test_the_settings_bound_the_threshold(clock):
     guard = CommandGuard(CommandRules(("door",), CommandParams(min_threshold=0.3, max_threshold=0.6)))
     assert ask(guard, clock, "set_threshold", b'{"value": 0.29}').reason == "invalid"
     assert isinstance(ask(guard, clock, "set_threshold", b'{"value": 0.3}'), Command)
@@ -252,24 +252,24 @@ JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEY
 NAMES = st.sampled_from([*COMMANDS, *SWITCHES, "unknown"]) | st.text()
 
 
-def judged(guard, clock, name, payload):
-    """What must hold for every input whatever."""
-    for verdict in (
+def check_both(guard, clock, name, payload):
+    """Properties of the result for any input."""
+    for checked in (
         guard.check_command(name, payload, False, clock.advance(1)),
         guard.check_switch("door", name, payload, False, clock.advance(1)),
     ):
-        assert isinstance(verdict, (Command, RefusedCommand))
-        answer = json.dumps(vars(verdict), default=dict, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        assert isinstance(checked, (Command, RefusedCommand))
+        answer = json.dumps(vars(checked), default=dict, ensure_ascii=False, allow_nan=False).encode("utf-8")
         assert len(answer) < 1024
 
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(NAMES, st.binary(max_size=200) | JSON.map(lambda v: json.dumps(v).encode())), max_size=40))
-def test_nothing_leaves_the_judge_but_a_verdict(requests):
+def test_the_guard_raises_nothing(requests):
     guard, clock = CommandGuard(RULES), FakeClock()
     for name, payload in requests:
-        judged(guard, clock, name, payload)
+        check_both(guard, clock, name, payload)
     assert guard.accepted + sum(guard.refused.values()) == 2 * len(requests)
 
 
@@ -301,14 +301,14 @@ def mutated(random):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_near_misses_leave_the_judge_standing():
+def test_a_hundred_thousand_mutated_commands_raise_nothing():
     random, guard, clock = Random(1), CommandGuard(RULES), FakeClock()
     names = [*COMMANDS, "unknown", "", "\ud800", "a/b"]
     longest = 0
     for _ in range(100_000):
-        verdict = guard.check_command(random.choice(names), mutated(random), False, clock.advance(1))
-        if isinstance(verdict, RefusedCommand):
-            longest = max(longest, len(verdict.name) + len(verdict.error) + len(verdict.transaction or ""))
+        checked = guard.check_command(random.choice(names), mutated(random), False, clock.advance(1))
+        if isinstance(checked, RefusedCommand):
+            longest = max(longest, len(checked.name) + len(checked.error) + len(checked.transaction or ""))
     assert longest < 300
     assert guard.accepted + sum(guard.refused.values()) == 100_000
     assert guard.accepted > 300

@@ -1,4 +1,4 @@
-"""The profiles of C/detections, against the shapes that their readers expect."""
+"""The profiles of `C/detections`, compared with the formats that their consumers expect."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What health says: the worst of its reasons, each in words."""
+"""The health message: its state and reasons."""
 
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -32,7 +32,7 @@ def health(*sights, **more):
         ((Sight.EMITTER, Sight.COVERED), "failed", ["camera c0: emitter", "camera c1: covered"]),
     ],
 )
-def test_a_camera_that_cannot_see_degrades_and_all_of_them_fail(sights, state, reasons):
+def test_one_blind_camera_degrades_and_all_blind_fail(sights, state, reasons):
     payload = health(*sights)
     assert (payload["state"], payload["reasons"]) == (state, reasons)
 
@@ -46,12 +46,12 @@ def test_a_camera_that_cannot_see_degrades_and_all_of_them_fail(sights, state, r
         ({"outbox": OutboxStatus(quarantined=1)}, "messages are in quarantine"),
     ],
 )
-def test_every_other_fault_degrades(more, reason):
+def test_any_other_fault_degrades(more, reason):
     payload = health(Sight.OK, **more)
     assert (payload["state"], payload["reasons"]) == ("degraded", [reason])
 
 
-def test_numbers_are_rounded_and_what_is_not_known_is_null():
+def test_numbers_are_rounded_and_unknown_figures_are_null():
     payload = health(Sight.OK, outbox=OutboxStatus(oldest_s=1.26), rss_slope_bytes_per_hour=10.6)
     assert (payload["uptime_s"], payload["outbox"]["oldest_s"], payload["rss_slope_bytes_per_hour"]) == (12.3, 1.3, 11)
     assert payload["rss_bytes"] is None and payload["cameras"]["c0"]["fps_inferred"] == 29.5

@@ -1,4 +1,4 @@
-"""Discovery messages: what they contain, that ids never collide, and that what has gone is taken back."""
+"""Discovery messages: content, unique ids, and removal of entities that no longer exist."""
 
 import itertools
 import json
@@ -54,7 +54,7 @@ def test_every_entity_of_the_contract():
     assert set(found["edge-agent_lobby_hall"]) == CAMERA
 
 
-def test_one_message_a_device_the_agents_first_since_the_others_refer_to_it():
+def test_one_message_per_device_with_the_agent_first():
     found, record = published()
     assert list(found) == [
         "homeassistant/device/edge-agent_lobby/config",
@@ -67,7 +67,7 @@ def test_one_message_a_device_the_agents_first_since_the_others_refer_to_it():
     assert all(len(json.dumps(payload)) < 20_000 for payload in found.values())
 
 
-def test_one_message_an_entity_for_older_versions():
+def test_one_message_per_entity_for_older_versions():
     found, record = published(style="components", prefix="ha")
     assert len(found) == len(NODE) + 2 * len(CAMERA) + 2
     presence = found["ha/binary_sensor/edge-agent_lobby_door/presence/config"]
@@ -75,7 +75,7 @@ def test_one_message_an_entity_for_older_versions():
     assert set(record) == set(found) and not any(record.values())
 
 
-def test_what_sees_is_unavailable_with_the_camera_and_what_does_not_is_not():
+def test_only_entities_that_need_sight_depend_on_the_camera_availability():
     found = components()["edge-agent_lobby_door"]
     for key in ("presence", "zone_desk", "faces", "face_event", "last_face"):
         assert [entry["topic"] for entry in found[key]["availability"]] == BOTH, key
@@ -83,7 +83,7 @@ def test_what_sees_is_unavailable_with_the_camera_and_what_does_not_is_not():
         assert [entry["topic"] for entry in found[key]["availability"]] == BOTH[:1], key
 
 
-def test_what_is_replayed_and_what_is_a_gap_fires_nothing():
+def test_replayed_events_and_gaps_fire_no_trigger():
     found = components()["edge-agent_lobby_door"]
     for key in ("face_event", "face_appeared", "face_left"):
         template = found[key]["value_template"]
@@ -92,7 +92,7 @@ def test_what_is_replayed_and_what_is_a_gap_fires_nothing():
         )
 
 
-def test_unique_ids_are_unique_and_stay_the_same():
+def test_unique_ids_are_unique_and_stable():
     ids = [c["unique_id"] for each in components().values() for c in each.values() if "unique_id" in c]
     assert len(ids) == len(set(ids))
     assert "edge-agent_lobby_door_presence" in ids and "edge-agent_lobby_threshold" in ids
@@ -107,7 +107,7 @@ def test_ids_of_different_agents_and_cameras_never_collide():
         assert found.setdefault(key, (base, node, camera)) == (base, node, camera)
 
 
-def test_what_settings_turn_off_has_no_entity():
+def test_disabled_features_have_no_entity():
     mute = components(AgentDescription("1", "pc", (HALL,), CommandParams(enabled=False), crops=False))
     assert set(mute["edge-agent_lobby"]) == {"outbox", "started", "version"}
     assert not {"detection", "crops", "last_face"} & set(mute["edge-agent_lobby_hall"])
@@ -115,11 +115,11 @@ def test_what_settings_turn_off_has_no_entity():
     assert "restart" not in careful["edge-agent_lobby"] and "last_face" not in careful["edge-agent_lobby_hall"]
 
 
-def test_turned_off_it_publishes_nothing():
+def test_disabled_discovery_publishes_nothing():
     assert published(enabled=False) == ({}, {})
 
 
-def test_a_component_that_has_gone_is_said_to_have_gone():
+def test_a_missing_component_is_removed():
     _, before = published()
     site = AgentDescription(
         "1.2", "Orin", (CameraDescription("door", zones=("till",)), HALL), CommandParams(), crops=False, image=True
@@ -133,7 +133,7 @@ def test_a_component_that_has_gone_is_said_to_have_gone():
     assert "zone_desk" not in record["homeassistant/device/edge-agent_lobby_door/config"]
 
 
-def test_a_camera_that_has_gone_is_taken_back():
+def test_a_removed_camera_is_cleared():
     _, before = published()
     _, record = published(AgentDescription("1.2", "Orin", (DOOR,)), before)
     gone = removals(before, record)
@@ -143,13 +143,13 @@ def test_a_camera_that_has_gone_is_taken_back():
     assert removals(before, before) == []
 
 
-def test_another_style_takes_the_old_one_back():
+def test_a_change_of_style_clears_the_old_messages():
     _, before = published()
     _, record = published(style="components")
     assert {message.topic for message in removals(before, record)} == set(before)
 
 
-def test_the_record_survives_json_and_nothing_else_is_taken_for_one():
+def test_the_record_round_trips_through_json_and_other_values_are_refused():
     _, record = published()
     assert decode_published(json.loads(json.dumps(record))) == record
     for damaged in ([], {"a": 1}, None, "x"):

@@ -1,4 +1,4 @@
-"""What commands have changed: within what the settings allow, and through a file."""
+"""Overrides: limits of the settings, and their stored form."""
 
 import json
 
@@ -10,7 +10,7 @@ from edge_agent.core.protocol.overrides import Overrides
 RULES = CommandRules(("door", "hall"))
 
 
-def test_all_is_on_until_somebody_switches_it_off():
+def test_switches_are_on_by_default():
     overrides = Overrides()
     assert overrides.is_on("door", "crops", RULES)
     off = overrides.with_switch("door", "crops", False).with_switch("door", "detection", False)
@@ -18,19 +18,19 @@ def test_all_is_on_until_somebody_switches_it_off():
     assert off.with_switch("door", "crops", True).is_on("door", "crops", RULES)
 
 
-def test_what_the_settings_turn_off_no_override_turns_on():
+def test_no_override_turns_on_what_the_settings_turn_off():
     rules = CommandRules(("door",), crops=False)
     assert not Overrides().with_switch("door", "crops", True).is_on("door", "crops", rules)
     assert Overrides().is_on("door", "detection", rules)
 
 
-def test_a_threshold_that_is_no_longer_allowed_is_dropped():
+def test_a_threshold_outside_the_bounds_is_dropped():
     narrow = CommandRules(("door",), CommandParams(min_threshold=0.3))
     assert Overrides(0.2).bounded(RULES).threshold == 0.2
     assert Overrides(0.2).bounded(narrow).threshold is None
 
 
-def test_through_json_and_back():
+def test_json_round_trip():
     overrides = Overrides(0.5).with_switch("door", "crops", False).with_switch("hall", "detection", False)
     assert Overrides.from_json(json.loads(json.dumps(overrides.to_json()))) == overrides
     assert Overrides.from_json(json.loads(json.dumps(Overrides().to_json()))) == Overrides()
@@ -41,6 +41,6 @@ def test_through_json_and_back():
     [None, [], {}, {"off": []}, {"off": {"door": "crops"}}, {"off": {"door": ["x"]}}, {"threshold": "1", "off": {}},
      {"threshold": True, "off": {}}, {"off": {"door": [1]}}],
 )  # fmt: skip
-def test_anything_else_is_refused(value):
+def test_other_values_are_refused(value):
     with pytest.raises(ValueError):
         Overrides.from_json(value)

@@ -1,4 +1,4 @@
-"""Topics and payloads, word for word as the contract has them."""
+"""Topics and payloads as in the MQTT contract and its schemas."""
 
 import json
 from dataclasses import replace
@@ -66,15 +66,15 @@ def test_bad_bases_are_refused(base: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "expected"),
     [
         ("Café Lobby.local", "cafe-lobby-local"), ("jetson_01", "jetson_01"), ("--x--", "x"), ("", "node"),
         ("日本", "node"), ("a" * 100, "a" * 63), ("a" * 62 + "-b", "a" * 62),
     ],
 )  # fmt: skip
-def test_any_name_becomes_an_id(name: str, wanted: str) -> None:
-    assert slug(name) == wanted
-    assert Topics("edge-agent", slug(name)).node == wanted
+def test_any_name_becomes_an_id(name: str, expected: str) -> None:
+    assert slug(name) == expected
+    assert Topics("edge-agent", slug(name)).node == expected
 
 
 def test_timestamps_are_utc_with_microseconds() -> None:
@@ -112,7 +112,7 @@ def test_every_kind_of_event_is_valid(event_type: str) -> None:
         validate(stamp_delivery(to_json(encode_event(one, "lobby", 1, moment(3))), moment(3).at, 0, False))
 
 
-def test_the_schema_tells_a_wrong_event() -> None:
+def test_the_schema_refuses_a_wrong_event() -> None:
     right = encode_event(event(1), "lobby", 1, moment(1))
     stamped = json.loads(stamp_delivery(to_json(right), moment().at, 0, False))
     wrong = [
@@ -124,7 +124,7 @@ def test_the_schema_tells_a_wrong_event() -> None:
             validate(to_json({**stamped, **change}))
 
 
-def test_json_never_holds_nan() -> None:
+def test_json_refuses_nan() -> None:
     with pytest.raises(ValueError):
         to_json({"score": float("nan")})
 
@@ -132,8 +132,8 @@ def test_json_never_holds_nan() -> None:
 @pytest.mark.parametrize("sight", list(Sight))
 def test_attributes_are_valid_for_every_reason(sight: Sight) -> None:
     seen = report("ON", sight, 2, best_score=0.91, event_ids=(event(1).event_id,)) if sight is Sight.OK else None
-    told = validate(to_json(encode_attributes(seen or report("None", sight, None), {"delay_off_s": 2.0})))
-    assert told["reason"] == sight.value and told["parameters"] == {"delay_off_s": 2.0}
+    payload = validate(to_json(encode_attributes(seen or report("None", sight, None), {"delay_off_s": 2.0})))
+    assert payload["reason"] == sight.value and payload["parameters"] == {"delay_off_s": 2.0}
 
 
 def test_plain_payloads() -> None:

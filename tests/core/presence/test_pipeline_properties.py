@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order: the published story stays true, complete, and bounded."""
+"""Properties of the published events and reports after any sequence of steps."""
 
 import gc
 import sys
@@ -25,7 +25,7 @@ STEP_MS = st.one_of(st.integers(1, 120), st.integers(121, 1500))
 
 
 class TruthfulCamera(RuleBasedStateMachine):
-    """The model remembers when each spot was last seen and reads the truth off that, by the words of the contract."""
+    """A model that records when each position was last seen, and derives the expected state from it."""
 
     def __init__(self):
         super().__init__()

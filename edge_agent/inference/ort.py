@@ -60,7 +60,7 @@ class OrtEngine:
         precision = stored_precision(data)
         del data  # as large as all weights: ONNX Runtime reads its own copy
         ort = _onnxruntime()
-        self._faults = _faults(ort)
+        self._exceptions = _exceptions(ort)
         self._session: Any = _open_session(ort, str(path), f"model {path}", threads)
         signature = _signature(self._session)
         if isinstance(contract, ModelContract):
@@ -86,17 +86,17 @@ class OrtEngine:
         except EngineError as error:
             raise _cannot_run(ort, f"model {path}", error) from error
 
-    def infer(self, picture: Image) -> Mapping[str, Array]:
+    def infer(self, image: Image) -> Mapping[str, Array]:
         """Raw outputs by role (`ModelContract`), without the batch axis.
 
         Raises:
             EngineError: The runtime failed, or an output holds NaN or infinity.
         """
-        return self.run(self.prepare(picture))
+        return self.run(self.prepare(image))
 
-    def prepare(self, picture: Image) -> Array:
+    def prepare(self, image: Image) -> Array:
         """Preprocess a frame: the network's input, valid until the next call."""
-        return self._preprocess(picture)
+        return self._preprocess(image)
 
     def run(self, tensor: Array) -> Mapping[str, Array]:
         """Run the network on the result of `prepare`; may be repeated.
@@ -108,7 +108,7 @@ class OrtEngine:
             raise EngineError(f"model {self.info.model}: used after it was closed")
         try:
             answers = self._session.run(self._outputs, {self._input: tensor})
-        except self._faults as error:
+        except self._exceptions as error:
             raise EngineError(f"model {self.info.model}: ONNX Runtime failed: {_first_line(error)}") from error
         outputs: Dict[str, Array] = {role: answer[0] for role, answer in zip(self._roles, answers)}
         for role, values in outputs.items():
@@ -188,7 +188,7 @@ class Probe:
         """
         try:
             return dict(zip(self.tensors, self._session.run(self.tensors, dict(feed))))
-        except _faults(self._ort) as error:
+        except _exceptions(self._ort) as error:
             raise _cannot_run(self._ort, self._name, error) from error
 
 
@@ -225,7 +225,7 @@ def _open_session(ort: Any, model: Union[str, bytes], name: str, threads: int = 
             f"{name}: damaged or no ONNX file: {_first_line(error)}",
             "fetch or export it again; 'edge-agent model inspect' helps",
         ) from error
-    except _faults(ort) as error:
+    except _exceptions(ort) as error:
         raise _cannot_run(ort, name, error) from error
 
 
@@ -245,11 +245,11 @@ def _run(ort: Any, session: Any, name: str, feed: Mapping[str, Array]) -> Dict[s
     outputs = [tensor.name for tensor in session.get_outputs()]
     try:
         answers: List[Array] = session.run(outputs, dict(feed))
-    except _faults(ort) as error:
+    except _exceptions(ort) as error:
         raise _cannot_run(ort, name, error) from error
-    wild = [output for output, answer in zip(outputs, answers) if not np.isfinite(answer).all()]
-    if wild:
-        raise ModelError(f"{name}: its outputs hold NaN or infinity: {', '.join(wild)}", "the file is damaged")
+    invalid = [output for output, answer in zip(outputs, answers) if not np.isfinite(answer).all()]
+    if invalid:
+        raise ModelError(f"{name}: its outputs hold NaN or infinity: {', '.join(invalid)}", "the file is damaged")
     return dict(zip(outputs, answers))
 
 
@@ -269,7 +269,7 @@ def _options(ort: Any, threads: int) -> Any:
     return options
 
 
-def _faults(ort: Any) -> Tuple[Type[BaseException], ...]:
+def _exceptions(ort: Any) -> Tuple[Type[BaseException], ...]:
     """ONNX Runtime's exceptions, which have no common base class."""
     names = vars(ort.capi.onnxruntime_pybind11_state).values()
     own = [entry for entry in names if isinstance(entry, type) and issubclass(entry, Exception)]

@@ -108,7 +108,7 @@ def centerface(
     grid: Sequence[Any] = ("gh", "gw"),
     as_published: bool = False,
 ) -> Path:
-    """A network with CenterFace's outside: heatmap = mean of a cell / 255, other planes 0.1, 0.2, ... as constants.
+    """A network with CenterFace's inputs and outputs: heatmap = mean of a cell / 255, other planes constant.
 
     `as_published` lists the weights among the inputs and claims stale inner shapes, as the published file does.
     """

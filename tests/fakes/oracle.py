@@ -1,6 +1,6 @@
 """Runs networks for `tests/fakes/python36/tensorrt.py`, which lives in a Python that has no packages.
 
-Requests and answers: two lengths, a JSON header, a payload. "open" takes an ONNX file; "run" its input, float32.
+Requests and responses: two lengths, a JSON header, a payload. "open" takes an ONNX file; "run" its input, float32.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def run(session: Any, request: Dict[str, Any], payload: bytes) -> Tuple[Dict[str
     return {"shapes": {name: list(value.shape) for name, value in zip(names, values)}}, data
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: BinaryIO, responses: BinaryIO) -> None:
     sessions: Dict[str, Any] = {}
     while True:
         head = requests.read(8)
@@ -61,8 +61,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         else:
             answer, data = run(sessions[request["key"]], request, payload)
         text = json.dumps(answer).encode()
-        answers.write(struct.pack("<II", len(text), len(data)) + text + data)
-        answers.flush()
+        responses.write(struct.pack("<II", len(text), len(data)) + text + data)
+        responses.flush()
 
 
 def main() -> None:

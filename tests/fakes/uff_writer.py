@@ -1,7 +1,7 @@
-"""A UFF encoder of its own, and networks whose answers are computed in numpy while they are written.
+"""A UFF encoder, and networks whose outputs are computed in numpy while they are written.
 
-Shares no code with the reader that it tests. Layout of the bytes as in files made by NVIDIA's exporter: nodes from the
-outputs backwards, weights and layouts by reference.
+It shares no code with the reader under test. The layout of the bytes is that of NVIDIA's exporter: nodes from the outputs
+backwards, weights and layouts by reference.
 """
 
 import struct
@@ -106,17 +106,17 @@ class Network(UffWriter):
     """A network that is written as UFF and run in float64 numpy at the same time, as TensorFlow defines its operations.
 
     Args:
-        picture: What goes in, with its batch axis.
+        image: The input, with its batch axis.
         layout: "NC+" or "N+C", of every tensor with space.
     """
 
-    def __init__(self, picture: np.ndarray, layout: str = "NC+", name: str = "input_1", seed: int = 0) -> None:
+    def __init__(self, image: np.ndarray, layout: str = "NC+", name: str = "input_1", seed: int = 0) -> None:
         super().__init__()
         self.values: Dict[str, np.ndarray] = {}
         self.layout = layout
         self.random = np.random.default_rng(seed)
-        self.node("Input", name, shape=[-1, *picture.shape[1:]], dtype=np.dtype(np.float32))
-        self.values[name] = picture.astype(np.float64)
+        self.node("Input", name, shape=[-1, *image.shape[1:]], dtype=np.dtype(np.float32))
+        self.values[name] = image.astype(np.float64)
 
     def const(self, name: str, values: Any) -> str:
         array = np.asarray(values)
@@ -141,7 +141,7 @@ class Network(UffWriter):
         padding: Optional[int] = None,
         multiplier: int = 0,
     ) -> str:
-        """SAME unless `padding` is told; depthwise when `multiplier` is."""
+        """SAME unless `padding` is given; depthwise with a `multiplier`."""
         value = self._first(self.values[source])
         channels = value.shape[1]
         shape = (size, size, channels, multiplier or filters)
@@ -276,12 +276,12 @@ def convolve(value: np.ndarray, kernel: np.ndarray, stride: int, dilation: int, 
     return out.reshape(out.shape[0], -1, *out.shape[3:])
 
 
-def detectnet(picture: np.ndarray, widths: Tuple[int, ...] = (4, 4, 6, 8, 8)) -> Network:
+def detectnet(image: np.ndarray, widths: Tuple[int, ...] = (4, 4, 6, 8, 8)) -> Network:
     """DetectNet_v2 on ResNet18 with all projections, as TAO exports it, only narrower.
 
     Stride 16: 3x240x384 gives 15x24. Batch norm is fused and decomposed in turn.
     """
-    net = Network(picture)
+    net = Network(image)
     fused = [False]
 
     def normed(name: str, source: str) -> str:

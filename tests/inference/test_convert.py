@@ -108,7 +108,7 @@ def test_etlt_that_holds_onnx(tmp_path: Path, model: bytes) -> None:
     assert "holds ONNX" in fault
 
 
-def test_a_wrong_key_is_told(tmp_path: Path, model: bytes) -> None:
+def test_a_wrong_key_is_reported(tmp_path: Path, model: bytes) -> None:
     package(tmp_path)
     (tmp_path / "in.etlt").write_bytes(etlt(model, "tlt_encode"))
     (fault, hint) = faults(convert(tmp_path, "in.etlt", "out.onnx", "--key", "nvidia_tlt"))
@@ -121,14 +121,14 @@ def test_a_wrong_key_is_told(tmp_path: Path, model: bytes) -> None:
     assert "--key" in hint
 
 
-def test_a_cut_off_etlt_is_told(tmp_path: Path, model: bytes) -> None:
+def test_a_truncated_etlt_is_reported(tmp_path: Path, model: bytes) -> None:
     package(tmp_path)
     (tmp_path / "in.etlt").write_bytes(etlt(model, "tlt_encode")[:20])
     (fault, _) = faults(convert(tmp_path, "in.etlt", "out.onnx", "--key", "tlt_encode"))
     assert "in.etlt: cannot be decrypted" in fault
 
 
-def test_without_nvidias_package_the_way_is_told(tmp_path: Path, model: bytes) -> None:
+def test_without_nvidias_package_the_hint_says_how_to_get_it(tmp_path: Path, model: bytes) -> None:
     package(tmp_path, init="raise ImportError('not for this Python')")
     (tmp_path / "in.etlt").write_bytes(etlt(model, "tlt_encode"))
     (fault, hint) = faults(convert(tmp_path, "in.etlt", "out.onnx", "--key", "tlt_encode"))
@@ -139,7 +139,7 @@ def test_without_nvidias_package_the_way_is_told(tmp_path: Path, model: bytes) -
         assert "edge-agent model convert IN.etlt OUT.onnx --key KEY" in hint
 
 
-def test_without_onnxruntime_it_converts_and_says_so(tmp_path: Path, model: bytes) -> None:
+def test_without_onnxruntime_the_result_is_not_tried_out(tmp_path: Path, model: bytes) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('not installed')")
     (tmp_path / "in.uff").write_bytes(model)
     done = convert(tmp_path, "in.uff", "out.onnx")
@@ -148,7 +148,7 @@ def test_without_onnxruntime_it_converts_and_says_so(tmp_path: Path, model: byte
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (("absent.uff", "out.onnx"), "absent.uff: No such file"),
         (("in.uff", "out.engine"), "out.engine: the result is ONNX"),
@@ -158,8 +158,8 @@ def test_without_onnxruntime_it_converts_and_says_so(tmp_path: Path, model: byte
         ((".", "out.onnx"), "Is a directory"),
     ],
 )
-def test_what_cannot_be_used_is_told(tmp_path: Path, model: bytes, words: List[str], told: str) -> None:
+def test_unusable_arguments_are_reported(tmp_path: Path, model: bytes, words: List[str], reported: str) -> None:
     (tmp_path / "in.uff").write_bytes(model)
     (tmp_path / "plain.uff").write_text("no model at all")
-    assert told in faults(convert(tmp_path, *words))[0]
+    assert reported in faults(convert(tmp_path, *words))[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.uff", "plain.uff"]

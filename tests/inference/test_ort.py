@@ -1,4 +1,4 @@
-"""The CPU engine on graphs with known answers, on the real CenterFace, and on everything that is wrong."""
+"""The CPU engine on graphs with known outputs, on the real CenterFace, and on faulty files."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def opened(path: Path, **params: Any) -> Any:
     return open_engine(EngineParams(model=str(path), **params), path.parent)
 
 
-def picture_with_cell(net: Any, stride: int, row: int, column: int) -> Image:
+def image_with_cell(net: Any, stride: int, row: int, column: int) -> Image:
     """Twice the network's size, dark, with one cell of the grid white."""
     pixels = np.zeros((net[1] * 2, net[0] * 2), np.uint8)
     size = stride * 2
@@ -47,11 +47,11 @@ def picture_with_cell(net: Any, stride: int, row: int, column: int) -> Image:
 @pytest.mark.parametrize("suffix", ["", ":0"])
 @pytest.mark.parametrize("batch", [1, "N"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_detectnet_is_taken_as_the_file_says(tmp_path: Path, suffix: str, batch: Any, channels: int) -> None:
+def test_any_detectnet_is_run_as_its_file_states(tmp_path: Path, suffix: str, batch: Any, channels: int) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx", suffix=suffix, batch=batch, channels=channels)
     engine = opened(path)
     assert engine.contract == replace(FACEDETECTIR, channels=channels)
-    outputs = engine.infer(picture_with_cell((384, 240), 16, 4, 20))
+    outputs = engine.infer(image_with_cell((384, 240), 16, 4, 20))
     assert {role: array.shape for role, array in outputs.items()} == {"cov": (1, 15, 24), "bbox": (4, 15, 24)}
     assert [tuple(cell) for cell in np.argwhere(outputs["cov"][0] > 0.5)] == [(4, 20)]
     np.testing.assert_allclose(outputs["bbox"][:, 4, 20], graphs.BOX)
@@ -63,11 +63,11 @@ def test_other_sizes_come_from_the_file(tmp_path: Path, net: Any, stride: int) -
     engine = opened(graphs.gridbox(tmp_path / "m.onnx", net=net, stride=stride))
     assert engine.contract.net == net
     assert engine.contract.stride == (stride, stride)
-    cov = engine.infer(picture_with_cell(net, stride, 3, 1))["cov"]
+    cov = engine.infer(image_with_cell(net, stride, 3, 1))["cov"]
     assert [tuple(cell) for cell in np.argwhere(cov[0] > 0.5)] == [(3, 1)]
 
 
-def test_of_several_classes_one_is_the_face(tmp_path: Path) -> None:
+def test_one_of_several_classes_is_the_face(tmp_path: Path) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx", classes=3)
     with pytest.raises(ModelError, match=r"no class is called 'face'.*one of: 0, 1, 2"):
         opened(path)
@@ -106,7 +106,7 @@ def test_centerface_is_known_by_its_ids_or_its_shape(tmp_path: Path, ids: Any) -
         assert outputs["offset"].shape == (2, *grid)
 
 
-def test_centerface_as_published_says_how_to_prepare_it(tmp_path: Path) -> None:
+def test_the_error_says_how_to_prepare_centerface_as_published(tmp_path: Path) -> None:
     path = graphs.centerface(tmp_path / "m.onnx", shape=(10, 3, 32, 32), grid=(8, 8), as_published=True)
     with pytest.raises(ModelError, match=r"fixed at .*10x3x32x32.*model fetch centerface --from"):
         opened(path)
@@ -161,7 +161,7 @@ def test_other_contracts_are_refused_with_what_was_found(tmp_path: Path, fault: 
     "contract",
     [CENTERFACE, replace(FACEDETECTIR, net=(384, 256)), ModelContract("gridbox", labels=("face", "person"))],
 )
-def test_a_file_that_keeps_another_contract_than_told(tmp_path: Path, contract: ModelContract) -> None:
+def test_a_file_that_keeps_another_contract_is_refused(tmp_path: Path, contract: ModelContract) -> None:
     with pytest.raises(ModelError, match=r"found gridbox, input 3x240x384, stride 16x16, classes 1.*expected"):
         OrtEngine(graphs.gridbox(tmp_path / "m.onnx"), contract)
 
@@ -184,20 +184,20 @@ def test_what_the_runtime_refuses_is_a_model_error(tmp_path: Path, capfd: pytest
     assert capfd.readouterr().err == ""
 
 
-def test_answers_that_are_no_numbers_are_an_engine_error(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_an_engine_error(tmp_path: Path) -> None:
     engine = opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=110.0, net=(64, 32)))
     assert engine.infer(Image(np.zeros((32, 64), np.uint8)))["cov"].max() < 1.0
     with pytest.raises(EngineError, match=r"cov output holds NaN or infinity"):
         engine.infer(Image(np.full((32, 64), 255, np.uint8)))
 
 
-def test_a_network_that_never_answers_in_numbers_is_a_model_error(tmp_path: Path) -> None:
+def test_a_network_that_always_returns_nan_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"NaN or infinity"):
         opened(graphs.gridbox(tmp_path / "m.onnx", activation="Log"))
 
 
-def test_it_answers_the_golden_image_before_it_counts_as_open(tmp_path: Path) -> None:
-    """A blank one would do for this network, and the first face would end the agent."""
+def test_the_golden_image_is_run_before_the_engine_is_open(tmp_path: Path) -> None:
+    """A blank image would pass here, and the first face would then stop the agent."""
     with pytest.raises(ModelError, match=r"NaN or infinity"):
         opened(graphs.gridbox(tmp_path / "m.onnx", activation="Exp", slope=200.0, net=(64, 32)))
 
@@ -210,7 +210,7 @@ def test_use_after_close(tmp_path: Path) -> None:
         engine.infer(Image(np.zeros((8, 8), np.uint8)))
 
 
-def test_the_choice_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_choice_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "edge_agent"):
         engine = opened(graphs.gridbox(tmp_path / "m.onnx"), threads=2)
     (line,) = caplog.messages
@@ -256,7 +256,7 @@ def test_facedetectir_runs_on_a_cpu_once_it_is_converted(tmp_path: Path) -> None
     [("Person\nBag\nFace\n", None, 2), ("Person\nBag\nHead\n", "head", 2), ("a\nb\nc\n", "1", 1), (None, "2", 2)],
 )
 def test_the_class_that_is_a_face(tmp_path: Path, labels: str, class_name: str, target: int) -> None:
-    """PeopleNet's size and TAO's names; of class k the coverage is sigmoid(10 - k) on a white picture."""
+    """PeopleNet's size and TAO's names; of class k the coverage is sigmoid(10 - k) on a white image."""
     path = graphs.gridbox(tmp_path / "m.onnx", net=(960, 544), classes=3, suffix=":0", batch="N")
     names = tmp_path / "names.txt"
     if labels:
@@ -270,7 +270,7 @@ def test_the_class_that_is_a_face(tmp_path: Path, labels: str, class_name: str, 
     engine.close()
 
 
-def test_a_class_that_is_not_there_and_labels_that_are_not(tmp_path: Path) -> None:
+def test_a_missing_class_and_missing_labels(tmp_path: Path) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx", classes=3)
     for class_name in (None, "3", "-1", "\u00b2"):
         with pytest.raises(ModelError, match=r"no class is called") as caught:
@@ -339,7 +339,7 @@ def test_the_precision_of_a_file_is_known_without_the_onnx_package(tmp_path: Pat
     engine.close()
 
 
-def test_the_runtime_is_kept_from_telling_of_its_use(tmp_path: Path) -> None:
+def test_the_runtime_sends_no_telemetry(tmp_path: Path) -> None:
     """ONNX Runtime's telemetry, on by default since 1.32, would keep an identifier of the device at home."""
     path = graphs.gridbox(tmp_path / "m.onnx")
     code = (

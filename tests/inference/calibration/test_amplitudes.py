@@ -12,7 +12,7 @@ def counted(*parts: np.ndarray) -> Amplitudes:
     return found
 
 
-def test_a_range_that_grows_loses_no_value() -> None:
+def test_a_growing_range_loses_no_value() -> None:
     rng = np.random.default_rng(1)
     small, large = rng.normal(0, 1, 5000), rng.normal(0, 40, 5000)
     growing, at_once = counted(small, large), counted(large, small)
@@ -41,7 +41,7 @@ def test_at_most_one_value_in_a_thousand_is_clipped() -> None:
         assert (np.abs(heavy) > chosen * 1.001).mean() <= 0.001
 
 
-def test_nothing_and_zeros_reach_nothing() -> None:
+def test_no_values_and_zeros_have_amplitude_zero() -> None:
     assert counted().full_scale() == 0.0
     assert counted(np.zeros(10), np.zeros(0)).full_scale() == 0.0
     assert counted(np.zeros(10), np.full(3, -2.0)).full_scale() == 2.0

@@ -55,7 +55,7 @@ def small(folder: Path) -> Path:
     return graphs.bright(folder / "m.onnx")
 
 
-def test_what_is_kept_is_spread_over_the_time_and_differs() -> None:
+def test_kept_frames_are_spread_over_time_and_differ() -> None:
     found = Gathering(8)
     rng = np.random.default_rng(4)
     for index in range(1000):
@@ -71,7 +71,7 @@ def test_what_is_kept_is_spread_over_the_time_and_differs() -> None:
     assert found.alike > 100 and found.seen == 2000
 
 
-def test_dark_and_empty_pictures_are_no_pictures() -> None:
+def test_dark_and_empty_frames_are_not_kept() -> None:
     found = Gathering(8)
     for level in (0, 3, 128, 255):
         found.offer(Image(np.full((48, 64), level, np.uint8)))
@@ -90,13 +90,13 @@ def test_files_are_read_to_their_end(tmp_path: Path, kind: str) -> None:
     assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(found, again))
 
 
-def test_a_live_source_is_watched_for_a_while() -> None:
+def test_a_live_source_is_read_for_the_given_time() -> None:
     with pytest.raises(InputError, match=r"too few pictures to calibrate with: \d+ that differ, expected 16") as caught:
         gather("test://empty", 20, 0.3, 16)
     assert "walk about" in str(caught.value.hint)
 
 
-def test_too_few_pictures_are_one_clear_line(tmp_path: Path) -> None:
+def test_too_few_frames_are_reported_in_one_line(tmp_path: Path) -> None:
     views = folder_of(tmp_path / "views", 5)
     for index in range(40):
         shutil.copy(str(views / "000.png"), str(views / f"9{index:02}.png"))
@@ -119,7 +119,7 @@ WRONG: List[Any] = [
 
 
 @pytest.mark.parametrize(("words", "kind", "why"), WRONG)
-def test_wrong_words_are_one_clear_line(tmp_path: Path, words: Any, kind: Any, why: str) -> None:
+def test_wrong_arguments_are_reported_in_one_line(tmp_path: Path, words: Any, kind: Any, why: str) -> None:
     usual = {"--source": str(folder_of(tmp_path / "views", 2)), "--model": str(small(tmp_path / "models"))}
     usual.update([words])
     with pytest.raises(kind, match=why) as caught:
@@ -127,7 +127,7 @@ def test_wrong_words_are_one_clear_line(tmp_path: Path, words: Any, kind: Any, w
     assert "\n" not in str(caught.value)
 
 
-def test_a_sealed_model_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encrypted_model_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "facedetectir"
     folder.mkdir()
     (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"\x07\0\0\0input_1" + bytes(16))
@@ -135,7 +135,7 @@ def test_a_sealed_model_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
         calibrate("--source", str(tmp_path), "--model", "facedetectir", "--models-dir", str(tmp_path))
 
 
-def test_a_camera_of_the_settings_is_seen_as_the_engine_sees_it(
+def test_frames_of_a_camera_are_transformed_as_for_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     views, path = folder_of(tmp_path / "views", 24), small(tmp_path / "models")
@@ -145,9 +145,9 @@ def test_a_camera_of_the_settings_is_seen_as_the_engine_sees_it(
         "MASKS": "[[[0, 0], [1, 0], [1, 0.5], [0, 0.5]]]",
         "ROI": "[0, 0.25, 1, 1]",
     }
-    told = {**{f"CAMERAS__DOOR__{name}": value for name, value in camera.items()}, "MODEL__MODEL": path}
+    values = {**{f"CAMERAS__DOOR__{name}": value for name, value in camera.items()}, "MODEL__MODEL": path}
     settings = tmp_path / "agent.env"
-    settings.write_text("".join(f"EDGE_AGENT_{name}='{value}'\n" for name, value in told.items()))
+    settings.write_text("".join(f"EDGE_AGENT_{name}='{value}'\n" for name, value in values.items()))
     seen = gather(str(views), 20, 1.0, 16)
     found = gather(camera["URI"], 20, 1.0, 16, load_settings({}, settings).cameras["door"])
     assert seen[0].pixels.shape == (192, 256) and found[0].pixels.shape == (192, 192)
@@ -171,7 +171,7 @@ def centerface(tmp_path_factory: Any) -> Path:
     return folder / "models"
 
 
-def test_the_files_are_what_they_say_and_always_the_same(
+def test_the_files_are_complete_and_reproducible(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views, path = folder_of(tmp_path / "views", 24), small(tmp_path / "models")
@@ -230,7 +230,7 @@ def test_on_tensorrt_11_every_precision_is_met(centerface: Path, tmp_path: Path,
 
 @pytest.mark.slow
 def test_the_files_themselves_build_on_tensorrt_11(centerface: Path, tmp_path: Path) -> None:
-    """As they lie there, for whoever takes them to another program."""
+    """The files themselves, for use with another program."""
     folder = centerface / "centerface"
     for name, precision in (("centerface.qdq.onnx", "int8"), ("centerface.fp16.onnx", "fp16")):
         network = read_network(str(folder / name), folder)
@@ -242,7 +242,7 @@ def test_the_files_themselves_build_on_tensorrt_11(centerface: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_files_answer_nearly_as_float(centerface: Path) -> None:
+def test_the_files_are_close_to_float(centerface: Path) -> None:
     folder = centerface / "centerface"
     wanted = run_on_cpu(folder / "centerface.onnx")
     for name, most in (("qdq", 0.25), ("cpu-int8", 0.25), ("fp16", 0.02)):
@@ -272,8 +272,8 @@ def test_a_calibration_of_another_model_is_refused_by_tensorrt_11(tmp_path: Path
         FakeBoard(tmp_path, "11.4", "t4").open(read_network(str(path), tmp_path, calibration=str(cache)))
 
 
-def verdict(path: Path, **changes: Any) -> cpu_int8.Int8Trial:
-    """Write what was shown of the INT8 version that lies beside `path`."""
+def stored_trial(path: Path, **changes: Any) -> cpu_int8.Int8Trial:
+    """Write a trial of the INT8 version beside `path`."""
     facts: Dict[str, Any] = {
         "model_sha256": registry.sha256_of(path),
         "int8_sha256": registry.sha256_of(cpu_int8.int8_file(path)),
@@ -293,11 +293,11 @@ def verdict(path: Path, **changes: Any) -> cpu_int8.Int8Trial:
 
 @pytest.fixture
 def tried(tmp_path: Path) -> Path:
-    """A model with an INT8 version that is proven."""
+    """A model with a verified INT8 version."""
     path = small(tmp_path / "models")
     views = folder_of(tmp_path / "views", 24)
     assert calibrate("--source", str(views), "--model", str(path), "--for", "cpu") == 0
-    verdict(path)
+    stored_trial(path)
     return path
 
 
@@ -305,7 +305,7 @@ def opened(path: Path, **params: Any) -> Any:
     return open_engine(EngineParams(model=str(path), backend="onnxruntime", **params), path.parent)
 
 
-def test_a_proven_int8_version_is_used(tried: Path) -> None:
+def test_a_verified_int8_version_is_used(tried: Path) -> None:
     for precision, used in (("auto", "int8"), ("int8", "int8"), ("fp32", "fp32")):
         engine = opened(tried, precision=precision)
         assert (engine.info.precision, engine.info.model) == (used, "m.onnx")
@@ -327,9 +327,11 @@ def test_a_proven_int8_version_is_used(tried: Path) -> None:
         ({"int8_sha256": "0"}, "or changed since"),
     ],
 )
-def test_another_one_is_not(tried: Path, caplog: pytest.LogCaptureFixture, changes: Any, why: str) -> None:
+def test_an_unverified_int8_version_is_not_used(
+    tried: Path, caplog: pytest.LogCaptureFixture, changes: Any, why: str
+) -> None:
     caplog.set_level(logging.INFO)
-    verdict(tried, **changes)
+    stored_trial(tried, **changes)
     engine = opened(tried)
     assert engine.info.precision == "fp32" and "not in INT8" in caplog.text
     engine.close()
@@ -337,7 +339,7 @@ def test_another_one_is_not(tried: Path, caplog: pytest.LogCaptureFixture, chang
         opened(tried, precision="int8")
 
 
-def test_damage_is_told_and_the_float_version_used(tried: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_logged_and_the_float_version_used(tried: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     target = cpu_int8.int8_file(tried)
     for damage in ("", "{}", "[]", '{"format": 1}', '{"format": 99}'):
@@ -349,8 +351,8 @@ def test_damage_is_told_and_the_float_version_used(tried: Path, caplog: pytest.L
     assert caplog.text.count("engine: onnxruntime, model m.onnx, fp32") == 6
 
 
-def test_the_trial_finds_a_bad_version(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Calibrated with dim pictures only, and judged with bright ones: INT8 then cuts the scores off."""
+def test_the_trial_rejects_a_bad_version(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Calibrated with dim pictures only, and judged with bright ones: INT8 then clips the scores."""
     views = tmp_path / "views"
     views.mkdir()
     for index, picture in enumerate(wandering(48)):
@@ -366,7 +368,7 @@ def test_the_trial_finds_a_bad_version(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_the_real_centerface_is_as_good_in_int8(centerface: Path) -> None:
+def test_the_real_centerface_is_accurate_in_int8(centerface: Path) -> None:
     shown = json.loads((centerface / "centerface" / "centerface.cpu-int8.json").read_text())
     assert shown["recall"] >= 0.9 and shown["precision"] >= 0.9 and shown["faces"] >= 5
     assert read_calibration(centerface / "centerface" / "centerface.int8.txt").codes["input.1"] == "40008102"

@@ -115,12 +115,12 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, this is no model at all", b"\x08\x07", bytes(1000)])
-def test_what_is_no_model_is_refused(data: bytes) -> None:
+def test_a_file_that_is_not_a_model_is_refused(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"nowhere.onnx"):
         parse_onnx(data, "nowhere.onnx")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"No such file"):
         read_onnx(tmp_path / "no.onnx")
     with pytest.raises(ModelError, match=r"directory"):
@@ -129,7 +129,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_damage_never_gives_anything_but_a_model_error(model_bytes: bytes, data: st.DataObject) -> None:
+def test_damage_is_always_a_model_error(model_bytes: bytes, data: st.DataObject) -> None:
     damaged = bytearray(model_bytes)
     for _ in range(data.draw(st.integers(0, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))

@@ -30,18 +30,18 @@ def network_of(path: Path) -> Network:
     return read_network(str(path), path.parent)
 
 
-def answers(network: Network, data: bytes, picture: Image) -> Dict[str, np.ndarray]:
+def outputs_of(network: Network, data: bytes, picture: Image) -> Dict[str, np.ndarray]:
     feed = np.array(Preprocessor(network.contract)(picture))
     found = run_once(data, "made", {network.binding.input: feed})
     return {role: found[name] for role, name in network.binding.outputs.items()}
 
 
-def off(network: Network, data: bytes, pictures: List[Image]) -> float:
+def largest_error(network: Network, data: bytes, pictures: List[Image]) -> float:
     """The largest difference of any output, as a share of the float network's norm."""
     worst = 0.0
     for picture in pictures:
-        wanted = answers(network, network.onnx, picture)
-        for role, value in answers(network, data, picture).items():
+        wanted = outputs_of(network, network.onnx, picture)
+        for role, value in outputs_of(network, data, picture).items():
             worst = max(worst, float(np.linalg.norm(value - wanted[role]) / np.linalg.norm(wanted[role])))
     return worst
 
@@ -54,17 +54,17 @@ def scales(network: Network, pictures: List[Image], folder: Path) -> Any:
 
 @pytest.mark.parametrize("decomposed", [False, True])
 @pytest.mark.parametrize("opset", [9, 13])
-def test_a_network_prepared_answers_the_same(tmp_path: Path, opset: int, decomposed: bool) -> None:
+def test_a_prepared_network_has_the_same_outputs(tmp_path: Path, opset: int, decomposed: bool) -> None:
     network = network_of(graphs.residual(tmp_path / "m.onnx", opset, decomposed))
     graph = read_graph(network.onnx, "m")
-    assert off(network, write_graph(graph), wandering(1)) == 0.0
+    assert largest_error(network, write_graph(graph), wandering(1)) == 0.0
     made = prepare(graph, "m")
     assert made.opset == 13
     assert not {"BatchNormalization", "Mul"} & {node.operator for node in made.nodes}
     assert [node.operator for node in made.nodes].count("Add") == 1
     data = write_graph(made)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
-    assert 0.0 < off(network, data, wandering(2)) < 1e-5
+    assert 0.0 < largest_error(network, data, wandering(2)) < 1e-5
 
 
 def test_weights_are_read_in_every_form(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_weights_are_read_in_every_form(tmp_path: Path) -> None:
         np.testing.assert_array_equal(graph.weights[name], values)
 
 
-def test_a_graph_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_the_error_names_why_a_graph_cannot_be_read(tmp_path: Path) -> None:
     node, io = helper.make_node("Relu", ["x"], ["y"]), [graphs.tensor("x", [1]), graphs.tensor("y", [1])]
     away = numpy_helper.from_array(np.zeros(4, np.float32), "w")
     away.data_location = TensorProto.EXTERNAL
@@ -105,7 +105,7 @@ def test_a_graph_that_cannot_be_read_says_why(tmp_path: Path) -> None:
             read_graph(damaged, "g")
 
 
-def test_old_operators_that_have_changed_are_named(tmp_path: Path) -> None:
+def test_the_error_names_old_operators_that_have_changed(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=1)]
     graphs.save(path, nodes, [graphs.tensor("x", [1, 3])], [graphs.tensor("y", [1, 3])])
@@ -116,7 +116,7 @@ def test_old_operators_that_have_changed_are_named(tmp_path: Path) -> None:
     assert "opset 13" in str(caught.value.hint)
 
 
-def test_pairs_stand_where_tensorrt_fuses_them(tmp_path: Path) -> None:
+def test_pairs_are_where_tensorrt_fuses_them(tmp_path: Path) -> None:
     network = network_of(graphs.residual(tmp_path / "m.onnx"))
     made = to_int8(network, scales(network, wandering(4), tmp_path))
     assert (made.int8_layers, made.layers) == (7, 7)
@@ -143,7 +143,7 @@ def test_pairs_stand_where_tensorrt_fuses_them(tmp_path: Path) -> None:
     assert {tensor.name for tensor in model.graph.output} == set(network.binding.outputs.values())
 
 
-def test_pairs_stand_where_onnxruntime_fuses_them(tmp_path: Path) -> None:
+def test_pairs_are_where_onnxruntime_fuses_them(tmp_path: Path) -> None:
     network = network_of(graphs.bright(tmp_path / "m.onnx"))
     sums = network_of(graphs.residual(tmp_path / "r.onnx"))
     for each, layers in ((network, 2), (sums, 4)):
@@ -172,24 +172,24 @@ def test_pairs_stand_where_onnxruntime_fuses_them(tmp_path: Path) -> None:
         assert found == layers
 
 
-def test_int8_and_fp16_answer_nearly_as_float(tmp_path: Path) -> None:
+def test_int8_and_fp16_are_close_to_float(tmp_path: Path) -> None:
     network = network_of(graphs.residual(tmp_path / "m.onnx", 9))
     fit, others = wandering(8), wandering(12)[8:]
-    assert 0.0 < off(network, to_int8(network, scales(network, fit, tmp_path)).data, others) < 0.06
-    assert 0.0 < off(network, make_int8(network, measure(network, fit)), others) < 0.06
-    assert 0.0 < off(network, to_fp16(network).data, others) < 0.003
+    assert 0.0 < largest_error(network, to_int8(network, scales(network, fit, tmp_path)).data, others) < 0.06
+    assert 0.0 < largest_error(network, make_int8(network, measure(network, fit)), others) < 0.06
+    assert 0.0 < largest_error(network, to_fp16(network).data, others) < 0.003
 
 
-def test_a_calibration_that_knows_half_leaves_the_rest_float(tmp_path: Path) -> None:
+def test_layers_without_calibration_stay_float(tmp_path: Path) -> None:
     network = network_of(graphs.residual(tmp_path / "m.onnx"))
     own = scales(network, wandering(4), tmp_path)
     half_of_it = {name: code for name, code in own.codes.items() if "up" not in name and "pool" not in name}
     made = to_int8(network, replace(own, codes=half_of_it))
     assert 0 < made.int8_layers < made.layers
-    assert off(network, made.data, wandering(1)) < 0.06
+    assert largest_error(network, made.data, wandering(1)) < 0.06
 
 
-def test_int8_weights_reach_their_largest() -> None:
+def test_int8_weights_use_the_full_scale() -> None:
     values = np.random.default_rng(5).normal(0, 1, (4, 3, 2, 2)).astype(np.float32)
     values[2] = 0.0
     for per_channel in (True, False):
@@ -200,7 +200,7 @@ def test_int8_weights_reach_their_largest() -> None:
             assert np.abs(back - values).max() <= 0.5001 * scale.max()
 
 
-def test_what_cannot_be_halved_says_why(tmp_path: Path) -> None:
+def test_the_error_names_what_cannot_be_halved(tmp_path: Path) -> None:
     io = [graphs.tensor("x", [1, 3]), graphs.tensor("y", [1, 3])]
     path = graphs.save(tmp_path / "m.onnx", [helper.make_node("Erf", ["x"], ["y"])], io[:1], io[1:])
     with pytest.raises(ModelError, match="uses Erf"):

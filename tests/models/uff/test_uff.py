@@ -50,7 +50,7 @@ def check(net: Network, *outputs: str) -> Conversion:
 
 @pytest.fixture(scope="module")
 def scene() -> np.ndarray:
-    """A gray picture of blobs, (240, 384) uint8."""
+    """A gray image of blobs, (240, 384) uint8."""
     y, x = np.mgrid[:240, :384]
     blobs = sum(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 800.0) for cx, cy in ((60, 50), (200, 130), (320, 190)))
     return np.clip(40 + 200 * np.asarray(blobs), 0, 255).astype(np.uint8)
@@ -281,7 +281,7 @@ BROKEN: Dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", list(BROKEN))
-def test_a_network_that_makes_no_sense(message: str) -> None:
+def test_an_inconsistent_network_is_refused(message: str) -> None:
     net = UffWriter()
     net.node("Input", "in", shape=[-1, 2, 5, 5], dtype=np.dtype(np.float32))
     BROKEN[message](net)
@@ -292,7 +292,7 @@ def test_a_network_that_makes_no_sense(message: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"hello, world", bytes(range(256)), chunk(4, named(1, "main"))])
-def test_a_file_that_is_no_uff(data: bytes) -> None:
+def test_a_file_that_is_not_uff(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"net\.uff: (damaged or )?no UFF"):
         convert_uff(data, "net.uff")
 
@@ -317,7 +317,7 @@ def small_network() -> bytes:
 WHOLE = small_network()
 
 
-def test_the_network_that_is_mutated_is_whole() -> None:
+def test_the_network_that_is_mutated_is_valid() -> None:
     assert len(convert_uff(WHOLE, "net.uff").outputs) == 4
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from edge_agent import __version__
-from edge_agent.app.factories import require_known_model, rules_of, sources_of
+from edge_agent.app.factories import command_rules_of, require_known_model, sources_of
 from edge_agent.app.inference import Inference
 from edge_agent.app.publishing import PublishContext, Publishing
 from edge_agent.app.reporting import MetricsEndpoint, describe_agent, recovery_policy
@@ -27,7 +27,6 @@ from edge_agent.host.identity import state_dir
 from edge_agent.host.process import Signals, rss_bytes
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.systemd import ServiceManager
-from edge_agent.models.registry import models_dir
 from edge_agent.runtime.command_queue import CommandQueue
 from edge_agent.runtime.frame_mailbox import FrameMailbox
 from edge_agent.runtime.health import HealthCollector, HealthSources
@@ -106,13 +105,11 @@ class Agent:
         captures = {name: self._capture(name, source) for name, source in self._sources.items()}
         self._recovery = recovery_policy(settings, self._state, captures, manager.present, self._started.t)
 
-        self._inference = Inference(
-            settings, models_dir(settings.model.models_dir, environ), self._clock, self._pool, self._report_progress
-        )
+        self._inference = Inference(settings, environ, self._clock, self._pool, self._report_progress)
         infer = InferStage(
             self._mailbox,
             settings.cameras,
-            lambda: self._inference.open(self._publishing.overrides, rules_of(settings)),
+            lambda: self._inference.open(self._publishing.overrides, command_rules_of(settings)),
             self._clock,
             self._hand_over,
             every_frame=settings.mqtt.detections != "off",

@@ -5,6 +5,7 @@ The command line's modules construct adapters only through these functions; the 
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence
 
@@ -16,6 +17,7 @@ from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.ports import BufferPool, Clock, Engine, Source
+from edge_agent.core.presence.pipeline import PipelineParams
 from edge_agent.core.protocol.commands import CommandRules
 from edge_agent.core.protocol.home_assistant import AgentDescription, CameraDescription
 from edge_agent.errors import ConfigError, InputError, ModelError
@@ -104,7 +106,13 @@ def require_known_model(settings: Settings) -> None:
         raise ConfigError([f"{name_of(('model', 'model'))}: {error}"]) from None
 
 
-def decided_by(settings: Settings, threshold: Optional[float]) -> Dict[str, Dict[str, Any]]:
+def pipeline_params_of(settings: Settings) -> PipelineParams:
+    """The settings that all pipelines share; a subscriber of detections gets every frame, so idling is off for it."""
+    idle = settings.idle if settings.mqtt.detections == "off" else replace(settings.idle, fps=0.0)
+    return PipelineParams(settings.tracker, settings.presence, settings.crops, idle)
+
+
+def presence_parameters_of(settings: Settings, threshold: Optional[float]) -> Dict[str, Dict[str, Any]]:
     """The parameters of each camera's presence, published as its attributes; `threshold` is the one in force."""
     presence = settings.presence
     return {
@@ -119,7 +127,7 @@ def decided_by(settings: Settings, threshold: Optional[float]) -> Dict[str, Dict
     }
 
 
-def rules_of(settings: Settings) -> CommandRules:
+def command_rules_of(settings: Settings) -> CommandRules:
     """The limits that the settings put on commands."""
     crops = settings.crops
     return CommandRules(
@@ -127,7 +135,7 @@ def rules_of(settings: Settings) -> CommandRules:
     )
 
 
-def site_of(settings: Settings, version: str, board: str, temperature: bool) -> AgentDescription:
+def agent_description_of(settings: Settings, version: str, board: str, temperature: bool) -> AgentDescription:
     """The facts that Home Assistant's discovery messages are made from."""
     return AgentDescription(
         version,

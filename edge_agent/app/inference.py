@@ -1,22 +1,19 @@
 """Composes what the infer thread owns: the engine, the detector and one pipeline per camera."""
 
 import logging
-from dataclasses import replace
-from pathlib import Path
 from typing import Callable, Mapping, Optional
 
-from edge_agent.app.factories import rules_of
+from edge_agent.app.factories import command_rules_of, engine_of, pipeline_params_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.detection.detector import FaceDetector
 from edge_agent.core.ports import Clock, Engine
-from edge_agent.core.presence.pipeline import FacePipeline, PipelineParams
+from edge_agent.core.presence.pipeline import FacePipeline
 from edge_agent.core.protocol.commands import CommandRules
 from edge_agent.core.protocol.overrides import Overrides
 from edge_agent.core.types import EngineInfo
 from edge_agent.host.identity import uuid7
 from edge_agent.host.process import trim
-from edge_agent.inference import open_engine
 from edge_agent.runtime.pool_proxy import PoolProxy
 
 log = logging.getLogger(__name__)
@@ -30,7 +27,7 @@ class Inference:
 
     Args:
         settings: Validated settings.
-        directory: Folder of fetched models.
+        environ: For the folder of fetched models.
         clock: Monotonic and wall clock.
         pool: Opened with the engine, closed before it.
         report: Takes lines of progress while the engine opens.
@@ -40,10 +37,15 @@ class Inference:
     """
 
     def __init__(
-        self, settings: Settings, directory: Path, clock: Clock, pool: PoolProxy, report: Callable[[str], None]
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        clock: Clock,
+        pool: PoolProxy,
+        report: Callable[[str], None],
     ) -> None:
         self.info: Optional[EngineInfo] = None
-        self._settings, self._directory, self._clock = settings, directory, clock
+        self._settings, self._environ, self._clock = settings, environ, clock
         self._pool, self._report = pool, report
         self._detector: Optional[FaceDetector] = None
         self._engine: Optional[Engine] = None
@@ -63,7 +65,7 @@ class Inference:
             MissingPackage: The backend is not installed.
         """
         settings = self._settings
-        self._engine = open_engine(settings.model, self._directory, self._report)
+        self._engine = engine_of(settings.model, self._environ, self._report)
         trim()  # loading allocates the model's size several times
         self._pool.open(self._engine.pool)
         self._log_copied_cameras()
@@ -100,7 +102,7 @@ class Inference:
         """
         if self._detector is None:
             return
-        override = Overrides(threshold=self._detector.override).bounded(rules_of(settings)).threshold
+        override = Overrides(threshold=self._detector.override).bounded(command_rules_of(settings)).threshold
         self._detector.configure(settings.detection)
         self._detector.set_threshold(override)
         for name, pipeline in self._pipelines.items():
@@ -124,9 +126,3 @@ class Inference:
             log.error("a camera still holds GPU memory, which is freed with the process")
         elif self._engine is not None:
             self._engine.close()
-
-
-def pipeline_params_of(settings: Settings) -> PipelineParams:
-    """Settings of all pipelines; a subscriber of detections gets every frame, so idling is off for it."""
-    idle = settings.idle if settings.mqtt.detections == "off" else replace(settings.idle, fps=0.0)
-    return PipelineParams(settings.tracker, settings.presence, settings.crops, idle)

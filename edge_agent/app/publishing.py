@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
 
 from edge_agent import __version__
-from edge_agent.app.factories import decided_by, rules_of, site_of
+from edge_agent.app.factories import agent_description_of, command_rules_of, presence_parameters_of
 from edge_agent.app.state import State
 from edge_agent.config.settings import Settings
 from edge_agent.core.ports import Clock, Outbox
@@ -83,7 +83,7 @@ class Publishing:
     ) -> None:
         settings, state, clock = context.settings, context.state, context.clock
         self._publish_queue, self._clock, self._threshold = publish_queue, clock, threshold
-        rules = rules_of(settings)
+        rules = command_rules_of(settings)
         topics = self._topics = Topics(settings.mqtt.base, settings.node)
         self._own_kind = frozenset({topics.response(SELFTEST), settings.home_assistant.status_topic})
         self.outbox = _outbox(settings, state, clock)
@@ -106,9 +106,9 @@ class Publishing:
             self.client,
             clock,
             [_starting(settings, name, context.started) for name in settings.cameras],
-            decided_by(settings, threshold()),
+            presence_parameters_of(settings, threshold()),
         )
-        overrides_file = state.memory("overrides.json")
+        overrides_file = state.file("overrides.json")
         self.overrides = overrides_file.load(Overrides.from_json, Overrides()).bounded(rules)
         self._guard = CommandGuard(rules)
         self._commands = CommandHandler(
@@ -123,7 +123,7 @@ class Publishing:
                 actions,
             ),
         )
-        retained_file = state.memory("retained.json")
+        retained_file = state.file("retained.json")
         self._discovery = DiscoveryHandler(
             settings.home_assistant,
             self._devices(settings),
@@ -147,17 +147,17 @@ class Publishing:
 
     def bounded_overrides(self, settings: Settings) -> Overrides:
         """Return the settings changed by commands, within the bounds of other settings."""
-        return self._commands.overrides.bounded(rules_of(settings))
+        return self._commands.overrides.bounded(command_rules_of(settings))
 
     def configure(self, settings: Settings, overrides: Overrides) -> None:
         """Apply other *live* settings."""
-        self._guard.rules, self._commands.overrides = rules_of(settings), overrides
+        self._guard.rules, self._commands.overrides = command_rules_of(settings), overrides
         self._encoder.crops = settings.crops
         self._discovery.set_devices(self._devices(settings))
 
     def threshold_changed(self, settings: Settings) -> Dict[str, Any]:
         """Publish the detection threshold in force beside presence."""
-        self.publisher.set_parameters(decided_by(settings, self._threshold()))
+        self.publisher.set_parameters(presence_parameters_of(settings, self._threshold()))
         return {"threshold": self._threshold()}
 
     def open(self) -> None:
@@ -184,7 +184,7 @@ class Publishing:
     def _devices(self, settings: Settings) -> Sequence[Device]:
         board = board_model() or platform.machine()
         temperature = Sensors()().temperature_c is not None
-        return devices(self._topics, site_of(settings, __version__, board, temperature))
+        return devices(self._topics, agent_description_of(settings, __version__, board, temperature))
 
     def _camera_handlers(self, settings: Settings) -> Iterator[PublishHandler]:
         crops, profile = settings.crops, settings.mqtt.detections

@@ -47,7 +47,7 @@ def recovery_policy(
     settings: Settings, state: State, captures: Mapping[str, CaptureStage], supervised: bool, t: float
 ) -> RecoveryPolicy:
     """Return the policy that watches memory and cameras; `supervised`: a service manager restarts a stopped agent."""
-    record = state.memory(RECOVERY_FILE)
+    record = state.file(RECOVERY_FILE)
     csi = any(params.uri.lower().startswith(("csi:", "jetson:csi:")) for params in settings.cameras.values())
     return RecoveryPolicy(
         settings.recovery,

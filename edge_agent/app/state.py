@@ -1,4 +1,4 @@
-"""The state folder, claimed for this agent before anything in it is touched."""
+"""The state folder, locked by this agent before anything in it is read or written."""
 
 import errno
 import logging
@@ -14,12 +14,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class State:
-    """Where things are kept, and this start's number.
+    """The state folder and the number of this start.
 
     Attributes:
+        folder: Its path.
         lock: Held, unless the folder cannot be used.
-        boot: Larger than every earlier one, also where it cannot be kept.
-        fault: Why nothing can be kept, in words, when that is so; it has been told then.
+        boot: Larger than every earlier one, even where it cannot be stored.
+        fault: Why the folder cannot be used; logged already. Empty when it can.
     """
 
     folder: Path
@@ -27,16 +28,16 @@ class State:
     boot: int
     fault: str
 
-    def memory(self, name: str) -> StateFile:
-        """A small file in it."""
+    def file(self, name: str) -> StateFile:
+        """Return a small file in it."""
         return StateFile(self.folder / name, failing=bool(self.fault))
 
 
 def claim(folder: Path) -> State:
-    """Take the folder, then count this start: an agent that is refused has counted nothing.
+    """Lock the folder, then count this start; a refused agent counts nothing.
 
     Raises:
-        InputError: Another agent has it.
+        InputError: Another agent uses it.
     """
     lock = FileLock(folder / LOCK_NAME)
     known, fault = 0, ""
@@ -48,6 +49,6 @@ def claim(folder: Path) -> State:
         fault = error.strerror or str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = f"{'free some space' if full else 'make it writable'} or set EDGE_AGENT_STATE_DIR"
-        log.warning("state folder %s: %s; %s. Going on without: what must wait, waits in memory", folder, fault, hint)
+        log.warning("state folder %s: %s; %s. Continuing without it: messages wait in memory", folder, fault, hint)
         boot = max(known + NUMBERS_PER_START, new_epoch())
     return State(folder, lock, boot, fault)

@@ -252,10 +252,10 @@ def _write(
     outcomes: Iterable[Outcome], settings: "Settings", clock: ReplayClock, out: TextIO, record: Optional[TextIO]
 ) -> Dict[str, Any]:
     """Each event and each change of presence as a line, in order; what was seen to `record`."""
-    from edge_agent.app.factories import decided_by
+    from edge_agent.app.factories import presence_parameters_of
     from edge_agent.core.protocol.messages import encode_attributes, encode_detections, timestamp
 
-    parameters = decided_by(settings, None)
+    parameters = presence_parameters_of(settings, None)
     tally = {"frames": 0, "events": 0}
     for outcome in outcomes:
         tally["frames"] += outcome.info is not None

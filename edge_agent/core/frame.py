@@ -102,7 +102,6 @@ class Frame:
 
     @property
     def released(self) -> bool:
-        """True once the buffer was returned."""
         return self._pixels is None
 
     def release(self) -> None:

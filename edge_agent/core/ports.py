@@ -194,8 +194,7 @@ class Outbox(Protocol):
     def flush(self) -> None:
         """Make the stored messages as durable as this outbox can; called once after each step."""
 
-    def status(self) -> OutboxStatus:
-        """Queue sizes and losses."""
+    def status(self) -> OutboxStatus: ...
 
     @property
     def faults(self) -> Sequence[str]:

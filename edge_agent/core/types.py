@@ -81,7 +81,6 @@ class Detections:
 
     @classmethod
     def empty(cls, score_kind: str = "max") -> "Detections":
-        """Zero faces."""
         return cls(np.empty((0, 4), np.float32), np.empty(0, np.float32), score_kind)
 
     def select(self, index: Any) -> "Detections":

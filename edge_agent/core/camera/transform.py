@@ -123,8 +123,8 @@ def contains(polygon: Polygon, point: Point) -> bool:
 def rasterise(polygons: Iterable[Polygon], width: int, height: int) -> Array:
     """(height, width) bool: pixels whose centre lies in any of the normalised polygons (even-odd rule each).
 
-    Each edge marks, in every row that it crosses, the first pixel centre to its right; the parity of the marks
-    so far in the row says inside or outside.
+    Each edge marks, in every row that it crosses, the first pixel centre to its right; a pixel is
+    inside when the number of marks up to it in the row is odd.
     """
     inside = np.zeros((height, width), bool)
     for polygon in polygons:

@@ -344,7 +344,7 @@ _BY_MEDIAN = 1.4826
 
 
 class CoverDetector:
-    """Detects flat images, and tells them from dim or low-contrast rooms. Used by one thread.
+    """Detects flat images, and distinguishes them from dim or low-contrast rooms. Used by one thread.
 
     The image is reduced to the means m of 16 x 20 blocks. Each mean is compared with a cubic interpolation of its
     neighbours in the row, and likewise in the column:

@@ -81,7 +81,6 @@ class FacePipeline:
 
     @property
     def crops_on(self) -> bool:
-        """Whether crops are taken."""
         return self._visits.crops_on
 
     def frame_info(self, frame: Frame, moment: Moment) -> FrameInfo:

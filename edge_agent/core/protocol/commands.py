@@ -166,8 +166,8 @@ class CommandGuard:
             self._admit(retained, now)
             if name not in _SCHEMAS:
                 raise _Refused("unknown", f"unknown command; expected one of {', '.join(COMMANDS)}")
-            fields = _parse(payload)
-            transaction = _transaction(fields)
+            fields = _parse_fields(payload)
+            transaction = _pop_transaction(fields)
             self._check_fresh(transaction, fields.pop("expires_at", None), now)
             command = self._check_fields(name, transaction, fields)
         except _Refused as refused:
@@ -206,7 +206,7 @@ class CommandGuard:
             raise _Refused("duplicate", "this transaction was used already")
         if expires_at is None:
             return
-        until = _time(expires_at)
+        until = _parse_time(expires_at)
         if until is None:
             raise _Refused("invalid", "expires_at: expected RFC 3339, such as 2026-11-22T17:05:12Z")
         if now.at >= until:
@@ -235,7 +235,7 @@ class CommandGuard:
         return RefusedCommand(name, refused.reason, refused.error, transaction, self._answers.take(now.t))
 
 
-def _parse(payload: bytes) -> Dict[str, Any]:
+def _parse_fields(payload: bytes) -> Dict[str, Any]:
     if not payload:
         # Clearing a retained command sends an empty message, which must not run it.
         raise _Refused("malformed", "payload: empty; a command without arguments is {}")
@@ -249,14 +249,14 @@ def _parse(payload: bytes) -> Dict[str, Any]:
     return value
 
 
-def _transaction(fields: Dict[str, Any]) -> Optional[str]:
+def _pop_transaction(fields: Dict[str, Any]) -> Optional[str]:
     value = fields.pop("transaction", None)
     if value is None or (isinstance(value, str) and TRANSACTION.fullmatch(value)):
         return value
     raise _Refused("invalid", "transaction: expected 1 to 64 letters, digits, '.', '_', ':' or '-'")
 
 
-def _time(value: Any) -> Optional[datetime]:
+def _parse_time(value: Any) -> Optional[datetime]:
     found = _TIME.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         return None
@@ -290,7 +290,7 @@ def _restart(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
 
 def _snapshot(fields: Mapping[str, Any], rules: CommandRules) -> _Checked:
     if not rules.snapshots:
-        raise _Refused("forbidden", "snapshots are turned off in the settings")
+        raise _Refused("forbidden", "the settings forbid snapshots (crops.enabled, crops.privacy)")
     camera = fields.get("camera", rules.cameras[0] if len(rules.cameras) == 1 else None)
     if not isinstance(camera, str) or camera not in rules.cameras:
         raise _Refused("invalid", f"camera: expected one of {', '.join(rules.cameras)}")

@@ -86,11 +86,11 @@ class LinkHealth:
     Attributes:
         connected: True only after an accepting CONNACK.
         reconnects: Connections after the first.
-        last_fault: The newest fault, kept after recovery; empty when there was none.
+        last_fault: Text of the last fault, also after recovery; empty without one.
         state: One of `LINK_STATES`.
         protocol: "5" or "3.1.1".
-        fault: What is wrong now; empty while connected.
-        publish_verified: Whether the self-test's message came back; None on MQTT 5 and before the first result.
+        fault: Text of the current fault; empty while connected.
+        publish_verified: Whether the self-test received its message; None on MQTT 5 and before the first result.
         certificate_until: End of the client certificate's validity; None without one.
         broker_certificate_until: End of the broker certificate's validity; None without TLS.
     """
@@ -122,10 +122,10 @@ class LinkHealth:
 
 @dataclass(frozen=True)
 class CameraState:
-    """What the status line reports of one camera.
+    """State of one camera in the status line.
 
     Attributes:
-        last_fault: The newest fault of its source; empty when there was none.
+        last_fault: Text of the source's last fault; empty without one.
     """
 
     sight: Sight
@@ -213,7 +213,7 @@ def health_payload(health: AgentHealth) -> Dict[str, Any]:
 
 
 def status_line(cameras: Mapping[str, CameraState], link: LinkHealth) -> str:
-    """Return one line for people: the cameras by their state, and the connection to the broker."""
+    """Return a one-line summary: cameras by state, and the connection to the broker."""
     blind: List[str] = []
     count = dict.fromkeys(Presence, 0)
     for camera, state in cameras.items():

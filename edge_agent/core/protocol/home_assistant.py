@@ -48,8 +48,6 @@ class HomeAssistantParams:
 
 @dataclass(frozen=True)
 class CameraDescription:
-    """Properties of one camera for discovery."""
-
     camera: str
     label: str = ""
     zones: Tuple[str, ...] = ()

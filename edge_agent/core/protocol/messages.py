@@ -92,8 +92,6 @@ class Stored:
 
 @dataclass(frozen=True)
 class OutboxStatus:
-    """Sizes and losses of the outbox."""
-
     pending: int = 0
     in_flight: int = 0
     bytes: int = 0
@@ -218,17 +216,14 @@ def encode_attributes(report: CameraReport, parameters: Mapping[str, Any]) -> Di
 
 
 def encode_count(faces: Optional[int]) -> bytes:
-    """An integer as text, or "None"."""
     return b"None" if faces is None else b"%d" % faces
 
 
 def encode_availability(available: bool) -> bytes:
-    """`ONLINE` or `OFFLINE`."""
     return ONLINE if available else OFFLINE
 
 
 def encode_info(info: Mapping[str, Any], node: str, boot: int) -> Dict[str, Any]:
-    """Payload of `B/info`."""
     schemas = [
         EVENT_SCHEMA, GAP_SCHEMA, INFO_SCHEMA, HEALTH_SCHEMA, ATTRIBUTES_SCHEMA, RESPONSE_SCHEMA, IMAGE_SCHEMA,
         DETECTIONS_SCHEMA,

@@ -23,7 +23,6 @@ class Overrides:
         return switch not in self.off.get(camera, ()) and (switch != "crops" or rules.crops)
 
     def with_switch(self, camera: str, switch: str, on: bool) -> "Overrides":
-        """A copy with a changed switch."""
         names = self.off.get(camera, frozenset())
         return replace(self, off={**self.off, camera: names - {switch} if on else names | {switch}})
 

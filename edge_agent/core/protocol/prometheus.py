@@ -62,7 +62,7 @@ _SINGLE: Tuple[Tuple[str, str, str, str], ...] = (
     ("outbox.lost_before", "outbox_lost_before", "counter", "Events lost before the outbox."),
     ("mqtt.connected", "mqtt_connected", "gauge", "1 while the broker is connected."),
     ("mqtt.reconnects", "mqtt_reconnects", "counter", "Connections after the first."),
-    ("mqtt.publish_verified", "mqtt_publish_verified", "gauge", "1 when the self-test's message came back."),
+    ("mqtt.publish_verified", "mqtt_publish_verified", "gauge", "1 when the self-test received its message."),
     ("commands.accepted", "commands_accepted", "counter", "Commands accepted."),
     ("commands.overflowed", "commands_overflowed", "counter", "Commands dropped because the queue was full."),
 )
@@ -75,11 +75,11 @@ _BY_KEY: Tuple[Tuple[str, str, str, str, str], ...] = (
     ("recovery", "recovery_steps", "counter", "step", "Recovery steps."),
 )
 _EXPIRIES: Tuple[Tuple[str, str, str], ...] = (
-    ("mqtt.certificate_until", "mqtt_certificate_expiry_timestamp_seconds", "When our TLS certificate expires."),
+    ("mqtt.certificate_until", "mqtt_certificate_expiry_timestamp_seconds", "Expiry of the client certificate."),
     (
         "mqtt.broker_certificate_until",
         "mqtt_broker_certificate_expiry_timestamp_seconds",
-        "When the broker's TLS certificate expires.",
+        "Expiry of the broker certificate.",
     ),
 )
 _QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
@@ -88,15 +88,8 @@ _QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 def metrics_of(health: Mapping[str, Any]) -> List[Metric]:
     """All numbers of a health payload; null values have no sample."""
     found = [_state_set("health_state", "State of the agent.", "state", STATES, {(): health.get("state")})]
-    found.append(
-        Metric(
-            "health_reasons",
-            "gauge",
-            "Number of reasons for a state other than ok.",
-            (),
-            [((), float(len(health["reasons"])))],
-        )
-    )
+    count = float(len(health["reasons"]))
+    found.append(Metric("health_reasons", "gauge", "Reasons for a state other than ok.", (), [((), count)]))
     for path, name, kind, about in _SINGLE:
         value = _at(health, path)
         if value is not None:
@@ -107,7 +100,7 @@ def metrics_of(health: Mapping[str, Any]) -> List[Metric]:
             found.append(Metric(name, "gauge", about, (), [((), _unix_s(until))]))
     if _at(health, "mqtt.state") is not None:
         state: Dict[Tuple[str, ...], Any] = {(): _at(health, "mqtt.state")}
-        found.append(_state_set("mqtt_state", "The connection's state.", "state", LINK_STATES, state))
+        found.append(_state_set("mqtt_state", "State of the connection to the broker.", "state", LINK_STATES, state))
     for path, name, kind, label, about in _BY_KEY:
         values = _at(health, path)
         if values:
@@ -129,9 +122,9 @@ def _cameras(cameras: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
                 latencies.append(((camera, quantile), milliseconds / 1000.0))
         for name, count in state["counters"].items():
             counters.setdefault(_UNFIT.sub("_", name), []).append(((camera,), float(count)))
-    about = "Frames a second, over ten seconds."
+    about = "Frames per second, over ten seconds."
     yield Metric("camera_frame_rate_hertz", "gauge", about, ("camera", "stage"), rates)
-    yield Metric("camera_latency_seconds", "gauge", "From frame to result.", ("camera", "quantile"), latencies)
+    yield Metric("camera_latency_seconds", "gauge", "From exposure to result.", ("camera", "quantile"), latencies)
     for name, samples in counters.items():
         yield Metric(f"camera_{name}", "counter", f"Counter `{name}` of the health message.", ("camera",), samples)
 
@@ -150,7 +143,7 @@ def _state_set(
 
 
 def _unix_s(text: str) -> float:
-    """Seconds since 1970 of a time as the health message has it."""
+    """Unix time of a timestamp in the health message."""
     return datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc).timestamp()
 
 

@@ -68,11 +68,9 @@ class Topics:
         return CameraTopics(f"{self.root}/{check_id('camera', camera)}")
 
     def command(self, name: str) -> str:
-        """Topic of a command."""
         return f"{self.root}/request/{name}"
 
     def response(self, name: str) -> str:
-        """Topic of the response to a command."""
         return f"{self.root}/response/{name}"
 
 
@@ -103,9 +101,7 @@ class CameraTopics:
         return f"{self.root}/crops/{event_id}"
 
     def switch_set(self, name: str) -> str:
-        """Topic that sets a switch ("detection", "crops") to ON or OFF."""
         return f"{self.root}/{name}/set"
 
     def switch_state(self, name: str) -> str:
-        """Topic of a switch's state."""
         return f"{self.root}/{name}/state"

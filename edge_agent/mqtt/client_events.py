@@ -1,4 +1,4 @@
-"""What the publish thread and the client's network thread tell each other, as plain data."""
+"""Events that the network thread reports to the publish thread, and the state of the connection."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,12 +7,12 @@ from typing import Optional, Tuple, Union
 
 @dataclass(frozen=True)
 class Subscription:
-    """What to ask the broker for, QoS 1.
+    """A subscription with QoS 1.
 
     Attributes:
-        topic: A filter.
-        as_published: On MQTT 5 a message keeps the retain flag that its sender gave it; otherwise only what the broker
-            has remembered arrives with it.
+        topic: Topic filter.
+        as_published: On MQTT 5, messages keep the retain flag of their sender; otherwise the flag is set only on
+            messages that the broker had retained.
     """
 
     topic: str
@@ -24,10 +24,10 @@ class Connected:
     """The broker has accepted a new, clean session.
 
     Attributes:
-        session: Number of the connection; what is published or subscribed names it.
+        session: Number of the session; needed to publish and to subscribe.
         protocol: "5" or "3.1.1".
-        maximum_packet_size: That the broker takes, bytes; None when it did not say.
-        receive_maximum: Messages that it takes unacknowledged; None when it did not say.
+        maximum_packet_size: Limit of the broker, bytes; None when it announced none.
+        receive_maximum: Limit of unacknowledged messages; None when the broker announced none.
     """
 
     session: int
@@ -38,7 +38,7 @@ class Connected:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The session is over; what it had not acknowledged may or may not have arrived."""
+    """The session has ended; unacknowledged messages may or may not have arrived."""
 
     session: int
     reason: str
@@ -46,19 +46,19 @@ class Disconnected:
 
 @dataclass(frozen=True)
 class Acked:
-    """The broker has taken responsibility for a message (QoS 0: it was handed to the system)."""
+    """The broker has acknowledged a message (QoS 0: it was written to the socket)."""
 
     token: int
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """The broker has refused a message, or it cannot be sent at all.
+    """The broker has refused a message, or it cannot be sent.
 
     Attributes:
-        reason: In words, as MQTT 5 names them.
+        reason: Text, as named by MQTT 5.
         code: MQTT 5 reason code; 0 when the client itself refused.
-        fatal: It would be refused for ever.
+        fatal: The broker would refuse it every time.
     """
 
     token: int
@@ -69,7 +69,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Received:
-    """A message for one of our subscriptions."""
+    """A message that arrived for a subscription."""
 
     topic: str
     payload: bytes
@@ -79,7 +79,7 @@ class Received:
 
 @dataclass(frozen=True)
 class SubscriptionRefused:
-    """Nothing will arrive by this filter."""
+    """The broker has refused a subscription."""
 
     topic: str
     reason: str
@@ -90,17 +90,17 @@ ClientEvent = Union[Connected, Disconnected, Acked, Rejected, Received, Subscrip
 
 @dataclass(frozen=True)
 class LinkStatus:
-    """The client as health shows it.
+    """State of the connection, for the health message.
 
     Attributes:
         state: "connecting", "connected", "waiting" (to try again) or "closed".
         protocol: "5" or "3.1.1".
         reconnects: Connections after the first.
-        fault: What is wrong now, in words; empty while connected.
-        last_fault: The newest of these, kept after recovery.
-        retry_s: While waiting, how long in all.
-        own_until: Until when our certificate is valid; None without one.
-        broker_until: Until when the broker's was at the newest connection; None without TLS.
+        fault: Why there is no connection; empty while connected.
+        last_fault: The newest fault, kept after recovery.
+        retry_s: Length of the current wait.
+        own_until: End of validity of the agent's certificate; None without one.
+        broker_until: End of validity of the broker's certificate at the newest connection; None without TLS.
     """
 
     state: str
@@ -114,5 +114,5 @@ class LinkStatus:
 
     @property
     def connected(self) -> bool:
-        """True only after a CONNACK that says success."""
+        """True after a successful CONNACK."""
         return self.state == "connected"

@@ -1,32 +1,32 @@
-"""How a thread shows that it gets on, to a watchdog that cannot look inside."""
+"""Progress deadline of a thread, for a watchdog that cannot look inside it."""
 
 from typing import Callable
 
 CONNECT_S = 600.0
-"""Name lookup, TCP, TLS: each bounded by the system's or the settings' timeouts, together by this, amply."""
+"""Name lookup, TCP and TLS; the system or the settings limit each of them, and together they take less than this."""
 STEP_S = 30.0
 """Everything else returns within a second."""
 
 
-class Heartbeat:
-    """The thread says before each piece of work how long that may take; whoever watches sees when it is over.
+class Deadline:
+    """Extended by a thread before each piece of work, for as long as that may take; checked by the watchdog.
 
     Args:
-        monotonic: Seconds.
+        monotonic: Returns monotonic seconds.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._due_t = float("inf")
 
-    def within(self, seconds: float) -> None:
-        """By the thread: the next call comes within so many seconds."""
+    def extend(self, seconds: float) -> None:
+        """Set the deadline to `seconds` from now. Called by the monitored thread."""
         self._due_t = self._monotonic() + seconds
 
     def end(self) -> None:
-        """By the thread: no more will come, and rightly."""
+        """Remove the deadline: the thread ended normally."""
         self._due_t = float("inf")
 
     def overdue_s(self, t: float) -> float:
-        """From any thread: how late it is at `t`, monotonic seconds; 0.0 when it is not."""
+        """Return by how many seconds the deadline is missed at `t`, monotonic; 0.0 when it is not. From any thread."""
         return max(0.0, t - self._due_t)

@@ -5,7 +5,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 from edge_agent.errors import EdgeAgentError
 from edge_agent.mqtt.params import MqttParams
-from edge_agent.mqtt.tls import context, explain, hear_refusal, password
+from edge_agent.mqtt.tls import context, explain, password, probe_refusal
 
 ANSWER_S = 10.0
 
@@ -98,7 +98,7 @@ class Subscriber:
         found, value = self.next(ANSWER_S) or ("silent", None)
         if found == kind:
             return value
-        refused = hear_refusal(self._params) if self._params.tls.enabled else None
+        refused = probe_refusal(self._params) if self._params.tls.enabled else None
         hint = "" if self._params.tls.enabled else "does it require TLS (mqtts://)?"
         raise EdgeAgentError(
             f"{where}: {refused or 'accepts the connection, but does not answer as an MQTT broker'}", hint

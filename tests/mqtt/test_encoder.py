@@ -75,7 +75,7 @@ def test_packet_size_is_an_upper_bound() -> None:
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
     from edge_agent.core.protocol.messages import stamp_delivery
-    from edge_agent.mqtt.session import publish_properties
+    from edge_agent.mqtt.paho_client import publish_properties
 
     class Packing(Client):
         def _packet_queue(self, command: int, packet: bytes, *_: Any) -> Any:

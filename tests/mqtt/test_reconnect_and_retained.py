@@ -41,7 +41,7 @@ def test_bounds_double_and_a_stable_session_resets_them() -> None:
 
 def test_refused_credentials_wait_one_to_five_minutes() -> None:
     backoff = Backoff(random.Random(3))
-    delays = [backoff.after(SessionResult("refused", hopeless=True)) for _ in range(500)]
+    delays = [backoff.after(SessionResult("refused", needs_operator=True)) for _ in range(500)]
     assert 60.0 <= min(delays) < 75.0 and 285.0 < max(delays) <= 300.0
 
 

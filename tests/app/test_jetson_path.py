@@ -28,7 +28,7 @@ from tests.fakes.libcuda import FakeDriverLibrary
 from tests.fakes.service_manager import ServiceManager
 from tests.fakes.v4l2_camera import FakeCamera
 
-pytest.importorskip("onnxruntime", reason="the reference and the fake TensorRT need it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 pytestmark = needs_mosquitto
 
 SIZE = (768, 480)

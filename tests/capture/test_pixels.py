@@ -116,7 +116,7 @@ def test_a_damaged_sample_does_not_change_the_depth(bits: int) -> None:
 
 
 def test_mjpg_decodes_to_gray_and_owns_its_pixels() -> None:
-    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     memory = as_memory(encode(gray_scene(), "MJPG", 0))
     decoder = Decoder(layout_of("MJPG"))
     pixels, levels = decoder.decode(memory)
@@ -127,14 +127,14 @@ def test_mjpg_decodes_to_gray_and_owns_its_pixels() -> None:
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("data", [b"\xff\xd8 not an image", b"\0" * 64])
 def test_mjpg_that_cannot_be_decoded_gives_none(data: bytes, color: bool) -> None:
-    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     assert Decoder(layout_of("MJPG"), color).decode(as_memory(data)) is None
 
 
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("side", [0, 40000, 65535])
 def test_mjpg_whose_header_is_damaged_gives_none(side: int, color: bool) -> None:
-    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     data = encode(gray_scene(), "MJPG", 0)
     size = data.index(b"\xff\xc0") + 5
     damaged = data[:size] + 2 * side.to_bytes(2, "big") + data[size + 4 :]
@@ -142,7 +142,7 @@ def test_mjpg_whose_header_is_damaged_gives_none(side: int, color: bool) -> None
 
 
 def test_mjpg_of_another_size_than_negotiated_gives_none() -> None:
-    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     assert Decoder(layout_of("MJPG")).decode(as_memory(encode(gray_scene()[:, :16], "MJPG", 0))) is None
 
 
@@ -150,7 +150,7 @@ def test_mjpg_of_another_size_than_negotiated_gives_none() -> None:
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("name", ["NV12", "YUYV", "UYVY"])
 def test_color_is_rgb_in_that_order(name: str, full_range: bool, pitch_bytes: int) -> None:
-    pytest.importorskip("cv2", reason="pip install opencv-python-headless for colour")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     red, green, blue = 200, 90, 40
     y, cb, cr = ycbcr(red, green, blue, full_range)
     layout = layout_of(name, pitch_bytes, full_range)
@@ -163,7 +163,7 @@ def test_color_is_rgb_in_that_order(name: str, full_range: bool, pitch_bytes: in
 
 
 def test_color_of_mjpg_is_rgb_in_that_order() -> None:
-    cv2 = pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     bgr = np.full((HEIGHT, WIDTH, 3), (40, 90, 200), np.uint8)
     data = cv2.imencode(".jpg", bgr)[1].tobytes()
     pixels, _ = Decoder(layout_of("MJPG"), color=True).decode(as_memory(data))

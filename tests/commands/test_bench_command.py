@@ -15,7 +15,7 @@ from tests.fakes.agent import edge_agent
 
 @pytest.mark.slow
 def test_it_measures_what_the_agent_would_run(tmp_path):
-    pytest.importorskip("onnxruntime", reason="the engine needs it: pip install onnxruntime")
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
     model = graphs.gridbox(tmp_path / "m.onnx")
     words = ("bench", "--inference-only", "--seconds", "0.4", "--size", "640x480")
     done = edge_agent(*words, "--json", settings={"MODEL__MODEL": model, "MODEL__THREADS": 1})

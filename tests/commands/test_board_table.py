@@ -17,7 +17,7 @@ from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.jetpack4 import JetPack4
 from tests.fakes.views import wandering
 
-pytest.importorskip("onnxruntime", reason="the fake TensorRT needs it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 
 def plugged(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, backend: str = "tensorrt") -> FakeBoard:

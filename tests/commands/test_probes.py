@@ -91,6 +91,6 @@ def test_a_gpu_that_is_needed_and_not_there_fails_with_the_remedy():
     (finding,) = host_probes.gpu(settings(backend="tensorrt"))
     (other,) = host_probes.gpu(settings())
     if finding.state == "ok":
-        pytest.skip("this machine has a GPU and pycuda: nothing is missing")
+        pytest.skip("needs a machine without a GPU: this one has one, and pycuda")
     assert finding.state == "fail" and finding.remedy
     assert other.state == "note" and "the CPU is used" in other.found

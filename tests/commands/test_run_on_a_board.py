@@ -10,7 +10,7 @@ from tests.fakes.board_faults import FAULTS, settings_of
 from tests.fakes.board_modules import environment
 from tests.fakes.broker import eventually
 
-pytest.importorskip("onnxruntime", reason="the fake TensorRT needs it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 
 # The kinds; their varieties are tried by `test_board_table`, without a process each.

@@ -34,7 +34,7 @@ def driver_image() -> bytes:
     """The fake driver as a shared library's bytes."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        pytest.skip("the fake driver needs a C compiler: install gcc")
+        pytest.skip("needs a C compiler for the fake driver: apt-get install gcc")
     flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "libcuda.so.1"

@@ -22,7 +22,7 @@ def twin_image() -> bytes:
     """The twin as a shared library's bytes; skips where there is no C++ compiler."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        pytest.skip("the kernel's twin needs a C++ compiler: install g++")
+        pytest.skip("needs a C++ compiler for the kernel's twin: apt-get install g++")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "twin.so"
         flags = ["-std=c++14", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]

@@ -49,7 +49,7 @@ _DEVICE_MAP = 2
 def _library() -> ctypes.CDLL:
     compiler = shutil.which("gcc") or shutil.which("g++")
     if compiler is None:
-        pytest.skip("the fake driver library needs a C compiler: install gcc")
+        pytest.skip("needs a C compiler for the fake driver: apt-get install gcc")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "cuda.c", Path(folder) / "libcuda.so.1"
         source.write_text(_SOURCE)

@@ -8,12 +8,12 @@ import pytest
 from edge_agent.errors import MissingPackage
 from edge_agent.host.jpeg import encoder
 
-cv2 = pytest.importorskip("cv2", reason="pip install opencv-python-headless to read them back")
+cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
 
 
 @pytest.fixture(params=["cv2", "simplejpeg"])
 def encode(request, monkeypatch):
-    pytest.importorskip(request.param, reason=f"pip install {request.param}")
+    pytest.importorskip(request.param, reason=f"needs {request.param}: pip install {request.param}")
     if request.param != "cv2":
         monkeypatch.setitem(sys.modules, "cv2", None)  # makes the import fail
     return encoder()

@@ -24,7 +24,7 @@ from tests.fakes.views import wandering
 from tests.fakes.waiting import eventually
 from tests.fakes.weights import centerface_models_dir
 
-pytest.importorskip("onnxruntime", reason="the CPU engine needs it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 from edge_agent.inference.calibration.measure import make_int8, measure
 from edge_agent.inference.ort import OrtEngine, stored_precision

@@ -11,7 +11,7 @@ from edge_agent.core.frame import LIMITED_RANGE, Image, Levels
 from edge_agent.errors import EngineError
 from edge_agent.inference.preprocess import Preprocessor, resize_area, resize_linear
 
-cv2 = pytest.importorskip("cv2", reason="opencv is the oracle here: pip install opencv-python-headless")
+cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
 
 RNG = np.random.default_rng(7)
 SIZES = [(1280, 800), (640, 480), (641, 479), (384, 240), (320, 200), (100, 300), (31, 17), (1, 1)]

@@ -137,7 +137,7 @@ def test_a_check_that_breaks_off_is_a_failed_row_and_the_others_go_on(
 @pytest.mark.slow
 @pytest.mark.parametrize(("version", "board"), [("8.2", "nano"), ("10.3", "orin"), ("11.4", "thor")])
 def test_engines_where_tensorrt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, board: str) -> None:
-    pytest.importorskip("onnxruntime", reason="the reference needs it: pip install onnxruntime")
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
     fake = FakeBoard(tmp_path, version, board)
     fake.plug_in(monkeypatch)
     monkeypatch.setattr(run, "ENGINE_S", 0.2)

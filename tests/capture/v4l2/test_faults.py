@@ -64,7 +64,7 @@ def test_half_filled_frames_are_dropped_and_counted(source, camera) -> None:
 
 
 def test_jpegs_that_cannot_be_decoded_count_as_errors(tmp_path: Path) -> None:
-    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     camera, kernel = FakeCamera(formats={"MJPG": [(64, 48)]}), FakeKernel(tmp_path)
     kernel.plug(camera)
     with closing(V4l2Source(kernel.node(0), syscalls=kernel, root=tmp_path)) as source:

@@ -275,7 +275,7 @@ def test_a_stream_without_frames_is_tried_in_each_mode_in_turn(rig: Rig) -> None
 
 @pytest.mark.parametrize(("name", "color"), [("MJPG", False), ("YUYV", True)])
 def test_frames_that_the_cpu_decodes_stay_in_its_memory(rig: Rig, name: str, color: bool) -> None:
-    pytest.importorskip("cv2", reason="pip install opencv-python-headless for MJPG and colour")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     rig.kernel.plug(FakeCamera(formats={name: SIZE}))
     with closing(rig.source(color=color)) as source:
         source.open()

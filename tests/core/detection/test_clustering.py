@@ -35,7 +35,7 @@ def test_nms_agrees_with_the_literal_loop(count, most, iou_threshold):
 
 @pytest.mark.parametrize(("count", "most"), [(1500, 60), (40, 3 * LIST_LIMIT)])
 def test_nms_agrees_with_opencv(count, most):
-    cv2 = pytest.importorskip("cv2", reason="install the cpu extra")
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     suppressed = 0
     for xyxy, confidence in grids(1, count, most):
         if not len(xyxy):
@@ -110,7 +110,7 @@ def test_dbscan_agrees_with_nvidias_loop_on_many_boxes():
 
 def scikit_learn_cores(xyxy, eps, min_boxes):
     """Core points by scikit-learn's group, the way the semantics meet: strict eps, plain counts, no border points."""
-    sklearn = pytest.importorskip("sklearn.cluster", reason="install the dev extra")
+    sklearn = pytest.importorskip("sklearn.cluster", reason="needs scikit-learn: pip install scikit-learn")
     boxes = xyxy.astype(np.float64).tolist()
     distance = np.array([[0.0 if a is b else 1.0 - oracle.overlap(a, b) for a in boxes] for b in boxes])
     strict = float(np.nextafter(eps, 0.0))

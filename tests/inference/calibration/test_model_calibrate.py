@@ -33,7 +33,7 @@ from tests.fakes.images import write_video
 from tests.fakes.views import wandering
 from tests.fakes.weights import centerface_models_dir
 
-pytest.importorskip("onnxruntime", reason="calibration needs it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 
 def calibrate(*words: str) -> int:

@@ -24,7 +24,7 @@ def real_nvcc() -> Nvcc:
     try:
         return find_nvcc(os.environ)
     except MissingPackage as error:
-        pytest.skip(f"a CUDA toolkit would enable this: {error}")
+        pytest.skip(f"needs a CUDA toolkit: {error}")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_nvcc_says_why_it_cannot(tmp_path: Path) -> None:
 def test_the_body_is_plain_cpp(tmp_path: Path, standard: str) -> None:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        pytest.skip("the kernel's twin needs a C++ compiler: install g++")
+        pytest.skip("needs a C++ compiler for the kernel's twin: apt-get install g++")
     flags = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-pedantic", "-Werror", "-fsyntax-only"]
     subprocess.run([compiler, f"-std={standard}", *flags, str(TWIN)], check=True)
 

@@ -61,7 +61,7 @@ def noise(size: Tuple[int, int], *channels: int, dtype: Any = np.uint8) -> np.nd
 
 
 def opencv(pixels: np.ndarray, size: Tuple[int, int], interpolation: str) -> np.ndarray:
-    cv2 = pytest.importorskip("cv2", reason="opencv is the oracle here: pip install opencv-python-headless")
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     flag = cv2.INTER_AREA if interpolation == "area" else cv2.INTER_LINEAR
     return cv2.resize(pixels.astype(np.float32), size, interpolation=flag)
 
@@ -223,7 +223,7 @@ def test_it_gives_what_the_cpu_gives(
 
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
 def test_it_is_within_a_gray_level_of_opencvs_rounded_way(rig: Rig, interpolation: str) -> None:
-    pytest.importorskip("cv2", reason="opencv is the oracle here: pip install opencv-python-headless")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     for picture in PICTURES[:2]:
         found = rig.run(rig.preprocessor(PLAIN, interpolation), picture)
         assert np.abs(found - Preprocessor(PLAIN, interpolation, opencv=True)(picture)).max() <= 1.0

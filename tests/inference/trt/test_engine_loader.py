@@ -17,7 +17,7 @@ from edge_agent.inference import EngineParams, open_engine
 from tests.fakes import graphs
 from tests.fakes.gpu import FakeBoard, calibration
 
-pytest.importorskip("onnxruntime", reason="the reference needs it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 WITHOUT = "needs a machine without TensorRT: it is installed here"
 

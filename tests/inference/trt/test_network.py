@@ -42,7 +42,7 @@ def test_labels_and_the_class_reach_tensorrt(tmp_path: Path) -> None:
 
 def test_a_facedetect_in_uff_runs_on_a_cpu(tmp_path: Path) -> None:
     """In the size of NVIDIA's FaceDetect, 3x416x736, converted and run with the answers of the numpy network."""
-    pytest.importorskip("onnxruntime", reason="the CPU engine needs it: pip install onnxruntime")
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
     pixels = np.random.default_rng(1).integers(0, 255, (416, 736), np.uint8)
     net = detectnet(np.repeat(pixels[None, None].astype(np.float32) / 255, 3, axis=1), (2, 2, 2, 2, 2))
     path = tmp_path / "facedetect.uff"

@@ -12,7 +12,7 @@ from edge_agent.inference.trt.network import Network, read_network
 from tests.fakes.gpu import FakeBoard, calibration
 from tests.inference.trt.test_trt import uff_network
 
-pytest.importorskip("onnxruntime", reason="the fake needs it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 # As NVIDIA's program does, it ends with 0 whatever happened.
 STUB = """#!{python}

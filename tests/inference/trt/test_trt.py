@@ -33,7 +33,7 @@ from tests.fakes.gpu import FakeBoard, calibration
 from tests.fakes.uff_writer import detectnet
 from tests.fakes.weights import centerface_models_dir
 
-pytest.importorskip("onnxruntime", reason="the reference and the fake need it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 SIZES = [(640, 480), (1280, 800), (500, 500), (480, 640), (640, 480)]
 WHITE = 1 / 127.0

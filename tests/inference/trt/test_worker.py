@@ -27,7 +27,7 @@ from tests.fakes.jetpack4 import FAKES, PACKAGE, JetPack4, interpreter
 from tests.fakes.tensorrt import ATTRIBUTES
 from tests.fakes.waiting import eventually
 
-pytest.importorskip("onnxruntime", reason="the reference and the fake need it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 PATIENCE_S = 30.0
 

@@ -23,7 +23,7 @@ from edge_agent.models.onnx.quantise import halve, int8_weights
 from tests.fakes import graphs
 from tests.fakes.views import wandering
 
-pytest.importorskip("onnxruntime", reason="calibration needs it: pip install onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 
 def network_of(path: Path) -> Network:

@@ -94,7 +94,7 @@ class Site:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What machines see as /srv: NAME.deb, and the checkout with wheels for it."""
-    reason = why_not() if os.environ.get("DEB_LANE") else "takes minutes: scripts/deb-lane runs it"
+    reason = why_not() if os.environ.get("DEB_LANE") else "needs minutes and a clean machine: scripts/deb-lane"
     if reason:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("packages")

@@ -251,7 +251,7 @@ def test_nvargus_is_restarted_on_request_and_not_too_often(lane: Lane):
 def test_the_drop_in_of_jetpack_7_makes_reload_wait(lane: Lane):
     version = int(lane.machine.run("systemctl", "--version").split()[1])
     if version < 254:
-        pytest.skip(f"the machine has systemd {version}: SUITE=trixie scripts/systemd-lane has one that knows this")
+        pytest.skip(f"needs systemd 254, the machine has {version}: SUITE=trixie scripts/systemd-lane")
     folder = f"/etc/systemd/system/{unit('seven')}.d"
     lane.machine.run("mkdir", "-p", folder)
     lane.machine.run("cp", "/opt/edge-agent/source/systemd/drop-ins/jetpack7.conf", folder)

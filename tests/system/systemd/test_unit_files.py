@@ -60,7 +60,7 @@ def verify(root: Path, *units: str) -> str:
 @needs_systemd
 def test_systemd_understands_every_unit(root):
     if version() < 250:
-        pytest.skip("systemd-analyze verify --root needs systemd 250")
+        pytest.skip("needs systemd 250 for systemd-analyze verify --root")
     assert verify(root, *STARTED) == ""
 
 
@@ -76,7 +76,7 @@ def test_verify_would_tell(root):
 def test_systemd_understands_every_drop_in(root, name):
     least = LEAST_SYSTEMD.get(name, 250)
     if version() < least:
-        pytest.skip(f"{name} is for systemd {least} and newer, this is {version()}: SUITE=trixie scripts/systemd-lane")
+        pytest.skip(f"needs systemd {least} for {name}, this is {version()}: SUITE=trixie scripts/systemd-lane")
     folder = root / "etc" / "systemd" / "system" / "edge-agent@.service.d"
     folder.mkdir()
     shutil.copy(UNITS / "drop-ins" / f"{name}.conf", folder)

@@ -1,1 +1,1 @@
-"""Settings: read, checked, named and documented."""
+"""Reads, validates, names and documents the settings. Constructs no adapter."""

@@ -1,4 +1,4 @@
-"""Generates `config/README.md` and `config/edge-agent.env.example` from the settings; see `scripts/generate`."""
+"""Generates `config/README.md` and `config/edge-agent.env.example` from the settings' declarations."""
 
 import argparse
 import dataclasses
@@ -32,25 +32,25 @@ _INTRODUCTION = f"""\
 
 <!-- {_GENERATED} -->
 
-`edge-agent` is set by environment variables and by an env file; the command line overrides both, the environment
-overrides the file. `--env-file FILE` names the file, else the variable `{PREFIX}ENV_FILE`; a file that is named must
-exist. [`edge-agent.env.example`](edge-agent.env.example) lists every setting with its default.
+`edge-agent` reads its settings from environment variables and an env file; the command line overrides both, the
+environment overrides the file. `--env-file FILE` names the file, else the variable `{PREFIX}ENV_FILE`; a named file
+must exist. [`edge-agent.env.example`](edge-agent.env.example) lists every setting with its default.
 
-- Names begin with `{PREFIX}`; `__` leads into a section. Case does not matter. A name that is not known is refused.
-- Cameras are a mapping: `{PREFIX}CAMERAS__DOOR__URI=v4l2:/dev/video0` makes the camera `door`. An id is a to z, 0 to 9,
-  `_` and `-`, at most 63 characters; `availability`, `info`, `health`, `request` and `response` are reserved.
+- Names begin with `{PREFIX}`; `__` leads into a section. Case does not matter. An unknown name is an error.
+- Cameras are a mapping: `{PREFIX}CAMERAS__DOOR__URI=v4l2:/dev/video0` declares the camera `door`. An id is a to z,
+  0 to 9, `_` and `-`, at most 63 characters; `availability`, `info`, `health`, `request` and `response` are reserved.
 - Lists and mappings are JSON. A mapping is given whole (`..._ZONES={{"desk": [[0, 0], [1, 0], [1, 1]]}}`) or entry by
-  entry (`..._ZONES__DESK=[[0, 0], [1, 0], [1, 1]]`); given whole in a stronger source, it replaces the weaker one's.
-- An empty value means unset where unset is the default.
+  entry (`..._ZONES__DESK=[[0, 0], [1, 0], [1, 1]]`); a whole mapping replaces all entries of weaker sources.
+- An empty value means unset for settings that may be unset.
 - The file has the syntax of systemd's `EnvironmentFile=`: `NAME=value`, quotes `'` and `"`, backslash escapes, a
-  backslash at the end of a line joins it with the next, comments (`#`, `;`) on lines of their own, `$` means nothing.
-  What systemd would silently ignore, such as a line without `=`, is refused with its line number.
-- *live* settings change at a reload (SIGHUP) while the agent runs; *restart* ones take effect at the next start.
+  backslash at the end of a line joins it with the next, comments (`#`, `;`) on lines of their own, `$` has no
+  special meaning. What systemd would silently ignore, such as a line without `=`, is an error with its line number.
+- A reload (SIGHUP) applies changed *live* settings while the agent runs; *restart* ones take effect at the next start.
 
-`edge-agent config check` says whether all is well (exit code 0, else 78 and one line per fault), `edge-agent config
-show` what is in force and where each value comes from, with secrets hidden.
+`edge-agent config check` validates the settings (exit code 0, or 78 with one line per fault). `edge-agent config show`
+prints the settings in force and the source of each value; secrets are hidden.
 
-Also here: [`models.md`](models.md) models of your own and NVIDIA's files, [`mqtt/`](mqtt/README.md) every topic with a
+Also here: [`models.md`](models.md) your own models and NVIDIA's files, [`mqtt/`](mqtt/README.md) every topic with a
 recorded example, [`mosquitto/`](mosquitto/README.md) a broker for a fleet with client certificates,
 examples for [Home Assistant](home-assistant/automations.yaml), [Node-RED](node-red/flow.json) (menu, Import) and
 [openHAB](openhab/edge-agent.things).
@@ -58,7 +58,7 @@ examples for [Home Assistant](home-assistant/automations.yaml), [Node-RED](node-
 
 
 def readme() -> str:
-    """The whole of `config/README.md`."""
+    """The text of `config/README.md`."""
     parts = [_INTRODUCTION]
     for section in _sections():
         rows = ["| Variable | Type | Default | Range | Change | Meaning |", "|---|---|---|---|---|---|"]
@@ -68,11 +68,11 @@ def readme() -> str:
 
 
 def example() -> str:
-    """The whole of `config/edge-agent.env.example`."""
+    """The text of `config/edge-agent.env.example`."""
     lines = [
         "# Settings of edge-agent: copy to /etc/edge-agent/edge-agent.env, remove '#' before what you change.",
         f"# {_GENERATED}",
-        "# One camera is set; DOOR is its name, choose your own, add as many as you like. See README.md.",
+        "# One camera is set, with the name DOOR; rename it, and add more cameras as needed. See README.md.",
     ]
     for section in _sections():
         lines += ["", "", *_comment(f"{_title(section).upper()}: {_about(section)}")]
@@ -85,8 +85,8 @@ FILES = {"config/README.md": readme, "config/edge-agent.env.example": example}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Write the files, or with `--check` only tell which are stale (exit code 1)."""
-    arguments = argparse.ArgumentParser(prog="scripts/generate", description="Generate what is written from code.")
+    """Write the files; with `--check` only list the stale ones and return 1."""
+    arguments = argparse.ArgumentParser(prog="scripts/generate", description="Generate the pages about settings.")
     arguments.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
     arguments.add_argument("--root", type=Path, default=Path(), help="the repository (default: the current folder)")
     args = arguments.parse_args(argv)
@@ -105,7 +105,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _sections() -> List[str]:
-    """Top-level names in order; the empty one gathers the settings without a section."""
+    """Top-level names in order; "" is the section of the settings without one."""
     return list(dict.fromkeys("" if len(variable.path) == 1 else variable.path[0] for variable in CATALOGUE.variables))
 
 
@@ -120,7 +120,7 @@ def _title(section: str) -> str:
 def _about(section: str) -> str:
     """The first line of the section's docstring."""
     if not section:
-        return "The agent as a whole."
+        return "Settings of the whole agent."
     owner = dataclass_of(Settings.model_fields[section].annotation)
     return (owner.__doc__ or "").strip().splitlines()[0]
 
@@ -146,7 +146,7 @@ def _default_words(variable: Variable) -> str:
 
 
 def default_text(variable: Variable) -> str:
-    """The default as an environment variable would give it; empty for unset."""
+    """The default as the text of an environment variable; empty for unset."""
     value: Any = variable.default
     if value is None or value is dataclasses.MISSING:
         return ""
@@ -154,7 +154,7 @@ def default_text(variable: Variable) -> str:
 
 
 def _facts(variable: Variable) -> str:
-    """What a comment says of it: meaning, type and range, default, when a change takes effect."""
+    """The comment above a setting: meaning, type and range, default, when a change takes effect."""
     if variable.member:
         return f"One entry of the mapping above: {variable.expected}."
     default = "No default" if variable.required else f"Default {_default_words(variable).replace('`', '')}"

@@ -1,10 +1,10 @@
-"""The env file: systemd's EnvironmentFile syntax, read by the agent itself so that a reload sees every edit.
+"""Reads env files in systemd's EnvironmentFile syntax; the agent does so itself, so that a reload sees every edit.
 
 The syntax is that of systemd.exec(5) and systemd's `env-file.c`: `NAME=value`, comments on lines of their own that
 begin with `#` or `;`, single and double quotes (also over several lines, also one after the other), backslash
-escapes, a backslash at the end of a line joins it with the next. `$` means nothing. What systemd silently ignores
-or guesses is refused here, with the line: a line without `=`, a bad name, an unclosed quote, text after a closing
-quote that looks like a comment.
+escapes, a backslash at the end of a line joins it with the next. `$` has no special meaning. What systemd silently
+ignores or guesses is refused here, with the line: a line without `=`, a bad name, an unclosed quote, text after a
+closing quote that looks like a comment.
 """
 
 import re
@@ -28,7 +28,7 @@ _NEEDS_NO_QUOTES = re.compile(r"""(?!["'\s])[^\\\r\n]*(?<![ \t])""")
 
 @dataclass(frozen=True)
 class Assignment:
-    """One `NAME=value`, and the line that it begins on."""
+    """One `NAME=value` and its first line."""
 
     name: str
     value: str
@@ -36,14 +36,14 @@ class Assignment:
 
 
 class _Unclosed(ValueError):
-    """A quote that is not closed: what follows cannot be told apart into lines."""
+    """A quote is not closed, so the rest of the file cannot be divided into lines."""
 
 
 def read(path: Path) -> List[Assignment]:
     """The file's assignments, in order.
 
     Raises:
-        ConfigError: The file cannot be read, or not understood; one fault per bad line.
+        ConfigError: The file cannot be read or has bad lines; one fault per line.
     """
     try:
         with path.open("rb") as file:
@@ -51,7 +51,7 @@ def read(path: Path) -> List[Assignment]:
     except OSError as error:
         raise ConfigError([f"{path}: the env file cannot be read: {error.strerror}"]) from None
     if len(data) > LARGEST_BYTES:
-        raise ConfigError([f"{path}: is larger than {LARGEST_BYTES} bytes, so it is no env file"])
+        raise ConfigError([f"{path}: is larger than {LARGEST_BYTES} bytes, so it is not an env file"])
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -61,7 +61,7 @@ def read(path: Path) -> List[Assignment]:
 
 
 def parse(text: str, origin: str) -> List[Assignment]:
-    """The assignments in `text`, in order; `origin` is named in faults. Values are never shown: they may be secret.
+    """The assignments in `text`, in order; `origin` is named in faults. Faults never hold values, which may be secret.
 
     Raises:
         ConfigError: One fault per bad line.
@@ -90,15 +90,15 @@ def parse(text: str, origin: str) -> List[Assignment]:
             continue
         found.append(Assignment(name.rstrip(), value, line))
     if faults:
-        raise ConfigError(faults, "the syntax is systemd's EnvironmentFile: NAME=value, one a line")
+        raise ConfigError(faults, "the syntax is systemd's EnvironmentFile: NAME=value, one per line")
     return found
 
 
 def quote(value: str) -> str:
-    """`value` written so that `parse` gives it back; bare where that is enough.
+    """`value` in the file's syntax, with quotes where it needs them.
 
     Raises:
-        ValueError: On a NUL character, which no environment can hold.
+        ValueError: It holds a NUL character, which no environment variable can hold.
     """
     if "\0" in value:
         raise ValueError("a value cannot hold a NUL character")
@@ -113,11 +113,11 @@ def _check_name(name: str, has_equals: bool) -> None:
     if not has_equals:
         raise ValueError("no '=' on this line; expected NAME=value, or '#' before a comment")
     if not _NAME.fullmatch(name):
-        raise ValueError("the text before '=' is no variable name; expected letters, digits and _")
+        raise ValueError("the text before '=' is not a variable name; expected letters, digits and _")
 
 
 def _value(text: str, position: int) -> Tuple[str, int]:
-    """The value that begins at `position`, and where it ends."""
+    """The value that begins at `position`, and its end."""
     value = ""
     while True:
         after_quote = text[position - 1] in "\"'"
@@ -150,7 +150,7 @@ def _value(text: str, position: int) -> Tuple[str, int]:
 
 
 def _unescape(plain: str) -> str:
-    """An unquoted value: blanks at its end are dropped unless escaped, a backslash makes what follows literal."""
+    """An unquoted value without trailing blanks, unless escaped; a backslash makes the next character literal."""
     kept = plain[: max((match.end() for match in _PLAIN_ESCAPE.finditer(plain)), default=0)]
     return _PLAIN_ESCAPE.sub(lambda match: match[1].strip("\r\n"), kept) + plain[len(kept) :].rstrip(" \t")
 

@@ -1,4 +1,4 @@
-"""New settings for a running agent: taken whole, or not at all."""
+"""Applies new settings to a running agent, all of them or none."""
 
 import logging
 from typing import Any, Callable, Dict, List
@@ -12,17 +12,17 @@ SHOWN = 5
 
 
 class Reloader:
-    """Callable: read the settings, and take them when they can be used. One thread only.
+    """Callable that reads the settings and applies them when they are valid. One thread only.
 
     Args:
-        settings: Those that the agent was started with.
-        read: Reads and checks them.
-        apply: Takes others, of which only *live* ones have changed; ConfigError when it cannot, and has not.
-        restart: Ends the agent in order, because others have changed too; whoever watches it starts it anew.
+        settings: The settings at the start.
+        read: Reads and validates the settings.
+        apply: Applies settings of which only *live* ones have changed; raises ConfigError when it has applied none.
+        restart: Stops the agent, so that the service manager starts it with the new settings.
 
     Attributes:
         settings: In force.
-        faults: Why the newest ones were refused, for health; empty when they were not.
+        faults: Why the newest settings were refused, for health; empty when they were applied.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Reloader:
         self._read, self._apply, self._restart = read, apply, restart
 
     def __call__(self) -> Dict[str, Any]:
-        """Names of what has changed, and whether that needs a restart, which then has been asked for.
+        """Names of the changed settings, and whether they need a restart, which then has been requested.
 
         Raises:
-            ConfigError: The new settings cannot be used, and the old ones stay.
+            ConfigError: The new settings are invalid; the old ones stay in force.
         """
         try:
             settings = self._read()
@@ -52,11 +52,13 @@ class Reloader:
             more = len(error.faults) - SHOWN
             self.faults = [f"settings refused: {fault}" for fault in error.faults[:SHOWN]]
             self.faults += [f"settings refused: and {more} more"] if more > 0 else []
-            log.warning("%s; those in force stay", "; ".join(self.faults), extra={"EVENT": "settings-refused"})
+            log.warning(
+                "%s; the current settings stay in force", "; ".join(self.faults), extra={"EVENT": "settings-refused"}
+            )
             raise
         self.faults = []
         if restart:
-            text = "new settings need a restart: %s; stopping, to be started anew"
+            text = "new settings need a restart: %s; stopping, to be started again"
             log.warning(text, ", ".join(restart), extra={"EVENT": "restart-needed"})
             self._restart()
         else:

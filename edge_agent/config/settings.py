@@ -1,7 +1,7 @@
-"""Settings: from the command line, the environment and the env file, in this order, checked as a whole.
+"""Loads the settings from the command line, the environment and the env file, in this order of precedence.
 
-The parameters live beside their algorithms; here they are put together, named and validated. Only this module
-imports pydantic, and nothing is read when it is imported.
+The parameters are declared beside their algorithms; this module combines, names and validates them. Only this module
+imports pydantic. Importing it reads nothing.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ ENV_FILE = PREFIX + "ENV_FILE"
 
 
 def default_node(env_file: Optional[Path] = None) -> str:
-    """The host's name as an id for topics; for an env file of the template unit, with its instance's name behind."""
+    """The host's name as an id for topics, followed by the instance's name for an env file of the template unit."""
     host, instance = slug(socket.gethostname()), instance_of(env_file)
     return f"{host[:31]}-{slug(instance)[:31]}" if instance else host
 
@@ -63,21 +63,21 @@ def default_node(env_file: Optional[Path] = None) -> str:
 _UNSECTIONED: Dict[str, Any] = {
     "node": param(
         factory=default_node,
-        description="Name of this agent in MQTT topics, between the base and the cameras",
+        description="Name of this agent in MQTT topics, after the base",
         pattern=f"^{ID.pattern}$",
         restart=True,
     ),
     "state_dir": param(
         None,
-        "Folder for what must survive a restart; when unset the service's state directory, else the user's",
+        "Folder for state that survives a restart (default: the service's state directory, else the user's)",
         restart=True,
     ),
-    "log_level": param("info", "How much is logged; debug also tells every repeat of a fault"),
+    "log_level": param("info", "Lowest level that is logged; debug also logs every repetition of a fault"),
 }
 
 
 class Settings(BaseSettings):
-    """Everything that the user may set. Built by `load`, never from the process's environment by itself."""
+    """All settings. Built by `load`; it does not read the process's environment itself."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> Tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` has gathered: pydantic-settings' own reading cannot tell where a value came from."""
+        """Only the values from `load`: pydantic-settings' own sources do not record where a value came from."""
         given = init_settings.init_kwargs["given"] if isinstance(init_settings, InitSettingsSource) else ()
         return (_GivenSource(settings_cls, given),)
 
@@ -123,14 +123,14 @@ class Settings(BaseSettings):
 
 
 class _GivenSource(PydanticBaseSettingsSource):
-    """What the user has set, as the nested mapping that pydantic validates."""
+    """The user's values as the nested mapping that pydantic validates."""
 
     def __init__(self, settings_cls: Type[BaseSettings], given: Iterable[Given]) -> None:
         super().__init__(settings_cls)
         self._given = tuple(given)
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> Tuple[Any, str, bool]:
-        """Part of the base class's interface; the whole is given at once by `__call__`."""
+        """Required by the base class; `__call__` returns all values at once."""
         return self().get(field_name), field_name, False
 
     def __call__(self) -> Dict[str, Any]:
@@ -155,7 +155,7 @@ CATALOGUE = _catalogue()
 
 
 class Loaded(NamedTuple):
-    """Settings, and where each value came from, by path; what is not there is a default."""
+    """Settings, and the origin of each value by path; a path that is missing has its default."""
 
     settings: Settings
     origins: Mapping[Keys, str]
@@ -164,22 +164,22 @@ class Loaded(NamedTuple):
 def load_settings(
     environ: Mapping[str, str], env_file: Optional[Path] = None, overrides: Optional[Mapping[str, Any]] = None
 ) -> Settings:
-    """As `load`, without the origins."""
+    """`load` without the origins."""
     return load(environ, env_file, overrides).settings
 
 
 def load(
     environ: Mapping[str, str], env_file: Optional[Path] = None, overrides: Optional[Mapping[str, Any]] = None
 ) -> Loaded:
-    """Read and check all settings.
+    """Read and validate all settings.
 
     Args:
         environ: The process's environment.
-        env_file: From the command line; else `EDGE_AGENT_ENV_FILE` names it, else there is none.
+        env_file: From the command line; when None, the file named by `EDGE_AGENT_ENV_FILE`, if any.
         overrides: From the command line: dotted path (`cameras.door.uri`) to text or value.
 
     Raises:
-        ConfigError: One fault per line, all of them at once.
+        ConfigError: All faults, one per line.
     """
     if env_file is None and environ.get(ENV_FILE):
         env_file = Path(environ[ENV_FILE])
@@ -207,7 +207,7 @@ def require_cameras(settings: Settings) -> None:
     """Refuse settings without a camera.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No camera is set.
     """
     if not settings.cameras:
         raise ConfigError(
@@ -239,7 +239,7 @@ def fingerprint(settings: Settings) -> str:
 
 
 def changes(old: Settings, new: Settings) -> Tuple[List[str], List[str]]:
-    """Names of the settings that differ: those that may change while running, and those that need a restart."""
+    """Names of the settings that differ: the live ones, and those that need a restart."""
     before, after = values(old), values(new)
     live: List[str] = []
     restart: List[str] = []
@@ -252,14 +252,14 @@ def changes(old: Settings, new: Settings) -> Tuple[List[str], List[str]]:
 
 
 class _Reader:
-    """Gathers what is set, from the weakest source to the strongest."""
+    """Collects the values, from the weakest source to the strongest."""
 
     def __init__(self) -> None:
         self.faults: List[str] = []
         self._found: List[Tuple[int, Keys, str, Any, str]] = []
 
     def add_instance(self, path: Path) -> None:
-        """Instances share the host's name, and must not share their topics."""
+        """Instances on one host need different topics, so each gets a node name of its own."""
         if instance_of(path):
             origin = f"instance {instance_of(path)}"
             self._found.append((-1, ("node",), name_of(("node",)), default_node(path), origin))
@@ -293,7 +293,7 @@ class _Reader:
             self._found.append((2, path, name_of(path), value, "command line"))
 
     def resolve(self) -> Dict[Keys, Given]:
-        """What is in force, by path; a mapping given whole replaces what weaker sources said of its members."""
+        """The values in force by path; a whole mapping replaces its members from weaker sources."""
         cameras = {path[1] for _, path, *_ in self._found if path[0] == "cameras" and CATALOGUE.find(path)}
         given: Dict[Keys, Given] = {}
         for rank, path, name, value, origin in self._found:
@@ -321,7 +321,7 @@ def _path_of(name: str) -> Keys:
 
 
 def _keyed(value: Any) -> Any:
-    """A JSON object with its keys as environment variables would spell them; anything else as it is."""
+    """A JSON object with its keys in lower case; any other value unchanged."""
     if not isinstance(value, dict):
         return value
     try:
@@ -346,9 +346,9 @@ def _expand(owner: Any, path: Keys, above: Keys = ()) -> Iterator[Tuple[Keys, An
 
 
 def _cross_field_faults(settings: Settings, given: Mapping[Keys, Given]) -> Iterator[str]:
-    """Faults of settings that are right one by one but do not fit together, are no geometry, or no topic."""
+    """Faults of settings that are valid alone but contradict each other or are no valid geometry or topic."""
     for camera_id, camera in settings.cameras.items():
-        # One shape at a time, so that each fault names its own variable.
+        # Each shape is checked alone, so that each fault names its own variable.
         roi: Dict[str, Any] = {"roi": camera.roi}
         seen = {} if _geometry_problem(CameraParams(camera.uri, **roi)) else roi
         shapes: Dict[Keys, Dict[str, Any]] = {("roi",): roi, ("masks",): {"masks": camera.masks, **seen}}
@@ -365,7 +365,7 @@ def _cross_field_faults(settings: Settings, given: Mapping[Keys, Given]) -> Iter
     except ConfigError as error:
         yield cross_field_fault(("mqtt", "base"), f"{error.faults[0]}; expected {error.hint}", given)
     if set(mqtt.host) & set("/@ "):
-        problem = f"is no host name; expected a name or address alone, the port in {PREFIX}MQTT__PORT"
+        problem = f"is not a host name; expected a name or address alone, the port in {PREFIX}MQTT__PORT"
         yield cross_field_fault(("mqtt", "host"), problem, given)
     if mqtt.retry_min_s > mqtt.retry_max_s:
         problem = f"{mqtt.retry_min_s} is above {PREFIX}MQTT__RETRY_MAX_S; expected at most {mqtt.retry_max_s}"
@@ -378,7 +378,7 @@ def _cross_field_faults(settings: Settings, given: Mapping[Keys, Given]) -> Iter
         problem = f"is set without {PREFIX}MQTT__TLS__CERT_FILE; expected both or none"
         yield cross_field_fault(("mqtt", "tls", "key_file"), problem, given)
     for name in ("ca_file", "cert_file"):
-        # Who names an authority believes the connection to be encrypted.
+        # A user who names a certificate expects an encrypted connection.
         if getattr(mqtt.tls, name) and not mqtt.tls.enabled:
             problem = f"is set while TLS is off; expected {PREFIX}MQTT__TLS__ENABLED=true"
             yield cross_field_fault(("mqtt", "tls", name), problem, given)

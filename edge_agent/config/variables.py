@@ -1,4 +1,4 @@
-"""Every setting as an environment variable: name, type, bounds and meaning, taken from the parameters' dataclasses."""
+"""Describes every setting as an environment variable, from the parameters' dataclasses, and words the faults."""
 
 import dataclasses
 import difflib
@@ -40,13 +40,13 @@ class Variable:
     """One setting.
 
     Attributes:
-        path: From the root; `*` stands for a key that the user chooses (a camera's id, a zone's name).
-        annotation: Its type, as declared.
-        default: Of that type; `dataclasses.MISSING` when it must be given.
+        path: From the root; `*` stands for a key that the user chooses (camera id, zone name).
+        annotation: The declared type.
+        default: The default; `dataclasses.MISSING` for a required setting.
         description: One sentence.
         bounds: `gt`, `ge`, `lt`, `le`, `min_length`, `max_length`, `pattern`.
         reload: "live" or "restart".
-        secret: True when its value must never be shown.
+        secret: True when the value must never be shown.
         member: True for one entry of a mapping that may also be given whole.
     """
 
@@ -76,7 +76,7 @@ class Variable:
 
     @property
     def choices(self) -> Tuple[Any, ...]:
-        """The only values, for a setting that has such."""
+        """The allowed values; empty when they are not a choice."""
         if get_origin(self.type) is Literal:
             return get_args(self.type)
         if isinstance(self.type, type) and issubclass(self.type, Enum):
@@ -90,7 +90,7 @@ class Variable:
 
     @property
     def expected(self) -> str:
-        """Type, choices and bounds in words, for people."""
+        """Type, choices and bounds as text."""
         parts = [self.type_name]
         if self.choices:
             parts = ["one of " + ", ".join(str(choice) for choice in self.choices)]
@@ -100,7 +100,7 @@ class Variable:
 
     @property
     def type_name(self) -> str:
-        """The type in words, for people."""
+        """The type as text."""
         if self.choices:
             return "choice"
         if self.is_json:
@@ -109,7 +109,7 @@ class Variable:
 
     @property
     def bounds_text(self) -> str:
-        """The bounds in words; empty when there are none."""
+        """The bounds as text; empty when there are none."""
         bounds = self.bounds
         words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "multiple_of": "a multiple of"}
         parts = [f"{word} {bounds[key]}" for key, word in words.items() if key in bounds]
@@ -124,10 +124,10 @@ class Variable:
         return " and ".join(parts)
 
     def decode(self, text: str) -> Any:
-        """What is handed to validation for an environment's `text`; scalars stay text.
+        """The value to validate for an environment variable's `text`; scalars stay text.
 
         Raises:
-            ValueError: Saying what is wrong with it, without showing it.
+            ValueError: The defect, without the value.
         """
         if not _is_utf8(text):
             raise ValueError("is not UTF-8 text")
@@ -139,7 +139,7 @@ class Variable:
             except json.JSONDecodeError as error:
                 raise ValueError(f"is not JSON ({error.msg} at character {error.pos + 1})") from None
             except (ValueError, RecursionError):
-                raise ValueError("is not JSON that can be used") from None
+                raise ValueError("is not JSON within the limits") from None
         if self.choices:
             wanted = text.strip().lower()
             return next((choice for choice in self.choices if str(choice).lower() == wanted), text)
@@ -147,14 +147,14 @@ class Variable:
 
 
 def variables(owner: Any, above: Keys = ()) -> Iterator[Variable]:
-    """The settings that a parameters' dataclass declares, its nested ones in place, in order of declaration."""
+    """The settings of a parameters' dataclass and its nested ones, in order of declaration."""
     hints = get_type_hints(owner)
     for declared in dataclasses.fields(owner):
         yield from declared_variables(hints[declared.name], declared, (*above, declared.name))
 
 
 def declared_variables(annotation: Any, declared: "dataclasses.Field[Any]", path: Keys) -> Iterator[Variable]:
-    """The settings under one field: itself, or those of the dataclass (or mapping of dataclasses) that it holds."""
+    """The settings of one field: the field itself, or those of its dataclass (or mapping of dataclasses)."""
     inner = _without_optional(annotation)
     is_mapping = get_origin(inner) is dict
     owner = dataclass_of(annotation)
@@ -190,7 +190,7 @@ def declared_variables(annotation: Any, declared: "dataclasses.Field[Any]", path
 
 
 def dataclass_of(annotation: Any) -> Any:
-    """The parameters' dataclass behind a section (optional, or a mapping to it); None for a plain setting."""
+    """The parameters' dataclass of a section (optional, or a mapping to it); None for a plain setting."""
     inner = _without_optional(annotation)
     if get_origin(inner) is dict:
         inner = get_args(inner)[1]
@@ -198,7 +198,7 @@ def dataclass_of(annotation: Any) -> Any:
 
 
 def name_of(path: Sequence[str]) -> str:
-    """The environment variable's name in full."""
+    """The full name of the environment variable."""
     return PREFIX + _suffix(path)
 
 
@@ -207,7 +207,7 @@ def _suffix(path: Sequence[str]) -> str:
 
 
 class Catalogue:
-    """All settings, to be found by name."""
+    """All settings, found by path."""
 
     def __init__(self, declared: Iterable[Variable]) -> None:
         self.variables: Tuple[Variable, ...] = tuple(declared)
@@ -221,10 +221,10 @@ class Catalogue:
 
         Args:
             path: Lower case, from the root.
-            known_keys: Ids of cameras that the user has, for the suggestion.
+            known_keys: Ids of the user's cameras, for the suggestion.
 
         Raises:
-            ValueError: Saying what is wrong with the name, with the nearest known one.
+            ValueError: The name is unknown; the message suggests the nearest known one.
         """
         variable = self.find(path)
         if variable is None:
@@ -239,7 +239,7 @@ class Catalogue:
         return variable
 
     def suggestion(self, path: Keys, known_keys: Iterable[str] = ()) -> str:
-        """The end of a message about an unknown name: the nearest known one."""
+        """The end of a message about an unknown name, with the nearest known name."""
         keys = sorted({key.upper() for key in (*known_keys, *path[1:2])})
         candidates: List[str] = []
         for variable in self.variables:
@@ -251,22 +251,22 @@ class Catalogue:
 
 
 def shown(value: Any) -> str:
-    """`value` as text without credentials: a URI's user information and secret-looking query values become ***."""
+    """`value` as text without credentials: ***, for a URI's user information and secret-looking query values."""
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
     return _QUERY_SECRET.sub(r"\1***", _USER_INFO.sub("***@", text))
 
 
 def quoted(value: Any) -> str:
-    """`value` for a one-line message: without credentials, shortened, every odd character escaped."""
+    """`value` for a one-line message: without credentials, shortened, special characters escaped."""
     text = repr(shown(value)) if isinstance(value, str) else shown(json.dumps(value, default=str))
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 2] + "…" + text[-1]
 
 
 def check_key(key: str, is_camera: bool = False) -> None:
-    """Refuse a name (of a camera, zone, control) that MQTT topics cannot carry.
+    """Refuse a name (of a camera, zone, control) that cannot be part of an MQTT topic.
 
     Raises:
-        ValueError: Saying why.
+        ValueError: The reason.
     """
     if not ID.fullmatch(key):
         raise ValueError(
@@ -282,7 +282,7 @@ def _matches(pattern: Keys, path: Keys) -> bool:
 
 
 def _is_utf8(text: str) -> bool:
-    """False for what Python could not decode when it took the environment over."""
+    """False for text that Python could not decode from the environment."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -299,7 +299,7 @@ def _without_optional(annotation: Any) -> Any:
 
 
 def _shape(annotation: Any) -> str:
-    """What a JSON value of this type looks like."""
+    """The form of a JSON value of this type."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is dict:
         return f'{{"name": {_shape(parts[1])}}}'
@@ -343,14 +343,14 @@ _PROBLEMS = {
 
 @dataclass(frozen=True)
 class Given:
-    """One value that the user has set.
+    """One value set by the user.
 
     Attributes:
-        variable: What it sets.
+        variable: The setting.
         path: The variable's path with keys filled in.
-        value: Decoded, not yet validated.
+        value: The decoded value, not yet validated.
         origin: "command line", "environment" or "FILE:LINE".
-        rank: Of its source; the higher wins.
+        rank: Precedence of its source; the higher wins.
     """
 
     variable: Variable
@@ -361,12 +361,12 @@ class Given:
 
     @property
     def name(self) -> str:
-        """The environment variable's name in full."""
+        """The full name of the environment variable."""
         return name_of(self.path)
 
 
 def value_fault(name: str, variable: Variable, value: Any, problem: str, origin: str) -> str:
-    """The line for a value that cannot be used; a secret one is not shown."""
+    """The fault of an invalid value; a secret one is not shown."""
     if variable.secret:
         subject = "the value (hidden)"
     elif value == "":
@@ -382,11 +382,11 @@ def value_fault(name: str, variable: Variable, value: Any, problem: str, origin:
 def validation_faults(
     errors: Iterable[Mapping[str, Any]], given: Mapping[Keys, Given], catalogue: Catalogue
 ) -> List[str]:
-    """One line per error of pydantic's, in its order.
+    """One line per error of pydantic, in its order.
 
     Args:
-        errors: As `ValidationError.errors()` gives them.
-        given: What the user has set, by path.
+        errors: From `ValidationError.errors()`.
+        given: The user's values, by path.
         catalogue: All settings.
     """
     return [_validation_fault(error, given, catalogue) for error in errors]
@@ -411,7 +411,7 @@ def _validation_fault(error: Mapping[str, Any], given: Mapping[Keys, Given], cat
 
 
 def cross_field_fault(path: Keys, problem: str, given: Mapping[Keys, Given], item: str = "") -> str:
-    """The line for settings that do not fit together, with all that was set at, above or under `path`."""
+    """The fault of settings that contradict each other, with the origins of all values at, above or under `path`."""
     involved = [entry for entry in given.values() if path[: len(entry.path)] == entry.path]
     name = name_of(path) + item
     below = [entry for entry in given.values() if entry.path[: len(path)] == path]

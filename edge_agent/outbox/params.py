@@ -10,23 +10,25 @@ from edge_agent.core.params import param
 class OutboxParams:
     """What may wait while the broker is away. When full, crops go, then updates, then events, oldest first."""
 
-    max_bytes: int = param(256_000_000, "Everything that waits, bytes", ge=65_536, restart=True)
-    max_crop_bytes: int = param(128_000_000, "Of that, crops; beyond it the oldest crops go", ge=0, restart=True)
+    max_bytes: int = param(256_000_000, "Size of all queued messages, bytes", ge=65_536, restart=True)
+    max_crop_bytes: int = param(
+        128_000_000, "Size of queued crops, bytes; beyond it the oldest crops are discarded", ge=0, restart=True
+    )
     memory_bytes: int = param(
-        32_000_000, "What may wait in memory: with store memory, and while the disk cannot be written", ge=65_536,
+        32_000_000, "Size of the queue in memory, bytes: with store memory, or if the disk is not writable", ge=65_536,
         restart=True,
     )  # fmt: skip
     store: Literal["disk", "memory"] = param(
-        "disk", "disk keeps what waits over a restart of agent and machine, in outbox.db in the state folder",
+        "disk", "disk keeps queued messages over restarts of agent and machine, in outbox.db in the state folder",
         restart=True,
     )  # fmt: skip
     synchronous: Literal["full", "normal"] = param(
-        "full", "normal spares flash memory, and may lose the last messages when the power fails", restart=True
+        "full", "normal writes less to flash memory, but may lose the last messages when the power fails", restart=True
     )
-    max_age_s: float = param(7 * 86_400.0, "Older events are given up, seconds", ge=60, restart=True)
-    max_crop_age_s: float = param(86_400.0, "Older crops are given up, seconds", ge=60, restart=True)
+    max_age_s: float = param(7 * 86_400.0, "Age at which events are discarded, seconds", ge=60, restart=True)
+    max_crop_age_s: float = param(86_400.0, "Age at which crops are discarded, seconds", ge=60, restart=True)
     min_free_bytes: int = param(
-        500_000_000, "Disk space left to others: when less is free, no more than 4 MB wait", ge=0, restart=True
+        500_000_000, "Disk space left free, bytes; when less is free, at most 4 MB are queued", ge=0, restart=True
     )
 
     def in_memory(self) -> "OutboxParams":

@@ -97,7 +97,7 @@ def test_crops_of_an_earlier_run_are_not_sent_once_they_are_off(broker, tmp_path
             env_file.write_text("EDGE_AGENT_CROPS__ENABLED=false\n")
             agent.process.send_signal(signal.SIGHUP)
             agent.wait()
-            assert "to be started anew" in agent.log
+            assert "to be started again" in agent.log
         else:
             agent.kill()
             (state / "overrides.json").write_text(json.dumps(Overrides().with_switch("a", "crops", False).to_json()))

@@ -60,8 +60,8 @@ def test_lines_are_counted_through_quotes_and_continuations():
     [
         ("A=1\nhunter2\n", "f.env:2: no '=' on this line; expected NAME=value, or '#' before a comment"),
         ("export A=1\n", "f.env:1: leave out 'export'; expected NAME=value"),
-        ("1A=x", "f.env:1: the text before '=' is no variable name; expected letters, digits and _"),
-        ("=x", "f.env:1: the text before '=' is no variable name; expected letters, digits and _"),
+        ("1A=x", "f.env:1: the text before '=' is not a variable name; expected letters, digits and _"),
+        ("=x", "f.env:1: the text before '=' is not a variable name; expected letters, digits and _"),
         ("B=1\n\nA='x\ny\n", "f.env:3: a single quote is not closed"),
         ('A="x\\"', "f.env:1: a double quote is not closed"),
         ("A='x' # y", "f.env:1: a comment needs a line of its own, else it becomes part of the value"),
@@ -117,7 +117,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         tmp_path / "none.env": "none.env: the env file cannot be read: No such file or directory",
         tmp_path: "the env file cannot be read: Is a directory",
         latin: "latin.env:2: not UTF-8 text",
-        large: "large.env: is larger than 1048576 bytes, so it is no env file",
+        large: "large.env: is larger than 1048576 bytes, so it is not an env file",
     }
     for path, fault in expected.items():
         with pytest.raises(ConfigError) as caught:

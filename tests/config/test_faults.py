@@ -52,7 +52,7 @@ def faults(environ, env_file=None, overrides=None):
         ("__CONTROLS", '{"a": 1, "A": 2}', "'{\"a\": 1, \"A\": 2}' has a name twice; "
          'expected JSON {"name": integer}'),
         ("__LABEL", "\udcff", "'\\udcff' is not UTF-8 text; expected text"),
-        ("__MASKS", "[" * 100_000, "'" + "[" * 57 + "…' is not JSON that can be used; "
+        ("__MASKS", "[" * 100_000, "'" + "[" * 57 + "…' is not JSON within the limits; "
          "expected JSON [[[number, number], ...], ...]"),
     ],
 )  # fmt: skip
@@ -109,7 +109,7 @@ def test_masks_that_leave_nothing_of_the_region():
         ({"TLS__ENABLED": "1", "TLS__KEY_FILE": "k"}, "TLS__KEY_FILE: is set without EDGE_AGENT_MQTT__TLS__CERT_FILE; "
          "expected both or none"),
         ({"TLS__CA_FILE": "c"}, "TLS__CA_FILE: is set while TLS is off; expected EDGE_AGENT_MQTT__TLS__ENABLED=true"),
-        ({"HOST": "mqtt://u:hunter2@host"}, "HOST: is no host name; "
+        ({"HOST": "mqtt://u:hunter2@host"}, "HOST: is not a host name; "
          "expected a name or address alone, the port in EDGE_AGENT_MQTT__PORT"),
         ({"BASE": "a/#"}, "BASE: MQTT base topic 'a/#' cannot be used; "
          "expected no +, #, leading or trailing /, leading $; e.g. edge-agent"),

@@ -139,25 +139,25 @@ def test_a_file_of_ones_own_is_named_with_its_key(tmp_path: Path) -> None:
     report = imported(tmp_path / "configs", mine)
     assert (dotted(report)["model.model"], dotted(report)["model.key"]) == (str(folder / "mine.etlt"), "sesame 13")
     assert "sesame" not in "".join(report.taken + report.ignored + report.differs)
-    assert "stays sealed" in about(report.ignored, "nothing was compared")
-    assert "is not there" in about(report.differs, "int8-calib-file")
+    assert "is encrypted, so" in about(report.ignored, "nothing was compared")
+    assert "does not exist" in about(report.differs, "int8-calib-file")
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("net-scale-factor=1.0", "pictures in 0..1, so this agent uses 1/255"),
+        ("net-scale-factor=1.0", "pixels in 0..1, so this agent uses 1/255"),
         ("offsets=124;117;104", "without mean subtraction"),
         ("mean-file=mean.ppm", "without mean subtraction"),
-        ("model-color-format=1", "colour is given as RGB"),
+        ("model-color-format=1", "this agent feeds RGB"),
         ("model-color-format=2", "GRAY, but the model takes 3 channels"),
         ("maintain-aspect-ratio=1", "stretches"),
-        ("infer-dims=3;544;960", "the model takes 3;240;384, which counts"),
-        ("infer-dims=3;240;385", "the model takes 3;240;384, which counts"),
+        ("infer-dims=3;544;960", "the model takes 3;240;384, which is used"),
+        ("infer-dims=3;240;385", "the model takes 3;240;384, which is used"),
         ("uff-input-dims=3;240;384;1", "not NCHW"),
         ("num-detected-classes=3", "the model has 1"),
-        ("output-blob-names=boxes;scores", "output_cov/Sigmoid;output_bbox/BiasAdd, which count"),
-        ("parse-bbox-func-name=NvDsInferParseYolo", "no code of others is loaded"),
+        ("output-blob-names=boxes;scores", "output_cov/Sigmoid;output_bbox/BiasAdd, which are used"),
+        ("parse-bbox-func-name=NvDsInferParseYolo", "this agent loads no custom code"),
         ("process-mode=2", "secondary"),
         ("gpu-id=1", "first GPU"),
         ("network-mode=1", "INT8 needs a calibration cache"),
@@ -207,7 +207,7 @@ def test_grouped_rectangles_become_their_nearest(model: Path, lines: str) -> Non
     report = imported(model.parent, text)
     found = load_settings({}, None, dotted(report)).detection
     assert (found.cluster_mode, found.min_boxes, found.eps) == ("dbscan", 2, 0.7)
-    assert "groupRectangles is not in this agent" in report.differs[0]
+    assert "this agent lacks OpenCV's groupRectangles" in report.differs[0]
     assert len(report.differs) == 1
 
 
@@ -246,7 +246,7 @@ def test_the_class_that_is_a_face(peoplenet: Path) -> None:
     found = dotted(report)
     assert (found["model.class_name"], found["model.labels_file"]) == ("Face", str(folder / "names.txt"))
     assert found["detection.pre_cluster_threshold"] == "0.3"
-    assert "not the class that is a face" in about(report.ignored, "[class-attrs-0]")
+    assert "not the face class" in about(report.ignored, "[class-attrs-0]")
     assert not report.differs
     bag = dotted(imported(folder, text, class_name="bag"))
     assert (bag["model.class_name"], bag["detection.pre_cluster_threshold"]) == ("Bag", "0.2")
@@ -264,7 +264,7 @@ FAULTS = [
     ("[property\ngpu-id=0", ":1: '[property': expected [group]"),
     (
         "infer_config {\n  unique_id: 1",
-        ":1: 'infer_config {': expected nvinfer's configuration; this is nvinferserver's",
+        ":1: 'infer_config {': expected nvinfer's configuration; this one is for nvinferserver",
     ),
     ("[property]\n=0", ":2: '=0': expected"),
     ("[property]\n\n# x\nmodel-engine-file=a.engine", ":1: [property] names no model"),

@@ -1,7 +1,7 @@
-"""nvinfer's [class-attrs-*] groups and its clustering, in this agent's detection settings, and back.
+"""Converts nvinfer's [class-attrs-*] groups and clustering to this agent's detection settings, and back.
 
-Source: Gst-nvinfer's published parser (gstnvinfer_property_parser.h and .cpp): [class-attrs-all] counts for every
-class, [class-attrs-N] on top of it for class N, and what neither says has the defaults of that header.
+Source: Gst-nvinfer's published parser (gstnvinfer_property_parser.h and .cpp): [class-attrs-all] applies to
+every class, [class-attrs-N] overrides it for class N, and the rest has the defaults of that header.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PREFIX = "class-attrs-"
 MODES = {1: "dbscan", 2: "nms", 3: "hybrid", 4: "none"}
 _EVERY = ("nms", "dbscan", "hybrid", "none")
 _DENSE = ("dbscan", "hybrid")
-_TINY = 0.001  # where nvinfer takes 0 and this agent must have more than 0
+_TINY = 0.001  # replaces 0, which nvinfer accepts and this agent does not
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class _Attribute:
     """One key of a class.
 
     Attributes:
-        key: nvinfer's.
-        setting: This agent's, of the section detection.
-        default: nvinfer's.
+        key: nvinfer's key.
+        setting: This agent's setting in the section detection.
+        default: nvinfer's default.
         low: This agent's lowest value.
-        high: This agent's highest.
-        whole: True for whole numbers.
+        high: This agent's highest value.
+        whole: True for integers.
         modes: Clustering modes that use it.
-        bound: nvinfer's own highest value.
+        bound: nvinfer's highest value.
     """
 
     key: str
@@ -60,24 +60,24 @@ _MEANS_MORE_THAN_ZERO = ("pre_cluster_threshold", "eps")
 _IGNORED = {
     "border-color": "nothing is drawn",
     "bg-color": "nothing is drawn",
-    "roi-top-offset": "cut the picture with EDGE_AGENT_CAMERAS__<CAMERA>__ROI, or use its ZONES",
-    "roi-bottom-offset": "cut the picture with EDGE_AGENT_CAMERAS__<CAMERA>__ROI, or use its ZONES",
-    "detected-max-w": "faces have no largest size here",
-    "detected-max-h": "faces have no largest size here",
+    "roi-top-offset": "use EDGE_AGENT_CAMERAS__<CAMERA>__ROI or its ZONES",
+    "roi-bottom-offset": "use EDGE_AGENT_CAMERAS__<CAMERA>__ROI or its ZONES",
+    "detected-max-w": "this agent has no largest face size",
+    "detected-max-h": "this agent has no largest face size",
 }
 
 
 def import_classes(file: NvinferFile, target: int, classes: int, report: Report) -> None:
-    """Clustering and thresholds of the class that means a face.
+    """Import clustering and thresholds of the face class.
 
     Args:
         file: The configuration; cluster-mode and enable-dbscan of its [property] are read here.
-        target: Index of the class.
-        classes: How many there are.
-        report: What comes of it.
+        target: Index of the face class.
+        classes: Number of classes.
+        report: Takes the settings and remarks.
 
     Raises:
-        InputError: A group or value that nvinfer refuses, too.
+        InputError: A group or value that nvinfer also refuses.
     """
     attributes = _of_class(file, target, classes, report)
     mode = _mode(file, attributes, report)
@@ -88,7 +88,7 @@ def import_classes(file: NvinferFile, target: int, classes: int, report: Report)
 
 
 def export_classes(params: DetectionParams, contract: ModelContract) -> List[str]:
-    """Lines of the group of the class that means a face."""
+    """The lines of the face class's group."""
     own = model_defaults(contract)
     lines = [f"[{PREFIX}{contract.target}]"]
     for attribute in _ATTRIBUTES:
@@ -98,7 +98,7 @@ def export_classes(params: DetectionParams, contract: ModelContract) -> List[str
 
 
 def mode_number(params: ClusterParams) -> int:
-    """The number that nvinfer has for a clustering mode."""
+    """Nvinfer's number of the clustering mode."""
     return next(number for number, name in MODES.items() if name == params.cluster_mode)
 
 
@@ -116,12 +116,12 @@ def _of_class(file: NvinferFile, target: int, classes: int, report: Report) -> D
             if int(index) == target:
                 own = _renamed(group.entries)
             else:
-                report.ignored.append(f"line {_line(group)}: [{name}]: not the class that is a face")
+                report.ignored.append(f"line {_line(group)}: [{name}]: not the face class")
         elif name != PROPERTY:
-            report.ignored.append(f"line {_line(group)}: [{name}]: no group of nvinfer's that is known here")
+            report.ignored.append(f"line {_line(group)}: [{name}]: not a known group of nvinfer")
     for key, entry in found.items():
         if key in own:
-            report.ignore(entry, f"of the face [{PREFIX}{target}] counts")
+            report.ignore(entry, f"[{PREFIX}{target}] overrides it")
     return {**found, **own}
 
 
@@ -130,7 +130,7 @@ def _line(group: Group) -> str:
 
 
 def _renamed(entries: Dict[str, Entry]) -> Dict[str, Entry]:
-    """With the old name of the threshold under its new one; of both the later counts, as for nvinfer."""
+    """Entries with the threshold under its new name; of old and new name the later one counts, as in nvinfer."""
     old, new = entries.get("threshold"), entries.get("pre-cluster-threshold")
     renamed = {key: entry for key, entry in entries.items() if key != "threshold"}
     order = list(entries)
@@ -149,7 +149,7 @@ def _mode(file: NvinferFile, attributes: Dict[str, Entry], report: Report) -> st
     if number:
         report.set(source, path, MODES[number])
         if group_threshold is not None:
-            report.ignore(group_threshold, "is of cluster-mode 0 alone")
+            report.ignore(group_threshold, "applies to cluster-mode 0 only")
         return MODES[number]
     least = 1 + (group_threshold.whole(0) if group_threshold is not None else 0)
     report.set(source, path, "dbscan")
@@ -161,8 +161,8 @@ def _mode(file: NvinferFile, attributes: Dict[str, Entry], report: Report) -> st
     )
     report.differ(
         source,
-        "OpenCV's groupRectangles is not in this agent; its nearest, dbscan, is set. Boxes and scores will not be the "
-        "same, and eps means another distance there, so this agent's default stays: see the effect with 'evaluate'",
+        "this agent lacks OpenCV's groupRectangles; dbscan, the most similar mode, is set. Boxes and scores will "
+        "differ. eps is another distance there, so this agent's default stays; check the effect with 'evaluate'",
     )
     attributes.pop("eps", None)
     attributes.pop("minBoxes", None)
@@ -176,9 +176,9 @@ def _import(attribute: _Attribute, entry: Optional[Entry], mode: str, report: Re
         if mode not in attribute.modes and attribute.modes != _EVERY:
             return
         value = attribute.default
-        source: Union[Entry, str] = f"{attribute.key} is not set, which means {value:g} to nvinfer"
+        source: Union[Entry, str] = f"{attribute.key} is not set, so nvinfer uses {value:g}"
     else:
-        # The published parser refuses topk=-1, but that is how its default is written.
+        # The published parser refuses topk=-1, although -1 is its default.
         read = entry.whole if attribute.whole else entry.number
         value = read(-1.0 if attribute.key == "topk" else 0.0, attribute.bound)
         source = entry
@@ -189,9 +189,9 @@ def _import(attribute: _Attribute, entry: Optional[Entry], mode: str, report: Re
     if attribute.key == "topk" and value < 0:
         return
     if fitting != value:
-        report.differ(source, f"this agent takes {_bounds(attribute)}; {fitting:g} is set")
+        report.differ(source, f"this agent accepts {_bounds(attribute)}; {fitting:g} is set")
     elif entry is not None and attribute.setting in ("min_width_px", "min_height_px") and value:
-        report.taken[-1] += "; px of the camera's picture, where nvinfer means those of the muxer's"
+        report.taken[-1] += "; in px of the camera's frame, in nvinfer of the muxer's frame"
 
 
 def _fitted(attribute: _Attribute, value: float) -> float:

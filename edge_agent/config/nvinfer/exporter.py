@@ -1,4 +1,4 @@
-"""An nvinfer configuration out of this agent's settings, so that the same model finds the same faces in DeepStream."""
+"""Makes an nvinfer configuration from the settings, so that the model finds the same faces in DeepStream."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,12 @@ _NO_COUNTERPART = ("backend", "threads", "interpolation")
 
 @dataclass(frozen=True)
 class Export:
-    """What is to be written.
+    """The files to write.
 
     Attributes:
         text: The configuration, a key file.
-        labels: The label file; None where the settings name one already, which the text then names, too.
-        notes: What nvinfer has no counterpart for, a sentence each.
+        labels: The label file; None when the settings name one, which `text` then refers to.
+        notes: Settings without a counterpart in nvinfer, one sentence each.
     """
 
     text: str
@@ -34,15 +34,15 @@ class Export:
 
 
 def export_nvinfer(settings: Settings, directory: Path, labels: Path) -> Export:
-    """The configuration of the model and the detection that `settings` ask for, its paths absolute.
+    """The configuration for the model and detection settings, with absolute paths.
 
     Args:
-        settings: Sections model and detection count.
+        settings: Only the sections model and detection are used.
         directory: Folder of fetched models.
-        labels: Where the label file will be.
+        labels: Path of the label file to be written.
 
     Raises:
-        InputError: nvinfer cannot decode this model by itself.
+        InputError: nvinfer cannot decode this model without a custom parser.
         ModelError: The model is missing or damaged.
         MissingPackage: It is encrypted, and NVIDIA's package is not installed.
     """
@@ -53,7 +53,7 @@ def export_nvinfer(settings: Settings, directory: Path, labels: Path) -> Export:
     precision = params.precision
     if precision == "auto":
         precision = "int8" if calibration is not None else "fp16"
-        notes.append(f"precision auto: nvinfer has none, so network-mode is {precision}")
+        notes.append(f"precision auto: nvinfer has no such mode, so network-mode is {precision}")
     notes += [
         f"EDGE_AGENT_MODEL__{name.upper()}: nvinfer has no counterpart"
         for name in _NO_COUNTERPART
@@ -79,7 +79,7 @@ def export_nvinfer(settings: Settings, directory: Path, labels: Path) -> Export:
         f"workspace-size={params.workspace_mb}",
         *(["enable-dla=1", f"use-dla-core={params.dla_core}"] if params.dla_core is not None else []),
         f"cluster-mode={mode_number(settings.detection)}",
-        *_others(contract),
+        *_filtered_classes(contract),
         "",
         *export_classes(settings.detection, contract),
     ]
@@ -95,7 +95,7 @@ def _files(params: EngineParams, directory: Path) -> Tuple[Path, Optional[Path]]
     card = registry.card_of(params.model)
     if card.contract.kind != "gridbox":
         raise InputError(
-            f"model {card.name}: nvinfer cannot decode {card.contract.kind} without a parser of its own",
+            f"model {card.name}: nvinfer cannot decode {card.contract.kind} without a custom parser",
             "expected a DetectNet_v2: set EDGE_AGENT_MODEL__MODEL to facedetectir, or to an .onnx, .uff or .etlt file",
         )
     path = registry.locate(card, directory).absolute()
@@ -119,14 +119,14 @@ def _model_lines(path: Path, params: EngineParams, facts: Facts) -> List[str]:
     return [*lines, f"output-blob-names={facts.outputs['bbox']};{facts.outputs['cov']}"]
 
 
-def _others(contract: ModelContract) -> List[str]:
-    """Classes that are no faces, which nvinfer would report, too."""
+def _filtered_classes(contract: ModelContract) -> List[str]:
+    """The line that filters out all classes but the face; nvinfer would report them."""
     others = [str(index) for index in range(len(contract.labels)) if index != contract.target]
     return [f"filter-out-class-ids={';'.join(others)}"] if others else []
 
 
 def _escaped(value: object) -> str:
-    r"""As GLib reads it back. It drops blanks at the beginning; \s keeps them, and those at the end."""
+    r"""`value` escaped for GLib, which drops leading blanks; \s keeps them and trailing ones."""
     text = str(value).replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
     inner = text.strip(" ")
     begin = len(text) - len(text.lstrip(" "))

@@ -1,4 +1,4 @@
-"""nvinfer's configuration file as text with line numbers: GLib's key file, or YAML of the same two levels.
+"""Parses nvinfer's configuration files, a GLib key file or YAML of two levels, and collects an import's report.
 
 Syntax: GLib's `GKeyFile` (groups, `key=value`, `#` on lines of their own, escapes, the last of equal keys counts), and
 where the name ends in .yml or .yaml, as for nvinfer itself, `group:` with indented `key: value`.
@@ -32,7 +32,7 @@ class Entry:
 
     Attributes:
         key: The key.
-        text: The value as it stands there, without blanks around it.
+        text: The value without surrounding blanks.
         where: "file:line".
     """
 
@@ -44,14 +44,14 @@ class Entry:
         return f"{self.key}={self.text}"
 
     def fault(self, expected: str) -> InputError:
-        """One line that names file, line, key, value and what was expected."""
+        """An error that names file, line, key, value and the expectation."""
         return InputError(f"{self.where}: {self.key}={self.text[:60]}: expected {expected}")
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
         """The value as a float.
 
         Raises:
-            InputError: It is none, or not within the bounds.
+            InputError: It is not such a number, or out of bounds.
         """
         (value,) = self._numbers((self._bare(),), low, high, f"a number{_range(low, high)}")
         return value
@@ -60,7 +60,7 @@ class Entry:
         """The value as an int.
 
         Raises:
-            InputError: It is none, or not within the bounds.
+            InputError: It is not such a number, or out of bounds.
         """
         expected = f"a whole number{_range(low, high)}"
         (value,) = self._numbers((self._bare(),), low, high, expected)
@@ -80,10 +80,10 @@ class Entry:
         return word in ("1", "true")
 
     def numbers(self, counts: Tuple[int, ...]) -> Tuple[float, ...]:
-        """The values of a list separated by semicolons.
+        """The numbers of a list separated by semicolons.
 
         Raises:
-            InputError: One is no number, or there are not as many as `counts` allows.
+            InputError: One is not a number, or `counts` does not hold their count.
         """
         expected = f"{' or '.join(map(str, counts))} numbers separated by ';'"
         parts = self.texts()
@@ -96,10 +96,10 @@ class Entry:
         return tuple(part.strip() for part in self._bare().rstrip(";").split(";"))
 
     def string(self) -> str:
-        r"""The value with its escapes (\s \n \t \r \\) undone.
+        r"""The value with its escapes (\s \n \t \r \\) decoded.
 
         Raises:
-            InputError: There is another escape, or no value.
+            InputError: It has another escape, or is empty.
         """
         bad = [letter for letter in _ESCAPE.findall(self.text) if letter not in _ESCAPES]
         if bad or not self.text:
@@ -108,7 +108,7 @@ class Entry:
         return _ESCAPE.sub(lambda match: _ESCAPES[match[1]], self.text)
 
     def _bare(self) -> str:
-        # GLib's reader of numbers stops at a blank, so that people write comments behind them.
+        # GLib reads a number up to a blank, so files have comments behind numbers.
         return _TRAILING_COMMENT.sub("", self.text)
 
     def _numbers(self, parts: Tuple[str, ...], low: float, high: float, expected: str) -> Tuple[float, ...]:
@@ -127,7 +127,7 @@ class Group:
 
     Attributes:
         where: "file:line" of its first heading.
-        entries: By key, in the order of the file; of equal keys the last.
+        entries: By key, in the order of the file; the last of equal keys.
     """
 
     where: str
@@ -141,7 +141,7 @@ class NvinferFile:
     Attributes:
         path: The file.
         groups: By name; "property" is among them.
-        repeated: Entries that a later one of the same key has replaced.
+        repeated: Entries replaced by a later one of the same key.
     """
 
     path: Path
@@ -153,7 +153,7 @@ def read_nvinfer(path: Path) -> NvinferFile:
     """The configuration in `path`.
 
     Raises:
-        InputError: It cannot be read, or not be understood: one line, with the line number.
+        InputError: It cannot be read or parsed; names the line.
     """
     try:
         with path.open("rb") as file:
@@ -161,7 +161,7 @@ def read_nvinfer(path: Path) -> NvinferFile:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}: expected an nvinfer configuration") from error
     if len(data) > LARGEST_BYTES:
-        raise InputError(f"{path}: is larger than {LARGEST_BYTES} bytes, so it is no nvinfer configuration")
+        raise InputError(f"{path}: is larger than {LARGEST_BYTES} bytes, so it is not an nvinfer configuration")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -171,15 +171,15 @@ def read_nvinfer(path: Path) -> NvinferFile:
 
 
 def parse_nvinfer(text: str, path: Path) -> NvinferFile:
-    """As `read_nvinfer`, of text that lies in `path`, whose ending tells which of both forms it has."""
+    """The configuration in `text`; the suffix of `path` selects the form."""
     reader = _Reader()
     read_line = reader.yaml_line if path.suffix.lower() in (".yml", ".yaml") else reader.key_file_line
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             read_line(line, f"{path}:{number}")
     if PROPERTY not in reader.groups:
-        told = "; that of a deepstream-app names it as config-file of its [primary-gie]"
-        raise InputError(f"{path}: no group [{PROPERTY}]: expected the configuration of an nvinfer element{told}")
+        hint = "; a deepstream-app configuration names it as config-file of its [primary-gie]"
+        raise InputError(f"{path}: no group [{PROPERTY}]: expected the configuration of an nvinfer element{hint}")
     return NvinferFile(path, reader.groups, tuple(reader.repeated))
 
 
@@ -199,8 +199,8 @@ class _Reader:
         key, equals, value = line.partition("=")
         if not equals or not key.strip():
             expected = "[group], key=value, or '#' before a comment"
-            if line.endswith("{"):  # of the same name, in another folder of NVIDIA's
-                expected = "nvinfer's configuration; this is nvinferserver's, for Triton"
+            if line.endswith("{"):  # NVIDIA ships it under the same name in another folder
+                expected = "nvinfer's configuration; this one is for nvinferserver (Triton)"
             raise InputError(f"{where}: {line[:60]!r}: expected {expected}")
         self._add(Entry(key.strip(), value.strip(), where))
 
@@ -251,19 +251,19 @@ def _range(low: float, high: float) -> str:
     return f", at least {low:g}" if math.isinf(high) else f" from {low:g} to {high:g}"
 
 
-# Of settings whose values are not shown.
+# Its value is not shown.
 _SECRET: Keys = ("model", "key")
 
 
 @dataclass
 class Report:
-    """Filled while the file is read.
+    """The result of an import.
 
     Attributes:
-        settings: Values as an env file has them, by path.
-        taken: What became a setting, and what this agent does anyway, a sentence each.
-        ignored: What has no meaning here, and why.
-        differs: What this agent does otherwise, or the model contradicts.
+        settings: Values by path, as text for an env file.
+        taken: Entries that became a setting or match this agent's behaviour, one sentence each.
+        ignored: Entries without a meaning for this agent, with the reason.
+        differs: Entries that this agent or the model contradicts.
     """
 
     settings: Dict[Keys, str] = field(default_factory=dict)
@@ -272,24 +272,24 @@ class Report:
     differs: List[str] = field(default_factory=list)
 
     def set(self, source: Union[Entry, str], path: Keys, value: object, remark: str = "") -> None:
-        """A setting; `source` is what it came from."""
+        """Add a setting that comes from `source`."""
         text = value if isinstance(value, str) else repr(value)
         self.settings[path] = text
         shown = "***" if path == _SECRET else text
-        what = _told(source, hide=path == _SECRET)
+        what = _described(source, hide=path == _SECRET)
         self.taken.append(f"{what} -> {name_of(path)}={shown}{f'; {remark}' if remark else ''}")
 
     def agree(self, entry: Entry, why: str) -> None:
-        """Something that this agent does anyway."""
-        self.taken.append(f"{_told(entry)}: {why}")
+        """Add an entry that matches this agent's behaviour."""
+        self.taken.append(f"{_described(entry)}: {why}")
 
     def ignore(self, entry: Entry, why: str) -> None:
-        """Something without a meaning here."""
-        self.ignored.append(f"{_told(entry)}: {why}")
+        """Add an entry without a meaning for this agent."""
+        self.ignored.append(f"{_described(entry)}: {why}")
 
     def differ(self, source: Union[Entry, str], what: str) -> None:
-        """Something that this agent does otherwise, or that the model contradicts."""
-        self.differs.append(f"{_told(source)}: {what}")
+        """Add an entry that this agent or the model contradicts."""
+        self.differs.append(f"{_described(source)}: {what}")
 
     def env_text(self, origin: str) -> str:
         """The settings as an env file."""
@@ -297,7 +297,7 @@ class Report:
         return "\n".join([f"# From {origin.splitlines()[0]} by edge-agent model import-deepstream", *lines, ""])
 
 
-def _told(source: Union[Entry, str, None], hide: bool = False) -> str:
+def _described(source: Union[Entry, str, None], hide: bool = False) -> str:
     if not isinstance(source, Entry):
         return str(source)
     line: Optional[str] = source.where.rpartition(":")[2]

@@ -1,4 +1,4 @@
-"""Recordings as files: detections as JSON lines, and frames with their times."""
+"""Reads recordings (detections as JSON lines, frames with their times) and samples of a source's frames."""
 
 import math
 import sys
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
@@ -28,160 +28,22 @@ from edge_agent.core.presence.recording import (
 from edge_agent.core.types import Array, Moment
 from edge_agent.errors import EndOfStream, InputError, SourceError
 
-_GRID = 16
-_ALIKE = 4.0  # gray levels: above a sensor's noise averaged over a cell, below a face that moved
-_FLAT = 4.0
-_FIRST_S = 10.0
-
-
-class _Kept(NamedTuple):
-    """A picture, when it came (counted in frames), and what it looks like."""
-
-    at: int
-    sketch: Array
-    picture: Image
-
-
-class Gathering:
-    """Keeps fewer than twice as many pictures as wanted; when full, it thins them out and from then on waits longer.
-
-    So what is kept is spread evenly over however long the source runs, and the same frames give the same pictures.
-
-    Args:
-        wanted: How many.
-
-    Attributes:
-        seen: Frames offered.
-        alike: Those that showed what another had shown.
-        flat: Those that showed nothing: dark, covered, or burnt out.
-    """
-
-    def __init__(self, wanted: int) -> None:
-        self._wanted = wanted
-        self._gap = 1  # frames between two that are kept
-        self._kept: List[_Kept] = []
-        self.seen = self.alike = self.flat = 0
-
-    def offer(self, picture: Image) -> None:
-        """Look at the picture of the next frame, which stays the caller's."""
-        self.seen += 1
-        if self._kept and self.seen - self._kept[-1].at < self._gap:
-            return
-        sketch = _sketch(picture.levels.to_gray8(picture.pixels))
-        if float(np.ptp(sketch)) < _FLAT:
-            self.flat += 1
-        elif any(float(np.abs(sketch - other.sketch).max()) < _ALIKE for other in self._kept):
-            self.alike += 1
-        else:
-            self._kept.append(_Kept(self.seen, sketch, Image(picture.pixels.copy(), picture.levels)))
-        if len(self._kept) == 2 * self._wanted:
-            self._thin_out()
-
-    def _thin_out(self) -> None:
-        self._gap = max(self._gap + 1, self.seen // self._wanted)
-        before, self._kept = self._kept, []
-        for entry in before:
-            if not self._kept or entry.at - self._kept[-1].at >= self._gap:
-                self._kept.append(entry)
-
-    def pictures(self) -> List[Image]:
-        """At most as many as wanted, in the order of time."""
-        count = len(self._kept)
-        places = [index * count // self._wanted for index in range(self._wanted)]
-        return [self._kept[place].picture for place in (places if count > self._wanted else range(count))]
-
-
-def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[CameraParams] = None) -> List[Image]:
-    """Pictures of a source: files and folders are read to their end, whatever is live for `seconds`.
-
-    Args:
-        uri: The source.
-        wanted: How many.
-        seconds: See above.
-        least: With how many it is still of use.
-        camera: Whose source it is, when the agent has it: pictures are then as the engine gets them, turned upright,
-            masked, and cut to the region of interest.
-
-    Raises:
-        InputError: There are fewer than `least` that differ, or the source cannot be understood.
-        SourceError: It cannot be opened, or broke.
-    """
-    from edge_agent.app.factories import source_of
-
-    # Of anything else than a file, no path that exists comes out.
-    path = split_file(uri)[0] if "://" not in uri or uri.startswith("file:") else Path(uri)
-    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        raise InputError(f"{path}: is one picture, and {least} or more are needed", "give the folder that it is in")
-    finite = path.is_dir() or path.is_file()
-    if finite and "?" not in uri:
-        uri += "?pace=fast"
-    source = source_of(CameraParams(uri) if camera is None else replace(camera, uri=uri))
-    found = Gathering(wanted)
-    source.open()
-    try:
-        _read(source, found, float("inf") if finite else seconds, _look_of(camera))
-    finally:
-        source.close()
-    pictures = found.pictures()
-    if len(pictures) < least:
-        raise InputError(
-            f"{source.uri}: too few pictures to calibrate with: {len(pictures)} that differ, expected {least} or more "
-            f"(of {found.seen} frames {found.alike} were alike, {found.flat} dark or empty)",
-            "let somebody walk about before the camera, record longer (--seconds), or give more pictures",
-        )
-    return pictures
-
-
-def _look_of(camera: Optional[CameraParams]) -> Callable[[Frame], Image]:
-    """From a frame to what the engine gets, valid until the frame's release."""
-    if camera is None:
-        return lambda frame: Image(frame.pixels, frame.levels)
-    view = CameraTransform(camera)
-    return lambda frame: view.region(view.upright(frame))[0]
-
-
-def _read(source: Source, found: Gathering, seconds: float, look: Callable[[Frame], Image]) -> None:
-    started = last = time.monotonic()
-    while time.monotonic() - started < seconds:
-        try:
-            frame = source.read(0.5)
-        except EndOfStream:
-            return
-        if frame is None:
-            if time.monotonic() - last > _FIRST_S:
-                return
-            continue
-        last = time.monotonic()
-        with frame:
-            found.offer(look(frame))
-
-
-def _sketch(gray: Array) -> Array:
-    """(16, 16) float32: means of the cells of a gray or RGB picture."""
-    if gray.ndim == 3:
-        gray = gray[:, :, 1]
-    rows, columns = max(1, gray.shape[0] // _GRID), max(1, gray.shape[1] // _GRID)
-    cut = gray[: rows * _GRID, : columns * _GRID]
-    return np.asarray(cut.reshape(_GRID, rows, _GRID, columns).mean(axis=(1, 3)), np.float32)
-
-
-if TYPE_CHECKING:
-    from edge_agent.core.camera.params import CameraParams
-    from edge_agent.core.frame import Frame
-    from edge_agent.core.ports import Source
-
 DEFAULT_FPS = 30.0
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
-_EXPECTED = "expected a folder of pictures, a video file, test:// with an end, or detections in a .jsonl file"
+_EXPECTED = "expected a folder of images, a video file, test:// with an end, or detections in a .jsonl file"
 _ONE_EACH = "expected one line per frame"
 _LIVE = ("v4l2:", "/dev/", "csi:", "jetson:", "rtsp:", "rtsps:", "http:", "https:")
+_GRID = 16
+_ALIKE_LEVELS = 4.0  # gray levels: above a sensor's noise averaged over a cell, below a face that moved
+_FLAT_LEVELS = 4.0
+_FIRST_FRAME_S = 10.0
 
 
 def read_detections(recording: str) -> Iterator[Union[RecordedDetections, SightChange]]:
-    """Every line of a recording, `-` being stdin; empty lines are passed over.
+    """Yield every entry of a recording; `-` is stdin, and empty lines are skipped.
 
     Raises:
-        InputError: A line that is none, or whose camera's time goes back; names it.
+        InputError: A line is invalid, or earlier than the one before of the same camera; names the line.
     """
     with ExitStack() as stack:
         try:
@@ -204,19 +66,20 @@ def read_detections(recording: str) -> Iterator[Union[RecordedDetections, SightC
 
 
 def read_frames(
-    recording: str, timestamps: Optional[Path], fps: Optional[float], camera: "CameraParams", stack: ExitStack
-) -> Tuple[str, Iterator[Tuple["Frame", Moment]]]:
-    """The kind of the source, and its frames with the times that they were taken at.
+    recording: str, timestamps: Optional[Path], fps: Optional[float], camera: CameraParams, stack: ExitStack
+) -> Tuple[str, Iterator[Tuple[Frame, Moment]]]:
+    """Return the kind of the source, and its frames with their times.
 
     Args:
-        recording: A folder, a video file or a made scene that ends.
+        recording: A folder, a video file or a synthetic scene that ends.
         timestamps: One line per frame, or None.
-        fps: Where there are no timestamps; None is the default.
-        camera: Whether colour is wanted.
+        fps: Used without timestamps; None for `DEFAULT_FPS`.
+        camera: Settings of its camera.
         stack: Closes the source.
 
     Raises:
-        InputError: No such recording; as it is read, times that are none, go back, or are too few or too many.
+        InputError: There is no such recording; while reading, a time is invalid or goes back, or times and frames
+            differ in number.
     """
     from edge_agent.app.factories import source_of
     from edge_agent.capture.address import hide_credentials
@@ -232,7 +95,7 @@ def read_frames(
         raise InputError(f"{place}: no such file or folder", _EXPECTED)
     source = source_of(replace(camera, uri=f"{place}?{query + '&' if query else ''}pace=fast"))
     if source.kind == "still" and not Path(place).is_dir() and not place.startswith("test:"):
-        raise InputError(f"{recording}: is one picture", _EXPECTED)
+        raise InputError(f"{recording}: is one image", _EXPECTED)
     times = None if timestamps is None else _read_times(timestamps)
     stack.callback(source.close)
     return source.kind, _timed(source, times, fps or DEFAULT_FPS, str(timestamps))
@@ -268,8 +131,8 @@ def _time(text: str) -> Moment:
     return moment_at(_EPOCH + timedelta(seconds=seconds))
 
 
-def _timed(source: "Source", times: Optional[List[Moment]], fps: float, name: str) -> Iterator[Tuple["Frame", Moment]]:
-    """Every frame with its time; one without the other is a fault, for all that follow would be wrong."""
+def _timed(source: Source, times: Optional[List[Moment]], fps: float, name: str) -> Iterator[Tuple[Frame, Moment]]:
+    """Yield every frame with its time. A frame or a time too many is an error: the others may be paired wrongly."""
     number = 0
     for frame in _all(source):
         if times is None:
@@ -284,16 +147,147 @@ def _timed(source: "Source", times: Optional[List[Moment]], fps: float, name: st
         raise InputError(f"{name}:{number + 1}: one time more than the {number} frames of {source.uri}", _ONE_EACH)
 
 
-def _all(source: "Source") -> Iterator["Frame"]:
+def _all(source: Source) -> Iterator[Frame]:
     try:
         source.open()
         while True:
             frame = source.read(1.0)
             if source.counters().get("unreadable"):
-                raise InputError(f"{source.uri}: holds a file that is no picture", "mend or remove it")
+                raise InputError(f"{source.uri}: holds a file that is no image", "repair or remove it")
             if frame is not None:
                 yield frame
     except EndOfStream:
         return
     except SourceError as error:
         raise InputError(error.message, error.hint) from None
+
+
+class _Kept(NamedTuple):
+    """A kept image, its number in the order of frames, and its coarse copy for comparison."""
+
+    at: int
+    sketch: Array
+    image: Image
+
+
+class FrameSample:
+    """Keeps up to twice as many images as wanted, then every second one, with a longer gap between images from then on.
+
+    The kept images are spread evenly over the source's duration, and the same frames give the same images.
+
+    Args:
+        wanted: How many images.
+
+    Attributes:
+        seen: Frames offered.
+        alike: Frames that resembled a kept image.
+        flat: Frames without contrast: dark, covered, or overexposed.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self._wanted = wanted
+        self._gap = 1  # frames between two that are kept
+        self._kept: List[_Kept] = []
+        self.seen = self.alike = self.flat = 0
+
+    def offer(self, image: Image) -> None:
+        """Keep a copy of the next frame's image, unless it comes too soon, is flat, or resembles a kept one."""
+        self.seen += 1
+        if self._kept and self.seen - self._kept[-1].at < self._gap:
+            return
+        sketch = _sketch(image.levels.to_gray8(image.pixels))
+        if float(np.ptp(sketch)) < _FLAT_LEVELS:
+            self.flat += 1
+        elif any(float(np.abs(sketch - other.sketch).max()) < _ALIKE_LEVELS for other in self._kept):
+            self.alike += 1
+        else:
+            self._kept.append(_Kept(self.seen, sketch, Image(image.pixels.copy(), image.levels)))
+        if len(self._kept) == 2 * self._wanted:
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        self._gap = max(self._gap + 1, self.seen // self._wanted)
+        before, self._kept = self._kept, []
+        for entry in before:
+            if not self._kept or entry.at - self._kept[-1].at >= self._gap:
+                self._kept.append(entry)
+
+    def images(self) -> List[Image]:
+        """Return at most as many as wanted, in order of time."""
+        count = len(self._kept)
+        indices = [index * count // self._wanted for index in range(self._wanted)]
+        return [self._kept[index].image for index in (indices if count > self._wanted else range(count))]
+
+
+def gather(uri: str, wanted: int, seconds: float, least: int, camera: Optional[CameraParams] = None) -> List[Image]:
+    """Return sample images of a source. Files and folders are read to their end, live sources for `seconds`.
+
+    Args:
+        uri: The source.
+        wanted: How many images.
+        seconds: Duration for live sources.
+        least: The fewest images that suffice.
+        camera: Settings of the source's camera: images are then upright, masked and cut to the region of interest, as
+            the engine gets them. None for images as captured.
+
+    Raises:
+        InputError: Fewer than `least` images differ, or no source opens the URI.
+        SourceError: The source cannot be opened, or failed.
+    """
+    from edge_agent.app.factories import source_of
+
+    # Other URIs yield a path that does not exist.
+    path = split_file(uri)[0] if "://" not in uri or uri.startswith("file:") else Path(uri)
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        raise InputError(f"{path}: is one image, and {least} or more are needed", "give the folder that it is in")
+    finite = path.is_dir() or path.is_file()
+    if finite and "?" not in uri:
+        uri += "?pace=fast"
+    source = source_of(CameraParams(uri) if camera is None else replace(camera, uri=uri))
+    sample = FrameSample(wanted)
+    source.open()
+    try:
+        _read(source, sample, float("inf") if finite else seconds, _image_of(camera))
+    finally:
+        source.close()
+    images = sample.images()
+    if len(images) < least:
+        raise InputError(
+            f"{source.uri}: too few images to calibrate with: {len(images)} that differ, expected {least} or more "
+            f"(of {sample.seen} frames {sample.alike} were alike, {sample.flat} dark or empty)",
+            "have somebody move in front of the camera, record longer (--seconds), or give more images",
+        )
+    return images
+
+
+def _image_of(camera: Optional[CameraParams]) -> Callable[[Frame], Image]:
+    """Return a function from a frame to the engine's image, which is valid until the frame's release."""
+    if camera is None:
+        return lambda frame: Image(frame.pixels, frame.levels)
+    view = CameraTransform(camera)
+    return lambda frame: view.region(view.upright(frame))[0]
+
+
+def _read(source: Source, sample: FrameSample, seconds: float, image_of: Callable[[Frame], Image]) -> None:
+    started = last = time.monotonic()
+    while time.monotonic() - started < seconds:
+        try:
+            frame = source.read(0.5)
+        except EndOfStream:
+            return
+        if frame is None:
+            if time.monotonic() - last > _FIRST_FRAME_S:
+                return
+            continue
+        last = time.monotonic()
+        with frame:
+            sample.offer(image_of(frame))
+
+
+def _sketch(gray: Array) -> Array:
+    """Return (16, 16) float32 cell means of a gray or RGB image."""
+    if gray.ndim == 3:
+        gray = gray[:, :, 1]
+    rows, columns = max(1, gray.shape[0] // _GRID), max(1, gray.shape[1] // _GRID)
+    cut = gray[: rows * _GRID, : columns * _GRID]
+    return np.asarray(cut.reshape(_GRID, rows, _GRID, columns).mean(axis=(1, 3)), np.float32)

@@ -36,22 +36,26 @@ SUFFIXES = (".jsonl", ".ndjson")
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     parser = add_command(
-        subparsers, "replay", "put recorded frames or detections through the pipeline, and print the events"
+        subparsers, "replay", "run recorded frames or detections through the pipeline and print the events"
     )
     parser.add_argument(
         "recording",
         metavar="RECORDING",
-        help="detections as JSON lines (.jsonl, or - for stdin), a folder of pictures, a video file, or test://",
+        help="detections as JSON lines (.jsonl, or - for stdin), a folder of images, a video file, or test://",
     )
     add_env_file(parser)
-    parser.add_argument("--camera", default="replay", help="of frames: whose settings hold (default: replay)")
     parser.add_argument(
-        "--timestamps", type=Path, metavar="FILE", help="of frames: one line each, seconds or RFC 3339 in UTC"
+        "--camera", default="replay", help="of frames: their camera (default: replay)"
+    )
+    parser.add_argument(
+        "--timestamps", type=Path, metavar="FILE", help="of frames: one time per line, seconds or RFC 3339 in UTC"
     )
     parser.add_argument("--fps", type=float, help="of frames without timestamps (default 30)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the events here (default: stdout)")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write what was seen here, to be replayed")
-    parser.add_argument("--seed", type=int, default=1, help="of the event ids (default 1)")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="of frames: write detections here, to be replayed"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the event ids (default 1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
             outcomes = _replay_detections(args, settings, clock)
         else:
             outcomes = _replay_frames(args, settings, clock, record, stack)
-        tally = _write(outcomes, settings, clock, out, record)
-    tally["seconds"] = round(time.perf_counter() - started, 2)
-    print("replay: {frames} frames, {events} events in {seconds} s".format(**tally), file=sys.stderr)
+        counts = _write(outcomes, settings, clock, out, record)
+    counts["seconds"] = round(time.perf_counter() - started, 2)
+    print("replay: {frames} frames, {events} events in {seconds} s".format(**counts), file=sys.stderr)
     return 0
 
 
@@ -251,28 +255,28 @@ def _engine(settings: "Settings", stack: ExitStack) -> "Engine":
 def _write(
     outcomes: Iterable[Outcome], settings: "Settings", clock: ReplayClock, out: TextIO, record: Optional[TextIO]
 ) -> Dict[str, Any]:
-    """Each event and each change of presence as a line, in order; what was seen to `record`."""
+    """Write each event and each change of presence as a line, and each frame's detections to `record`."""
     from edge_agent.app.factories import presence_parameters_of
     from edge_agent.core.protocol.messages import encode_attributes, encode_detections, timestamp
 
     parameters = presence_parameters_of(settings, None)
-    tally = {"frames": 0, "events": 0}
+    counts = {"frames": 0, "events": 0}
     for outcome in outcomes:
-        tally["frames"] += outcome.info is not None
+        counts["frames"] += outcome.info is not None
         for event in outcome.events:
-            tally["events"] += 1
+            counts["events"] += 1
             _line(out, _event(event, settings.node, clock))
         if outcome.report is not None:
             report = outcome.report
-            about = encode_attributes(report, parameters.get(report.camera, {}))
-            _line(out, {"ts": timestamp(clock().at), "camera": report.camera, **about})
+            attributes = encode_attributes(report, parameters.get(report.camera, {}))
+            _line(out, {"ts": timestamp(clock().at), "camera": report.camera, **attributes})
         if record is not None and outcome.detections is not None and outcome.info is not None:
             _line(record, encode_detections("native", outcome.detections, outcome.info, settings.node))
-    return tally
+    return counts
 
 
 def _event(event: FaceEvent, node: str, clock: ReplayClock) -> Dict[str, Any]:
-    """As published, but for what only the sending knows; how long things took is no part of a recording."""
+    """Return the event as published, without latencies, which a recording does not hold."""
     from edge_agent.core.protocol.messages import encode_event
 
     payload = encode_event(event, node, BOOT, clock())

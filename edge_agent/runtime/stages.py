@@ -275,7 +275,7 @@ class InferStage:
             self._sink(outcome)
 
 
-class MessageService(Protocol):
+class MessagePublisher(Protocol):
     """The publish stage's port to the broker; `mqtt.publisher.Publisher` in the agent."""
 
     @property
@@ -299,11 +299,11 @@ class MessageService(Protocol):
 
 
 class PublishStage:
-    """Hands outcomes and client events to the message service, and publishes info and health.
+    """Hands outcomes and client events to the publisher, and publishes info and health.
 
     Args:
         publish_queue: Delivers outcomes, client events and calls.
-        service: Called by this stage's thread only.
+        publisher: Called by this stage's thread only.
         health: Returns the health report's payload.
         info: Returns what the agent is.
         clock: Both clocks.
@@ -314,13 +314,13 @@ class PublishStage:
     def __init__(
         self,
         publish_queue: PublishQueue,
-        service: MessageService,
+        publisher: MessagePublisher,
         health: Callable[[], Mapping[str, object]],
         info: Callable[[], Mapping[str, object]],
         clock: Clock,
         health_interval_s: float = 30.0,
     ) -> None:
-        self._publish_queue, self._service, self._clock = publish_queue, service, clock
+        self._publish_queue, self._publisher, self._clock = publish_queue, publisher, clock
         self._health, self._info = health, info
         self.health_interval_s = health_interval_s
         self._next_check_t = 0.0
@@ -333,31 +333,31 @@ class PublishStage:
         """Wait up to `PUMP_S` for something to do, and do all of it."""
         for item in self._publish_queue.take(PUMP_S):
             if isinstance(item, Outcome):
-                self._service.outcome(item)
+                self._publisher.outcome(item)
             elif callable(item):
                 item()
             else:
-                self._service.notice(item)
+                self._publisher.notice(item)
         now = self._clock()
         # Before anything is sent: else a new session would begin with a report of the connection that was missing.
-        changed = self._service.connected != self._connected
+        changed = self._publisher.connected != self._connected
         if changed or now.t >= self._next_check_t:
             self._next_check_t = now.t + HEALTH_CHECK_S
             self._report(now, always=changed)
-        self._service.pump()
+        self._publisher.pump()
 
     def finish(self) -> None:
         """Publish the last health report."""
         self._report(self._clock(), always=True)
 
     def _report(self, now: Moment, always: bool) -> None:
-        self._connected = self._service.connected
+        self._connected = self._publisher.connected
         info = self._info()
         if info != self._published_info:
             self._published_info = info
-            self._service.info(info)
+            self._publisher.info(info)
         health = self._health()
         state = (health["state"], health["reasons"])
         if always or state != self._published_state or now.t - self._published_t >= self.health_interval_s:
             self._published_state, self._published_t = state, now.t
-            self._service.health(health)
+            self._publisher.health(health)

@@ -305,7 +305,7 @@ def test_a_bad_line_is_named(line, said, tmp_path):
     ("arguments", "said"),
     [
         (["nothing.jsonl"], "nothing.jsonl: No such file"),
-        (["nothing.mp4"], "nothing.mp4: no such file or folder\n  expected a folder of pictures"),
+        (["nothing.mp4"], "nothing.mp4: no such file or folder\n  expected a folder of images"),
         (["rtsp://user:secret@camera/1"], "rtsp://camera/1: is live"),
         (["v4l2:/dev/video0"], "is live"),
         (["test://one"], "never ends"),

@@ -283,8 +283,8 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
     assert [done.crop for done in answers if isinstance(done, CommandResult)] == ["crop"]
 
 
-class RecordingService:
-    """A message service that records its calls."""
+class RecordingPublisher:
+    """A publisher that records its calls."""
 
     def __init__(self):
         self.calls, self.connected = [], False
@@ -312,11 +312,11 @@ class RecordingService:
 
 class PublishRig:
     def __init__(self):
-        self.clock, self.publish_queue, self.service = FakeClock(), PublishQueue(), RecordingService()
+        self.clock, self.publish_queue, self.publisher = FakeClock(), PublishQueue(), RecordingPublisher()
         self.health = {"state": "ok", "reasons": [], "uptime_s": 0}
         self.info = {"engine": None}
         self.stage = PublishStage(
-            self.publish_queue, self.service, lambda: self.health, lambda: self.info, self.clock, 30.0
+            self.publish_queue, self.publisher, lambda: self.health, lambda: self.info, self.clock, 30.0
         )
 
     def step(self, after_s=0.0):
@@ -333,46 +333,46 @@ def test_publish_hands_each_thing_to_who_it_is_for_and_pumps_last():
     rig.publish_queue.put(lambda: done.append(True))
     rig.stage.step()
     assert done == [True]
-    assert [kind for kind, _ in rig.service.calls] == ["outcome", "notice", "info", "health", "pump"]
-    assert rig.service.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
+    assert [kind for kind, _ in rig.publisher.calls] == ["outcome", "notice", "info", "health", "pump"]
+    assert rig.publisher.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
 
 
 def test_health_is_told_at_a_change_within_a_second_and_else_at_the_interval():
     rig = PublishRig()
     rig.step()
-    assert rig.service.take("info", "health") == [("info", {"engine": None}), ("health", "ok")]
+    assert rig.publisher.take("info", "health") == [("info", {"engine": None}), ("health", "ok")]
     rig.health = {"state": "failed", "reasons": ["camera door: lost"], "uptime_s": 1}
     rig.info = {"engine": "there"}
     rig.step(HEALTH_CHECK_S / 2)
-    assert rig.service.take("info", "health") == [], "nobody looks so often"
+    assert rig.publisher.take("info", "health") == [], "nobody looks so often"
     rig.step(HEALTH_CHECK_S / 2)
-    assert rig.service.take("info", "health") == [("info", {"engine": "there"}), ("health", "failed")]
+    assert rig.publisher.take("info", "health") == [("info", {"engine": "there"}), ("health", "failed")]
     told_t, rig.health = rig.clock.t, {**rig.health, "uptime_s": 2}
-    while not rig.service.take("info", "health"):
+    while not rig.publisher.take("info", "health"):
         rig.step(HEALTH_CHECK_S)
     assert rig.clock.t - told_t == pytest.approx(30.0)
     rig.stage.health_interval_s = 5.0
     rig.step(4.0)
-    assert rig.service.take("health") == []
+    assert rig.publisher.take("health") == []
     rig.step(1.0)
-    assert rig.service.take("health") == [("health", "failed")], "another interval holds at once"
+    assert rig.publisher.take("health") == [("health", "failed")], "another interval holds at once"
 
 
 def test_a_new_session_begins_with_a_health_report_of_itself():
     rig = PublishRig()
     rig.step()
-    rig.service.take()
-    rig.service.connected = True
+    rig.publisher.take()
+    rig.publisher.connected = True
     rig.step()
-    assert [kind for kind, _ in rig.service.calls] == ["health", "pump"], "before anything is sent"
-    rig.service.take()
+    assert [kind for kind, _ in rig.publisher.calls] == ["health", "pump"], "before anything is sent"
+    rig.publisher.take()
     rig.step()
-    assert rig.service.take("health") == [], "once per session"
+    assert rig.publisher.take("health") == [], "once per session"
 
 
 def test_the_last_health_report_is_published_whatever_was_published_before():
     rig = PublishRig()
     rig.step()
-    rig.service.take()
+    rig.publisher.take()
     rig.stage.finish()
-    assert rig.service.take("info", "health") == [("health", "ok")]
+    assert rig.publisher.take("info", "health") == [("health", "ok")]

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from edge_agent.commands import model
-from edge_agent.commands.recordings import Gathering, gather
+from edge_agent.commands.recordings import FrameSample, gather
 from edge_agent.config.settings import load_settings
 from edge_agent.core.detection.detector import DetectionParams, FaceDetector
 from edge_agent.core.detection.model_contract import CENTERFACE
@@ -56,7 +56,7 @@ def small(folder: Path) -> Path:
 
 
 def test_kept_frames_are_spread_over_time_and_differ() -> None:
-    found = Gathering(8)
+    found = FrameSample(8)
     rng = np.random.default_rng(4)
     for index in range(1000):
         pixels = np.full((48, 64), 30, np.uint8)
@@ -65,17 +65,17 @@ def test_kept_frames_are_spread_over_time_and_differ() -> None:
         found.offer(
             Image(np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8))
         )  # noise is not new
-    kept = [200 - int(picture.pixels[0, -1]) for picture in found.pictures()]
+    kept = [200 - int(picture.pixels[0, -1]) for picture in found.images()]
     assert len(kept) == 8 and kept == sorted(set(kept))
     assert kept[0] < 15 and kept[-1] > 80 and max(np.diff(kept)) < 25
     assert found.alike > 100 and found.seen == 2000
 
 
 def test_dark_and_empty_frames_are_not_kept() -> None:
-    found = Gathering(8)
+    found = FrameSample(8)
     for level in (0, 3, 128, 255):
         found.offer(Image(np.full((48, 64), level, np.uint8)))
-    assert (found.flat, found.pictures()) == (4, [])
+    assert (found.flat, found.images()) == (4, [])
 
 
 @pytest.mark.parametrize("kind", ["folder", "video", "file:"])
@@ -91,9 +91,9 @@ def test_files_are_read_to_their_end(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_live_source_is_read_for_the_given_time() -> None:
-    with pytest.raises(InputError, match=r"too few pictures to calibrate with: \d+ that differ, expected 16") as caught:
+    with pytest.raises(InputError, match=r"too few images to calibrate with: \d+ that differ, expected 16") as caught:
         gather("test://empty", 20, 0.3, 16)
-    assert "walk about" in str(caught.value.hint)
+    assert "move in front" in str(caught.value.hint)
 
 
 def test_too_few_frames_are_reported_in_one_line(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_too_few_frames_are_reported_in_one_line(tmp_path: Path) -> None:
     path = small(tmp_path / "models")
     with pytest.raises(InputError, match=r"5 that differ.*of 85 frames 40 were alike, 40 dark or empty"):
         calibrate("--source", str(views), "--model", str(path))
-    with pytest.raises(InputError, match="is one picture, and 16 or more are needed"):
+    with pytest.raises(InputError, match="is one image, and 16 or more are needed"):
         calibrate("--source", str(views / "000.png"), "--model", str(path))
     assert [entry.name for entry in path.parent.iterdir()] == ["m.onnx"]
 

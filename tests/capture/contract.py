@@ -1,4 +1,4 @@
-"""What every source promises. Subclass `SourceContract` once per implementation and override `make_source`.
+"""Contract tests of every source. Subclass `SourceContract` once per implementation and override `make_source`.
 
     class TestV4l2Contract(SourceContract):
         @pytest.fixture
@@ -7,7 +7,7 @@
             return make
 
 `make()` returns a fresh source, not opened, that can deliver at least `FRAMES` frames after each open, soon after
-one another. The suite closes whatever it made.
+one another. The suite closes every source that it created.
 """
 
 import threading
@@ -26,10 +26,10 @@ MakeSource = Callable[[], Source]
 
 FRAMES = 12
 HELD = 2  # a driver with four buffers lends two and keeps two
-PATIENCE_S = 10.0
+NEXT_FRAME_WITHIN_S = 10.0
 
 
-def next_frame(source: Source, within_s: float = PATIENCE_S) -> Frame:
+def next_frame(source: Source, within_s: float = NEXT_FRAME_WITHIN_S) -> Frame:
     """The next frame of a source that is alive; fails the test when none comes."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -40,7 +40,7 @@ def next_frame(source: Source, within_s: float = PATIENCE_S) -> Frame:
 
 
 class SourceContract:
-    """The suite; see the module's docstring."""
+    """The contract's tests; a subclass provides `make_source`."""
 
     @pytest.fixture
     def make_source(self) -> MakeSource:
@@ -75,7 +75,7 @@ class SourceContract:
             np.testing.assert_array_equal(frame.pixels, copy)
             frame.release()
 
-    def test_sequence_strictly_increases_and_time_is_truthful(self, source: Source) -> None:
+    def test_sequence_strictly_increases_and_time_is_plausible(self, source: Source) -> None:
         started = time.monotonic()
         sequences: List[int] = []
         times: List[float] = []
@@ -114,7 +114,7 @@ class SourceContract:
         frame.release()
         frame.release()
 
-    def test_reopen_brings_frames_and_leaves_old_ones_alone(self, source: Source) -> None:
+    def test_reopen_delivers_frames_and_keeps_old_ones_unchanged(self, source: Source) -> None:
         old = next_frame(source)
         copy = old.pixels.copy()
         source.close()
@@ -154,7 +154,7 @@ class SourceContract:
             assert all(type(value) is int and value >= 0 for value in after.values()), after
             assert all(after[name] >= before[name] for name in before)
 
-    def test_it_says_what_it_is(self, make_source: MakeSource) -> None:
+    def test_kind_and_mode_are_known_values(self, make_source: MakeSource) -> None:
         with closing(make_source()) as source:
             assert source.uri
             assert source.kind in ("sensor", "encoded", "still")

@@ -1,4 +1,4 @@
-"""Synthetic scenes: what the script says is what is drawn, and the ledger is the truth."""
+"""Synthetic scenes: the rendered frames follow the script, and the list of faces is exact."""
 
 import json
 import time
@@ -28,7 +28,7 @@ def opened(uri: str, options: SourceOptions = PLAIN) -> SyntheticSource:
     return source
 
 
-def pictures(uri: str, count: int) -> List[np.ndarray]:
+def read_frames(uri: str, count: int) -> List[np.ndarray]:
     with closing(opened(uri)) as source:
         return [next_frame(source).pixels for _ in range(count)]
 
@@ -45,28 +45,28 @@ class TestFastContract(SourceContract):
         return lambda: SyntheticSource("test://crowd?size=160x120&pace=fast&bits=10", PLAIN)
 
 
-class TestColourPictureContract(SourceContract):
+class TestColourImageContract(SourceContract):
     @pytest.fixture
     def make_source(self) -> MakeSource:
         return lambda: SyntheticSource("test://demo?size=160x120&pace=fast&color=1", PLAIN)
 
 
-def test_the_same_seed_gives_the_same_pictures_and_another_seed_others() -> None:
+def test_the_same_seed_gives_the_same_frames_and_another_seed_other_ones() -> None:
     uri = "test://one?pace=fast&size=160x120&seed={}"
-    first, again, other = (pictures(uri.format(seed), 80) for seed in (1, 1, 2))
+    first, again, other = (read_frames(uri.format(seed), 80) for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
     assert not any(np.array_equal(a, b) for a, b in zip(first, other))
 
 
 @pytest.mark.parametrize("name", sorted(SCENES))
-def test_every_scene_is_alive_and_structured(name: str) -> None:
-    frames = pictures(f"test://{name}?pace=fast&size=320x240&fps=10", 30)
+def test_every_scene_has_noise_and_structure(name: str) -> None:
+    frames = read_frames(f"test://{name}?pace=fast&size=320x240&fps=10", 30)
     assert all(not np.array_equal(a, b) for a, b in zip(frames, frames[1:])), "noise makes every picture another"
     smooth = cv2.blur(frames[0], (5, 5))
     assert smooth.std() > 8, "a room has structure"
 
 
-def test_markers_are_where_the_scene_says() -> None:
+def test_markers_are_at_the_scenes_positions() -> None:
     with closing(opened("test://crowd?pace=fast&fps=2")) as source:
         counts = set()
         for index in range(42):
@@ -81,20 +81,20 @@ def test_markers_are_where_the_scene_says() -> None:
         assert counts == set(range(9))
 
 
-def test_the_ledger_repeats_with_the_period() -> None:
-    ledger = SCENES["one"].appearances(25.0)
+def test_the_faces_repeat_with_the_period() -> None:
+    ledger = SCENES["one"].scripted_faces(25.0)
     assert [(face.start_s, face.end_s) for face in ledger] == [(2.0, 7.0), (12.0, 17.0), (22.0, 27.0)]
     for face in ledger:
         assert SCENES["one"].faces(face.start_s)
         assert not SCENES["one"].faces(face.start_s - 0.01)
         assert not SCENES["one"].faces(face.end_s)
-    assert len(SCENES["still"].appearances(3600.0)) == 1
+    assert len(SCENES["still"].scripted_faces(3600.0)) == 1
     assert SCENES["still"].faces(86400.0)
-    assert SCENES["empty"].appearances(100.0) == []
+    assert SCENES["empty"].scripted_faces(100.0) == []
 
 
-def test_demo_shows_the_real_picture() -> None:
-    frames = pictures("test://demo?pace=fast&fps=1&noise=0", 19)
+def test_demo_shows_the_real_image() -> None:
+    frames = read_frames("test://demo?pace=fast&fps=1&noise=0", 19)
     picture = cv2.imread(str(ASTRONAUT), cv2.IMREAD_GRAYSCALE)
     face = picture[66:175, 185:268]
     boxes = SCENES["demo"].boxes(18.0, 640, 480)
@@ -112,7 +112,7 @@ def test_demo_shows_the_real_picture() -> None:
     assert len({frame.tobytes() for frame in (frames[0], frames[12])}) == 1, "an empty room between both visits"
 
 
-def test_a_given_picture_is_panned_and_zoomed(tmp_path: Path) -> None:
+def test_a_given_image_is_panned_and_zoomed(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "white.png"), np.full((100, 100), 240, np.uint8))
     script = tmp_path / "scene.json"
     script.write_text(
@@ -120,7 +120,7 @@ def test_a_given_picture_is_panned_and_zoomed(tmp_path: Path) -> None:
             {"appearances": [{"start_s": 0, "end_s": 10, "from": [0.3, 0.5], "to": [0.7, 0.5], "size": [0.2, 0.4]}]}
         )
     )
-    frames = pictures(
+    frames = read_frames(
         f"test://?pace=fast&fps=1&noise=0&script={script}&picture={tmp_path / 'white.png'}&size=320x200", 10
     )
     found = [np.argwhere(frame > 200) for frame in frames]
@@ -135,7 +135,7 @@ def test_a_given_picture_is_panned_and_zoomed(tmp_path: Path) -> None:
 
 def test_disturbances() -> None:
     uri = "test://still?pace=fast&fps=10&size=320x240&dark=1-2&cover=2-3&freeze=3-4,5-6"
-    frames = pictures(uri, 70)
+    frames = read_frames(uri, 70)
     seconds = [frames[n * 10 : n * 10 + 10] for n in range(7)]
     assert all(frame.max() > 190 for frame in seconds[0])
     assert all(frame.max() < 10 for frame in seconds[1])
@@ -149,17 +149,17 @@ def test_disturbances() -> None:
 
 @pytest.mark.parametrize(("strobe", "lit", "dark"), [("1:1", 1, 1), ("2:1", 2, 1), ("1:2", 1, 2)])
 def test_strobe_alternates(strobe: str, lit: int, dark: int) -> None:
-    frames = pictures(f"test://still?pace=fast&size=160x120&strobe={strobe}", 12)
+    frames = read_frames(f"test://still?pace=fast&size=160x120&strobe={strobe}", 12)
     is_lit = [bool(frame.max() > 190) for frame in frames]
     assert is_lit == ([True] * lit + [False] * dark) * (12 // (lit + dark))
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
-def test_bit_depths_show_the_same_picture(bits: int) -> None:
+def test_bit_depths_show_the_same_frame(bits: int) -> None:
     with closing(opened(f"test://one?pace=fast&size=160x120&bits={bits}")) as source, next_frame(source) as frame:
         assert frame.pixels.dtype == (np.uint8 if bits == 8 else np.uint16)
         assert int(frame.pixels.max()) < 1 << bits
-        expected = pictures("test://one?pace=fast&size=160x120", 1)[0]
+        expected = read_frames("test://one?pace=fast&size=160x120", 1)[0]
         np.testing.assert_array_equal(frame.levels.to_gray8(frame.pixels), expected)
 
 
@@ -171,7 +171,7 @@ def test_colour_is_rgb() -> None:
     assert red > green > blue
 
 
-def test_end_then_reopen_plays_it_again() -> None:
+def test_a_reopen_after_the_end_restarts_the_scene() -> None:
     with closing(opened("test://one?pace=fast&fps=10&size=160x120&end=3")) as source:
         played = []
         for _ in range(2):
@@ -187,7 +187,7 @@ def test_end_then_reopen_plays_it_again() -> None:
         assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(*played))
 
 
-def test_lose_fails_and_a_reopen_goes_on_after_it() -> None:
+def test_lose_fails_and_a_reopen_continues_after_it() -> None:
     with closing(opened("test://empty?pace=fast&fps=10&size=160x120&lose=1-2")) as source:
         for _ in range(10):
             next_frame(source).release()
@@ -199,7 +199,7 @@ def test_lose_fails_and_a_reopen_goes_on_after_it() -> None:
             assert frame.sequence == 20, "the scene's clock went on"
 
 
-def test_a_large_room_is_drawn_when_it_is_opened() -> None:
+def test_a_large_background_is_rendered_at_open() -> None:
     tracemalloc.start()
     try:
         source = SyntheticSource("test://one?size=2048x2048", SourceOptions())
@@ -212,7 +212,7 @@ def test_a_large_room_is_drawn_when_it_is_opened() -> None:
     assert built < 2048 * 2048 / 10 and opened > 2048 * 2048
 
 
-def test_lose_in_real_time_refuses_to_open_until_it_is_over() -> None:
+def test_lose_in_real_time_cannot_be_opened_until_its_end() -> None:
     with closing(opened("test://empty?fps=50&size=160x120&lose=0.2-0.6")) as source:
         began = time.monotonic()
         with pytest.raises(SourceError, match="device failed"):
@@ -238,7 +238,7 @@ def test_lose_in_real_time_refuses_to_open_until_it_is_over() -> None:
             assert frame.sequence >= 30
 
 
-def test_real_time_gives_the_newest_and_counts_what_it_skipped() -> None:
+def test_real_time_returns_the_newest_and_counts_the_skipped() -> None:
     with closing(opened("test://empty?fps=200&size=160x120")) as source:
         sequences = []
         for _ in range(8):

@@ -41,7 +41,7 @@ TOPIC = "edge-agent/n/a/events"
 def told(until_s: float) -> List[Dict[str, Any]]:
     """What a faultless agent tells of the scene."""
     steps = []
-    for number, face in enumerate(scene(0).appearances(until_s)):
+    for number, face in enumerate(scene(0).scripted_faces(until_s)):
         for kind, frame in (("start", math.ceil(face.start_s * FPS)), ("end", math.floor(face.end_s * FPS))):
             steps.append((face.end_s + 0.25 if kind == "end" else face.start_s, number, kind, frame, face))
     bodies = []

@@ -86,7 +86,8 @@ def remedy(root: Path = Path("/")) -> str:
     return (
         f"on {jetpack.name}: git clone --recursive dusty-nv/jetson-inference from GitHub, {jetpack.first_step}"
         "mkdir build, cd build, cmake .., make, sudo make install, sudo ldconfig; "
-        f"it is built for Python {jetpack.python}, so create the environment with that{environment} and --system-site-packages"
+        f"it is built for Python {jetpack.python}, so create "
+        f"the environment with that{environment} and --system-site-packages"
     )
 
 

@@ -1,4 +1,4 @@
-"""Draws synthetic scenes, cheaply and deterministically: the same index gives the same picture."""
+"""Rendering of synthetic scenes, cheap and deterministic: the same index gives the same frame."""
 
 import math
 from pathlib import Path
@@ -6,23 +6,23 @@ from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.capture.synthetic.scene import FACE_ASPECT, Placed, Scene, within
+from edge_agent.capture.synthetic.scene import FACE_ASPECT, FacePosition, Scene, within
 from edge_agent.core.types import Array
 
-_SHIFTS = 32  # the noise is one larger plane, seen through a window that jumps about
-_SIZE_STEP_PX = 4  # faces are drawn in sizes that are multiples of this, so that few are ever made
+_SHIFTS = 32  # the noise is a window into one larger plane, shifted for each frame
+_SIZE_STEP_PX = 4  # face heights are multiples of this, which limits the number of sprites
 _KEPT_SPRITES = 64
-_STROBE_SHIFT, _DARK_SHIFT = 4, 7  # what is left of the light: 1/16 between flashes, 1/128 in the dark
+_STROBE_SHIFT, _DARK_SHIFT = 4, 7  # remaining light: 1/16 between flashes, 1/128 in the dark
 
 
 class Sprite(NamedTuple):
-    """A face to be pasted.
+    """The image of a face.
 
     Attributes:
         pixels: (h, w) uint8.
-        mask: (h, w) bool, True where the face covers the background; None: everywhere.
-        anchor_x: Where the face's centre lies in it, px from its left.
-        anchor_y: Likewise, px from its top.
+        mask: (h, w) bool, True where the face covers the background; None for everywhere.
+        anchor_x: The face's centre in px from the left.
+        anchor_y: The face's centre in px from the top.
     """
 
     pixels: Array
@@ -31,11 +31,11 @@ class Sprite(NamedTuple):
     anchor_y: float
 
 
-Artist = Callable[[int], Sprite]
+FaceRenderer = Callable[[int], Sprite]
 
 
 def marker(height_px: int) -> Sprite:
-    """A bright ellipse of that height, brightest in its middle."""
+    """A bright ellipse of the given height, brightest in its centre."""
     width_px = max(1, round(height_px * FACE_ASPECT))
     y = (np.arange(height_px, dtype=np.float32)[:, None] + 0.5) / height_px * 2 - 1
     x = (np.arange(width_px, dtype=np.float32)[None, :] + 0.5) / width_px * 2 - 1
@@ -43,19 +43,19 @@ def marker(height_px: int) -> Sprite:
     return Sprite((235 - 25 * radius2).clip(0, 255).astype(np.uint8), radius2 <= 1.0, width_px / 2, height_px / 2)
 
 
-class PictureArtist:
-    """Faces cut from a real picture.
+class ImageFaceRenderer:
+    """Renders faces from an image.
 
     Args:
-        path: The picture.
-        face: Its face: left, top, right, bottom, normalised; the face, not the picture, gets the wanted height.
-        cut: What of the picture is shown, likewise: enough around the face for a detector to recognise it.
+        path: The image file.
+        face: The face in the image: left, top, right, bottom, normalised. It is scaled to the wanted height.
+        crop: The part of the image that is rendered, likewise; includes enough around the face for a detector.
 
     Raises:
-        SourceError: The picture cannot be read.
+        SourceError: The image cannot be read.
     """
 
-    def __init__(self, path: Path, face: Tuple[float, ...], cut: Tuple[float, ...]) -> None:
+    def __init__(self, path: Path, face: Tuple[float, ...], crop: Tuple[float, ...]) -> None:
         from edge_agent.capture.images import load_image
 
         pixels, levels = load_image(path)
@@ -63,15 +63,15 @@ class PictureArtist:
         height, width = gray.shape
         self._face_px = max(1.0, (face[3] - face[1]) * height)
         self._pixels = gray[
-            round(cut[1] * height) : round(cut[3] * height), round(cut[0] * width) : round(cut[2] * width)
+            round(crop[1] * height) : round(crop[3] * height), round(crop[0] * width) : round(crop[2] * width)
         ]
         self._anchor = (
-            (face[0] + face[2]) / 2 * width - round(cut[0] * width),
-            (face[1] + face[3]) / 2 * height - round(cut[1] * height),
+            (face[0] + face[2]) / 2 * width - round(crop[0] * width),
+            (face[1] + face[3]) / 2 * height - round(crop[1] * height),
         )
 
     def __call__(self, height_px: int) -> Sprite:
-        """The picture, scaled so that its face is `height_px` tall."""
+        """The image, scaled so that its face is `height_px` tall."""
         import cv2
 
         scale = height_px / self._face_px
@@ -82,15 +82,15 @@ class PictureArtist:
 
 
 class Renderer:
-    """Pictures of one scene.
+    """Renders the frames of one scene.
 
     Args:
-        scene: What to show.
-        size: Width and height, px.
-        fps: Index / fps is the scene's second.
-        artist: Draws a face of a height.
-        noise: Standard deviation of the sensor noise, gray levels.
-        seed: Of background and noise.
+        scene: The scene.
+        size: Width and height in px.
+        fps: Frame rate; index / fps is the scene time in seconds.
+        render_face: Renders a face of a given height.
+        noise: Standard deviation of the sensor noise in gray levels.
+        seed: Seed of background and noise.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class Renderer:
         scene: Scene,
         size: Tuple[int, int],
         fps: float,
-        artist: Artist = marker,
+        render_face: FaceRenderer = marker,
         noise: float = 2.0,
         seed: int = 1,
     ) -> None:
         self._scene = scene
         self._width, self._height = size
         self._fps = fps
-        self._artist = artist
+        self._render_face = render_face
         self._sprites: Dict[int, Sprite] = {}
         generator = np.random.default_rng(seed)
         self._reach = min(60, math.ceil(3 * noise))
@@ -113,11 +113,11 @@ class Renderer:
         grain = (
             np.rint(generator.normal(0.0, noise, shape)).clip(-self._reach, self._reach) if noise else np.zeros(shape)
         )
-        self._noise = grain.astype(np.int8).view(np.uint8)  # adding it with wrap-around is adding a signed number
+        self._noise = grain.astype(np.int8).view(np.uint8)  # adding with wrap-around equals adding a signed number
         self._background = self._bounded(_room(self._width, self._height, generator))
 
     def draw(self, index: int) -> Array:
-        """(H, W) uint8 picture of one index; a new array."""
+        """The frame of one index as a new (H, W) uint8 array."""
         disturbances = self._scene.disturbances
         t_s = index / self._fps
         frozen = within(disturbances.freeze, t_s)
@@ -127,25 +127,25 @@ class Renderer:
         noise = self._noise_at(index)
         if within(disturbances.cover, t_s) is not None:
             return np.asarray(noise + np.uint8(60 + self._reach))
-        picture = np.asarray(self._background + noise)
+        frame = np.asarray(self._background + noise)
         for face in self._scene.faces(t_s):
-            self._paste(picture, noise, face)
+            self._paste(frame, noise, face)
         if within(disturbances.dark, t_s) is not None:
-            return np.asarray((picture >> _DARK_SHIFT) + (noise & 1))
+            return np.asarray((frame >> _DARK_SHIFT) + (noise & 1))
         if disturbances.strobe is not None and index % sum(disturbances.strobe) >= disturbances.strobe[0]:
-            return np.asarray((picture >> _STROBE_SHIFT) + (noise & 3))
-        return picture
+            return np.asarray((frame >> _STROBE_SHIFT) + (noise & 3))
+        return frame
 
     def _noise_at(self, index: int) -> Array:
-        """A window of the noise, never the same for neighbours: 7 and 11 have no factor in common with the shifts."""
+        """A window of the noise plane, different for consecutive frames: 7 and 11 are coprime to the shifts."""
         top, left = index * 7 % _SHIFTS, (index * 11 + index // _SHIFTS) % _SHIFTS
         return self._noise[top : top + self._height, left : left + self._width]
 
     def _bounded(self, pixels: Array) -> Array:
-        """Pixels that noise cannot carry beyond 0..255."""
+        """Limit the pixels so that noise cannot exceed 0..255."""
         return np.asarray(np.clip(pixels, self._reach, 255 - self._reach).astype(np.uint8))
 
-    def _paste(self, picture: Array, noise: Array, face: Placed) -> None:
+    def _paste(self, frame: Array, noise: Array, face: FacePosition) -> None:
         sprite = self._sprite(face.size * self._height)
         left = round(face.x * self._width - sprite.anchor_x)
         top = round(face.y * self._height - sprite.anchor_y)
@@ -157,7 +157,7 @@ class Renderer:
         inside = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
         noisy = sprite.pixels[inside] + noise[y0:y1, x0:x1]
         where = True if sprite.mask is None else sprite.mask[inside]
-        np.copyto(picture[y0:y1, x0:x1], noisy, where=where)
+        np.copyto(frame[y0:y1, x0:x1], noisy, where=where)
 
     def _sprite(self, height_px: float) -> Sprite:
         wanted = max(_SIZE_STEP_PX, round(height_px / _SIZE_STEP_PX) * _SIZE_STEP_PX)
@@ -165,14 +165,14 @@ class Renderer:
         if sprite is None:
             if len(self._sprites) >= _KEPT_SPRITES:
                 self._sprites.clear()
-            drawn = self._artist(wanted)
+            drawn = self._render_face(wanted)
             sprite = drawn._replace(pixels=self._bounded(drawn.pixels))
             self._sprites[wanted] = sprite
         return sprite
 
 
 def _room(width: int, height: int, generator: np.random.Generator) -> Array:
-    """(H, W) float32, 35..125: a wall that darkens to one side, plaster, and some furniture with edges."""
+    """(H, W) float32, 35..125: a wall that darkens to one side, with texture and rectangles as furniture."""
     x = np.linspace(0.0, 1.0, width, dtype=np.float32)[None, :]
     y = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
     room = 90.0 - 30.0 * x - 10.0 * y

@@ -1,4 +1,4 @@
-"""`test://`: deterministic scenes, with faces on a script and every disturbance that a camera can suffer."""
+"""The source `test://`: deterministic scenes with scripted faces and camera disturbances."""
 
 import math
 import threading
@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.address import Query
-from edge_agent.capture.synthetic.render import Artist, PictureArtist, Renderer, marker
+from edge_agent.capture.synthetic.render import FaceRenderer, ImageFaceRenderer, Renderer, marker
 from edge_agent.capture.synthetic.scene import SCENES, Disturbances, Scene, parse_scene, within
 from edge_agent.core.frame import Frame, Levels
 from edge_agent.core.types import Array, Counters
@@ -20,24 +20,24 @@ from edge_agent.errors import EndOfStream, InputError, SourceError
 
 ASTRONAUT = Path(__file__).parents[2] / "assets" / "astronaut.jpg"
 _ASTRONAUT_FACE = (0.361, 0.129, 0.523, 0.342)
-_ASTRONAUT_CUT = (0.2, 0.0, 0.7, 0.6)
+_ASTRONAUT_CROP = (0.2, 0.0, 0.7, 0.6)
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
 _LONGEST_S = 1e9
 
 
 class SyntheticSource:
-    """A scene that is drawn as it is read. The scene's second is sequence / fps, from the first open on.
+    """A scene rendered frame by frame. The scene time is index / fps seconds and starts with the first open.
 
     Args:
-        uri: `test://NAME` with NAME out of `scene.SCENES`, and options: `size=640x480`, `fps=30`,
-            `pace=real|fast` (fast: every frame at once), `picture=PATH` (faces are this picture), `script=PATH` (JSON,
-            see `scene.parse_scene`), `noise=2` (standard deviation), `strobe=1:1` (lit:dark frames), spans of scene
-            seconds `dark=10-15`, `cover=`, `freeze=`, `lose=`, `end=30`, `hang=30` (reading never returns), `seed=1`,
+        uri: `test://NAME` with NAME from `scene.SCENES`, and options: `size=640x480`, `fps=30`,
+            `pace=real|fast` (fast: without waiting), `picture=PATH` (an image of a face), `script=PATH` (JSON for
+            `scene.parse_scene`), `noise=2` (standard deviation), `strobe=1:1` (lit:dark frames), intervals of scene
+            time in seconds `dark=10-15`, `cover=`, `freeze=`, `lose=`, `end=30`, `hang=30` (`read` blocks), `seed=1`,
             `bits=8|10|12|16`, `color=1`.
-        options: `width` and `height`, `fps` and `color` where the URI does not say.
+        options: `width`, `height`, `fps` and `color`; the URI takes precedence.
 
     Raises:
-        InputError: An option, the script or the picture cannot be used.
+        InputError: An option, the script or the image is invalid.
     """
 
     def __init__(self, uri: str, options: SourceOptions) -> None:
@@ -61,47 +61,47 @@ class SyntheticSource:
         self.scene = replace(scene, disturbances=disturbances)
         self.kind = "sensor" if noise else "still"
         self.mode = "cpu"
-        artist, size = _artist(self.scene, picture), (self._width, self._height)
-        self._make_renderer = partial(Renderer, self.scene, size, self._fps, artist, noise, seed)
+        render_face, size = _render_face(self.scene, picture), (self._width, self._height)
+        self._make_renderer = partial(Renderer, self.scene, size, self._fps, render_face, noise, seed)
         self._renderer: Optional[Renderer] = None
         self._opened = False
-        self._began_t: Optional[float] = None
+        self._started_t: Optional[float] = None
         self._index = 0  # next frame of the scene
-        self._base = 0  # sequence of the scene's first frame; grows when it is played again
+        self._first_sequence = 0  # sequence of the scene's first frame; increases when the scene restarts
         self._skipped = 0
 
     def open(self) -> None:
-        """Start the scene, or go on where it is by now; after its end, from the beginning.
+        """Start the scene, or continue at the current scene time; after its end, restart it.
 
         Raises:
-            SourceError: The script says that the device is lost now (`pace=real`).
+            SourceError: The device is lost at this scene time (`pace=real`).
         """
         self.close()
         if self._renderer is None:
-            # Not in the constructor: drawing a large room takes seconds.
+            # Not in the constructor: rendering a large background takes seconds.
             self._renderer = self._make_renderer()
         end_s = self.scene.disturbances.end_s
         if end_s is not None and self._index >= end_s * self._fps:
-            self._base += self._index
+            self._first_sequence += self._index
             self._index = 0
-            self._began_t = None
+            self._started_t = None
         now = time.monotonic()
-        if self._began_t is None:
-            self._began_t = now
-        if not self._fast and within(self.scene.disturbances.lose, now - self._began_t) is not None:
-            raise SourceError(f"{self.uri}: no such device", "the scene's script has taken it away for now")
+        if self._started_t is None:
+            self._started_t = now
+        if not self._fast and within(self.scene.disturbances.lose, now - self._started_t) is not None:
+            raise SourceError(f"{self.uri}: no such device", "the scene's script makes it fail now")
         self._opened = True
 
     def read(self, timeout_s: float) -> Optional[Frame]:
-        """The frame that is due now, or the next one (`pace=fast`); None when none becomes due in time.
+        """The frame that is due now, or the next one (`pace=fast`); None when none is due within `timeout_s`.
 
         Raises:
-            EndOfStream: From the scene's end on.
-            SourceError: Not open, or the script says that the device fails.
+            EndOfStream: The scene has ended.
+            SourceError: The source is not open, or the device fails by the script.
         """
-        if not self._opened or self._began_t is None or self._renderer is None:
+        if not self._opened or self._started_t is None or self._renderer is None:
             raise SourceError(f"{self.uri}: not open")
-        if not self._fast and not self._wait_until_due(self._began_t, timeout_s):
+        if not self._fast and not self._wait_until_due(self._started_t, timeout_s):
             return None
         t_s = self._index / self._fps
         end_s = self.scene.disturbances.end_s
@@ -114,25 +114,25 @@ class SyntheticSource:
             self._opened = False
             if self._fast:
                 self._index = math.ceil(lost[1] * self._fps)
-            raise SourceError(f"{self.uri}: device failed", "as the scene's script says; open it again")
+            raise SourceError(f"{self.uri}: device failed", "the scene's script makes it fail; open it again")
         pixels = self._renderer.draw(self._index)
-        sequence = self._base + self._index
+        sequence = self._first_sequence + self._index
         self._index += 1
         return Frame(self._formatted(pixels), sequence, time.monotonic(), Levels(0.0, 1.0 / (1 << (self._bits - 8))))
 
     def close(self) -> None:
-        """Stop reading; the scene's clock goes on."""
+        """Stop reading; the scene time continues."""
         self._opened = False
 
     def counters(self) -> Counters:
-        """`skipped`: frames that were due and not read in time; their numbers are missing in the sequence."""
+        """`skipped`: frames that were not read in time; their numbers are missing in the sequence."""
         return {"skipped": self._skipped}
 
-    def _wait_until_due(self, began_t: float, timeout_s: float) -> bool:
-        wait_s = began_t + self._index / self._fps - time.monotonic()
+    def _wait_until_due(self, started_t: float, timeout_s: float) -> bool:
+        wait_s = started_t + self._index / self._fps - time.monotonic()
         if wait_s > 0:
             time.sleep(min(wait_s, timeout_s))
-        newest = math.floor((time.monotonic() - began_t) * self._fps)
+        newest = math.floor((time.monotonic() - started_t) * self._fps)
         if newest < self._index:
             return False
         self._skipped += newest - self._index
@@ -144,7 +144,7 @@ class SyntheticSource:
             rgb = np.empty((*gray.shape, 3), np.uint8)
             rgb[..., 0] = gray
             rgb[..., 1] = gray - (gray >> 3)
-            rgb[..., 2] = gray - (gray >> 2)  # warm, so that swapped channels would show
+            rgb[..., 2] = gray - (gray >> 2)  # channels differ, so that swapped ones are visible
             return rgb
         if self._bits == 8:
             return gray
@@ -183,12 +183,12 @@ def _scene(uri: str, name: str, script: str, picture: str) -> Scene:
     return replace(scene, look="picture") if picture else scene
 
 
-def _artist(scene: Scene, picture: str) -> Artist:
+def _render_face(scene: Scene, picture: str) -> FaceRenderer:
     if scene.look == "marker":
         return marker
     try:
         if picture:
-            return PictureArtist(Path(picture), _WHOLE, _WHOLE)
-        return PictureArtist(ASTRONAUT, _ASTRONAUT_FACE, _ASTRONAUT_CUT)
+            return ImageFaceRenderer(Path(picture), _WHOLE, _WHOLE)
+        return ImageFaceRenderer(ASTRONAUT, _ASTRONAUT_FACE, _ASTRONAUT_CROP)
     except SourceError as error:
         raise InputError(error.message, error.hint) from error

@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Deque, Dict, List, NamedTuple, Sequence, Tuple
 
-from edge_agent.capture.synthetic.scene import Appearance, Scene
+from edge_agent.capture.synthetic.scene import Scene, SceneFace
 from edge_agent.core.presence.crops import CropParams
 from edge_agent.core.protocol.topics import Topics
 from edge_agent.core.types import Outcome
@@ -73,7 +73,7 @@ def figures(values: Sequence[float]) -> Figures:
 def event_latency(seconds: float) -> Figures:
     """Milliseconds from the end of inference to the subscriber, of every "start" of a busy scene."""
     places = [(0.14 + 0.24 * column, 0.27 + 0.46 * row) for row in range(2) for column in range(4)]
-    faces = [Appearance(0.055 + 0.1 * n, 0.255 + 0.1 * n, (at, at), (0.28,)) for n, at in enumerate(places)]
+    faces = [SceneFace(0.055 + 0.1 * n, 0.255 + 0.1 * n, (at, at), (0.28,)) for n, at in enumerate(places)]
     late_ms: List[float] = []
 
     class Timed(Listener):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Callable, DefaultDict, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from edge_agent.capture.synthetic.scene import Appearance, Scene
+from edge_agent.capture.synthetic.scene import Scene, SceneFace
 from edge_agent.commands.live import is_crop
 from edge_agent.mqtt.publisher import COUNT_INTERVAL_S
 from tests.fakes.broker import Heard
@@ -39,8 +39,8 @@ def scene(camera: int) -> Scene:
     places = [(0.14 + 0.24 * column, 0.27 + 0.46 * row) for row in range(2) for column in range(4)]
     # Off the grid of frames, so that rounding cannot decide whether a face is in one; long enough to outlast a busy
     # machine, which may keep the agent from its turn for a quarter of a second.
-    short = [Appearance(0.363 + 0.04 * n, 0.913 + 0.03 * n, (place, place), (0.28,)) for n, place in enumerate(places)]
-    long = [Appearance(1.613, 2.313, (place, place), (0.28,)) for place in places[camera : camera + camera + 1]]
+    short = [SceneFace(0.363 + 0.04 * n, 0.913 + 0.03 * n, (place, place), (0.28,)) for n, place in enumerate(places)]
+    long = [SceneFace(1.613, 2.313, (place, place), (0.28,)) for place in places[camera : camera + camera + 1]]
     return Scene((*short, *long), period_s=3.05)
 
 
@@ -226,7 +226,7 @@ class Account:
             ids = self._ids(stream, shown)
             lost = 0
             here: List[str] = []
-            for face in shown.appearances(until_at - origin):
+            for face in shown.scripted_faces(until_at - origin):
                 found = ids.get((face.start_s, face.path[0]), set())
                 over = life.ended_at < self._now_at or origin + face.end_s + MAX_LOST_S < until_at
                 wanted = 2 if over else 1
@@ -270,7 +270,7 @@ class Account:
             if not origins:
                 return None
             t_s = now_at - origins[0]
-            for face in shown.appearances(t_s + 1.0):
+            for face in shown.scripted_faces(t_s + 1.0):
                 joined = bool(shown.faces(face.start_s - 0.01))
                 slow_s = 0.2 + COUNT_INTERVAL_S * joined
                 if -0.05 < t_s - face.start_s < slow_s or -0.05 < t_s - face.end_s < MAX_LOST_S + 0.15:
@@ -318,7 +318,7 @@ def untrue(
     return ["the scene was never quiet for long, so nothing could be compared"]
 
 
-def _face_at(shown: Scene, t_s: float, box: Dict[str, float]) -> Optional[Appearance]:
+def _face_at(shown: Scene, t_s: float, box: Dict[str, float]) -> Optional[SceneFace]:
     """The appearance, in absolute scene seconds, that a box at scene second `t_s` shows."""
     x, y = (box["left"] + box["right"]) / 2, (box["top"] + box["bottom"]) / 2
     began_s = math.floor(t_s / (shown.period_s or math.inf)) * (shown.period_s or 0.0)

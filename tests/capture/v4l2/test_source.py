@@ -75,7 +75,7 @@ class TestOldKernelContract(_Contract):
 
     camera = staticmethod(lambda: FakeCamera(orphans=False))
 
-    def test_reopen_brings_frames_and_leaves_old_ones_alone(self, make_source: MakeSource) -> None:
+    def test_reopen_delivers_frames_and_keeps_old_ones_unchanged(self, make_source: MakeSource) -> None:
         with closing(make_source()) as source:
             source.open()
             old = next_frame(source)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.capture.synthetic.render import Renderer, Sprite
-from edge_agent.capture.synthetic.scene import Appearance, Disturbances, Scene
+from edge_agent.capture.synthetic.scene import Disturbances, Scene, SceneFace
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.visibility import VisibilityMonitor, VisibilityParams
 from edge_agent.core.frame import Frame, Image, Levels
@@ -322,7 +322,7 @@ def visits(rng, count):
         edge = (-0.1, place[1])
         creeping = (0.06, place[1])
         path = ((place,), (edge, place), ((-0.03, place[1]), creeping))[kind]
-        faces.append(Appearance(at_s, at_s + lasts_s, path, (0.08 if kind == 2 else size,)))
+        faces.append(SceneFace(at_s, at_s + lasts_s, path, (0.08 if kind == 2 else size,)))
         at_s += lasts_s + float(rng.uniform(5.0, 7.0))
     return Scene(tuple(faces)), at_s
 

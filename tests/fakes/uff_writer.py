@@ -1,7 +1,7 @@
 """A UFF encoder, and networks whose outputs are computed in numpy while they are written.
 
-It shares no code with the reader under test. The layout of the bytes is that of NVIDIA's exporter: nodes from the outputs
-backwards, weights and layouts by reference.
+It shares no code with the reader under test. The layout of the bytes is that of NVIDIA's exporter: nodes from the
+outputs backwards, weights and layouts by reference.
 """
 
 import struct

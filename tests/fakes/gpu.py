@@ -1,4 +1,4 @@
-"""A whole fake board: driver, TensorRT and CUDA toolkit, in place of what is not there."""
+"""A fake board: driver, TensorRT and CUDA toolkit."""
 
 import os
 import struct
@@ -25,7 +25,7 @@ cp "$(dirname "$0")/twin.so" "$out"
 
 
 def toolkit(folder: Path) -> Dict[str, str]:
-    """An nvcc that answers with the kernel's twin; the environment in which it is found."""
+    """Create an nvcc that returns the kernel's twin; the environment variables that name it."""
     (folder / "bin").mkdir(parents=True, exist_ok=True)
     (folder / "bin" / "twin.so").write_bytes(twin_image())
     nvcc = folder / "bin" / "nvcc"
@@ -45,29 +45,29 @@ class FakeBoard:
     """One board with one TensorRT.
 
     Args:
-        folder: For the cache and the toolkit.
-        version: Of TensorRT; one of `tests.fakes.tensorrt.VERSIONS`.
+        folder: Folder for the cache and the toolkit.
+        version: TensorRT's; one of `tests.fakes.tensorrt.VERSIONS`.
         board: One of `tests.fakes.tensorrt.BOARDS`.
 
     Attributes:
-        told: Lines of progress.
+        reported: Lines of progress.
         cache: The agent's cache folder.
     """
 
     def __init__(self, folder: Path, version: str = "10.3", board: str = "orin", **gpu: Any) -> None:
-        what = BOARDS[board]
-        self.cuda = FakeCuda(spans=spans, capability=what.capability, integrated=what.integrated, **gpu)
-        self.trt = FakeTensorRT(version, what, self.cuda)
+        model = BOARDS[board]
+        self.cuda = FakeCuda(spans=spans, capability=model.capability, integrated=model.integrated, **gpu)
+        self.trt = FakeTensorRT(version, model, self.cuda)
         self.cache = folder / "cache"
         self.environ = toolkit(folder / "cuda")
-        self.told: List[str] = []
+        self.reported: List[str] = []
 
     def open(self, network: Network, **options: Any) -> OpenedEngine:
         """A verified engine; on failure everything is freed, as by `open_network`."""
         context = CudaContext(self.cuda)
         try:
             backend = LocalTensorRt(self.trt, context, self.environ)
-            return EngineLoader(backend, self.cache, self.told.append).open(network, BuildOptions(**options))
+            return EngineLoader(backend, self.cache, self.reported.append).open(network, BuildOptions(**options))
         except BaseException:
             context.close()
             raise
@@ -76,7 +76,7 @@ class FakeBoard:
         """Let `import tensorrt` and `import pycuda.driver` find this board."""
         package = types.ModuleType("pycuda")
         package.driver = self.cuda  # type: ignore[attr-defined]
-        package.__spec__ = ModuleSpec("pycuda", None, origin="fake")  # as whatever an import has found
+        package.__spec__ = ModuleSpec("pycuda", None, origin="fake")  # as of an imported module
         self.trt.__spec__ = ModuleSpec("tensorrt", None, origin="fake")
         monkeypatch.setitem(sys.modules, "pycuda", package)
         monkeypatch.setitem(sys.modules, "pycuda.driver", self.cuda)
@@ -85,10 +85,10 @@ class FakeBoard:
             monkeypatch.setitem(os.environ, name, value)
 
     def assert_clean(self) -> None:
-        """Nothing is left on the GPU, and everything was given back in the right order."""
+        """Check that nothing is left on the GPU, and that everything was freed in the right order."""
         self.trt.assert_clean()
         self.cuda.assert_clean()
 
     def engines(self) -> List[Path]:
-        """Plans in the cache."""
+        """Paths of the plans in the cache."""
         return sorted((self.cache / "engines").glob("*.plan"))

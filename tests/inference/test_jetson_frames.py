@@ -1,4 +1,4 @@
-"""From jetson-utils' camera to the kernel: the GPU reads the very bytes that the source has lent, without a copy."""
+"""Frames of jetson-utils' camera reach the kernel without a copy."""
 
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.fakes.pycuda import FakeCuda
 
 
 @pytest.mark.parametrize("color", [False, True])
-def test_the_launch_receives_the_pointer_that_the_source_has_lent(tmp_path: Path, color: bool) -> None:
+def test_the_kernel_gets_the_pointer_of_the_source(tmp_path: Path, color: bool) -> None:
     cuda = FakeCuda(spans=spans)
     context = CudaContext(cuda)
     preprocess = CudaPreprocessor(context, KernelCache(tmp_path, TwinCompiler), FACEDETECTIR)
@@ -33,15 +33,15 @@ def test_the_launch_receives_the_pointer_that_the_source_has_lent(tmp_path: Path
         for _ in range(6):
             with next_frame(source) as frame:
                 cuda.map(frame.pixels)
-                picture = view.upright(frame)
-                tensor = preprocess(picture)
+                image = view.upright(frame)
+                tensor = preprocess(image)
                 context.wait()
                 cuda.unmap(frame.pixels)
                 launched = np.frombuffer(cuda.launches[-1].arguments, ARGUMENTS)[0]
                 assert launched["source"] == frame.device.pointer == frame.pixels.__array_interface__["data"][0]
                 assert launched["pitch"] == frame.pixels.strides[0]
                 made = cuda.at(tensor.pointer, int(np.prod(tensor.shape)) * 4).view(np.float32).reshape(tensor.shape)
-                expected = Preprocessor(FACEDETECTIR)(picture)
+                expected = Preprocessor(FACEDETECTIR)(image)
                 np.testing.assert_allclose(made, expected, atol=1.0 / 255)
     assert preprocess.copied == 0
     preprocess.close()

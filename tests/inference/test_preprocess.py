@@ -1,4 +1,4 @@
-"""From picture to input tensor, against OpenCV in float as the oracle."""
+"""Preprocessing on the CPU, compared with OpenCV in float."""
 
 from dataclasses import replace
 from typing import Tuple
@@ -40,12 +40,12 @@ def test_numpy_area_is_opencvs(size: Tuple[int, int], channels: Tuple[int, ...])
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
 @pytest.mark.parametrize("size", SIZES)
 def test_both_resizers_agree_within_one_gray_level(interpolation: str, size: Tuple[int, int]) -> None:
-    picture = Image(noise(*size))
+    image = Image(noise(*size))
     contract = replace(FACEDETECTIR, gain=1.0)
     with_opencv = Preprocessor(contract, interpolation, opencv=True)
     without = Preprocessor(contract, interpolation, opencv=False)
     assert (with_opencv.resizer, without.resizer) == ("opencv", "numpy")
-    assert np.abs(with_opencv(picture) - without(picture)).max() <= 1.0
+    assert np.abs(with_opencv(image) - without(image)).max() <= 1.0
 
 
 def test_area_averages_what_linear_skips() -> None:
@@ -100,14 +100,14 @@ def test_levels_are_those_of_the_frame(levels: Levels, dtype: type, top: int, op
     assert tensor.max() <= 1.0 + 1e-6
 
 
-def test_ten_bits_are_resized_before_they_are_cut_to_eight() -> None:
+def test_ten_bits_are_resized_before_the_conversion_to_eight() -> None:
     pixels = RNG.integers(0, 1024, (480, 640), dtype=np.uint16)
     tensor = Preprocessor(FACEDETECTIR)(Image(pixels, Levels(0, 1 / 4)))
     expected = cv2.resize(pixels.astype(np.float32) / 4, (384, 240), interpolation=cv2.INTER_LINEAR)
     assert np.abs(tensor[0, 0] * 255 - expected).max() < 0.3
 
 
-def test_padding_stays_empty_whatever_came_before() -> None:
+def test_padding_stays_zero() -> None:
     prepare = Preprocessor(CENTERFACE)
     sizes = [(640, 480), (1280, 800), (640, 400), (400, 640), (641, 401)]
     for width, height in sizes + sizes[::-1]:
@@ -118,14 +118,14 @@ def test_padding_stays_empty_whatever_came_before() -> None:
         assert tensor.sum() == 255.0 * 3 * where.inner_h * where.inner_w
 
 
-def test_the_input_is_made_once_per_size() -> None:
+def test_the_input_is_allocated_once_per_size() -> None:
     prepare = Preprocessor(FACEDETECTIR)
     first = prepare(Image(noise(640, 480)))
     assert prepare(Image(noise(640, 480))) is first
     assert prepare(Image(noise(320, 240))) is not first
 
 
-def test_sizes_that_keep_changing_do_not_pile_up() -> None:
+def test_the_count_of_kept_sizes_is_bounded() -> None:
     prepare = Preprocessor(CENTERFACE)
     for width in range(400, 440):
         prepare(Image(noise(width, 300)))
@@ -135,7 +135,7 @@ def test_sizes_that_keep_changing_do_not_pile_up() -> None:
 
 
 @pytest.mark.parametrize("opencv", [True, False])
-def test_views_of_a_drivers_buffer_are_taken_and_never_written(opencv: bool) -> None:
+def test_views_of_a_drivers_buffer_are_accepted_and_not_written(opencv: bool) -> None:
     buffer = noise(704, 520)
     buffer.flags.writeable = False
     prepare = Preprocessor(FACEDETECTIR, opencv=opencv)
@@ -154,6 +154,6 @@ def test_views_of_a_drivers_buffer_are_taken_and_never_written(opencv: bool) -> 
         np.zeros(4, np.uint8),
     ],
 )
-def test_pixels_that_no_source_delivers_are_refused(pixels: np.ndarray) -> None:
+def test_unsupported_pixels_are_rejected(pixels: np.ndarray) -> None:
     with pytest.raises(EngineError, match="an image of shape"):
         Preprocessor(FACEDETECTIR)(Image(pixels))

@@ -1,4 +1,4 @@
-"""The scripted engine sees the synthetic scenes' markers through the real decoding."""
+"""The scripted engine finds the synthetic scenes' markers, decoded by the real decoder."""
 
 from contextlib import closing
 from typing import List
@@ -17,10 +17,10 @@ from edge_agent.errors import EngineError, InputError
 from edge_agent.inference.scripted import ScriptedEngine
 
 
-def faces(engine: ScriptedEngine, picture: Image) -> Array:
-    """(N, 4) distinct boxes in source px, by the real decoding."""
-    boxes, _ = decode(engine.infer(picture), engine.contract, 0.4)
-    height, width = picture.pixels.shape[:2]
+def faces(engine: ScriptedEngine, image: Image) -> Array:
+    """(N, 4) distinct boxes in source px, from the real decoder."""
+    boxes, _ = decode(engine.infer(image), engine.contract, 0.4)
+    height, width = image.pixels.shape[:2]
     found: List[Array] = []
     for box in engine.contract.place((width, height)).to_source(boxes):
         if not found or iou(np.array(found), box[None]).max() < 0.9:
@@ -30,7 +30,7 @@ def faces(engine: ScriptedEngine, picture: Image) -> Array:
 
 @pytest.mark.parametrize("scene", ["one", "crowd", "still", "empty"])
 @pytest.mark.parametrize("options", ["", "&size=1280x800", "&noise=10", "&bits=12", "&color=1&size=640x400"])
-def test_it_sees_what_the_scene_shows_and_nothing_else(scene: str, options: str) -> None:
+def test_it_finds_the_scenes_markers_and_nothing_else(scene: str, options: str) -> None:
     engine = ScriptedEngine()
     with closing(SyntheticSource(f"test://{scene}?pace=fast&fps=2{options}", SourceOptions())) as source:
         source.open()
@@ -52,7 +52,7 @@ def test_it_sees_what_the_scene_shows_and_nothing_else(scene: str, options: str)
 
 
 @pytest.mark.parametrize("options", ["dark=0-10", "cover=0-10"])
-def test_it_sees_nothing_in_the_dark(options: str) -> None:
+def test_it_finds_nothing_in_the_dark(options: str) -> None:
     engine = ScriptedEngine()
     with closing(SyntheticSource(f"test://still?pace=fast&{options}", SourceOptions())) as source:
         source.open()
@@ -62,7 +62,7 @@ def test_it_sees_nothing_in_the_dark(options: str) -> None:
             assert len(faces(engine, Image(frame.pixels, frame.levels))) == 0
 
 
-def test_it_takes_strided_views_of_changing_sizes_and_another_net() -> None:
+def test_it_accepts_strided_views_of_changing_sizes_and_another_net() -> None:
     engine = ScriptedEngine(net=(480, 272))
     assert engine.contract == ModelContract("gridbox", net=(480, 272))
     with closing(SyntheticSource("test://still?pace=fast", SourceOptions())) as source:
@@ -79,19 +79,19 @@ def test_it_takes_strided_views_of_changing_sizes_and_another_net() -> None:
         assert len(faces(engine, Image(frame.pixels[:120]))) == 0, "cut off: only the background is left"
 
 
-def test_it_fails_when_asked_to() -> None:
+def test_the_option_fail_after() -> None:
     engine = ScriptedEngine(query="fail_after=2")
-    picture = Image(np.zeros((48, 64), np.uint8))
-    engine.infer(picture)
-    engine.infer(picture)
+    image = Image(np.zeros((48, 64), np.uint8))
+    engine.infer(image)
+    engine.infer(image)
     for _ in range(2):
         with pytest.raises(EngineError, match="scripted"):
-            engine.infer(picture)
+            engine.infer(image)
     engine.close()
     engine.close()
 
 
-def test_it_answers_wrongly_when_asked_to() -> None:
+def test_the_option_wrong_golden() -> None:
     assert len(faces(ScriptedEngine(query="wrong_golden=1"), Image(np.zeros((480, 640), np.uint8)))) == 1
 
 

@@ -209,7 +209,7 @@ def test_centerface_builds_on_every_generation(
     assert len(found.xyxy) == 1
     assert max(opened.errors.values()) < (0.25 if precision == "int8" else 0.02)
     if version == "11.4":
-        assert any("converted to int8 for this TensorRT: 63 of 63 layers" in line for line in fake.told)
+        assert any("converted to int8 for this TensorRT: 63 of 63 layers" in line for line in fake.reported)
         assert opened.manifest.layers["int8"] >= 63 and fake.trt.configs[-1]["flags"] == {"TF32"}
     opened.engine.close()
     fake.assert_clean()

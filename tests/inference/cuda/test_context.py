@@ -41,12 +41,12 @@ def collector_off() -> Iterator[None]:
 
 
 def in_thread(work: Callable[[], Any]) -> Optional[BaseException]:
-    """Run `work` in a thread of its own, to its end; what it raised."""
+    """Run `work` in a thread; the error that it raised, if any."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).exception(10)
 
 
-def test_it_tells_what_the_gpu_is(context: CudaContext) -> None:
+def test_the_context_has_the_gpus_properties(context: CudaContext) -> None:
     assert (context.name, context.sm, context.cuda_version, context.integrated) == ("Fake", "87", "12.6", True)
 
 
@@ -56,7 +56,7 @@ def test_thor_has_three_digits() -> None:
     context.close()
 
 
-def test_it_sleeps_for_the_gpu_and_does_not_wait_for_others_streams(cuda: FakeCuda, context: CudaContext) -> None:
+def test_waiting_sleeps_and_ignores_other_streams(cuda: FakeCuda, context: CudaContext) -> None:
     assert cuda.event_flags_used == [cuda.event_flags.BLOCKING_SYNC | cuda.event_flags.DISABLE_TIMING]
     assert cuda.stream_flags_used == [1]
     assert context.stream_handle in cuda.queues
@@ -82,13 +82,13 @@ def test_a_thread_may_end_without_close(cuda: FakeCuda) -> None:
     assert cuda.aborts == []
 
 
-def test_the_fake_notices_a_thread_that_ends_with_a_context(cuda: FakeCuda) -> None:
+def test_the_fake_detects_a_thread_that_ends_with_a_context(cuda: FakeCuda) -> None:
     cuda.init()
     assert in_thread(lambda: cuda.Device(0).retain_primary_context().push()) is None
     assert len(cuda.aborts) == 1
 
 
-def test_another_thread_is_refused(cuda: FakeCuda, context: CudaContext) -> None:
+def test_another_thread_is_rejected(cuda: FakeCuda, context: CudaContext) -> None:
     buffer = context.device_buffer(16)
     for work in (context.wait, context.close, buffer.free, lambda: context.pinned(4)):
         error = in_thread(work)
@@ -109,7 +109,7 @@ def test_everything_is_freed_newest_first_and_once(cuda: FakeCuda) -> None:
     cuda.assert_clean()
 
 
-def test_after_close_it_says_so(cuda: FakeCuda) -> None:
+def test_use_after_close_is_an_error(cuda: FakeCuda) -> None:
     context = CudaContext(cuda)
     context.close()
     for work in (context.wait, lambda: context.device_buffer(4)):
@@ -137,7 +137,7 @@ def test_copies_go_through_the_stream(cuda: FakeCuda, context: CudaContext) -> N
     assert np.array_equal(back.array, np.arange(256))
 
 
-def test_close_waits_for_what_is_under_way(cuda: FakeCuda) -> None:
+def test_close_waits_for_enqueued_work(cuda: FakeCuda) -> None:
     context = CudaContext(cuda)
     source, target = context.pinned(16), context.device_buffer(16)
     context.upload(target.pointer, source.array)
@@ -158,7 +158,7 @@ def test_close_waits_for_what_is_under_way(cuda: FakeCuda) -> None:
         ("cuEventCreate", "out of memory", "stop other programs"),
     ],
 )
-def test_a_gpu_that_cannot_be_opened_is_one_line_with_advice(api: str, words: str, advice: str) -> None:
+def test_a_gpu_that_cannot_be_opened_is_one_line_with_a_hint(api: str, words: str, advice: str) -> None:
     cuda = FakeCuda()
     cuda.fail[api] = words
     with pytest.raises(EngineError) as caught:
@@ -170,9 +170,7 @@ def test_a_gpu_that_cannot_be_opened_is_one_line_with_advice(api: str, words: st
 
 
 @pytest.mark.parametrize("api", ["cuMemHostAlloc", "cuMemHostGetDevicePointer"])
-def test_page_locked_memory_that_the_gpu_does_not_get_is_given_back(
-    cuda: FakeCuda, context: CudaContext, api: str
-) -> None:
+def test_page_locked_memory_that_the_gpu_cannot_map_is_freed(cuda: FakeCuda, context: CudaContext, api: str) -> None:
     cuda.fail[api] = "out of memory"
     with pytest.raises(EngineError, match=f"allocating 64 page-locked bytes: {api} failed: out of memory"):
         context.pinned(64)
@@ -186,7 +184,7 @@ def test_no_gpu() -> None:
         CudaContext(FakeCuda(devices=1), ordinal=1)
 
 
-def test_out_of_memory_names_how_much_and_leaves_the_context_usable() -> None:
+def test_out_of_memory_names_the_size_and_leaves_the_context_usable() -> None:
     cuda = FakeCuda(memory_bytes=1000)
     context = CudaContext(cuda)
     with pytest.raises(EngineError, match="allocating 1001 bytes on the GPU: cuMemAlloc failed: out of memory"):
@@ -198,7 +196,7 @@ def test_out_of_memory_names_how_much_and_leaves_the_context_usable() -> None:
     cuda.assert_clean()
 
 
-def test_close_lets_everything_go_though_the_gpu_has_failed(cuda: FakeCuda, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_frees_everything_after_a_failure_of_the_gpu(cuda: FakeCuda, caplog: pytest.LogCaptureFixture) -> None:
     context = CudaContext(cuda)
     context.device_buffer(16)
     cuda.fail["work"] = "unspecified launch failure"
@@ -207,8 +205,8 @@ def test_close_lets_everything_go_though_the_gpu_has_failed(cuda: FakeCuda, capl
     cuda.assert_clean()
 
 
-def test_an_error_that_was_handled_keeps_nothing_of_the_gpu(cuda: FakeCuda, collector_off: None) -> None:
-    """Not even until the garbage collector comes, which may be in any thread."""
+def test_a_handled_error_keeps_no_object_of_the_gpu(cuda: FakeCuda, collector_off: None) -> None:
+    """Checked without the garbage collector, which may run in any thread."""
     context = CudaContext(cuda)
     cuda.fail["cuEventRecord"] = "unspecified launch failure"
     with suppress(EngineError):
@@ -218,7 +216,7 @@ def test_an_error_that_was_handled_keeps_nothing_of_the_gpu(cuda: FakeCuda, coll
     cuda.assert_clean()
 
 
-def test_the_fake_refuses_what_pycuda_leaves_to_luck(cuda: FakeCuda) -> None:
+def test_the_fake_rejects_what_pycuda_does_not_check(cuda: FakeCuda) -> None:
     with pytest.raises(LogicError, match="invalid device context"):
         cuda.mem_alloc(16)
     cuda.init()
@@ -246,7 +244,7 @@ def test_the_fake_refuses_what_pycuda_leaves_to_luck(cuda: FakeCuda) -> None:
         ("raise ImportError('numpy.core.multiarray failed to import')", "build it again"),
     ],
 )
-def test_pycuda_that_cannot_be_imported_is_one_line_with_advice(
+def test_pycuda_that_cannot_be_imported_is_one_line_with_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, advice: str
 ) -> None:
     folder = tmp_path / "pycuda"

@@ -1,4 +1,4 @@
-"""The kernel's source under real compilers, and the cache of its machine code."""
+"""Compiling the kernel with real compilers, and the cache of its machine code."""
 
 import ctypes
 import os
@@ -37,7 +37,7 @@ def context() -> Iterator[CudaContext]:
 
 
 @pytest.mark.slow
-def test_nvcc_compiles_it_for_every_architecture_that_it_knows(tmp_path: Path) -> None:
+def test_nvcc_compiles_for_every_architecture_it_supports(tmp_path: Path) -> None:
     nvcc = real_nvcc()
     listed = subprocess.run([str(nvcc.path), "--list-gpu-arch"], stdout=subprocess.PIPE, check=True)
     architectures = [line.split("_")[1] for line in listed.stdout.decode().split()]
@@ -48,7 +48,7 @@ def test_nvcc_compiles_it_for_every_architecture_that_it_knows(tmp_path: Path) -
         assert b"preprocess_float" in image and b"preprocess_half" in image
 
 
-def test_nvcc_says_why_it_cannot(tmp_path: Path) -> None:
+def test_the_error_has_the_line_of_nvcc(tmp_path: Path) -> None:
     nvcc = real_nvcc()
     with pytest.raises(MissingPackage, match=r"cannot compile for sm_1: .*[Uu]nsupported gpu architecture"):
         nvcc.compile(SOURCE, "1", tmp_path)
@@ -102,8 +102,8 @@ for samples, step in ((0, 1), (1, 2), (2, 3)):
 """
 
 
-def test_it_reads_nothing_outside_the_picture(tmp_path: Path) -> None:
-    """Between two pages that end the process when touched."""
+def test_the_kernel_reads_nothing_outside_the_image(tmp_path: Path) -> None:
+    """The image lies between two pages that end the process when touched."""
     command = [sys.executable, "-c", GUARDED, str(twin_file(tmp_path))]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parents[3], check=False)
     assert done.returncode == 0
@@ -115,7 +115,7 @@ def twin_file(folder: Path) -> Path:
     return path
 
 
-def test_the_arguments_are_as_long_as_the_header_says() -> None:
+def test_the_arguments_have_the_size_of_the_header() -> None:
     header = SOURCE.with_name("preprocess.cuh").read_text("utf-8")
     assert f"static_assert(sizeof(Arguments) == {ARGUMENTS.itemsize}," in header
 
@@ -127,7 +127,7 @@ def program(path: Path) -> Path:
     return path
 
 
-def test_nvcc_is_found_where_a_services_path_has_none(tmp_path: Path) -> None:
+def test_nvcc_is_found_outside_path(tmp_path: Path) -> None:
     old, new = (program(tmp_path / f"cuda-{version}" / "bin" / "nvcc") for version in ("12.6", "12.10"))
     bare = {"PATH": str(tmp_path / "nowhere")}
     assert find_nvcc(bare, [tmp_path]).path == new
@@ -137,7 +137,7 @@ def test_nvcc_is_found_where_a_services_path_has_none(tmp_path: Path) -> None:
     assert find_nvcc({"PATH": str(old.parent), "CUDA_HOME": str(new.parent.parent)}, [tmp_path]).path == new
 
 
-def test_no_nvcc_is_one_line_with_advice(tmp_path: Path) -> None:
+def test_no_nvcc_is_one_line_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(MissingPackage, match=r"neither on PATH nor in .*nvidia-jetpack"):
         find_nvcc({"PATH": ""}, [tmp_path])
     with pytest.raises(MissingPackage, match=r"CUDA_HOME is .* is not executable"):
@@ -151,7 +151,7 @@ def test_a_compiler_that_fails_or_does_not_run_is_one_line(tmp_path: Path) -> No
         Nvcc(tmp_path / "gone").compile(SOURCE, "87", tmp_path)
 
 
-def test_the_cache_lies_where_systemd_says_else_where_xdg_says() -> None:
+def test_the_cache_folder_is_systemds_else_xdgs() -> None:
     assert cache_dir({"CACHE_DIRECTORY": "/var/cache/a:/var/cache/b", "HOME": "/h"}) == Path("/var/cache/a")
     assert cache_dir({"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == Path("/x/edge-agent")
     assert cache_dir({"XDG_CACHE_HOME": "relative", "HOME": "/h"}) == Path("/h/.cache/edge-agent")
@@ -163,7 +163,7 @@ def load(cache: KernelCache, context: CudaContext) -> None:
     cache.load(context, "preprocess_float", ARGUMENTS.itemsize).free()
 
 
-def test_it_is_compiled_once_per_gpu_and_cuda_version(tmp_path: Path, context: CudaContext) -> None:
+def test_the_kernel_is_compiled_once_per_gpu_and_cuda_version(tmp_path: Path, context: CudaContext) -> None:
     compiler = TwinCompiler()
     cache = KernelCache(tmp_path / "made" / "when needed", lambda: compiler)
     load(cache, context)
@@ -174,7 +174,7 @@ def test_it_is_compiled_once_per_gpu_and_cuda_version(tmp_path: Path, context: C
     assert len({cache.path(sm, version) for sm in ("72", "87") for version in ("11.4", "12.6")}) == 4
 
 
-def test_what_is_cached_needs_no_compiler(tmp_path: Path, context: CudaContext) -> None:
+def test_a_cached_kernel_needs_no_compiler(tmp_path: Path, context: CudaContext) -> None:
     load(KernelCache(tmp_path, TwinCompiler), context)
 
     def none() -> TwinCompiler:
@@ -199,7 +199,7 @@ def test_damaged_or_foreign_code_is_compiled_again(
     assert "compiling again" in caplog.text
 
 
-def test_code_that_the_gpu_refuses_is_not_kept(tmp_path: Path, context: CudaContext) -> None:
+def test_code_that_the_gpu_rejects_is_not_cached(tmp_path: Path, context: CudaContext) -> None:
     class WrongToolkit:
         def compile(self, source: Path, sm: str, scratch: Path) -> bytes:
             return b"\x7fELF of a newer CUDA"

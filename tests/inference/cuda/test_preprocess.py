@@ -1,4 +1,4 @@
-"""The GPU's way from picture to input, on the kernel's C++ twin: against OpenCV, and against the CPU's way."""
+"""Preprocessing on the GPU, with the kernel's C++ twin, compared with OpenCV and with the CPU's preprocessing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ SMALLER = [(384, 240), (320, 200), (100, 300), (31, 17), (1, 1)]
 
 
 class Rig:
-    """A fake GPU with the twin, and what runs on it."""
+    """A fake GPU that runs the kernel's twin, and a preprocessor on it."""
 
     def __init__(self, folder: Path, **gpu: Any) -> None:
         self.cuda = FakeCuda(spans=spans, **gpu)
@@ -37,8 +37,8 @@ class Rig:
     def preprocessor(self, contract: ModelContract = PLAIN, *options: Any, **more: Any) -> CudaPreprocessor:
         return CudaPreprocessor(self.context, self.cache, contract, *options, **more)
 
-    def run(self, preprocess: CudaPreprocessor, picture: Image) -> np.ndarray:
-        tensor = preprocess(picture)
+    def run(self, preprocess: CudaPreprocessor, image: Image) -> np.ndarray:
+        tensor = preprocess(image)
         self.context.wait()
         nbytes = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
         return self.cuda.at(tensor.pointer, nbytes).view(tensor.dtype).reshape(tensor.shape).copy()
@@ -83,8 +83,8 @@ def test_area_is_opencvs(rig: Rig, size: Tuple[int, int]) -> None:
 
 
 def test_area_enlarges_as_bilinear(rig: Rig) -> None:
-    picture = Image(noise((400, 100)))
-    area, linear = (rig.run(rig.preprocessor(PLAIN, filter), picture) for filter in ("area", "linear"))
+    image = Image(noise((400, 100)))
+    area, linear = (rig.run(rig.preprocessor(PLAIN, filter), image) for filter in ("area", "linear"))
     assert np.array_equal(area, linear)
 
 
@@ -113,7 +113,7 @@ def test_deep_gray_is_opencvs(rig: Rig, bits: int, levels: Levels, interpolation
 
 
 def rows_of(pixels: np.ndarray, pitch_bytes: int) -> np.ndarray:
-    """The picture's bytes with so many bytes from row to row, and rubbish in between."""
+    """The image's bytes at a row pitch, with random padding."""
     rows = noise((pitch_bytes, len(pixels)))
     row_bytes = pixels.nbytes // len(pixels)
     rows[:, :row_bytes] = pixels.reshape(len(pixels), -1).view(np.uint8)
@@ -126,7 +126,7 @@ def rows_of(pixels: np.ndarray, pitch_bytes: int) -> np.ndarray:
     [("gray8", (), np.uint8), ("gray16", (), np.uint16), ("rgb8", (3,), np.uint8)],
 )
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
-def test_the_gpus_own_rows_are_read_at_any_pitch(
+def test_rows_in_gpu_memory_are_read_at_any_pitch(
     rig: Rig, pixel_format: str, channels: Tuple[int, ...], dtype: Any, pitch_extra: int, interpolation: str
 ) -> None:
     pixels = noise((641, 399), *channels, dtype=dtype)
@@ -167,7 +167,7 @@ def test_letterbox_pads_with_zero(rig: Rig, size: Tuple[int, int], interpolation
     assert not found[0, :, where.inner_h :].any() and not found[0, :, :, where.inner_w :].any()
 
 
-def test_a_smaller_picture_after_a_larger_one_leaves_nothing_of_it(rig: Rig) -> None:
+def test_a_smaller_image_after_a_larger_one_leaves_nothing_of_it(rig: Rig) -> None:
     preprocess = rig.preprocessor(CENTERFACE)
     rig.run(preprocess, Image(np.full((800, 1280), 255, np.uint8)))
     found = rig.run(preprocess, Image(np.zeros((480, 640), np.uint8)))
@@ -175,19 +175,19 @@ def test_a_smaller_picture_after_a_larger_one_leaves_nothing_of_it(rig: Rig) -> 
 
 
 def test_half_is_the_float_rounded(rig: Rig) -> None:
-    picture = Image(noise((1280, 800)), LIMITED_RANGE)
+    image = Image(noise((1280, 800)), LIMITED_RANGE)
     for contract in (FACEDETECTIR, PLAIN):
-        exact = rig.run(rig.preprocessor(contract), picture)
-        half = rig.run(rig.preprocessor(contract, half=True), picture)
+        exact = rig.run(rig.preprocessor(contract), image)
+        half = rig.run(rig.preprocessor(contract, half=True), image)
         assert half.dtype == np.float16
         assert np.array_equal(half, exact.astype(np.float16))
 
 
 def test_halves_too_small_for_an_exponent_round_too(rig: Rig) -> None:
     contract = replace(FACEDETECTIR, gain=2.0**-30)
-    picture = Image(noise((384, 240)))
-    exact = rig.run(rig.preprocessor(contract), picture)
-    half = rig.run(rig.preprocessor(contract, half=True), picture)
+    image = Image(noise((384, 240)))
+    exact = rig.run(rig.preprocessor(contract), image)
+    half = rig.run(rig.preprocessor(contract, half=True), image)
     assert len(np.unique(half)) > 2
     assert np.array_equal(half, exact.astype(np.float16))
 
@@ -207,14 +207,14 @@ PICTURES = [
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
 @pytest.mark.parametrize("number", range(len(PICTURES)))
 @pytest.mark.parametrize("integrated", [True, False])
-def test_it_gives_what_the_cpu_gives(
+def test_the_gpu_gives_what_the_cpu_gives(
     tmp_path: Path, contract: ModelContract, interpolation: str, number: int, integrated: bool
 ) -> None:
     rig = Rig(tmp_path, integrated=integrated)
-    picture = PICTURES[number]
-    found = rig.run(rig.preprocessor(contract, interpolation), picture)
+    image = PICTURES[number]
+    found = rig.run(rig.preprocessor(contract, interpolation), image)
     level = contract.gain
-    in_float = Preprocessor(contract, interpolation, opencv=False)(picture)
+    in_float = Preprocessor(contract, interpolation, opencv=False)(image)
     assert np.abs(found - in_float).max() <= 0.05 * level
     assert (rig.cuda.copied_bytes > 0) is not integrated
     rig.context.close()
@@ -222,15 +222,15 @@ def test_it_gives_what_the_cpu_gives(
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
-def test_it_is_within_a_gray_level_of_opencvs_rounded_way(rig: Rig, interpolation: str) -> None:
+def test_it_is_within_a_gray_level_of_opencv_with_rounding(rig: Rig, interpolation: str) -> None:
     pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
-    for picture in PICTURES[:2]:
-        found = rig.run(rig.preprocessor(PLAIN, interpolation), picture)
-        assert np.abs(found - Preprocessor(PLAIN, interpolation, opencv=True)(picture)).max() <= 1.0
+    for image in PICTURES[:2]:
+        found = rig.run(rig.preprocessor(PLAIN, interpolation), image)
+        assert np.abs(found - Preprocessor(PLAIN, interpolation, opencv=True)(image)).max() <= 1.0
 
 
-def test_the_kernel_is_given_the_frames_own_pointer(rig: Rig) -> None:
-    """Zero copies of a full frame: also of a region of interest, whose corner is inside the same buffer."""
+def test_the_kernel_gets_the_frames_pointer(rig: Rig) -> None:
+    """A frame is not copied, nor is a region of interest, which lies inside the same buffer."""
     buffer = rig.context.pinned(1280 * 800)
     pixels = buffer.array.reshape(800, 1280)
     pixels[:] = noise((1280, 800))
@@ -249,7 +249,7 @@ def test_the_kernel_is_given_the_frames_own_pointer(rig: Rig) -> None:
     del pixels, whole, part
 
 
-def test_nothing_runs_before_somebody_waits(rig: Rig) -> None:
+def test_nothing_runs_before_a_wait(rig: Rig) -> None:
     tensor = rig.preprocessor()(Image(noise((640, 480))))
     assert rig.context.busy
     assert np.all(rig.cuda.at(tensor.pointer, 4096) == 0xA5)
@@ -258,7 +258,7 @@ def test_nothing_runs_before_somebody_waits(rig: Rig) -> None:
     assert not np.all(rig.cuda.at(tensor.pointer, 4096) == 0xA5)
 
 
-def test_the_next_picture_does_not_overwrite_one_that_is_still_to_be_read(rig: Rig) -> None:
+def test_the_next_image_does_not_overwrite_an_unread_one(rig: Rig) -> None:
     first, second = rig.preprocessor(), rig.preprocessor()
     tensor = first(Image(np.full((480, 640), 7, np.uint8)))
     first(Image(np.full((480, 640), 9, np.uint8)))
@@ -272,7 +272,7 @@ def test_the_next_picture_does_not_overwrite_one_that_is_still_to_be_read(rig: R
     "pixels",
     [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), np.float32), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)],
 )
-def test_pixels_that_no_source_delivers_are_refused(rig: Rig, pixels: np.ndarray) -> None:
+def test_unsupported_pixels_are_rejected(rig: Rig, pixels: np.ndarray) -> None:
     with pytest.raises(EngineError, match="an image of shape"):
         rig.preprocessor()(Image(pixels))
 
@@ -280,12 +280,12 @@ def test_pixels_that_no_source_delivers_are_refused(rig: Rig, pixels: np.ndarray
 @pytest.mark.parametrize(
     "device", [DeviceView(64, 639, "gray8"), DeviceView(64, 1280, "gray16"), DeviceView(64, 640, "bayer")]
 )
-def test_a_device_view_that_contradicts_its_pixels_is_refused(rig: Rig, device: DeviceView) -> None:
+def test_a_device_view_that_contradicts_its_pixels_is_rejected(rig: Rig, device: DeviceView) -> None:
     with pytest.raises(EngineError, match="a device view of"):
         rig.preprocessor()(Image(np.zeros((480, 640), np.uint8), device=device))
 
 
-def test_a_pointer_that_is_not_the_gpus_is_an_error_and_all_is_still_freed(tmp_path: Path) -> None:
+def test_a_foreign_pointer_is_an_error_and_everything_is_freed(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     pixels = noise((640, 480))
     preprocess = rig.preprocessor()
@@ -299,7 +299,7 @@ def test_a_pointer_that_is_not_the_gpus_is_an_error_and_all_is_still_freed(tmp_p
     rig.cuda.assert_clean()
 
 
-def test_growing_and_closing_wait_for_what_is_under_way(rig: Rig) -> None:
+def test_growing_and_closing_wait_for_enqueued_work(rig: Rig) -> None:
     preprocess = rig.preprocessor(replace(CENTERFACE, gain=1.0))
     preprocess(Image(np.zeros((100, 640), np.uint8)))
     tensor = preprocess(Image(np.full((640, 640), 3, np.uint8)))
@@ -311,18 +311,18 @@ def test_growing_and_closing_wait_for_what_is_under_way(rig: Rig) -> None:
     assert rig.cuda.launched == 3
 
 
-def test_nothing_is_left_behind_by_ten_thousand_pictures(rig: Rig) -> None:
+def test_ten_thousand_images_leak_nothing(rig: Rig) -> None:
     contract = replace(PLAIN, net=(16, 10))
     preprocess = rig.preprocessor(contract)
-    picture = Image(noise((32, 20)))
+    image = Image(noise((32, 20)))
     state: Callable[[], Tuple[int, ...]] = lambda: (  # noqa: E731
         *(rig.cuda.allocated_bytes, len(rig.cuda.memory), rig.cuda.objects),
         *(len(queue) for queue in rig.cuda.queues.values()),
     )
-    rig.run(preprocess, picture)
+    rig.run(preprocess, image)
     before = state()
     for _ in range(10_000):
-        preprocess(picture)
+        preprocess(image)
         rig.context.wait()
     assert state() == before
     assert rig.cuda.launched == 10_001

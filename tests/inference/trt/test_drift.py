@@ -1,4 +1,4 @@
-"""The fakes' attribute lists against NVIDIA's own bindings: pybind11 keeps every name as a string in the library."""
+"""The fakes' attribute lists compared with NVIDIA's bindings, whose library holds every name as a string."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ SHARED = {"execute_async", "has_implicit_batch_dimension"}
 
 @functools.lru_cache(maxsize=None)
 def library(version: str) -> bytes:
-    """tensorrt.so of a version, from a cache of wheels outside the repository."""
+    """The tensorrt.so of a version, from a cache of wheels outside the repository."""
     requirement, python = WHEELS[version]
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(base) / "edge-agent-tests" / "wheels"
@@ -46,7 +46,7 @@ def library(version: str) -> bytes:
 
 
 def names(version: str) -> FrozenSet[str]:
-    """All that the fake of `version` has; classes included."""
+    """Names of all attributes and classes that the fake of `version` has."""
     return frozenset(name for listed in ATTRIBUTES[version].values() for name in listed)
 
 
@@ -68,8 +68,8 @@ def test_what_the_fake_denies_the_bindings_lack(version: str) -> None:
     assert [name for name in sorted(denied) if occurs(name, data)] == []
 
 
-def test_generations_are_told_apart_by_what_the_bindings_lack() -> None:
-    """The very attributes that the adapters ask for."""
+def test_generations_differ_in_the_attributes_that_the_adapters_check() -> None:
+    """The attributes by which the adapters detect a generation."""
     asked: Tuple[str, ...] = ("UffParser", "FP16", "max_workspace_size", "num_bindings", "EXPLICIT_BATCH")
     assert [name for name in asked if occurs(name, library("8.6"))] == list(asked)
     assert [name for name in asked if occurs(name, library("10.3"))] == ["FP16", "EXPLICIT_BATCH"]

@@ -1,4 +1,4 @@
-"""Choosing TensorRT, and `edge-agent model build`, as users meet them: by settings and words."""
+"""Selecting TensorRT by settings, and `edge-agent model build`."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ def is_installed() -> bool:
 
 
 @pytest.mark.skipif(is_installed(), reason=WITHOUT)
-def test_without_tensorrt_a_choice_of_it_is_an_error(tmp_path: Path) -> None:
+def test_without_tensorrt_backend_tensorrt_is_an_error(tmp_path: Path) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx")
     for call in (lambda: opened(path, backend="tensorrt"), lambda: build("--model", str(path))):
         with pytest.raises(MissingPackage, match=r"tensorrt cannot be imported.*comes with JetPack"):
@@ -49,7 +49,7 @@ def test_without_tensorrt_a_choice_of_it_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(is_installed(), reason=WITHOUT)
-def test_without_tensorrt_auto_takes_onnxruntime_and_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_tensorrt_auto_takes_onnxruntime_and_logs_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     engine = opened(graphs.gridbox(tmp_path / "m.onnx"))
     assert engine.info.backend == "onnxruntime"
@@ -58,7 +58,7 @@ def test_without_tensorrt_auto_takes_onnxruntime_and_says_why(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("backend", ["auto", "tensorrt"])
-def test_with_a_gpu_it_runs_there(
+def test_with_a_gpu_it_is_opened_once_and_runs_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, backend: str
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -92,7 +92,7 @@ def test_without_a_gpu_auto_takes_onnxruntime_and_tensorrt_is_an_error(
     board.assert_clean()
 
 
-def test_a_fault_gives_the_gpu_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_releases_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = FakeBoard(tmp_path)
     board.plug_in(monkeypatch)
     board.trt.fail = {"build": "10: Could not find any implementation"}
@@ -101,7 +101,7 @@ def test_a_fault_gives_the_gpu_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     board.assert_clean()
 
 
-def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error_before_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = FakeBoard(tmp_path)
     board.plug_in(monkeypatch)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
@@ -111,7 +111,7 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     board.assert_clean()
 
 
-def test_build_tells_progress_and_reports(
+def test_build_prints_progress_and_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     board = FakeBoard(tmp_path)
@@ -145,7 +145,7 @@ def test_build_tells_progress_and_reports(
     board.assert_clean()
 
 
-def test_build_with_the_agents_settings_is_what_the_agent_finds_ready(
+def test_the_agent_loads_what_build_made_with_its_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     board = FakeBoard(tmp_path)
@@ -156,7 +156,7 @@ def test_build_with_the_agents_settings_is_what_the_agent_finds_ready(
     assert build("--env-file", str(settings)) == 0
     assert "fp32" in capsys.readouterr().out
     params = load_settings({}, settings).model
-    open_engine(params, tmp_path, board.told.append).close()
+    open_engine(params, tmp_path, board.reported.append).close()
     assert board.trt.built == 1
     assert build("--env-file", str(settings), "--precision", "fp16") == 0  # what is said outranks them
     assert board.trt.built == 2
@@ -173,7 +173,7 @@ def test_build_with_the_agents_settings_is_what_the_agent_finds_ready(
         ((), ModelError, "edge-agent model fetch centerface"),
     ],
 )
-def test_build_refuses_in_one_line(
+def test_an_invalid_build_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, kind: Any, why: str
 ) -> None:
     FakeBoard(tmp_path).plug_in(monkeypatch)

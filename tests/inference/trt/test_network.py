@@ -1,4 +1,4 @@
-"""Model files for TensorRT: .etlt opened or found converted, label files, classes by number; no GPU is needed."""
+"""Reading model files for TensorRT: .etlt decrypted or converted, label files, classes by number."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.fakes.uff_writer import detectnet
 SEALED = b"\x07\0\0\0input_1" + bytes(16)
 
 
-def test_a_sealed_file_of_ones_own_is_found_converted(tmp_path: Path) -> None:
+def test_the_converted_form_of_an_encrypted_file_is_found(tmp_path: Path) -> None:
     encrypted = tmp_path / "mine.etlt"
     encrypted.write_bytes(SEALED)
     with pytest.raises(MissingPackage, match=r"nvidia-eff-tao-encryption") as caught:
@@ -31,7 +31,7 @@ def test_a_sealed_file_of_ones_own_is_found_converted(tmp_path: Path) -> None:
     assert (network.contract.net, network.uff) == ((736, 416), None)
 
 
-def test_labels_and_the_class_reach_tensorrt(tmp_path: Path) -> None:
+def test_labels_and_class_name_are_applied(tmp_path: Path) -> None:
     path = graphs.gridbox(tmp_path / "p.onnx", classes=3, suffix=":0")
     (tmp_path / "names.txt").write_text("Person\nBag\nFace\n")
     network = read_network(str(path), tmp_path, labels_file=str(tmp_path / "names.txt"))
@@ -40,8 +40,8 @@ def test_labels_and_the_class_reach_tensorrt(tmp_path: Path) -> None:
     assert network.binding.input == "input_1:0"
 
 
-def test_a_facedetect_in_uff_runs_on_a_cpu(tmp_path: Path) -> None:
-    """In the size of NVIDIA's FaceDetect, 3x416x736, converted and run with the answers of the numpy network."""
+def test_facedetect_in_uff_runs_on_the_cpu(tmp_path: Path) -> None:
+    """In the size of NVIDIA's FaceDetect, 3x416x736; the outputs are compared with a network in numpy."""
     pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
     pixels = np.random.default_rng(1).integers(0, 255, (416, 736), np.uint8)
     net = detectnet(np.repeat(pixels[None, None].astype(np.float32) / 255, 3, axis=1), (2, 2, 2, 2, 2))
@@ -60,7 +60,7 @@ def test_a_facedetect_in_uff_runs_on_a_cpu(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_facedetectir_is_known_while_it_is_sealed(tmp_path: Path) -> None:
+def test_facedetectir_has_facts_while_it_is_encrypted(tmp_path: Path) -> None:
     encrypted = tmp_path / "resnet18_facedetectir_pruned.etlt"
     encrypted.write_bytes(SEALED)
     assert facts_of(encrypted) == FACEDETECTIR_FACTS

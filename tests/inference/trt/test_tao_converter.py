@@ -1,4 +1,4 @@
-"""From an encrypted .etlt through NVIDIA's tao-converter: a stub in its place, strict about its arguments."""
+"""Building an encrypted .etlt with a stub of NVIDIA's tao-converter that checks its arguments."""
 
 import os
 import sys
@@ -39,7 +39,7 @@ CACHE = [("input_1", 1.00024 / 127), ("block_1a_conv_1/BiasAdd", 0.1), ("add_2b/
 
 @pytest.fixture
 def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the stub lies, on PATH."""
+    """Folder of the stub, on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "tao-converter"
@@ -50,7 +50,7 @@ def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan_of(tmp_path: Path, version: str, board: str, **options: Any) -> bytes:
-    """What TensorRT makes of the model that the .etlt is said to hold."""
+    """The plan that TensorRT builds from the model that stands in for the .etlt's content."""
     other = tmp_path / "other"
     other.mkdir(exist_ok=True)
     opened = FakeBoard(other, version, board).open(uff_network(other), precision="fp16", rebuild=True, **options)
@@ -70,7 +70,7 @@ def encrypted(tmp_path: Path) -> Network:
     ("version", "board", "precision", "dla"),
     [("8.2", "nano", "fp16", None), ("8.2", "xavier-nx", "int8", None), ("8.6", "agx-xavier", "int8", 1)],
 )
-def test_a_sealed_model_is_built_with_nvidias_own_arguments(
+def test_an_encrypted_model_is_built_with_nvidias_arguments(
     tmp_path: Path, converter: Path, version: str, board: str, precision: str, dla: Any
 ) -> None:
     network = encrypted(tmp_path)
@@ -78,7 +78,7 @@ def test_a_sealed_model_is_built_with_nvidias_own_arguments(
     fake = FakeBoard(tmp_path, version, board)
     opened = fake.open(network, dla_core=dla)
     options, rest = eval((converter / "arguments").read_text())
-    wanted = {
+    expected = {
         "-k": "tlt_encode",
         "-d": "3,240,384",
         "-o": "output_cov/Sigmoid,output_bbox/BiasAdd",
@@ -88,8 +88,8 @@ def test_a_sealed_model_is_built_with_nvidias_own_arguments(
         "-w": str(256 << 20),
     }
     if dla is not None:
-        wanted["-u"] = str(dla)
-    assert {key: value for key, value in options.items() if key not in ("-c", "-e")} == wanted
+        expected["-u"] = str(dla)
+    assert {key: value for key, value in options.items() if key not in ("-c", "-e")} == expected
     assert ("-c" in options) == (precision == "int8")
     if precision == "int8":  # NVIDIA's scales, said to be of this TensorRT
         given, own = ((converter / "calibration").read_text(), network.calibration.read_text())
@@ -98,7 +98,7 @@ def test_a_sealed_model_is_built_with_nvidias_own_arguments(
     assert rest == [str(network.path)] and not Path(options["-e"]).exists()
     assert opened.built and opened.engine.info.model == "facedetectir"
     assert set(opened.errors) == set()
-    assert any("an encrypted model has no reference" in line for line in fake.told)
+    assert any("an encrypted model has no reference" in line for line in fake.reported)
     opened.engine.close()
 
     (converter / "arguments").unlink()
@@ -108,7 +108,7 @@ def test_a_sealed_model_is_built_with_nvidias_own_arguments(
     opened.engine.close()
 
 
-def test_what_was_converted_elsewhere_is_preferred(tmp_path: Path, converter: Path) -> None:
+def test_a_converted_form_is_preferred(tmp_path: Path, converter: Path) -> None:
     network = encrypted(tmp_path)
     assert network.encrypted is not None
     made = uff_network(tmp_path)
@@ -138,7 +138,7 @@ FAULTS: List[Any] = [
 
 
 @pytest.mark.parametrize(("kind", "error", "why"), FAULTS)
-def test_a_fault_of_the_converter_is_one_clear_line(
+def test_a_failure_of_the_converter_is_an_error_of_one_line(
     tmp_path: Path, converter: Path, kind: str, error: Any, why: str
 ) -> None:
     faults(tmp_path, converter, kind)
@@ -150,7 +150,7 @@ def test_a_fault_of_the_converter_is_one_clear_line(
     fake.assert_clean()
 
 
-def test_an_engine_that_cannot_be_right_is_refused(tmp_path: Path, converter: Path) -> None:
+def test_an_implausible_engine_is_rejected(tmp_path: Path, converter: Path) -> None:
     (converter / "plan").write_bytes(plan_of(tmp_path, "8.2", "nano"))
     fake = FakeBoard(tmp_path, "8.2", "nano")
     fake.trt.wrong = True

@@ -1,4 +1,4 @@
-"""TensorRT, every generation of its API: from picture to faces as ONNX Runtime finds them, and all that goes wrong."""
+"""TensorRT in every generation of its API: outputs compared with ONNX Runtime's, the cache, and failures."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ WHITE = 1 / 127.0
 
 @pytest.fixture
 def boards(tmp_path: Path) -> Iterator[Callable[..., FakeBoard]]:
-    """Makes boards, and looks in the end that nothing was left on any of them."""
+    """Creates boards; checks at the end that nothing was left on their GPUs."""
     made: List[FakeBoard] = []
 
     def make(version: str = "10.3", board: str = "orin", **gpu: Any) -> FakeBoard:
@@ -58,7 +58,7 @@ def gridbox(folder: Path, **options: Any) -> Network:
 
 
 def scales(suffix: str = "", white: float = WHITE) -> List[Tuple[str, float]]:
-    """Of all tensors of `graphs.gridbox`."""
+    """Scales of all tensors of `graphs.gridbox`."""
     outputs = [f"output_cov/Sigmoid{suffix}", f"output_bbox/BiasAdd{suffix}"]
     return [(f"input_1{suffix}", white), *((name, 0.1) for name in ("cells", "logits", *outputs))]
 
@@ -84,7 +84,7 @@ def reference_engine(network: Network, folder: Path) -> OrtEngine:
     return OrtEngine(path, network.contract)
 
 
-def pictures() -> List[Image]:
+def images() -> List[Image]:
     found = [golden_image()]
     for width, height in SIZES:
         y, x = np.mgrid[:height, :width]
@@ -112,7 +112,7 @@ GENERATIONS = [
 
 
 @pytest.mark.parametrize(("version", "board", "network", "call", "precision"), GENERATIONS)
-def test_every_generation_finds_what_onnxruntime_finds(
+def test_every_generation_has_the_outputs_of_onnxruntime(
     boards: Any, tmp_path: Path, version: str, board: str, network: Any, call: str, precision: str
 ) -> None:
     fake, model = boards(version, board), network(tmp_path)
@@ -123,14 +123,14 @@ def test_every_generation_finds_what_onnxruntime_finds(
     # Every cell for itself: which of several equals wins a clustering is luck.
     params = DetectionParams(pre_cluster_threshold=0.7, cluster_mode="none", top_k=1000)
     faces = 0
-    for picture in pictures():
-        answers, wanted = engine.infer(picture), other.infer(picture)
-        assert sorted(answers) == sorted(wanted)
-        for role, value in wanted.items():
+    for image in images():
+        answers, expected = engine.infer(image), other.infer(image)
+        assert sorted(answers) == sorted(expected)
+        for role, value in expected.items():
             # OpenCV rounds to whole gray levels, of which the test's steepest network makes 0.02.
             np.testing.assert_allclose(answers[role], value, atol=0.03, rtol=0.01)
-        found = FaceDetector(engine, params).detect(picture).xyxy
-        expected = FaceDetector(other, params).detect(picture).xyxy
+        found = FaceDetector(engine, params).detect(image).xyxy
+        expected = FaceDetector(other, params).detect(image).xyxy
         if len(expected):
             alike = iou(found, expected) > 0.9
             assert min(alike.any(axis=0).mean(), alike.any(axis=1).mean()) > 0.95
@@ -185,8 +185,8 @@ def test_the_board_decides_the_precision(
         assert opened.engine.info.precision == precision
         assert (opened.engine.info.calibration_sha256 is not None) == (precision == "int8")
         flags = fake.trt.configs[-1]["flags"] & {"INT8", "FP16"}
-        wanted = {"int8": {"INT8", "FP16"}, "fp16": {"FP16"}, "fp32": set()}[precision]
-        assert flags == (set() if version == "11.4" else wanted)  # there the file says it
+        expected = {"int8": {"INT8", "FP16"}, "fp16": {"FP16"}, "fp32": set()}[precision]
+        assert flags == (set() if version == "11.4" else expected)  # there the file says it
         assert fake.trt.configs[-1]["workspace"] == 256 << 20
         # Strongly typed, what lies between Q/DQ pairs stays float.
         rest = {"fp32"} if (version, precision) == ("11.4", "int8") else set()
@@ -195,7 +195,7 @@ def test_the_board_decides_the_precision(
 
 
 @pytest.mark.parametrize(("in_file", "in_cache"), [("", ":0"), (":0", ""), (":0", ":0")])
-def test_a_calibration_fits_whether_names_end_in_colon_0_or_not(
+def test_a_calibration_fits_with_and_without_colon_0_in_names(
     boards: Any, tmp_path: Path, in_file: str, in_cache: str
 ) -> None:
     cache = calibration(tmp_path / "m_int8.txt", scales(in_cache))
@@ -205,7 +205,7 @@ def test_a_calibration_fits_whether_names_end_in_colon_0_or_not(
     opened.engine.close()
 
 
-def test_a_fp32_engine_is_asked_for_without_tf32(boards: Any, tmp_path: Path) -> None:
+def test_fp32_is_built_without_tf32(boards: Any, tmp_path: Path) -> None:
     fake = boards()
     opened = fake.open(gridbox(tmp_path), precision="fp32")
     assert fake.trt.configs[-1]["flags"] == set()
@@ -221,7 +221,7 @@ def test_dynamic_networks_calibrate_with_their_profile(boards: Any, tmp_path: Pa
     opened.engine.close()
 
 
-def test_a_deep_learning_accelerator_is_used_where_there_is_one(boards: Any, tmp_path: Path) -> None:
+def test_a_deep_learning_accelerator_is_used_if_present(boards: Any, tmp_path: Path) -> None:
     fake = boards("8.6", "agx-xavier")
     opened = fake.open(gridbox(tmp_path), dla_core=1)
     assert fake.trt.configs[-1]["dla"] == 1 and "GPU_FALLBACK" in fake.trt.configs[-1]["flags"]
@@ -253,7 +253,7 @@ def test_a_deep_learning_accelerator_is_used_where_there_is_one(boards: Any, tmp
         ("fp32", False, False, False, "fp32", False, "fp32"),
     ],
 )
-def test_the_choice_of_a_precision(
+def test_choose_precision(
     asked: str, int8: bool, fp16: bool, fixed: bool, file: str, calibrated: bool, precision: str
 ) -> None:
     can = Capabilities("X", int8, fp16, fixed)
@@ -264,12 +264,12 @@ def test_the_choice_of_a_precision(
             choose_precision(asked, can, file, calibrated)
 
 
-def test_int8_by_compute_capability() -> None:
+def test_fast_int8_by_compute_capability() -> None:
     found = {sm: has_fast_int8(sm) for sm in ("53", "60", "61", "62", "70", "72", "75", "87", "90", "110", "120")}
     assert [sm for sm, fast in found.items() if not fast] == ["53", "60", "62", "70"]
 
 
-def test_work_that_takes_long_says_so() -> None:
+def test_progress_is_reported_at_intervals() -> None:
     told: Any = Queue()
     with progress_reports(told.put, "still building", 0.01):
         assert told.get(timeout=5).startswith("still building, ")
@@ -285,7 +285,7 @@ UNMET: List[Tuple[str, str, str, bool, str]] = [
 
 
 @pytest.mark.parametrize(("version", "board", "precision", "with_calibration", "why"), UNMET)
-def test_a_precision_that_cannot_be_met_is_an_error(
+def test_an_unavailable_precision_is_an_error(
     boards: Any, tmp_path: Path, version: str, board: str, precision: str, with_calibration: bool, why: str
 ) -> None:
     network = calibrated(tmp_path) if with_calibration else gridbox(tmp_path)
@@ -325,14 +325,14 @@ LAYERS: List[Tuple[List[Any], Dict[str, int]]] = [
 
 
 @pytest.mark.parametrize(("layers", "counted"), LAYERS)
-def test_what_layers_run_in_is_read_off_their_weights_where_sizes_are_free(layers: Any, counted: Any) -> None:
+def test_layers_are_counted_by_the_type_of_their_weights(layers: Any, counted: Any) -> None:
     found = count_layers(json.dumps({"Layers": layers, "Bindings": []}))
     assert found == counted and list(found) == list(counted)
     assert built_precision(found, "fp16") == next(iter(counted), "fp16")
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
-def test_a_model_of_any_size_in_the_precision_that_was_asked_for(boards: Any, tmp_path: Path, precision: str) -> None:
+def test_a_model_of_any_size_has_the_requested_precision(boards: Any, tmp_path: Path, precision: str) -> None:
     network = centerface_like(tmp_path)
     inner = [name for node in read_graph(network.onnx, "c.onnx").nodes for name in node.outputs]
     cache = calibration(
@@ -345,7 +345,7 @@ def test_a_model_of_any_size_in_the_precision_that_was_asked_for(boards: Any, tm
     opened.engine.close()
 
 
-def test_a_precision_that_tensorrt_did_not_use_is_an_error_and_not_kept(boards: Any, tmp_path: Path) -> None:
+def test_a_precision_that_no_layer_has_is_an_error_and_not_cached(boards: Any, tmp_path: Path) -> None:
     fake = boards()
     fake.trt.stubborn = True
     with pytest.raises(ModelError, match=r"int8 was asked for, but TensorRT built no layer in it \(fp32 4\)"):
@@ -358,9 +358,7 @@ def test_a_precision_that_tensorrt_did_not_use_is_an_error_and_not_kept(boards: 
 
 @pytest.mark.parametrize("header", ["TRT-7103-EntropyCalibration2", "TRT-8XXX-MinMaxCalibration"])
 @pytest.mark.parametrize("version", ["8.2", "8.6", "10.3"])
-def test_whichever_tensorrt_calibrated_every_other_takes_it(
-    boards: Any, tmp_path: Path, version: str, header: str
-) -> None:
+def test_a_calibration_of_any_tensorrt_fits_every_other(boards: Any, tmp_path: Path, version: str, header: str) -> None:
     cache = calibration(tmp_path / "other.txt", scales(), header)
     network = read_network(str(graphs.gridbox(tmp_path / "m.onnx")), tmp_path, calibration=str(cache))
     opened = boards(version, "xavier-nx").open(network, precision="int8")
@@ -370,7 +368,7 @@ def test_whichever_tensorrt_calibrated_every_other_takes_it(
 
 CALIBRATIONS: List[Tuple[str, Callable[[Path], Path], str]] = [
     ("missing", lambda path: path, "No such file"),
-    ("pictures", lambda path: calibration(path, scales(white=255 / 127)), "other preprocessing.*reaches 255"),
+    ("images", lambda path: calibration(path, scales(white=255 / 127)), "other preprocessing.*reaches 255"),
     ("input", lambda path: calibration(path, scales()[1:]), "another model: it has no scale for the input"),
     (
         "tensors",
@@ -386,7 +384,7 @@ CALIBRATIONS: List[Tuple[str, Callable[[Path], Path], str]] = [
 
 
 @pytest.mark.parametrize(("make", "why"), [entry[1:] for entry in CALIBRATIONS], ids=[e[0] for e in CALIBRATIONS])
-def test_a_wrong_calibration_is_one_clear_line(boards: Any, tmp_path: Path, make: Any, why: str) -> None:
+def test_a_wrong_calibration_is_an_error_of_one_line(boards: Any, tmp_path: Path, make: Any, why: str) -> None:
     path = tmp_path / "m_int8.txt"
     made = make(path) or path
     model = graphs.gridbox(tmp_path / "m.onnx")
@@ -397,7 +395,7 @@ def test_a_wrong_calibration_is_one_clear_line(boards: Any, tmp_path: Path, make
     assert fake.engines() == []
 
 
-def test_an_engine_is_built_once_and_proven_at_every_load(boards: Any, tmp_path: Path) -> None:
+def test_an_engine_is_built_once_and_verified_at_every_load(boards: Any, tmp_path: Path) -> None:
     first, second = boards(), boards()
     opened = first.open(gridbox(tmp_path))
     opened.engine.close()
@@ -409,14 +407,14 @@ def test_an_engine_is_built_once_and_proven_at_every_load(boards: Any, tmp_path:
     assert not again.built and second.trt.built == 0
     assert again.manifest == opened.manifest
     assert second.trt.calls == ["execute_async_v3"]  # the proof
-    assert not any("computing the reference" in line for line in second.told)
+    assert not any("computing the reference" in line for line in second.reported)
     again.engine.close()
     third = boards().open(gridbox(tmp_path), rebuild=True)
     assert third.built
     third.engine.close()
 
 
-def test_whatever_matters_makes_another_engine(boards: Any, tmp_path: Path) -> None:
+def test_every_part_of_the_key_makes_another_engine(boards: Any, tmp_path: Path) -> None:
     def path(fake: FakeBoard, network: Network, **options: Any) -> Path:
         opened = fake.open(network, **options)
         opened.engine.close()
@@ -449,7 +447,7 @@ def _truncate(path: Path) -> None:
 
 
 def _vouch(path: Path, plan: bytes) -> None:
-    """Another plan, with a manifest that says all is well."""
+    """Replace a plan, with a matching manifest."""
     path.write_bytes(plan)
     entries = json.loads(path.with_suffix(".json").read_text())
     entries.update(plan_sha256=hashlib.sha256(plan).hexdigest(), plan_bytes=len(plan))
@@ -478,14 +476,14 @@ DAMAGES: List[Tuple[str, Callable[[Path], Any], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "why"), [entry[1:] for entry in DAMAGES], ids=[entry[0] for entry in DAMAGES])
-def test_an_engine_that_cannot_be_used_is_built_again(boards: Any, tmp_path: Path, damage: Any, why: str) -> None:
+def test_an_unusable_engine_is_built_again(boards: Any, tmp_path: Path, damage: Any, why: str) -> None:
     opened = boards().open(gridbox(tmp_path))
     opened.engine.close()
     damage(opened.path)
     fake = boards()
     again = fake.open(gridbox(tmp_path))
     assert again.built and fake.trt.built == 1
-    (line,) = [line for line in fake.told if line.startswith("building engine")]
+    (line,) = [line for line in fake.reported if line.startswith("building engine")]
     assert re.search(why, line), line
     again.engine.close()
     last = boards().open(gridbox(tmp_path))
@@ -501,11 +499,11 @@ def test_an_engine_of_another_model_is_built_again(boards: Any, tmp_path: Path) 
     _vouch(opened.path, foreign.path.read_bytes())
     fake = boards()
     again = fake.open(gridbox(tmp_path))
-    assert again.built and any("another model's: input_1" in line for line in fake.told)
+    assert again.built and any("another model's: input_1" in line for line in fake.reported)
     again.engine.close()
 
 
-def test_an_engine_that_answers_wrongly_is_built_again_once(boards: Any, tmp_path: Path) -> None:
+def test_an_engine_with_wrong_outputs_is_built_again_once(boards: Any, tmp_path: Path) -> None:
     opened = boards().open(gridbox(tmp_path))
     opened.engine.close()
     other = boards().open(gridbox(tmp_path, slope=-20.0))
@@ -514,7 +512,9 @@ def test_an_engine_that_answers_wrongly_is_built_again_once(boards: Any, tmp_pat
     fake = boards()
     again = fake.open(gridbox(tmp_path))
     assert again.built and fake.trt.built == 1
-    assert any("engine answers wrongly" in line and "differs from the reference in cov" in line for line in fake.told)
+    assert any(
+        "engine answers wrongly" in line and "differs from the reference in cov" in line for line in fake.reported
+    )
     plain = boards()
     engine = plain.open(gridbox(tmp_path)).engine
     assert fake.cuda.allocated_bytes == plain.cuda.allocated_bytes  # nothing is left of the wrong one
@@ -535,14 +535,14 @@ def test_an_engine_that_answers_wrongly_is_built_again_once(boards: Any, tmp_pat
     assert fresh.engines() == []
 
 
-def test_a_damaged_reference_is_made_again(boards: Any, tmp_path: Path) -> None:
+def test_a_damaged_reference_is_computed_again(boards: Any, tmp_path: Path) -> None:
     boards().open(gridbox(tmp_path)).engine.close()
     (kept,) = (tmp_path / "cache" / "engines").glob("*.npz")
     for damage in (b"", kept.read_bytes()[:100], b"PK\x03\x04"):
         kept.write_bytes(damage)
         fake = boards()
         fake.open(gridbox(tmp_path)).engine.close()
-        assert any("computing the reference" in line for line in fake.told)
+        assert any("computing the reference" in line for line in fake.reported)
 
 
 def test_the_cache_keeps_the_newest_of_each_model(boards: Any, tmp_path: Path) -> None:
@@ -560,7 +560,7 @@ def test_the_cache_keeps_the_newest_of_each_model(boards: Any, tmp_path: Path) -
     newest.engine.close()
     assert fake.engines() == sorted([other.path, built[0], *built[2:], newest.path])
     assert not built[1].with_suffix(".json").exists() and built[0].with_suffix(".json").exists()
-    assert f"removed from the cache because long unused: {built[1]}" in fake.told
+    assert f"removed from the cache because long unused: {built[1]}" in fake.reported
 
 
 FAULTS: List[Tuple[str, Dict[str, str], Any, str]] = [
@@ -574,7 +574,7 @@ FAULTS: List[Tuple[str, Dict[str, str], Any, str]] = [
 
 
 @pytest.mark.parametrize(("fail", "kind", "why"), [entry[1:] for entry in FAULTS], ids=[entry[0] for entry in FAULTS])
-def test_a_fault_of_tensorrt_is_one_clear_line(boards: Any, tmp_path: Path, fail: Any, kind: Any, why: str) -> None:
+def test_a_failure_of_tensorrt_is_one_line(boards: Any, tmp_path: Path, fail: Any, kind: Any, why: str) -> None:
     fake = boards()
     fake.trt.fail = fail
     with pytest.raises(kind, match=why) as caught:
@@ -587,7 +587,7 @@ def test_a_fault_of_tensorrt_is_one_clear_line(boards: Any, tmp_path: Path, fail
     ("version", "board", "network"),
     [("8.2", "nano", uff_network), ("8.2", "nano", gridbox), ("10.3", "t4", gridbox), ("11.4", "thor", gridbox)],
 )
-def test_a_run_that_every_generation_refuses(
+def test_a_refused_run_is_an_error_in_every_generation(
     boards: Any, tmp_path: Path, version: str, board: str, network: Any
 ) -> None:
     fake = boards(version, board)
@@ -600,7 +600,7 @@ def test_a_run_that_every_generation_refuses(
     assert caught.value.__traceback__ is not None
 
 
-def test_uff_that_the_parser_refuses(boards: Any, tmp_path: Path) -> None:
+def test_uff_that_the_parser_rejects(boards: Any, tmp_path: Path) -> None:
     fake = boards("8.2", "nano")
     fake.trt.fail = {"parse": "UffParser: Parser error"}
     with pytest.raises(ModelError, match="UFF parser cannot read it"):
@@ -608,7 +608,7 @@ def test_uff_that_the_parser_refuses(boards: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("setting", "why"), [("nan", "holds NaN or infinity"), ("memory", "out of memory")])
-def test_faults_while_running(boards: Any, tmp_path: Path, setting: str, why: str) -> None:
+def test_failures_while_running(boards: Any, tmp_path: Path, setting: str, why: str) -> None:
     fake = boards()
     engine = fake.open(gridbox(tmp_path)).engine
     if setting == "nan":
@@ -621,7 +621,7 @@ def test_faults_while_running(boards: Any, tmp_path: Path, setting: str, why: st
     engine.close()
 
 
-def test_a_cache_that_cannot_be_written_is_told_before_the_work(boards: Any, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_an_error_before_the_build(boards: Any, tmp_path: Path) -> None:
     place = tmp_path / "cache" / "engines"
     place.parent.mkdir()
     for spoil in (lambda: place.write_text("a file"), lambda: place.symlink_to(tmp_path / "no" / "where")):
@@ -633,7 +633,7 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_work(boards: Any, tmp
         place.unlink()
 
 
-def test_a_picture_of_the_gpus_is_not_copied(boards: Any, tmp_path: Path) -> None:
+def test_an_image_in_gpu_memory_is_not_copied(boards: Any, tmp_path: Path) -> None:
     fake = boards()
     engine = fake.open(gridbox(tmp_path)).engine
     before = fake.cuda.copied_bytes
@@ -651,7 +651,7 @@ def test_a_picture_of_the_gpus_is_not_copied(boards: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("version", ["8.2", "8.4", "8.6", "10.3", "11.4"])
 def test_facedetectir_converted_runs_everywhere(boards: Any, tmp_path: Path, version: str) -> None:
-    """With NVIDIA's calibration where the version and board take it; from .uff where TensorRT reads that."""
+    """With NVIDIA's calibration where version and board support it; from .uff where TensorRT reads UFF."""
     folder = tmp_path / "facedetectir"
     folder.mkdir()
     (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"encrypted")
@@ -666,7 +666,7 @@ def test_facedetectir_converted_runs_everywhere(boards: Any, tmp_path: Path, ver
     opened.engine.close()
 
 
-def test_facedetectir_sealed_says_what_to_do(tmp_path: Path) -> None:
+def test_encrypted_facedetectir_has_a_hint(tmp_path: Path) -> None:
     folder = tmp_path / "facedetectir"
     folder.mkdir()
     (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"\x07\0\0\0input_1" + bytes(16))
@@ -675,7 +675,7 @@ def test_facedetectir_sealed_says_what_to_do(tmp_path: Path) -> None:
     assert str(folder / "resnet18_facedetectir_pruned.onnx") in caught.value.hint
 
 
-def test_facedetectir_must_be_what_it_says(tmp_path: Path) -> None:
+def test_facedetectir_must_match_its_contract(tmp_path: Path) -> None:
     folder = tmp_path / "facedetectir"
     folder.mkdir()
     (folder / "resnet18_facedetectir_pruned.etlt").write_bytes(b"encrypted")
@@ -684,6 +684,6 @@ def test_facedetectir_must_be_what_it_says(tmp_path: Path) -> None:
         read_network("facedetectir", tmp_path)
 
 
-def test_no_gpu_is_one_clear_line(boards: Any, tmp_path: Path) -> None:
+def test_no_gpu_is_an_error_of_one_line(boards: Any, tmp_path: Path) -> None:
     with pytest.raises(EdgeAgentError, match="no CUDA-capable device"):
         boards(devices=0).open(gridbox(tmp_path))

@@ -1,4 +1,4 @@
-"""TensorRT 8.2 in a worker process of another Python, as on JetPack 4: the same faces, and every way it can die."""
+"""TensorRT 8.2 in a worker process of another Python, as on JetPack 4: its outputs, and every way it can fail."""
 
 import ast
 import logging
@@ -51,7 +51,7 @@ def opened(jetpack: JetPack4, path: Path, **params: Any) -> Any:
     return open_engine(EngineParams(model=str(path), **options), path.parent)
 
 
-def pictures() -> Any:
+def images() -> Any:
     yield golden_image()
     for width, height in ((640, 480), (1280, 800), (480, 640), (640, 480)):
         y, x = np.mgrid[:height, :width]
@@ -60,7 +60,7 @@ def pictures() -> Any:
 
 
 def gone(pid: int) -> bool:
-    """Ended; by whom it is reaped is not looked at."""
+    """True when the process has ended, reaped or not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -68,23 +68,23 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("make", [graphs.gridbox, graphs.centerface])
-def test_it_finds_what_onnxruntime_finds(either: JetPack4, tmp_path: Path, make: Any) -> None:
+def test_the_worker_has_the_outputs_of_onnxruntime(either: JetPack4, tmp_path: Path, make: Any) -> None:
     path = make(tmp_path / "m.onnx")
     contract = read_network(str(path), tmp_path).contract
     engine, other = opened(either, path), OrtEngine(path, contract)
     assert (engine.info.backend, engine.info.precision) == ("tensorrt", "fp16")
     assert engine.info.detail["gpu"] == "NVIDIA Tegra X1"
     assert engine.info.detail["version"] == "8.2.1.8"
-    for picture in pictures():
-        answers, wanted = engine.infer(picture), other.infer(picture)
-        assert sorted(answers) == sorted(wanted)
-        for role, value in wanted.items():
+    for image in images():
+        answers, expected = engine.infer(image), other.infer(image)
+        assert sorted(answers) == sorted(expected)
+        for role, value in expected.items():
             np.testing.assert_allclose(answers[role], value, atol=0.003, rtol=0.003)
     engine.close()
     engine.close()
 
 
-def test_int8_where_there_is_a_calibration_as_on_a_xavier(
+def test_int8_with_a_calibration_as_on_a_xavier(
     jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jetpack.plug_in(monkeypatch, "int8")
@@ -165,7 +165,7 @@ def test_auto_takes_the_worker_that_the_settings_name(
         ("crash", EngineError, "run: killed by signal 11"),
     ],
 )
-def test_what_fails_in_the_worker_is_told_here(
+def test_a_failure_in_the_worker_is_an_error_in_the_agent(
     jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, kind: Any, why: str
 ) -> None:
     jetpack.plug_in(monkeypatch, fault)
@@ -181,7 +181,7 @@ def test_what_fails_in_the_worker_is_told_here(
         ("cuEventSynchronize:700", "an illegal memory access was encountered.*only a restart"),
     ],
 )
-def test_what_the_driver_refuses(
+def test_a_failure_of_the_driver_is_an_error(
     jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, why: str
 ) -> None:
     monkeypatch.setenv("FAKE_CUDA_FAIL", rule)
@@ -189,7 +189,7 @@ def test_what_the_driver_refuses(
         opened(jetpack, graphs.gridbox(tmp_path / "m.onnx"))
 
 
-def test_what_is_not_there(jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_parts_of_jetpack_are_named(jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx")
     for python, why in (
         (str(tmp_path / "nowhere"), "nowhere cannot be run: No such file.*python3-libnvinfer"),
@@ -207,7 +207,7 @@ def test_what_is_not_there(jetpack: JetPack4, tmp_path: Path, monkeypatch: pytes
         opened(jetpack, path)
 
 
-def test_a_worker_that_dies_is_an_engine_error_and_leaves_no_zombie(jetpack: JetPack4, tmp_path: Path) -> None:
+def test_a_crashed_worker_is_an_engine_error_and_leaves_no_zombie(jetpack: JetPack4, tmp_path: Path) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx")
     engine = opened(jetpack, path)
     (pid,) = children()
@@ -224,7 +224,7 @@ def test_a_worker_that_dies_is_an_engine_error_and_leaves_no_zombie(jetpack: Jet
     assert not children()
 
 
-def test_a_worker_that_hangs_is_killed_in_time(
+def test_a_hanging_worker_is_killed_at_the_deadline(
     jetpack: JetPack4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jetpack.plug_in(monkeypatch, "slow-build")
@@ -238,7 +238,7 @@ def test_a_worker_that_hangs_is_killed_in_time(
     assert open_files() == before - 2  # socket and memory
 
 
-def test_a_refusal_leaves_the_worker_at_work(jetpack: JetPack4) -> None:
+def test_the_worker_is_usable_after_an_error_answer(jetpack: JetPack4) -> None:
     worker = WorkerProcess(jetpack.python)
     with pytest.raises(WorkerError, match="cannot load the engine"):
         worker.request("load", PATIENCE_S, b"no plan", tensors=[])
@@ -250,7 +250,7 @@ def test_a_refusal_leaves_the_worker_at_work(jetpack: JetPack4) -> None:
     assert gone(worker.pid) and not children()
 
 
-def test_another_protocol_is_told(tmp_path: Path, jetpack: JetPack4) -> None:
+def test_another_protocol_is_an_error(tmp_path: Path, jetpack: JetPack4) -> None:
     other = tmp_path / "python"
     text = PROGRAM.read_text().replace("\nPROTOCOL = 1\n", "\nPROTOCOL = 2\n")
     (tmp_path / "worker.py").write_text(text)
@@ -275,7 +275,7 @@ worker.request("build", 60, precision="fp32", workspace_bytes=1, shapes=[])
 
 
 @pytest.mark.parametrize("which", ["3.6", "this"])
-def test_it_ends_with_the_agent_even_in_the_middle_of_a_build(
+def test_the_worker_ends_with_the_agent_even_during_a_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     jetpack = JetPack4(tmp_path, which)
@@ -293,14 +293,14 @@ def test_it_ends_with_the_agent_even_in_the_middle_of_a_build(
             os.kill(pid, signal.SIGKILL)
 
 
-def test_it_is_python_3_6() -> None:
+def test_the_worker_is_python_3_6() -> None:
     python = interpreter("3.6")
     code = f"compile(open({str(PROGRAM)!r}).read(), 'worker', 'exec')"
     subprocess.run([python, "-I", "-c", code], check=True)
 
 
 def test_the_fake_offers_nothing_that_8_2_lacks() -> None:
-    """Held against the lists that `test_trt_drift` holds against the real bindings."""
+    """Compared with the lists that `test_drift` compares with the real bindings."""
     real = ATTRIBUTES["8.2"]
     seen: Set[str] = set()
     for node in ast.parse((PACKAGE / "tensorrt.py").read_text()).body:
@@ -319,6 +319,6 @@ def test_the_fake_offers_nothing_that_8_2_lacks() -> None:
 
 
 def children() -> Set[int]:
-    """Workers of this process, zombies too."""
+    """Process ids of this process's workers, zombies included."""
     pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return {int(pid) for pid in pids if "trt/worker.py" in Path(f"/proc/{pid}/cmdline").read_text() or gone(int(pid))}

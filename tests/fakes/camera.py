@@ -1,4 +1,4 @@
-"""A camera whose behaviour is written down: stands in for hardware that is absent, faults included."""
+"""A scripted camera, with faults, for tests without hardware."""
 
 from typing import Callable, List, Optional, Union
 
@@ -15,7 +15,7 @@ Step = Union[str, np.ndarray]
 class ScriptedCamera:
     """Plays one script per open. A script is a list of "frame", "nothing", "gone", "end", or pixels; after it, nothing.
 
-    A script given as None cannot be opened. `history` records what was done to it.
+    A script given as None cannot be opened. `history` records the calls.
     """
 
     kind = "sensor"

@@ -1,4 +1,4 @@
-"""What Jetsons show under /sys, /proc and /etc, as far as is known from NVIDIA's documents; not recorded on boards.
+"""File trees of Jetsons under /sys, /proc and /etc, after NVIDIA's documents; not recorded on boards.
 
 JetPack 4: a Nano. 5: an Xavier NX. 6: an AGX Orin. 7: a Thor.
 """
@@ -40,7 +40,7 @@ COOLERS: Dict[int, Dict[str, int]] = {
 
 
 class JetsonTree:
-    """A root folder of one JetPack; parts of it can be switched off or spoilt afterwards.
+    """A root folder of one JetPack; parts of it can be switched off or damaged afterwards.
 
     Args:
         root: An empty folder.
@@ -76,14 +76,14 @@ class JetsonTree:
         return f"sys/class/thermal/thermal_zone{list(ZONES[self.jetpack]).index(kind)}"
 
     def power_off(self, path: Path) -> None:
-        """From now on reading it fails with EAGAIN, as for a block without power."""
+        """Make reading fail with EAGAIN, as for a powered-off block."""
         path.unlink()
         os.mkfifo(path)
-        # A pipe that somebody could write to, and has not.
+        # A pipe with a writer and without data.
         self._held.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))
 
     def close(self) -> None:
-        """Let go of what `power_off` holds."""
+        """Close the pipes of `power_off`."""
         while self._held:
             os.close(self._held.pop())
 

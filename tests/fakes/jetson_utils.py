@@ -1,9 +1,9 @@
-"""jetson-utils' extension module and a board with cameras, strict about what its source says (dusty-nv/jetson-utils).
+"""jetson-utils' extension module and a board with cameras, strict by its source code (dusty-nv/jetson-utils).
 
-`FakeJetsonUtils(board, version)` stands for the module. What a version lacks raises AttributeError or TypeError. What
-the real one would let pass, to somebody's later harm, raises `Misuse`, which no product code catches.
+`FakeJetsonUtils(board, version)` stands for the module. What a version lacks raises AttributeError or TypeError. Calls
+that the real one accepts but that cause harm later raise `Misuse`, which no product code catches.
 
-- Memory is real: `ptr` is an address, `cudaToNumpy` a view. The rings are overwritten while somebody looks; a freed
+- Memory is real: `ptr` is an address, `cudaToNumpy` a view. The rings are overwritten while in use; a freed
   ring is filled with `FREED`, where the real one is unmapped.
 - The GPU is asynchronous: work waits on its stream until that stream, or the device, is synchronised.
 - Every fault is a bare `Exception`.
@@ -50,7 +50,7 @@ _FLAGS = frozenset(
 
 
 class Misuse(AssertionError):
-    """A call that the real module would take and that would do harm later."""
+    """A call that the real module accepts but that causes harm later."""
 
 
 def gradient(sequence: int, width: int, height: int) -> np.ndarray:
@@ -61,17 +61,17 @@ def gradient(sequence: int, width: int, height: int) -> np.ndarray:
 
 @dataclass
 class Input:
-    """What delivers frames: a camera, a stream, a file.
+    """A source of frames: a camera, stream or file.
 
     Attributes:
-        scene: Gray picture by number and size; a colour camera sees the same in all channels.
+        scene: Gray frame by number and size; a colour camera sees the same in all channels.
         format: Native: NV12, YUYV, MJPG, H264, or a mono one.
         size_at: Its size may change with the frame.
         frames: How many there are, for files.
         fps: Paces frames in real time; None gives one whenever asked.
-        extra: So many further frames come before the next capture, once.
-        silent: Unplugged, or nvargus-daemon has died: nothing comes, and nothing is said.
-        race: So many coming captures wake up for a frame that was already read.
+        extra: Number of further frames that arrive before the next capture, once.
+        silent: Unplugged, or nvargus-daemon has died: no frame and no error.
+        race: Number of next captures that wake up for a frame that was already read.
         broken: The pipeline cannot be started.
     """
 
@@ -162,7 +162,7 @@ class CudaImage:
 
 
 class _Ring:
-    """RingBuffer: made anew when it is too small; its readers are not asked."""
+    """RingBuffer: created again when it is too small, also while in use."""
 
     def __init__(self, count: int) -> None:
         self._count, self._buffers, self._at = count, [], 0
@@ -324,7 +324,7 @@ def _dealloc(board: Board, yuv: _Ring, rgb: _Ring, uri: str) -> None:
 
 
 class FakeJetsonUtils:
-    """The module `jetson_utils_python`; see the module's docstring.
+    """The module `jetson_utils_python`; of one version.
 
     Args:
         board: What it runs on.

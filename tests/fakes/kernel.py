@@ -1,11 +1,11 @@
-"""A kernel with V4L2 cameras, at the level of system calls, strict about what the documentation says.
+"""A fake kernel with V4L2 cameras, at the level of system calls and strict by the documentation.
 
 `FakeKernel` implements `edge_agent.capture.v4l2.kernel.Kernel`. Under its root it keeps /dev nodes, /dev/v4l links
-and /sys entries as udev would, so numbers, links and identities behave as they do when cameras come and go. What
-breaks the rules as a real driver would refuse it gets its errno; what a real kernel would let pass, to somebody's
-later harm (a call that blocks for ever, a buffer queued after munmap), raises `Misuse`, which no product code catches.
+and /sys entries as udev does, so numbers, links and identities change as with replugged cameras. Calls that a
+real driver rejects get its errno; calls that a real kernel accepts but that cause harm later (one that blocks for
+ever, a buffer queued after munmap) raise `Misuse`, which no product code catches.
 
-`history` lists the calls that changed something, as text: tests read as accounts.
+`history` lists the calls that changed state, as text.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from tests.fakes.v4l2_camera import BYTES_PER_PIXEL, FOURCC, NAMES, PADDING, Buf
 
 
 class _Mapping(mmap.mmap):
-    """A mapped buffer; real memory, so that numpy's and Python's own rules hold for it."""
+    """A mapped buffer; real memory, so that the rules of numpy and Python apply."""
 
     on_close: Optional[Callable[[], None]] = None
 
@@ -55,15 +55,15 @@ class _File:
 
 
 class FakeKernel:
-    """See the module's docstring.
+    """A kernel for `V4l2Source`, with the calls recorded.
 
     Args:
         root: An empty folder; becomes the `root` of the source under test.
         pages: The memory at (address, length), where a driver can pin the pages; None where it cannot.
 
     Attributes:
-        addresses: Where drivers were told to write (USERPTR), or told that they write (MMAP), since the start.
-        locked: Says whether somebody else still uses the pages at an address, which must not be unmapped then.
+        addresses: Addresses that drivers received (USERPTR) or returned (MMAP) since the start.
+        locked: Whether the pages at an address are still in use, so that they must not be unmapped.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FakeKernel:
     # What happens to cameras.
 
     def plug(self, camera: FakeCamera, number: Optional[int] = None, links: bool = True) -> str:
-        """The camera appears under the lowest number that nobody uses any more; returns its node."""
+        """Connect a camera under the lowest unused number; returns its node."""
         if number is None:
             number = next(each for each in itertools.count() if not self._is_busy(self.node(each)))
         node = self.node(number)
@@ -95,7 +95,7 @@ class FakeKernel:
         return node
 
     def unplug(self, camera: FakeCamera) -> None:
-        """The camera is pulled out: nodes and links vanish, whoever has it open gets errors."""
+        """Disconnect a camera: its nodes and links vanish, and open files fail."""
         node = next(path for path, each in self._nodes.items() if each is camera)
         camera.plugged = False
         for file in self._all_files:

@@ -1,4 +1,4 @@
-"""A camera and its driver's queue, as `tests.fakes.kernel` serves it: formats, controls, pictures, faults."""
+"""A camera and its driver's queue, as `tests.fakes.kernel` serves it: formats, controls, frames, faults."""
 
 import errno
 import mmap
@@ -28,7 +28,7 @@ PADDING = 0xA5
 
 
 class Misuse(AssertionError):
-    """A call that a real kernel would take and that would do harm later."""
+    """A call that a real kernel accepts but that causes harm later."""
 
 
 def encode(scene: np.ndarray, name: str, pitch_bytes: int, chroma: Tuple[int, int] = (128, 128)) -> bytes:
@@ -108,22 +108,22 @@ class Buffer:
 
 @dataclass
 class FakeCamera:
-    """A camera and its driver. The faults are those that vivid can inject, and a few that USB cameras have.
+    """A camera and its driver. The faults are those that vivid can inject, and some of USB cameras.
 
     Attributes:
         formats: By name, the discrete sizes.
         rates: Frames per second by (format, width, height), where it is not `fps`.
         pitch_align: Rows are padded to a multiple of this.
-        quantization: What the driver states; YUV pixels are what `scene` says, whatever is stated.
+        quantization: What the driver states; YUV pixels equal `scene` for each value.
         device_caps: What the node can do; a UVC camera's second node has only CAP_META_CAPTURE.
         io_modes: V4L2_MEMORY_* that the driver offers (uvcvideo both, mainline tegra-video no USERPTR).
         orphans: Since Linux 5.0, REQBUFS(0) works while buffers are mapped.
-        error_flags: So many coming frames carry V4L2_BUF_FLAG_ERROR.
-        short_frames: So many coming frames are only half filled.
-        dropped_frames: So many coming frames are lost in the driver.
+        error_flags: Number of next frames with V4L2_BUF_FLAG_ERROR.
+        short_frames: Number of next frames that are half filled.
+        dropped_frames: Number of next frames that the driver drops.
         stalled: No frame comes, and no error.
         fatal: The stream is broken (EIO) until STREAMOFF.
-        timestamp_flag: Which clock the driver says its timestamps are on.
+        timestamp_flag: Flag for the clock of the timestamps.
         clock: Gives the timestamps.
         gone_errno: What calls on an unplugged camera fail with (uvcvideo ENODEV, vivid EINVAL).
         payload: The driver's bytes, instead of the encoded scene.
@@ -174,7 +174,7 @@ class FakeCamera:
     failures: Dict[str, List[int]] = field(default_factory=dict)
 
     def appear(self) -> None:
-        """Power on: everything that a driver sets up when it meets a camera."""
+        """Power on: the driver's setup of a new camera."""
         self.plugged, self.sequence, self.fatal = True, 0, False
         self.format = next(iter(self.formats), "")
         self.size = self.formats[self.format][0] if self.formats else (0, 0)

@@ -147,6 +147,15 @@ def test_without_onnxruntime_the_result_is_not_tried_out(tmp_path: Path, model: 
     assert "not tried out: that needs onnxruntime" in done.stdout
 
 
+def test_without_onnx_the_hint_names_the_extra(tmp_path: Path, model: bytes) -> None:
+    (tmp_path / "onnx.py").write_text("raise ImportError('not installed')")
+    (tmp_path / "in.uff").write_bytes(model)
+    (fault, hint) = faults(convert(tmp_path, "in.uff", "out.onnx"))
+    assert "onnx cannot be imported: not installed" in fault
+    assert "pip install 'edge-agent[convert]'" in hint
+    assert not (tmp_path / "out.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "reported"),
     [

@@ -227,7 +227,7 @@ class _Import:
         try:
             return facts_of(path, key)
         except MissingPackage as error:
-            self.report.ignored.append(f"the model cannot be read here, so nothing was compared with it: {error.message}")
+            self.report.ignored.append(f"the model cannot be read here, so nothing was compared: {error.message}")
         except ModelError as error:
             self.report.differ(entry, str(error))
         return None

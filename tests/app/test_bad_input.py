@@ -1,4 +1,4 @@
-"""Whatever is wrong: one clear line or a counted retry, the right exit code, and never a traceback."""
+"""Wrong input: one clear line or a counted retry, the right exit code, and never a traceback."""
 
 import json
 import socket
@@ -39,13 +39,13 @@ def test_no_camera_and_bad_settings_exit_78_with_one_line_per_fault():
         ("test://one?size=0x0", "size"),
     ],
 )
-def test_a_uri_that_can_name_nothing_is_refused_at_once(uri, said):
+def test_an_invalid_uri_is_refused_at_once(uri, said):
     for command in (["run"], ["config", "check"]):
         done = edge_agent(*command, settings={"CAMERAS__A__URI": uri, **SCRIPTED, **NOBODY})
         refused(done, "EDGE_AGENT_CAMERAS__A__URI", said, code=78)
 
 
-def test_a_model_that_nobody_knows_is_a_fault_of_the_settings():
+def test_an_unknown_model_is_a_fault_of_the_settings():
     for command in (["run"], ["config", "check"]):
         done = edge_agent(*command, settings={**SCENE, **NOBODY, "MODEL__MODEL": "centreface"})
         refused(done, "EDGE_AGENT_MODEL__MODEL", "did you mean 'centerface'", code=78)
@@ -124,7 +124,7 @@ def test_a_source_that_cannot_be_read_is_lost_and_tried_again(what, tmp_path):
             assert len(warned) == 1, "the first fault warns, repeats are for debug"
 
 
-def test_without_a_broker_the_agent_works_on_says_why_and_stops_in_time(tmp_path):
+def test_without_a_broker_the_agent_continues_logs_why_and_stops_in_time(tmp_path):
     with AgentProcess({**SCENE, **NOBODY}, tmp_path) as agent:
         eventually(lambda: "Connection refused" in agent.log)
         assert agent.process.poll() is None
@@ -133,7 +133,7 @@ def test_without_a_broker_the_agent_works_on_says_why_and_stops_in_time(tmp_path
         assert "Traceback" not in agent.log
 
 
-def test_something_else_on_the_broker_s_port_is_told_apart(tmp_path):
+def test_another_service_on_the_broker_s_port_is_recognised(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         settings = {**SCENE, "MQTT__PORT": port, "MQTT__CONNECT_TIMEOUT_S": 0.5}
@@ -145,7 +145,7 @@ def test_something_else_on_the_broker_s_port_is_told_apart(tmp_path):
 
 
 @needs_mosquitto
-def test_a_state_folder_that_cannot_be_written_is_said_and_survived(tmp_path):
+def test_a_state_folder_that_cannot_be_written_is_logged_and_survived(tmp_path):
     not_a_folder = tmp_path / "file"
     not_a_folder.write_text("")
     with Broker(tmp_path) as broker, Listener(broker, "edge-agent/n/#") as listener:

@@ -1,4 +1,4 @@
-"""Several cameras of different kinds in one process, and what must hold of their counts."""
+"""Several cameras of different kinds in one process, and their counts."""
 
 import json
 
@@ -33,7 +33,7 @@ def drops(counters):
     return sum(count for name, count in counters.items() if name.startswith("dropped_"))
 
 
-def test_three_kinds_of_cameras_on_one_broker_each_with_its_own_truth(broker, tmp_path):
+def test_three_kinds_of_cameras_on_one_broker_each_with_its_own_presence(broker, tmp_path):
     video, folder = tmp_path / "clip.mkv", tmp_path / "pictures"
     write_video(video, [room(i, (320, 240)) for i in range(40)], fps=10)
     folder.mkdir()
@@ -67,7 +67,7 @@ def test_three_kinds_of_cameras_on_one_broker_each_with_its_own_truth(broker, tm
 
 
 def test_every_frame_is_inferred_or_counted_as_dropped(broker):
-    """Two cameras as fast as they go against one engine that is slowed down: losses are certain, and all counted."""
+    """Two cameras at full speed on one slowed engine: frames are certainly dropped, and all are counted."""
     settings = {
         "CAMERAS__A__URI": "test://one?pace=fast&end=60",
         "CAMERAS__B__URI": "test://empty?pace=fast&end=60",
@@ -86,7 +86,7 @@ def test_every_frame_is_inferred_or_counted_as_dropped(broker):
             assert json.loads(listener.last(f"edge-agent/n/{camera}/presence/attributes"))["reason"] == "stopped"
 
 
-def test_a_camera_alone_does_not_take_the_others_down(broker):
+def test_a_failing_camera_does_not_stop_the_others(broker):
     settings = {
         "CAMERAS__GOOD__URI": "test://still?fps=15",
         "CAMERAS__BAD__URI": "v4l2:/dev/video987",

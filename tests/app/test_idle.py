@@ -1,4 +1,4 @@
-"""An agent that looks at an empty room less often says so, and never does for a listener of every frame."""
+"""The agent infers an empty room less often and counts that, except where every frame's detections are published."""
 
 import json
 

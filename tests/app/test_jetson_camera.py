@@ -17,7 +17,7 @@ from tests.fakes.jetson_utils import Board, FakeJetsonUtils, Input
 UNPLUGGED = Path(__file__).with_name("unplugged")
 
 class Camera(Input):
-    """Silent while a file lies there."""
+    """Delivers nothing while a file exists."""
     @property
     def silent(self):
         return UNPLUGGED.exists()
@@ -81,7 +81,7 @@ def test_a_csi_camera_from_sensor_to_broker_through_a_silent_unplug(tmp_path: Pa
             assert agent.process.returncode == 0, agent.log
 
 
-def test_without_jetson_utils_it_says_what_to_do_and_stops(tmp_path: Path) -> None:
+def test_without_jetson_utils_it_logs_the_remedy_and_stops(tmp_path: Path) -> None:
     done = edge_agent("run", settings={"CAMERAS__DOOR__URI": "csi://0"}, state_dir=tmp_path)
     assert done.returncode == 1
     assert "csi://0: jetson-utils is not installed" in done.stderr

@@ -42,7 +42,7 @@ SCORE_LIMIT = 0.02
 
 
 class Agreement(NamedTuple):
-    """What one run has told."""
+    """What one run has published."""
 
     events: List[Dict[str, Any]]
     detections: Dict[int, List[Dict[str, Any]]]
@@ -168,7 +168,7 @@ def info_of(listener: Listener) -> Dict[str, Any]:
 
 
 def watch(broker: Broker, running: Running, room: Room, mode: str) -> Agreement:
-    """What is told until the face has come and gone, and the agent has stopped."""
+    """Return what is published until the visit has ended and the agent has stopped."""
     with Listener(broker, "edge-agent/#") as listener:
         with running:
             eventually(lambda: listener.last("edge-agent/n/door/presence") == b"ON", "a face is seen")
@@ -217,7 +217,7 @@ BOTH = (abi.MEMORY_MMAP, abi.MEMORY_USERPTR)
         ("11.4", "thor", onnx, "execute_async_v3", "fp16", MMAP_ONLY, "registered"),
     ],
 )
-def test_every_generation_tells_over_mqtt_what_onnxruntime_tells(
+def test_every_generation_publishes_what_onnxruntime_publishes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     expected: Agreement,
@@ -262,7 +262,7 @@ def test_every_generation_tells_over_mqtt_what_onnxruntime_tells(
     assert alike(told.events[:1], expected.events[:1])
 
 
-def test_a_camera_that_comes_back_in_another_size_gets_other_memory(
+def test_a_camera_that_comes_back_in_another_size_gets_other_buffers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeBoard(tmp_path)
@@ -289,7 +289,7 @@ def test_a_camera_that_comes_back_in_another_size_gets_other_memory(
 
 
 def test_a_gpu_that_fails_while_cameras_run_is_an_ordered_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The camera's driver writes into memory of the GPU: that may go only after the camera has stopped."""
+    """The camera's driver writes to GPU memory, which may be freed only after the camera has stopped."""
     fake = FakeBoard(tmp_path)
     fake.plug_in(monkeypatch)
     kernel = FakeKernel(tmp_path, fake.cuda.pages)
@@ -309,7 +309,7 @@ def test_a_gpu_that_fails_while_cameras_run_is_an_ordered_stop(tmp_path: Path, m
 
 
 def test_a_stop_while_the_engine_is_being_built_is_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The camera waits for the GPU, and must not wait for it at the end."""
+    """The camera waits for the GPU, and must not delay the stop."""
     fake = FakeBoard(tmp_path)
     fake.plug_in(monkeypatch)
     building, built = threading.Event(), threading.Event()
@@ -342,7 +342,7 @@ def held(make: Any, entered: threading.Event, go_on: threading.Event) -> Any:
     return wait
 
 
-def test_pictures_that_the_cpu_must_turn_take_its_way_and_it_is_said(
+def test_frames_that_the_cpu_must_rotate_are_copied_and_that_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

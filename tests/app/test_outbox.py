@@ -1,4 +1,4 @@
-"""What the whole agent keeps over kill -9, with the broker away."""
+"""What the agent keeps over kill -9 while the broker is away."""
 
 import json
 import signal
@@ -30,7 +30,7 @@ def status(folder):
     return json.loads(done.stdout) if done.returncode == 0 else {"pending": 0, "open_appearances": 0}
 
 
-def test_what_happened_before_a_crash_is_told_after_it_and_nothing_stays_open(broker, tmp_path):
+def test_events_before_a_crash_are_published_after_it_and_no_visit_stays_open(broker, tmp_path):
     state = tmp_path / "state"
     with AgentProcess(settings(broker, "test://still?fps=15"), state) as agent:
         eventually(lambda: status(state)["open_appearances"] == 1, "an appearance is on disk", 30)

@@ -1,4 +1,4 @@
-"""Notifications and reload, with the whole agent and a real broker: what changes, and what must not."""
+"""Service notifications and reload, with the whole agent and a real broker."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ def broker(tmp_path):
 
 @pytest.fixture
 def env_file(tmp_path):
-    """Writes the file that the agent reads: settings by name."""
+    """Write the env file: settings by name."""
     path = tmp_path / "agent.env"
 
     def write(**settings):
@@ -46,7 +46,7 @@ def open_events(listener):
     return json.loads(listener.last(f"{STATE}/attributes"))["event_ids"]
 
 
-def test_a_valid_reload_is_in_force_and_loses_no_event(broker, env_file, tmp_path):
+def test_a_valid_reload_applies_and_loses_no_event(broker, env_file, tmp_path):
     path = env_file(PRESENCE__DELAY_OFF_S=2)
     with ServiceManager(str(tmp_path / "notify")) as manager:
         with Listener(broker, "edge-agent/#") as listener, agent(broker, path, manager, WATCHDOG_USEC="30000000") as it:
@@ -79,11 +79,11 @@ def test_a_valid_reload_is_in_force_and_loses_no_event(broker, env_file, tmp_pat
 
 
 @pytest.mark.parametrize("style", ["device", "components"])
-def test_what_commands_may_do_is_announced_anew(broker, env_file, tmp_path, style):
+def test_what_commands_may_do_is_announced_again(broker, env_file, tmp_path, style):
     path = env_file(HOME_ASSISTANT__STYLE=style)
 
     def found(listener, platform, key):
-        """What Home Assistant has been told of an entity."""
+        """Return an entity's discovery config."""
         if style == "device":
             payload = listener.last("homeassistant/device/edge-agent_n/config")
             return payload and json.loads(payload)["components"].get(key)
@@ -108,7 +108,7 @@ def test_what_commands_may_do_is_announced_anew(broker, env_file, tmp_path, styl
             assert most(listener) == 0.5
 
 
-def test_a_refused_reload_changes_nothing_and_health_says_why(broker, env_file, tmp_path):
+def test_a_refused_reload_changes_nothing_and_health_reports_why(broker, env_file, tmp_path):
     path = env_file(PRESENCE__DELAY_OFF_S=2)
 
     def reasons(listener):

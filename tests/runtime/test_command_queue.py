@@ -1,4 +1,4 @@
-"""Commands for the infer thread: done between frames, bounded, and each answered once."""
+"""Commands for the infer thread: they run between frames, their number is bounded, and each is answered once."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def test_switches_and_threshold():
         Command("set_threshold", arguments={"value": 0.5}),
     ]
     assert all(command_queue.submit(command) for command in commands)
-    assert not answers, "nothing is done before the infer thread does it"
+    assert not answers, "nothing runs before the infer thread runs it"
     assert [outcome for outcome in command_queue.run_pending(pipelines, clock()) if outcome] == [Outcome("a")]
     assert answers == [CommandResult(command) for command in commands]
     assert not pipelines["a"].enabled and pipelines["a"].crops_on and not pipelines["b"].crops_on
@@ -53,7 +53,7 @@ def test_switches_and_threshold():
     assert list(command_queue.run_pending(pipelines, clock())) == [] and len(answers) == 3
 
 
-def test_work_that_is_no_command_is_done_in_turn_and_not_answered():
+def test_a_call_runs_in_order_with_the_commands_and_is_not_answered():
     seen, thresholds = [], []
     command_queue, pipelines, answers, clock = setup(set_threshold=thresholds.append)
     command_queue.submit(Command("set_threshold", arguments={"value": 0.5}))
@@ -63,7 +63,7 @@ def test_work_that_is_no_command_is_done_in_turn_and_not_answered():
     assert seen == [0.5] and [done.command.name for done in answers] == 2 * ["set_threshold"]
 
 
-def test_a_camera_that_is_not_there_is_an_answer():
+def test_an_unknown_camera_is_answered_with_an_error():
     command_queue, pipelines, answers, clock = setup()
     for camera in ("c", None):
         command_queue.submit(Command("detection", camera=camera, arguments={"on": False}))
@@ -71,7 +71,7 @@ def test_a_camera_that_is_not_there_is_an_answer():
     assert [done.error for done in answers] == 2 * ["no such camera"]
 
 
-def test_too_many_are_refused():
+def test_commands_beyond_the_capacity_are_refused():
     command_queue, pipelines, _, clock = setup(capacity=2)
     command = Command("crops", camera="a", arguments={"on": True})
     assert [command_queue.submit(command) for _ in range(3)] == [True, True, False]
@@ -103,7 +103,7 @@ def test_a_camera_without_frames_has_no_snapshot():
     assert len(answers) == 1
 
 
-def test_no_snapshot_against_a_switch():
+def test_no_snapshot_while_detection_or_crops_are_off():
     for switch in ("enabled", "crops_on"):
         command_queue, pipelines, answers, clock = setup()
         setattr(pipelines["a"], switch, False)

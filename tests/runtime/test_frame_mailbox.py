@@ -1,4 +1,4 @@
-"""The hand-over: newest wins, losses are never overwritten, cameras take turns."""
+"""The hand-over: the newest frame wins, losses of sight are delivered, cameras take turns."""
 
 import threading
 from datetime import datetime, timezone
@@ -28,12 +28,12 @@ def test_newest_frame_wins_and_the_displaced_one_is_released_and_counted():
     assert mailbox.take(0) is None
 
 
-def test_a_loss_is_delivered_even_when_sight_came_back_before_anyone_looked():
+def test_a_loss_is_delivered_even_when_sight_came_back_before_it_was_taken():
     mailbox, released = FrameMailbox(["a"]), []
     mailbox.set_sight("a", Sight.OK, NOW)
     mailbox.put("a", frame(1, released))
     mailbox.set_sight("a", Sight.LOST, NOW)
-    assert released == [1], "a frame from before the loss is not news from after it"
+    assert released == [1], "a frame from before the loss must not be delivered after it"
     mailbox.set_sight("a", Sight.OK, NOW)
     mailbox.put("a", frame(2))
     delivery = mailbox.take(0)
@@ -41,7 +41,7 @@ def test_a_loss_is_delivered_even_when_sight_came_back_before_anyone_looked():
     assert delivery.frame.sequence == 2
 
 
-def test_the_same_sight_is_told_once_and_pending_changes_are_bounded():
+def test_the_same_sight_is_delivered_once_and_pending_changes_are_bounded():
     mailbox = FrameMailbox(["a"])
     assert mailbox.set_sight("a", Sight.DARK, NOW) is True
     assert mailbox.set_sight("a", Sight.DARK, NOW) is False
@@ -69,7 +69,7 @@ def test_take_wakes_on_a_put_from_another_thread_and_else_times_out():
     assert mailbox.take(10).frame.sequence == 7
 
 
-def test_close_releases_what_nobody_will_take():
+def test_close_releases_frames_that_were_not_taken():
     mailbox, released = FrameMailbox(["a", "b"]), []
     mailbox.put("a", frame(1, released))
     mailbox.close()
@@ -106,7 +106,7 @@ def test_every_frame_is_either_inferred_or_dropped_under_contention():
     assert sum(sum(mailbox.counters(camera).values()) for camera in cameras) == each * len(cameras)
 
 
-def test_a_sight_that_nobody_took_keeps_the_camera_in_doubt():
+def test_a_change_of_sight_that_was_not_taken_keeps_the_camera_in_doubt():
     mailbox = FrameMailbox(["a"])
     mailbox.set_doubt("a", True)
     mailbox.set_sight("a", Sight.DARK, NOW)

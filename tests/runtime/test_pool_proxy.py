@@ -1,4 +1,4 @@
-"""Memory of the thread that owns the GPU, for all others: asked for, waited for, and always given back."""
+"""GPU buffers for other threads than the owner: requested, waited for, and always returned."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ class Memory:
 
 
 class Pool:
-    """A `BufferPool` that belongs to the thread that made it, and says so."""
+    """A `BufferPool` that asserts that only the thread that made it uses it."""
 
     def __init__(self) -> None:
         self.out: List[Memory] = []
@@ -53,7 +53,7 @@ class Pool:
 
 
 class Owner:
-    """The infer thread: takes commands until told to stop, then closes the pool."""
+    """The infer thread: runs commands until it is stopped, then closes the pool."""
 
     def __init__(self, **options: Any) -> None:
         self.command_queue = CommandQueue(lambda done: None, lambda value: None, capacity=4)
@@ -80,7 +80,7 @@ class Owner:
         return self._clock()
 
     def block(self) -> None:
-        """Be busy from now on, until `end`."""
+        """Block the owner until `end`."""
         entered = threading.Event()
 
         def work() -> None:
@@ -108,7 +108,7 @@ def nothing() -> None:
     return None
 
 
-def test_the_owner_does_it_whoever_asks(owner: Owner) -> None:
+def test_the_owner_serves_requests_of_any_thread(owner: Owner) -> None:
     assert owner.shared.modes() == ["userptr"]
     kept = owner.shared.allocate(3, 100)
     registered = owner.shared.register([np.zeros(10, np.uint8)])
@@ -120,7 +120,7 @@ def test_the_owner_does_it_whoever_asks(owner: Owner) -> None:
     eventually(lambda: not owner.pool.out)
 
 
-def test_modes_wait_until_the_gpu_is_known() -> None:
+def test_modes_wait_until_the_pool_is_open() -> None:
     owner = Owner()
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(owner.shared.modes)
@@ -130,7 +130,7 @@ def test_modes_wait_until_the_gpu_is_known() -> None:
     owner.end()
 
 
-def test_an_end_before_the_gpu_is_known_lets_everybody_go() -> None:
+def test_dismiss_before_the_pool_is_open_ends_all_waits() -> None:
     shared = PoolProxy(CommandQueue(lambda done: None, lambda value: None))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(shared.modes)
@@ -141,7 +141,7 @@ def test_an_end_before_the_gpu_is_known_lets_everybody_go() -> None:
     assert shared.close(0.0)
 
 
-def test_what_the_gpu_refuses_is_the_askers_error(owner: Owner) -> None:
+def test_what_the_gpu_refuses_is_raised_in_the_requesting_thread(owner: Owner) -> None:
     owner.shared.modes()
     owner.pool.fault = EngineError("out of memory")
     with pytest.raises(EngineError, match="out of memory"):
@@ -150,7 +150,7 @@ def test_what_the_gpu_refuses_is_the_askers_error(owner: Owner) -> None:
     owner.shared.free(owner.shared.allocate(1, 1), nothing)
 
 
-def test_an_answer_that_comes_too_late_is_undone() -> None:
+def test_a_result_that_comes_too_late_is_freed() -> None:
     owner = Owner(answer_within_s=0.05).start()
     owner.shared.modes()
     owner.block()
@@ -161,8 +161,8 @@ def test_an_answer_that_comes_too_late_is_undone() -> None:
     assert owner.pool.out == [] and owner.closed == [True]
 
 
-def test_an_answer_that_was_on_its_way_is_given_back() -> None:
-    """The wait ends between the owner's beginning and its end."""
+def test_a_result_that_completes_after_the_timeout_is_freed() -> None:
+    """The wait ends while the owner serves the request."""
     owner = Owner(answer_within_s=0.05).start()
     owner.shared.modes()
     begun, finish = threading.Event(), threading.Event()
@@ -196,7 +196,7 @@ def test_too_many_commands_refuse_a_request_but_never_lose_a_return() -> None:
     assert owner.pool.out == [] and owner.closed == [True]
 
 
-def test_the_end_waits_for_cameras() -> None:
+def test_close_waits_for_cameras() -> None:
     owner = Owner().start()
     owner.shared.modes()
     kept = owner.shared.allocate(2, 10)
@@ -210,7 +210,7 @@ def test_the_end_waits_for_cameras() -> None:
     assert owner.pool.out == [] and owner.closed == [True]
 
 
-def test_the_end_does_not_wait_for_ever_and_says_that_memory_is_still_used() -> None:
+def test_close_is_bounded_and_returns_whether_buffers_are_still_used() -> None:
     owner = Owner().start()
     owner.close_within_s = 0.05
     owner.shared.modes()

@@ -1,4 +1,4 @@
-"""The bounded queue to the publish thread: never blocks, counts what it drops, never loses the last truth."""
+"""The bounded queue of the publish thread: never blocks, counts what it drops, never loses the last report."""
 
 import random
 from datetime import datetime, timezone
@@ -35,7 +35,7 @@ def event(seq: int, kind: str = "start", face: Optional[int] = None, camera: str
 
 
 def shown(publish_queue: PublishQueue) -> List[Any]:
-    """In short: seq of events, (from, to) of what was lost, the presence of a report alone."""
+    """In short: seq of events, (from, to) of lost ones, and the presence of each report."""
     found: List[Any] = []
     for item in publish_queue.take(0):
         if isinstance(item, LostEvents):
@@ -51,17 +51,17 @@ def report(presence: Presence, camera: str = "a") -> CameraReport:
     return CameraReport(camera, presence, Sight.OK, NOW)
 
 
-def test_outcomes_and_notices_come_out_in_order():
+def test_outcomes_and_other_items_come_out_in_order():
     publish_queue = PublishQueue()
-    first, notice, second = Outcome("a", (event(1),)), object(), Outcome("a", (event(2),))
+    first, item, second = Outcome("a", (event(1),)), object(), Outcome("a", (event(2),))
     publish_queue.put_outcome(first)
-    publish_queue.put(notice)
+    publish_queue.put(item)
     publish_queue.put_outcome(second)
-    assert publish_queue.take(0) == [first, notice, second]
+    assert publish_queue.take(0) == [first, item, second]
     assert publish_queue.take(0) == []
 
 
-def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
+def test_a_full_queue_drops_the_oldest_and_counts_its_events():
     publish_queue = PublishQueue(capacity=3)
     for seq in range(1, 8):
         publish_queue.put_outcome(Outcome("a", (event(seq),)))
@@ -69,7 +69,7 @@ def test_a_full_inbox_drops_the_oldest_and_counts_its_events():
     assert publish_queue.lost_events == 4
 
 
-def test_a_flood_of_one_kind_of_requests_crowds_out_no_other():
+def test_a_flood_of_one_kind_of_message_crowds_out_no_other_kind():
     publish_queue = PublishQueue()
     for number in range(MAX_RECEIVED + 10):
         publish_queue.put_received(number)
@@ -92,14 +92,14 @@ def test_a_report_survives_until_a_newer_one_of_the_same_camera():
     assert items[-1].events[0].seq == 5
 
 
-def test_an_old_report_goes_when_a_newer_one_waits():
+def test_an_old_report_is_dropped_when_a_newer_one_waits():
     publish_queue = PublishQueue(capacity=1)
     publish_queue.put_outcome(Outcome("a", report=report(Presence.YES)))
     publish_queue.put_outcome(Outcome("a", report=report(Presence.NO)))
     assert [item.report.presence for item in publish_queue.take(0)] == [Presence.NO]
 
 
-def test_the_end_of_what_the_taker_knows_to_be_open_is_never_lost_but_its_picture_is():
+def test_the_end_of_a_visit_whose_start_was_taken_is_never_lost_but_its_crop_is():
     publish_queue = PublishQueue(capacity=2)
     publish_queue.put_outcome(Outcome("a", (event(1, face=1), event(2, face=2)), report(Presence.YES)))
     publish_queue.take(0)
@@ -120,8 +120,8 @@ def test_the_end_of_what_the_taker_knows_to_be_open_is_never_lost_but_its_pictur
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_any_story_keeps_the_books(seed):
-    """Every number comes or is told as lost, once and in order; who was seen to come is seen to go."""
+def test_every_sequence_number_is_accounted_for(seed):
+    """Every number is delivered or reported as lost, once and in order; every start that is taken has its end."""
     rng = random.Random(seed)
     publish_queue = PublishQueue(capacity=8)
     seqs, there = {"a": 0, "b": 0}, {"a": [], "b": []}

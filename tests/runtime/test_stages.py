@@ -1,4 +1,4 @@
-"""Capture and infer stages, stepped by hand on an injected clock: ladder, stalls, ends, truthful times."""
+"""The stages, stepped by hand on an injected clock: back-off, stalls, ends, times, health reports."""
 
 import random
 
@@ -96,7 +96,7 @@ def test_a_camera_that_goes_and_comes_back_is_lost_meanwhile_and_counted():
     assert sights == [Sight.OK, Sight.LOST, Sight.OK]
 
 
-def test_a_camera_that_fails_again_and_again_after_a_frame_is_told_once_and_opened_ever_less(caplog):
+def test_a_camera_that_fails_again_and_again_after_a_frame_is_logged_once_and_opened_ever_less(caplog):
     caplog.set_level("INFO")
     rig = Rig([[FRAME, FRAME, GONE]] * 100 + [[FRAME] * 500])
     rig.run(60.0)
@@ -107,7 +107,7 @@ def test_a_camera_that_fails_again_and_again_after_a_frame_is_told_once_and_open
     assert rig.sight is Sight.LOST and "delivers again" not in caplog.text
 
 
-def test_silence_counts_as_a_stall_and_is_never_taken_for_an_empty_room():
+def test_silence_counts_as_a_stall_and_never_as_an_empty_room():
     rig = Rig([[FRAME] + [NOTHING] * 1000, [FRAME] * 1000], stall_after_s=3.0)
     rig.run(2.9)
     assert rig.sight is Sight.OK
@@ -160,7 +160,7 @@ def test_dark_frames_of_a_strobe_are_counted_apart_from_blindness():
     assert counters.dark > 50 and counters.blind < 3
 
 
-def test_the_picture_s_time_is_exposure_time_on_both_clocks_even_when_the_wall_clock_steps():
+def test_the_frame_s_time_is_exposure_time_on_both_clocks_even_when_the_wall_clock_steps():
     clock = FakeClock(1000.0)
     clock.step_wall(3600.0)
     now = clock()
@@ -170,32 +170,32 @@ def test_the_picture_s_time_is_exposure_time_on_both_clocks_even_when_the_wall_c
 
 
 class Recorder:
-    """A pipeline that writes down what it is asked."""
+    """A pipeline that records its calls."""
 
     def __init__(self, name):
-        self.name, self.asked = name, []
+        self.name, self.calls = name, []
 
     def frame_info(self, frame, moment):
         return FrameInfo(self.name, frame.sequence, moment, 64, 48)
 
     def step(self, frame, info):
         assert not frame.released
-        self.asked.append(("frame", info.sequence))
+        self.calls.append(("frame", info.sequence))
         return Outcome(self.name, info=info)
 
     def tick(self, moment):
-        self.asked.append(("tick", moment.t))
+        self.calls.append(("tick", moment.t))
 
     def set_sight(self, sight, moment):
-        self.asked.append(("sight", sight))
+        self.calls.append(("sight", sight))
         return Outcome(self.name, report=CameraReport(self.name, Presence.UNKNOWN, sight, moment))
 
 
-@pytest.mark.parametrize(("looked_at", "counted", "measured"), [(range(0), (0, 8), False), (range(1, 4), (3, 5), True)])
-def test_frames_that_were_not_looked_at_are_counted_as_idle_and_have_no_latency(looked_at, counted, measured):
+@pytest.mark.parametrize(("inferred", "counted", "measured"), [(range(0), (0, 8), False), (range(1, 4), (3, 5), True)])
+def test_frames_that_were_not_inferred_are_counted_as_idle_and_have_no_latency(inferred, counted, measured):
     class Idler(Recorder):
         def step(self, frame, info):
-            return Outcome(self.name, info=info, idle=frame.sequence not in looked_at)
+            return Outcome(self.name, info=info, idle=frame.sequence not in inferred)
 
     rig = Rig([[FRAME] * 9])
     stage = InferStage(rig.mailbox, ["door"], lambda: {"door": Idler("door")}, rig.clock, lambda outcome: None)
@@ -217,26 +217,26 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
     rig.stage.step()
     rig.stage.step()
     stage.step()
-    assert pipeline.asked[0] == ("sight", Sight.OK)
-    assert pipeline.asked[1] == ("frame", 1)
+    assert pipeline.calls[0] == ("sight", Sight.OK)
+    assert pipeline.calls[1] == ("frame", 1)
     assert rig.camera.history[-1] == "release"
-    ticks = sum(1 for what, _ in pipeline.asked if what == "tick")
+    ticks = sum(1 for what, _ in pipeline.calls if what == "tick")
     for _ in range(10):
         rig.clock.advance(0.1)
         stage.step()
-    assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10
+    assert sum(1 for what, _ in pipeline.calls if what == "tick") == ticks + 10
     stage.step()
-    assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10, "no time has passed"
+    assert sum(1 for what, _ in pipeline.calls if what == "tick") == ticks + 10, "no time has passed"
     assert [outcome.report.sight for outcome in out] == [Sight.OK], "a frame that says nothing new is no news"
     rig.mailbox.set_doubt("door", True)
     rig.clock.advance(0.1)
     stage.step()
-    assert sum(1 for what, _ in pipeline.asked if what == "tick") == ticks + 10, "a camera in doubt shows nobody leave"
+    assert sum(1 for what, _ in pipeline.calls if what == "tick") == ticks + 10, "a camera in doubt shows nobody leave"
     stage.finish()
     assert out[-1].report.sight is Sight.STOPPED
 
 
-def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_the_next_tick():
+def test_a_blindness_proven_while_another_camera_is_inferred_is_delivered_before_the_next_tick():
     rig = Rig([[FRAME] * 5])
     mailbox = FrameMailbox(["door", "hall"], wait=lambda condition, seconds: None)
 
@@ -256,8 +256,8 @@ def test_a_blindness_proven_while_another_camera_is_looked_at_is_heard_before_th
     for _ in range(3):
         stage.step()
         rig.clock.advance(0.1)
-    assert door.asked[0] == ("sight", Sight.DARK), "a tick before it could say that somebody has left"
-    assert ("frame", 1) in hall.asked and door.asked[1][0] == "tick"
+    assert door.calls[0] == ("sight", Sight.DARK), "a tick before it could say that somebody has left"
+    assert ("frame", 1) in hall.calls and door.calls[1][0] == "tick"
 
 
 def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
@@ -265,7 +265,7 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
         enabled = crops_on = True
 
         def snapshot(self, frame, info):
-            self.asked.append(("snapshot", info.sequence))
+            self.calls.append(("snapshot", info.sequence))
             return "crop"
 
     rig, answers, pipeline = Rig([[FRAME] * 5]), [], Eye("door")
@@ -275,11 +275,11 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
     )
     stage.setup()
     command_queue.submit(Command("snapshot", "t", "door"))
-    command_queue.submit(lambda: pipeline.asked.append(("work", None)))
+    command_queue.submit(lambda: pipeline.calls.append(("work", None)))
     stage.step()
     rig.run(0.3)
     stage.step()
-    assert [what for what, _ in pipeline.asked if what != "tick"] == ["work", "sight", "snapshot", "frame"]
+    assert [what for what, _ in pipeline.calls if what != "tick"] == ["work", "sight", "snapshot", "frame"]
     assert [done.crop for done in answers if isinstance(done, CommandResult)] == ["crop"]
 
 
@@ -325,7 +325,7 @@ class PublishRig:
         self.stage.step()
 
 
-def test_publish_hands_each_thing_to_who_it_is_for_and_pumps_last():
+def test_publish_passes_each_item_to_its_method_and_pumps_last():
     rig, done = PublishRig(), []
     outcome = Outcome("door")
     rig.publish_queue.put_outcome(outcome)
@@ -337,20 +337,20 @@ def test_publish_hands_each_thing_to_who_it_is_for_and_pumps_last():
     assert rig.publisher.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
 
 
-def test_health_is_told_at_a_change_within_a_second_and_else_at_the_interval():
+def test_health_is_published_within_a_second_of_a_change_and_at_the_interval():
     rig = PublishRig()
     rig.step()
     assert rig.publisher.take("info", "health") == [("info", {"engine": None}), ("health", "ok")]
     rig.health = {"state": "failed", "reasons": ["camera door: lost"], "uptime_s": 1}
     rig.info = {"engine": "there"}
     rig.step(HEALTH_CHECK_S / 2)
-    assert rig.publisher.take("info", "health") == [], "nobody looks so often"
+    assert rig.publisher.take("info", "health") == [], "health is not checked so often"
     rig.step(HEALTH_CHECK_S / 2)
     assert rig.publisher.take("info", "health") == [("info", {"engine": "there"}), ("health", "failed")]
-    told_t, rig.health = rig.clock.t, {**rig.health, "uptime_s": 2}
+    published_t, rig.health = rig.clock.t, {**rig.health, "uptime_s": 2}
     while not rig.publisher.take("info", "health"):
         rig.step(HEALTH_CHECK_S)
-    assert rig.clock.t - told_t == pytest.approx(30.0)
+    assert rig.clock.t - published_t == pytest.approx(30.0)
     rig.stage.health_interval_s = 5.0
     rig.step(4.0)
     assert rig.publisher.take("health") == []

@@ -1,4 +1,4 @@
-"""When the service manager is told what: the start gate, the watchdog's food, reload and stop."""
+"""What is reported to the service manager and when: readiness, watchdog, reload and stop."""
 
 import sys
 import threading
@@ -17,35 +17,35 @@ IDLE = threading.Event()
 
 
 class Manager:
-    """Keeps what it is told."""
+    """Records its calls."""
 
     def __init__(self):
-        self.told = []
+        self.calls = []
 
     def ready(self, status):
-        self.told.append(("ready", status))
+        self.calls.append(("ready", status))
 
     def status(self, status):
-        self.told.append(("status", status))
+        self.calls.append(("status", status))
 
     def reloading(self):
-        self.told.append(("reloading", ""))
+        self.calls.append(("reloading", ""))
 
     def stopping(self):
-        self.told.append(("stopping", ""))
+        self.calls.append(("stopping", ""))
 
     def alive(self):
-        self.told.append(("alive", ""))
+        self.calls.append(("alive", ""))
 
     def extend(self, seconds):
-        self.told.append(("extend", seconds))
+        self.calls.append(("extend", seconds))
 
-    def words(self):
-        return [word for word, _ in list(self.told)]
+    def names(self):
+        return [word for word, _ in list(self.calls)]
 
 
 class Stage:
-    """What the supervisor needs of a capture stage; counts how often the supervisor has looked at it."""
+    """What the supervisor needs of a capture stage; counts how often the supervisor has read it."""
 
     def __init__(self):
         self.first_open_done = False
@@ -112,12 +112,12 @@ class Rig:
         assert not self._thread.is_alive()
 
 
-def looks(rig, count):
-    """Let the supervisor look so many times."""
+def wait_for_reports(rig, count):
+    """Wait for so many reports of the supervisor."""
     for _ in range(count):
-        before = len(rig.manager.told)
+        before = len(rig.manager.calls)
         rig.supervisor.wake()
-        eventually(lambda before=before: len(rig.manager.told) > before, "it says something at every look")
+        eventually(lambda before=before: len(rig.manager.calls) > before, "it says something at every look")
 
 
 def rounds(rig, count):
@@ -130,70 +130,70 @@ def rounds(rig, count):
 
 def test_ready_waits_for_the_engine_and_for_each_cameras_first_attempt():
     with Rig() as rig:
-        looks(rig, 3)
-        assert set(rig.manager.words()) == {"extend", "status"}, "an engine that is being built asks for time"
-        assert ("status", "starting: infer") in rig.manager.told
+        wait_for_reports(rig, 3)
+        assert set(rig.manager.names()) == {"extend", "status"}, "an engine that is being built asks for time"
+        assert ("status", "starting: infer") in rig.manager.calls
         rig.engine_open.set()
-        eventually(lambda: ("status", "starting: opening door") in rig.manager.told, deadline_s=5)
-        extended = rig.manager.words().count("extend")
+        eventually(lambda: ("status", "starting: opening door") in rig.manager.calls, deadline_s=5)
+        extended = rig.manager.names().count("extend")
         rounds(rig, 2)
-        assert rig.manager.words().count("extend") == extended, "a camera whose first open hangs gets no more time"
-        assert "ready" not in rig.manager.words() and "alive" not in rig.manager.words()
+        assert rig.manager.names().count("extend") == extended, "a camera whose first open hangs gets no more time"
+        assert "ready" not in rig.manager.names() and "alive" not in rig.manager.names()
         rig.stage.first_open_done = True
         rig.supervisor.wake()
-        eventually(lambda: "alive" in rig.manager.words())
-        assert rig.manager.told.count(("ready", "how it goes")) == 1
-    assert rig.manager.words()[-1] == "stopping"
+        eventually(lambda: "alive" in rig.manager.names())
+        assert rig.manager.calls.count(("ready", "how it goes")) == 1
+    assert rig.manager.names()[-1] == "stopping"
 
 
 def test_progress_is_shown_while_starting():
     with Rig() as rig:
-        looks(rig, 1)
+        wait_for_reports(rig, 1)
         rig.supervisor.progress("still building, 15 s")
-        eventually(lambda: ("status", "starting: still building, 15 s") in rig.manager.told)
-        extended = rig.manager.words().count("extend")
-        looks(rig, 1)
-        assert rig.manager.words().count("extend") > extended
+        eventually(lambda: ("status", "starting: still building, 15 s") in rig.manager.calls)
+        extended = rig.manager.names().count("extend")
+        wait_for_reports(rig, 1)
+        assert rig.manager.names().count("extend") > extended
 
 
-def test_an_engine_that_tells_nothing_for_long_gets_no_more_time(monkeypatch):
+def test_an_engine_without_progress_for_long_gets_no_more_time(monkeypatch):
     with Rig() as rig:
-        looks(rig, 1)
+        wait_for_reports(rig, 1)
         ahead_s = [LONGEST_SILENCE_S]
         now = time.monotonic
         monkeypatch.setattr(time, "monotonic", lambda: now() + ahead_s[0])
         rig.supervisor.progress("the only line")  # its status line is news, and so a look that can be waited for
-        eventually(lambda: ("status", "starting: the only line") in rig.manager.told)
-        assert "extend" in rig.manager.words()
+        eventually(lambda: ("status", "starting: the only line") in rig.manager.calls)
+        assert "extend" in rig.manager.names()
         ahead_s[0] = 2 * LONGEST_SILENCE_S + 1
-        told = list(rig.manager.told)
+        told = list(rig.manager.calls)
         rounds(rig, 2)
-        assert rig.manager.told == told
+        assert rig.manager.calls == told
 
 
 def ready(rig):
     rig.engine_open.set()
     rig.stage.first_open_done = True
-    eventually(lambda: "alive" in rig.manager.words(), deadline_s=5)
+    eventually(lambda: "alive" in rig.manager.names(), deadline_s=5)
 
 
 def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
     with Rig() as rig:
         ready(rig)
-        looks(rig, 5)
+        wait_for_reports(rig, 5)
         assert not rig.overdue
         rig.hang.set()
-        eventually(lambda: ("status", "infer does not return") in rig.manager.told, deadline_s=5)
+        eventually(lambda: ("status", "infer does not return") in rig.manager.calls, deadline_s=5)
         assert rig.overdue == {"infer"} and rig.supervisor.faults == ["infer does not return"]
-        fed = rig.manager.words().count("alive")
+        fed = rig.manager.names().count("alive")
         rounds(rig, 5)
-        assert rig.manager.words().count("alive") == fed
+        assert rig.manager.names().count("alive") == fed
         rig.hang.clear()
         rig.release.set()
-        eventually(lambda: rig.manager.words().count("alive") > fed, "it came back before the watchdog struck")
-        eventually(lambda: rig.manager.told[-1] != ("status", "infer does not return"))
+        eventually(lambda: rig.manager.names().count("alive") > fed, "it came back before the watchdog struck")
+        eventually(lambda: rig.manager.calls[-1] != ("status", "infer does not return"))
         assert rig.supervisor.faults == []
-        assert rig.manager.words().count("ready") == 1
+        assert rig.manager.names().count("ready") == 1
 
 
 def test_a_setup_may_take_longer_than_a_step():
@@ -204,7 +204,7 @@ def test_a_setup_may_take_longer_than_a_step():
         ready(rig)
 
 
-def test_a_thread_of_others_that_is_overdue_starves_the_watchdog_too():
+def test_an_overdue_thread_of_an_adapter_stops_feeding_the_watchdog_too():
     class Other:
         name, late_s = "mqtt", 0.0
 
@@ -215,25 +215,25 @@ def test_a_thread_of_others_that_is_overdue_starves_the_watchdog_too():
     with Rig(others=[other]) as rig:
         ready(rig)
         other.late_s = 1.0
-        eventually(lambda: ("status", "mqtt does not return") in rig.manager.told)
-        fed = rig.manager.words().count("alive")
+        eventually(lambda: ("status", "mqtt does not return") in rig.manager.calls)
+        fed = rig.manager.names().count("alive")
         rounds(rig, 5)
-        assert rig.manager.words().count("alive") == fed
+        assert rig.manager.names().count("alive") == fed
         other.late_s = 0.0
-        eventually(lambda: rig.manager.words().count("alive") > fed, "fed again")
+        eventually(lambda: rig.manager.names().count("alive") > fed, "fed again")
 
 
 def test_a_reload_is_framed_and_only_after_the_start():
     with Rig() as rig:
         rig.supervisor.request_reload()
-        looks(rig, 2)
+        wait_for_reports(rig, 2)
         assert rig.reloads == []
         ready(rig)
         eventually(lambda: rig.reloads == [0], "it was not forgotten")
         rig.supervisor.request_reload()
         eventually(lambda: rig.reloads == [0, 1])
-        eventually(lambda: rig.manager.words().count("ready") == 3)
-        words = [word for word in rig.manager.words() if word in ("ready", "reloading")]
+        eventually(lambda: rig.manager.names().count("ready") == 3)
+        words = [word for word in rig.manager.names() if word in ("ready", "reloading")]
         assert words == ["ready", "reloading", "ready", "reloading", "ready"]
 
 
@@ -243,7 +243,7 @@ def test_a_stop_may_leave_an_engine_behind_that_is_being_built_but_no_step(engin
         if engine_is_open:
             ready(rig)
             rig.hang.set()
-            eventually(lambda: ("status", "infer does not return") in rig.manager.told, deadline_s=5)
+            eventually(lambda: ("status", "infer does not return") in rig.manager.calls, deadline_s=5)
         rig.supervisor.request_stop()
         rig.workers[1].__exit__(None, None, None)
         assert rig.workers[1].stuck
@@ -257,12 +257,12 @@ def test_a_reason_to_restart_ends_it_but_not_before_it_is_ready():
     with worker:
         watching = threading.Thread(target=supervisor.watch, args=([worker],))
         watching.start()
-        eventually(lambda: ("status", "starting: opening door") in manager.told, deadline_s=5)
+        eventually(lambda: ("status", "starting: opening door") in manager.calls, deadline_s=5)
         assert supervisor.restart_reason is None
         stage.first_open_done = True
         supervisor.wake()
         watching.join(10)
-    assert supervisor.restart_reason == "no memory" and manager.words()[-2:] == ["alive", "stopping"]
+    assert supervisor.restart_reason == "no memory" and manager.names()[-2:] == ["alive", "stopping"]
 
 
 @pytest.mark.parametrize("error, code", [(EngineError("gone", "restart"), 1), (None, 0)])
@@ -278,7 +278,7 @@ def test_it_ends_with_a_failed_worker_and_with_the_last_source(error, code):
 
     with Worker("infer", step, on_exit=supervisor.wake) as worker:
         supervisor.watch([worker])
-    assert manager.words()[-1] == "stopping"
+    assert manager.names()[-1] == "stopping"
     assert exit_code([worker]) == code
 
 

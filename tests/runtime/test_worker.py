@@ -1,4 +1,4 @@
-"""Threads that cannot die unnoticed."""
+"""Threads that take bounded steps; their errors are kept and reported."""
 
 import logging
 import threading
@@ -29,7 +29,7 @@ def test_progress_advances_with_each_step_and_stops_with_a_hung_one():
     eventually(lambda: not worker.alive)
 
 
-def test_setup_step_and_teardown_run_in_one_thread_and_the_end_is_told():
+def test_setup_step_and_teardown_run_in_one_thread_and_its_end_is_reported():
     seen, ended = [], threading.Event()
 
     def noting(what: str, then: Callable[[], None] = lambda: None) -> Callable[[], None]:
@@ -45,7 +45,7 @@ def test_setup_step_and_teardown_run_in_one_thread_and_the_end_is_told():
     assert worker.error is None
 
 
-def test_what_fails_is_torn_down_and_told_too():
+def test_a_failure_is_torn_down_and_reported_too():
     seen = []
 
     def fail() -> None:
@@ -59,7 +59,7 @@ def test_what_fails_is_torn_down_and_told_too():
         seen.clear()
 
 
-def test_a_defect_of_the_teardown_is_an_error_too_and_hides_none(caplog):
+def test_a_defect_in_the_teardown_is_an_error_and_hides_no_other(caplog):
     def spoil() -> None:
         raise ZeroDivisionError("defect")
 

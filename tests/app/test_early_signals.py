@@ -15,7 +15,7 @@ SETTINGS = {"CAMERAS__A__URI": "test://one?fps=10", "MQTT__PORT": 9}
 
 
 class Reading:
-    """An agent that is held while it reads its env file, a pipe into which nothing has been written yet."""
+    """An agent that waits while it reads its env file, a pipe to which nothing has been written yet."""
 
     def __init__(self, folder, environ=MappingProxyType({})):
         self._pipe = folder / "agent.env"
@@ -36,7 +36,7 @@ class Reading:
         self.agent.process.send_signal(number)
 
     def go_on(self):
-        """Let it have its settings; a later reading finds a file."""
+        """Write its settings to the pipe, and replace the pipe by a file."""
         if self._file is not None:
             self._pipe.unlink()
             self._pipe.touch()

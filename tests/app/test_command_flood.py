@@ -1,4 +1,4 @@
-"""What no flood of commands may crowd out, with the composition root's own wiring and a real broker."""
+"""A flood of commands must not crowd out other messages; with the real wiring and a real broker."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ FLOOD = 200
 
 @pytest.fixture
 def publishing(tmp_path):
-    """The publish thread's share, at a broker; the test is that thread."""
+    """The publish thread's parts at a broker; the test acts as that thread."""
     with Broker(tmp_path) as broker:
         settings = {
             "NODE": "n", "CAMERAS__A__URI": "test://still", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": broker.port,

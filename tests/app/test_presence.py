@@ -1,4 +1,4 @@
-"""Three-state truth, through the whole agent and a real broker: never OFF while the camera cannot see."""
+"""Presence through the whole agent and a real broker: never OFF while the camera cannot see."""
 
 import json
 
@@ -19,7 +19,7 @@ def broker(tmp_path_factory):
 
 
 def watch(listener, topic=P):
-    """Values of a topic, without repeats."""
+    """Return the values of a topic, without repeats."""
     values = [payload.decode() for payload in listener.payloads(topic)]
     return [value for index, value in enumerate(values) if index == 0 or value != values[index - 1]]
 
@@ -59,7 +59,7 @@ def test_a_camera_that_cannot_see_is_none_with_its_reason_and_comes_back(broker,
         eventually(lambda: listener.last(f"{topic}/face_count") == b"None")
         eventually(lambda: listener.last(f"{topic}/presence") == b"ON", "it sees again", 30)
         eventually(lambda: listener.last(f"{topic}/availability") == b"online")
-        assert "OFF" not in watch(listener, f"{topic}/presence"), "a blind camera must not say that nobody is there"
+        assert "OFF" not in watch(listener, f"{topic}/presence"), "a blind camera must not publish that nobody is there"
 
         def ends():
             told = [json.loads(p) for p in listener.payloads(f"{topic}/events")]
@@ -103,7 +103,7 @@ def test_delays_end_on_time_even_when_no_frame_arrives(broker, tmp_path):
         assert end["end_reason"] == "left"
 
 
-def test_after_kill_9_the_will_says_offline_and_a_restart_leaves_nothing_stuck(broker, tmp_path):
+def test_after_kill_9_the_will_reports_offline_and_a_restart_leaves_nothing_stale(broker, tmp_path):
     topic = "edge-agent/killed/a/presence"
     with_face = {**settings(broker, "test://still?fps=15"), "NODE": "killed"}
     empty_now = {**settings(broker, "test://empty?fps=15"), "NODE": "killed"}
@@ -118,10 +118,10 @@ def test_after_kill_9_the_will_says_offline_and_a_restart_leaves_nothing_stuck(b
             eventually(lambda: json.loads(listener.last("edge-agent/killed/info"))["boot"] > boot)
         with Listener(broker, topic) as late:
             eventually(lambda: late.last(topic) is not None)
-            assert late.payloads(topic)[0] == b"OFF", "what a late subscriber is told first"
+            assert late.payloads(topic)[0] == b"OFF", "what a late subscriber gets first"
 
 
-def test_a_clean_stop_says_so_and_closes_what_is_open(broker):
+def test_an_ordered_stop_is_published_and_ends_open_visits(broker):
     with Listener(broker, "edge-agent/clean/#") as listener, AgentProcess(
         {**settings(broker, "test://still?fps=15"), "NODE": "clean"}
     ) as agent:

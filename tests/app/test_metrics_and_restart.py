@@ -1,4 +1,4 @@
-"""The whole agent: its metrics over HTTP, and the restart that it asks for when no camera works."""
+"""The whole agent: its metrics over HTTP, and its restart when no camera works."""
 
 import json
 import socket
@@ -36,7 +36,7 @@ def scrape(port):
     }  # fmt: skip
 
 
-def test_a_scrape_tells_what_health_tells_and_no_frame_waits_for_it(broker):
+def test_the_metrics_equal_health_and_scraping_delays_no_frame(broker):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     frames, dropped = ("edge_agent_camera_frames_total", "n", "door"), ("edge_agent_camera_stalls_total", "n", "door")
@@ -47,22 +47,22 @@ def test_a_scrape_tells_what_health_tells_and_no_frame_waits_for_it(broker):
     with Listener(broker, "edge-agent/n/#") as listener, AgentProcess(settings) as agent:
         eventually(lambda: health(listener).get("cameras", {}).get("door", {}).get("fps_inferred", 0) > 0)
         before = health(listener)
-        told = scrape(port)
+        scraped = scrape(port)
         for _ in range(200):
-            told = scrape(port)
-        eventually(lambda: health(listener)["uptime_s"] > told["edge_agent_uptime_seconds", "n", None])
+            scraped = scrape(port)
+        eventually(lambda: health(listener)["uptime_s"] > scraped["edge_agent_uptime_seconds", "n", None])
         after = health(listener)
         count = lambda message: message["cameras"]["door"]["counters"]["frames"]  # noqa: E731
-        assert count(before) <= told[frames] <= count(after) and told[dropped] == 0
-        assert told["edge_agent_mqtt_connected", "n", None] == 1
-        assert told["edge_agent_outbox_dropped_total", "n", None] == 0
+        assert count(before) <= scraped[frames] <= count(after) and scraped[dropped] == 0
+        assert scraped["edge_agent_mqtt_connected", "n", None] == 1
+        assert scraped["edge_agent_outbox_dropped_total", "n", None] == 0
         eventually(lambda: scrape(port).get(("edge_agent_mqtt_publish_verified", "n", None)) == 1, "as health has it")
-        eventually(lambda: scrape(port)[frames] > told[frames], "frames go on")
+        eventually(lambda: scrape(port)[frames] > scraped[frames], "frames go on")
         assert agent.stop() < 5
         assert "Traceback" not in agent.log
 
 
-def test_a_port_in_use_is_a_fault_in_health_and_the_agent_goes_on(broker):
+def test_a_port_in_use_is_a_fault_in_health_and_the_agent_continues(broker):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         settings = {**SCENE, "METRICS__ENABLED": "true", "METRICS__PORT": port, "MQTT__PORT": broker.port}
@@ -74,7 +74,7 @@ def test_a_port_in_use_is_a_fault_in_health_and_the_agent_goes_on(broker):
             assert agent.process.returncode == 0 and "Traceback" not in agent.log
 
 
-def test_without_any_camera_for_long_it_has_itself_started_anew_and_only_once(broker, tmp_path):
+def test_without_any_camera_for_long_the_agent_restarts_and_only_once(broker, tmp_path):
     settings = {
         "CAMERAS__DOOR__URI": "v4l2:/dev/video987", "RECOVERY__CAMERA_RESTART_AFTER_S": 1,
         "HEALTH__INTERVAL_S": 1, "MQTT__PORT": broker.port,
@@ -89,5 +89,5 @@ def test_without_any_camera_for_long_it_has_itself_started_anew_and_only_once(br
         with AgentProcess(settings, state, environ=manager.environ) as again:
             eventually(lambda: health(listener).get("uptime_s", 0) > 2 and health(listener)["boot"] > boot)
             assert health(listener)["recovery"]["camera_restarts"] == 1
-            assert again.process.poll() is None, "the ration holds over the restart"
+            assert again.process.poll() is None, "the limit holds over the restart"
             again.stop()

@@ -149,28 +149,28 @@ class Publisher:
         for handler in self._handlers:
             handler.outcome(outcome)
 
-    def notice(self, notice: object) -> None:
+    def handle(self, item: object) -> None:
         """Process a client event, the result of a command, or events lost on their way to this thread."""
-        if isinstance(notice, Acked):
-            self._acked(notice)
-        elif isinstance(notice, Rejected):
-            self._rejected(notice)
-        elif isinstance(notice, SubscriptionRefused):
-            log.warning("mqtt: the broker refuses the subscription to %s: %s", notice.topic, notice.reason)
-            self._refused[notice.topic] = notice.reason
-        elif isinstance(notice, Connected):
-            self._connected(notice)
-        elif isinstance(notice, Disconnected):
-            self._disconnected(notice.reason)
-        elif isinstance(notice, LostEvents):
-            self._outbox.put([self._encoder.of_lost(notice)], self._clock())
-        elif isinstance(notice, CommandResult):
+        if isinstance(item, Acked):
+            self._acked(item)
+        elif isinstance(item, Rejected):
+            self._rejected(item)
+        elif isinstance(item, SubscriptionRefused):
+            log.warning("mqtt: the broker refuses the subscription to %s: %s", item.topic, item.reason)
+            self._refused[item.topic] = item.reason
+        elif isinstance(item, Connected):
+            self._connected(item)
+        elif isinstance(item, Disconnected):
+            self._disconnected(item.reason)
+        elif isinstance(item, LostEvents):
+            self._outbox.put([self._encoder.of_lost(item)], self._clock())
+        elif isinstance(item, CommandResult):
             for handler in self._handlers:
-                handler.done(notice)
-        elif isinstance(notice, Received) and not self._selftest.received(notice) and not self._closing:
+                handler.done(item)
+        elif isinstance(item, Received) and not self._selftest.received(item) and not self._closing:
             now = self._clock()
             for handler in self._handlers:
-                handler.received(notice, now)
+                handler.received(item, now)
 
     def info(self, info: Mapping[str, Any]) -> None:
         """Publish the description of the agent."""
@@ -264,7 +264,7 @@ class Publisher:
                 if isinstance(item, Outcome):
                     self.outcome(item)
                 else:
-                    self.notice(item)
+                    self.handle(item)
 
     def _publish_report(self, report: CameraReport) -> None:
         """Set the retained topics of a camera. Face counts are rate-limited; a change of presence never is."""

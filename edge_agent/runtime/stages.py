@@ -285,7 +285,7 @@ class MessagePublisher(Protocol):
     def outcome(self, outcome: Outcome) -> None:
         """Store its events and crops, and publish its report."""
 
-    def notice(self, notice: object) -> None:
+    def handle(self, item: object) -> None:
         """Handle a `ClientEvent`, a finished command, or the `Lost` that replaces dropped events."""
 
     def info(self, info: Mapping[str, object]) -> None:
@@ -337,7 +337,7 @@ class PublishStage:
             elif callable(item):
                 item()
             else:
-                self._publisher.notice(item)
+                self._publisher.handle(item)
         now = self._clock()
         # Before anything is sent: else a new session would begin with a report of the connection that was missing.
         changed = self._publisher.connected != self._connected

@@ -46,7 +46,7 @@ def test_a_flood_of_commands_crowds_out_neither_the_echo_nor_home_assistants_bir
         return taken
 
     eventually(lambda: any(isinstance(item, Connected) for item in take()), "connected")
-    publishing.publisher.notice(next(item for item in taken if isinstance(item, Connected)))
+    publishing.publisher.handle(next(item for item in taken if isinstance(item, Connected)))
     with Agent(publishing.port, node="other", reports=()) as other:
         other.until(other.settled)
         session = next(notice.session for notice in other.notices if isinstance(notice, Connected))

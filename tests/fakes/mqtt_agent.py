@@ -144,7 +144,7 @@ class Agent:
     def step(self) -> None:
         for item in self.take(0.01):
             self.notices.append(item)
-            self.publisher.notice(item)
+            self.publisher.handle(item)
         if self.publisher.connected and not self._connected and self._health is not None:
             self.report_health(**self._health)
         self._connected = self.publisher.connected

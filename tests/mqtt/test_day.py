@@ -75,9 +75,9 @@ class Day:
     def pump(self, timeout_s: float) -> None:
         """What the publish thread does."""
         try:
-            self.publisher.notice(self.notices.get(timeout=timeout_s) if timeout_s else self.notices.get_nowait())
+            self.publisher.handle(self.notices.get(timeout=timeout_s) if timeout_s else self.notices.get_nowait())
             while True:
-                self.publisher.notice(self.notices.get_nowait())
+                self.publisher.handle(self.notices.get_nowait())
         except queue.Empty:
             self.publisher.pump()
 

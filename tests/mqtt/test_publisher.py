@@ -430,13 +430,13 @@ def taped(clock: Optional[FakeClock] = None) -> Any:
 def test_no_more_than_the_window_is_unacknowledged(announced: Optional[int], window: int) -> None:
     publisher, tape, outbox, _ = taped()
     publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(1, 101))))
-    publisher.notice(Connected(1, "5", None, announced))
+    publisher.handle(Connected(1, "5", None, announced))
     acked = 0
     while acked < 107:
         publisher.pump()
         assert 0 < len(tape.sent) - acked <= window
         acked += 1
-        publisher.notice(Acked(acked))
+        publisher.handle(Acked(acked))
     publisher.pump()
     assert outbox.status().pending == 0 and publisher.acknowledged and len(tape.sent) == 107
 
@@ -447,21 +447,21 @@ def test_after_a_lost_connection_suspects_go_alone() -> None:
 
     def connect(session: int) -> List[Optional[int]]:
         """The seq that go out after all states are acknowledged."""
-        publisher.notice(Connected(session, "5"))
+        publisher.handle(Connected(session, "5"))
         start = len(tape.sent)
         publisher.pump()
         states = [n for n, sent in enumerate(tape.sent[start:], start + 1) if sent.kind == "state"]
         for token in states:
-            publisher.notice(Acked(token))
+            publisher.handle(Acked(token))
         publisher.pump()
         return [sent.seq for sent in tape.sent[start:] if sent.kind == "event"]
 
     assert connect(1) == list(range(1, 21))
-    publisher.notice(Disconnected(1, "lost"))
+    publisher.handle(Disconnected(1, "lost"))
     for session in (2, 3):
         assert connect(session) == [1], "alone, and only after the states are acknowledged"
         assert outbox.status().quarantined == 0
-        publisher.notice(Disconnected(session, "lost"))
+        publisher.handle(Disconnected(session, "lost"))
     assert outbox.status().quarantined == 1
     connect(4)
     assert tape.sent[-1].kind == "gap"
@@ -469,7 +469,7 @@ def test_after_a_lost_connection_suspects_go_alone() -> None:
     while outbox.status().pending:
         alone += outbox.status().in_flight == 1
         for token in range(len(tape.sent) + 1):
-            publisher.notice(Acked(token))
+            publisher.handle(Acked(token))
         publisher.pump()
     assert [sent.seq for sent in tape.sent[-29:]] == list(range(2, 31))
     assert 19 <= alone <= 22, "past the suspects the window opens again"
@@ -479,10 +479,10 @@ def test_after_a_lost_connection_suspects_go_alone() -> None:
 def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
     """What was in flight beside it the broker may have taken already; nothing else goes before it, nor beside it."""
     publisher, tape, outbox, clock = taped()
-    publisher.notice(Connected(1, "5"))
+    publisher.handle(Connected(1, "5"))
     publisher.pump()
     for token in range(1, len(tape.sent) + 1):
-        publisher.notice(Acked(token))
+        publisher.handle(Acked(token))
     start = len(tape.sent)
     publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(10, 14))))
     publisher.pump()
@@ -492,9 +492,9 @@ def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
         return [message.seq for message in tape.sent[start:]]
 
     assert sent() == [10, 11, 12, 13]
-    publisher.notice(Acked(start + 1))
+    publisher.handle(Acked(start + 1))
     for token in (start + 2, start + 3, start + 4):
-        publisher.notice(Rejected(token, code, "no", False))
+        publisher.handle(Rejected(token, code, "no", False))
         publisher.pump()
     assert sent() == [10, 11, 12, 13]
     clock.advance(61.0)
@@ -502,15 +502,15 @@ def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
         publisher.pump()
         assert sent()[-1] == seq and outbox.status().in_flight == 1, "alone"
         if seq == 11:
-            publisher.notice(Rejected(len(tape.sent), code, "still no", False))
+            publisher.handle(Rejected(len(tape.sent), code, "still no", False))
             clock.advance(61.0)
             publisher.pump()
             assert sent()[-1] == seq and outbox.status().in_flight == 1
-        publisher.notice(Acked(len(tape.sent)))
+        publisher.handle(Acked(len(tape.sent)))
     for seq in range(14, 24):
         publisher.pump()
         assert sent()[-1] == seq and outbox.status().in_flight == 1, "one at a time from then on"
-        publisher.notice(Acked(len(tape.sent)))
+        publisher.handle(Acked(len(tape.sent)))
 
 
 @needs_mosquitto
@@ -552,13 +552,13 @@ def test_only_what_was_in_flight_beside_the_first_refused_event_overtakes_it(tmp
 
 def test_refused_answers_to_any_number_of_names_are_one_fault() -> None:
     publisher, tape, _, _ = taped()
-    publisher.notice(Connected(1, "5"))
+    publisher.handle(Connected(1, "5"))
     for name in range(200):
         publisher.send(Message(f"{NODE}/response/name{name}", b"{}", kind="response"))
         publisher.pump()
         for token in range(1, len(tape.sent) + 1):
             answer = tape.sent[token - 1].kind == "response"
-            publisher.notice(Rejected(token, "Not authorized", 0x87) if answer else Acked(token))
+            publisher.handle(Rejected(token, "Not authorized", 0x87) if answer else Acked(token))
     assert sum(message.kind == "response" for message in tape.sent) == 200
     assert publisher.faults == [f"the broker refuses {NODE}/response: Not authorized"]
 
@@ -571,8 +571,8 @@ def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
     actions = CommandActions(nothing, lambda overrides: None, nothing, {})
     guard = CommandGuard(CommandRules(("door",)))
     publisher.register(CommandHandler(Topics("edge-agent", "lobby"), guard, Overrides(), publisher, actions))
-    publisher.notice(CommandResult(Command("crops", camera="door", arguments={"on": False})))
-    publisher.notice(Connected(1, "5"))
+    publisher.handle(CommandResult(Command("crops", camera="door", arguments={"on": False})))
+    publisher.handle(Connected(1, "5"))
     publisher.pump()
     assert [sent.kind for sent in tape.sent if sent.kind != "state"] == ["gap"]
     assert json.loads(tape.sent[-1].payload)["reason"] == "disabled"
@@ -581,9 +581,9 @@ def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
 def test_an_answer_of_an_older_session_changes_nothing() -> None:
     publisher, tape, outbox, _ = taped()
     publisher.outcome(Outcome("door", (event(1),)))
-    publisher.notice(Connected(1, "5"))
+    publisher.handle(Connected(1, "5"))
     publisher.pump()
     token = len(tape.sent)
-    publisher.notice(Disconnected(1, "lost"))
-    publisher.notice(Acked(token))
+    publisher.handle(Disconnected(1, "lost"))
+    publisher.handle(Acked(token))
     assert outbox.status().pending == 1 and outbox.status().in_flight == 0

@@ -292,8 +292,8 @@ class RecordingPublisher:
     def outcome(self, outcome):
         self.calls.append(("outcome", outcome))
 
-    def notice(self, notice):
-        self.calls.append(("notice", notice))
+    def handle(self, item):
+        self.calls.append(("handle", item))
 
     def info(self, info):
         self.calls.append(("info", dict(info)))
@@ -333,8 +333,8 @@ def test_publish_passes_each_item_to_its_method_and_pumps_last():
     rig.publish_queue.put(lambda: done.append(True))
     rig.stage.step()
     assert done == [True]
-    assert [kind for kind, _ in rig.publisher.calls] == ["outcome", "notice", "info", "health", "pump"]
-    assert rig.publisher.take("outcome", "notice") == [("outcome", outcome), ("notice", "connected")]
+    assert [kind for kind, _ in rig.publisher.calls] == ["outcome", "handle", "info", "health", "pump"]
+    assert rig.publisher.take("outcome", "handle") == [("outcome", outcome), ("handle", "connected")]
 
 
 def test_health_is_published_within_a_second_of_a_change_and_at_the_interval():

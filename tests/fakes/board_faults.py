@@ -1,4 +1,4 @@
-"""What can be wrong with a board, an engine or a model: prepared in a folder, and what the user must then be told."""
+"""Faults of a board, an engine or a model, and the message that the user must get for each."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ from tests.fakes.gpu import FakeBoard, calibration
 
 
 class Fault(NamedTuple):
-    """One of them.
+    """One fault.
 
     Attributes:
-        prepare: Makes what lies in the folder.
-        line: What the user reads.
-        hint: And is told to do.
-        repaired: True where the engine is only built again.
+        prepare: Creates the files in the folder.
+        line: Expected text of the message.
+        hint: Expected hint.
+        repaired: True when the engine is built again instead of an error.
         board: Arguments for `board_modules.environment`.
-        settings: Of `EDGE_AGENT_MODEL__`, beside the folder's m.onnx; {} in a value is the folder.
+        settings: Settings of `EDGE_AGENT_MODEL__` besides the model m.onnx; {} in a value is the folder.
     """
 
     prepare: Callable[[Path], Any]
@@ -32,7 +32,7 @@ class Fault(NamedTuple):
 
 
 def nothing(folder: Path) -> None:
-    """All is well with the files."""
+    """Leave the files without a fault."""
 
 
 def unwritable_cache(folder: Path) -> None:
@@ -45,7 +45,7 @@ def truncated_engine(folder: Path) -> None:
 
 
 def foreign_engine(folder: Path) -> None:
-    """Whole by its manifest, and yet TensorRT does not take it, as after a copy from another machine."""
+    """A plan that matches its manifest but that TensorRT cannot load, as after a copy from another machine."""
     plan = _built(folder)
     data = plan.read_bytes().replace(b"10.3.0", b"10.4.0")
     plan.write_bytes(data)
@@ -63,10 +63,10 @@ def others_pictures(folder: Path) -> None:
 
 
 def sealed(folder: Path) -> None:
-    """NVIDIA's file as it is fetched; its program is not installed."""
-    place = folder / "models" / "facedetectir"
-    place.mkdir(parents=True)
-    (place / "resnet18_facedetectir_pruned.etlt").write_bytes(b"\x07\0\0\0input_1" + bytes(64))
+    """NVIDIA's encrypted file, without tao-converter installed."""
+    model = folder / "models" / "facedetectir"
+    model.mkdir(parents=True)
+    (model / "resnet18_facedetectir_pruned.etlt").write_bytes(b"\x07\0\0\0input_1" + bytes(64))
 
 
 def calibrated(white: float = 1.0) -> List[Tuple[str, float]]:
@@ -76,7 +76,7 @@ def calibrated(white: float = 1.0) -> List[Tuple[str, float]]:
 
 
 def _built(folder: Path) -> Path:
-    """The engine that will be looked for."""
+    """Build the engine that the agent will load."""
     board = FakeBoard(folder)
     board.open(read_network(str(graphs.gridbox(folder / "m.onnx")), folder)).engine.close()
     (plan,) = board.engines()
@@ -142,5 +142,5 @@ FAULTS: Dict[str, Fault] = {
 
 def settings_of(fault: Fault, folder: Path) -> Dict[str, str]:
     """Names without `EDGE_AGENT_`."""
-    told = {"BACKEND": "tensorrt", "MODEL": str(graphs.gridbox(folder / "m.onnx")), **fault.settings}
-    return {f"MODEL__{name}": value.format(folder) for name, value in told.items()}
+    settings = {"BACKEND": "tensorrt", "MODEL": str(graphs.gridbox(folder / "m.onnx")), **fault.settings}
+    return {f"MODEL__{name}": value.format(folder) for name, value in settings.items()}

@@ -1,4 +1,4 @@
-"""A fake board for processes of their own: a folder for PYTHONPATH whose `tensorrt` and `pycuda` are fakes."""
+"""A fake board for child processes: a folder for PYTHONPATH whose `tensorrt` and `pycuda` are fakes."""
 
 import json
 import os
@@ -27,11 +27,11 @@ def environment(
     cuda_fails: Mapping[str, str] = {},
     tensorrt_fails: Mapping[str, str] = {},
 ) -> Dict[str, str]:
-    """What a process needs in its environment to find itself on that board; its cache is `folder/cache`.
+    """The environment variables that give a process this board; its cache is `folder/cache`.
 
     Args:
-        folder: For the modules, the toolkit and the cache.
-        version: Of TensorRT.
+        folder: Folder for the modules, the toolkit and the cache.
+        version: TensorRT's.
         board: One of `BOARDS`.
         gpu: Arguments for `FakeCuda`.
         cuda_fails: `FakeCuda.fail`.
@@ -41,19 +41,19 @@ def environment(
         path = folder / "modules" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    told = {"version": version, "board": board, "gpu": gpu, "cuda": cuda_fails, "tensorrt": tensorrt_fails}
+    config = {"version": version, "board": board, "gpu": gpu, "cuda": cuda_fails, "tensorrt": tensorrt_fails}
     return {
         **toolkit(folder / "cuda"),
         "PYTHONPATH": os.pathsep.join([str(folder / "modules"), str(ROOT)]),
         "CACHE_DIRECTORY": str(folder / "cache"),
-        _BOARD: json.dumps(told),
+        _BOARD: json.dumps(config),
     }
 
 
 if _BOARD in os.environ:
-    _told = json.loads(os.environ[_BOARD])
-    _board = BOARDS[_told["board"]]
-    CUDA = FakeCuda(spans=spans, **{"capability": _board.capability, "integrated": _board.integrated, **_told["gpu"]})
-    CUDA.fail.update(_told["cuda"])
-    TRT = FakeTensorRT(_told["version"], _board, CUDA)
-    TRT.fail.update(_told["tensorrt"])
+    _config = json.loads(os.environ[_BOARD])
+    _board = BOARDS[_config["board"]]
+    CUDA = FakeCuda(spans=spans, **{"capability": _board.capability, "integrated": _board.integrated, **_config["gpu"]})
+    CUDA.fail.update(_config["cuda"])
+    TRT = FakeTensorRT(_config["version"], _board, CUDA)
+    TRT.fail.update(_config["tensorrt"])

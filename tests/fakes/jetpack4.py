@@ -1,4 +1,4 @@
-"""JetPack 4 as far as TensorRT's worker sees it: a Python with `tensorrt` 8.2, and NVIDIA's driver."""
+"""A fake JetPack 4 for TensorRT's worker: a Python with `tensorrt` 8.2, and NVIDIA's driver."""
 
 import functools
 import json
@@ -18,11 +18,11 @@ PACKAGE = FAKES / "python36"
 
 @functools.lru_cache(maxsize=None)
 def python36() -> Optional[str]:
-    """A Python 3.6, if there is one."""
+    """Path of a Python 3.6, if one is installed."""
     found = shutil.which("python3.6")
     pyenv = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")))
-    places = sorted(pyenv.glob("versions/3.6.*/bin/python3.6"))
-    for candidate in [*([found] if found else []), *map(str, places)]:
+    candidates = sorted(pyenv.glob("versions/3.6.*/bin/python3.6"))
+    for candidate in [*([found] if found else []), *map(str, candidates)]:
         done = subprocess.run([candidate, "-c", ""], capture_output=True, check=False)
         if done.returncode == 0:
             return candidate
@@ -31,7 +31,7 @@ def python36() -> Optional[str]:
 
 @functools.lru_cache(maxsize=None)
 def driver_image() -> bytes:
-    """The fake driver as a shared library's bytes."""
+    """The fake driver as bytes of a shared library."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler for the fake driver: apt-get install gcc")
@@ -43,7 +43,7 @@ def driver_image() -> bytes:
 
 
 def interpreter(which: str) -> str:
-    """A base interpreter: "3.6", or "this" one."""
+    """Path of a base interpreter: of Python "3.6", or of "this" process."""
     if which == "this":
         return sys.executable
     found = python36()
@@ -56,12 +56,12 @@ class JetPack4:
     """A folder with an interpreter whose `import tensorrt` finds the fake, and a libcuda.so.1.
 
     Args:
-        folder: To make it in.
+        folder: Folder to create it in.
         which: "3.6" or "this".
 
     Attributes:
-        python: The interpreter.
-        environ: What has to be in the environment.
+        python: Path of the interpreter.
+        environ: Environment variables that it needs.
     """
 
     def __init__(self, folder: Path, which: str = "this") -> None:
@@ -82,6 +82,6 @@ class JetPack4:
         }
 
     def plug_in(self, monkeypatch: pytest.MonkeyPatch, *faults: str) -> None:
-        """Put the environment in place; `faults` as the fake `tensorrt` names them."""
+        """Set the environment; `faults` as the fake `tensorrt` names them."""
         for name, value in {**self.environ, "FAKE_TRT": " ".join(faults)}.items():
             monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""The preprocess kernel as C++ on the CPU, in place of nvcc's code: so the fake GPU runs what a real one would."""
+"""The preprocess kernel compiled for the CPU, which the fake GPU runs instead of nvcc's machine code."""
 
 import functools
 import shutil
@@ -19,7 +19,7 @@ _SAMPLE_BYTES = (1, 2, 3)
 
 @functools.lru_cache(maxsize=None)
 def twin_image() -> bytes:
-    """The twin as a shared library's bytes; skips where there is no C++ compiler."""
+    """The twin as bytes of a shared library; skips the test when there is no C++ compiler."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("needs a C++ compiler for the kernel's twin: apt-get install g++")

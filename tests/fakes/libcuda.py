@@ -1,6 +1,6 @@
-"""`libcuda.so.1` as a real shared library, whose calls end in a `FakeCuda`: so that the C types are put to the test.
+"""`libcuda.so.1` as a real shared library that forwards calls to a `FakeCuda`, so that tests cover the C types.
 
-glibc gives a library that is asked for by its soname from those that are loaded, so the product's own `CDLL` finds it.
+glibc looks up a soname among the loaded libraries first, so the agent's `CDLL` finds this one.
 """
 
 import ctypes
@@ -59,11 +59,11 @@ def _library() -> ctypes.CDLL:
 
 
 class FakeDriverLibrary:
-    """Lets the calls end in `cuda`, for the length of a block.
+    """Forwards the calls to `cuda` inside a `with` block.
 
     Attributes:
-        registered: Device pointer by host address, of what is registered now.
-        refuses: Says of which memory, by its address, the driver cannot lock the pages.
+        registered: Device pointer by host address, of memory that is registered now.
+        refuses: True for the addresses whose pages the driver cannot lock.
     """
 
     def __init__(self, cuda: FakeCuda) -> None:
@@ -121,7 +121,7 @@ class FakeDriverLibrary:
             return 713
         del self._cuda.memory[self.registered.pop(address)]
         if not _is_mapped(address):
-            self._cuda.misuses.append("memory was unmapped while the GPU still saw it")
+            self._cuda.misuses.append("memory was unmapped while the GPU still mapped it")
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Runs networks for `tests/fakes/python36/tensorrt.py`, which lives in a Python that has no packages.
+"""Runs networks for `tests/fakes/python36/tensorrt.py`, whose Python has no packages.
 
 Requests and responses: two lengths, a JSON header, a payload. "open" takes an ONNX file; "run" its input, float32.
 """

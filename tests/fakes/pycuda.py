@@ -1,12 +1,12 @@
-"""What `pycuda.driver` documents and does, without a GPU, and strict about what it leaves to luck.
+"""A fake of `pycuda.driver` without a GPU, which also checks what pycuda leaves undefined.
 
-Read off pycuda 2026.1's source (src/cpp/cuda.hpp, src/wrapper/wrap_cudadrv.cpp):
+From the source of pycuda 2026.1 (src/cpp/cuda.hpp, src/wrapper/wrap_cudadrv.cpp):
 
 - the context stack is per thread; a thread that ends with a context on it aborts the process (here: `aborts`);
-- work needs a current context; what is freed or dropped without one warns and leaks (here: an error);
-- work on a stream is done when somebody waits for it, in order, and not before; pointers are real addresses, looked up
-  when the work is done: what was freed meanwhile, or never was the GPU's, is an illegal access;
-- after a fault of the work itself, every call fails in the same way, but things can be freed;
+- work needs a current context; memory freed or dropped without one warns and leaks (here: an error);
+- work on a stream is done in order, when a thread waits for it; pointers are real addresses, looked up when the work
+  is done: memory that was freed meanwhile, or that the GPU does not map, is an illegal access;
+- after a failure of the work itself, every call fails in the same way, except freeing;
 - a kernel's image is an ELF file: a shared library whose functions take (arguments, grid, block); see `kernel_twin`.
 """
 
@@ -27,7 +27,7 @@ Spans = Callable[[str, bytes], Iterable[Tuple[int, int]]]
 
 
 class Misuse(AssertionError):
-    """Real hardware would have crashed, leaked or given wrong pixels."""
+    """A use that crashes, leaks or gives wrong pixels on real hardware."""
 
 
 class Error(Exception):
@@ -51,7 +51,7 @@ class LaunchError(Error):
 
 
 class Launch(NamedTuple):
-    """One kernel launch as the driver was given it."""
+    """One kernel launch."""
 
     name: str
     grid: Tuple[int, ...]
@@ -76,19 +76,19 @@ class FakeCuda:
     """Stands in for the module `pycuda.driver`.
 
     Args:
-        devices: GPUs there are.
-        capability: Theirs.
+        devices: Count of GPUs.
+        capability: Their compute capability.
         integrated: Whether they share the host's memory.
-        multiprocessors: How many they have.
-        memory_bytes: How much can be allocated.
+        multiprocessors: Count per GPU.
+        memory_bytes: Size of the memory that can be allocated.
         spans: The (address, length) pairs that a kernel touches, by its name and arguments.
 
     Attributes:
-        fail: By API function ("cuMemAlloc"), or "work" for what is on a stream: what it fails with, in CUDA's words.
-        launches: The newest ones.
-        launched: How many there were.
+        fail: By API function ("cuMemAlloc"), or "work" for work on a stream: CUDA's error text that it fails with.
+        launches: The newest launches.
+        launched: Count of launches.
         opened: How often the primary context was retained.
-        copied_bytes: To and from the GPU, by memcpy.
+        copied_bytes: Bytes copied to and from the GPU by memcpy.
         aborts: Threads that would have killed the process.
     """
 
@@ -129,7 +129,7 @@ class FakeCuda:
         self.event_flags_used: List[int] = []
         self.stream_flags_used: List[int] = []
         self.memory: Dict[int, np.ndarray] = {}
-        self.own: Set[int] = set()  # of it, what CUDA has made
+        self.own: Set[int] = set()  # the part that CUDA allocated
         self.objects = 0
         self.retained = 0
         self.opened = 0
@@ -210,25 +210,25 @@ class FakeCuda:
     # What tests and other fakes (TensorRT) use.
 
     def enqueue(self, stream_handle: int, work: Callable[[], None]) -> None:
-        """Let another library put work on a stream, by its CUstream."""
+        """Enqueue work of another library, by the stream's CUstream."""
         self.require_current("enqueue")
         if stream_handle not in self.queues:
             raise LogicError("cuLaunchKernel failed: invalid resource handle")
         self.queues[stream_handle].append(work)
 
     def at(self, pointer: int, nbytes: int) -> np.ndarray:
-        """(nbytes,) uint8 view of memory that the GPU may touch.
+        """(nbytes,) uint8 view of memory that the GPU maps.
 
         Raises:
-            LaunchError: It may not.
+            LaunchError: The GPU does not map it.
         """
-        for base, array in list(self.memory.items()):  # cameras look, too, in their own threads
+        for base, array in list(self.memory.items()):  # cameras iterate too, in their own threads
             if base <= pointer and pointer + nbytes <= base + array.nbytes:
                 return array[pointer - base : pointer - base + nbytes]
         raise LaunchError("cuStreamSynchronize failed: an illegal memory access was encountered")
 
     def map(self, array: np.ndarray) -> int:
-        """Let the GPU see memory of somebody else (a frame of another library); returns its device pointer."""
+        """Map memory of another library for the GPU (a frame); returns its device pointer."""
         flat = np.lib.stride_tricks.as_strided(array.view(np.uint8).reshape(-1), (array.nbytes,), (1,))
         self.memory[array.ctypes.data] = flat
         return array.ctypes.data
@@ -238,7 +238,7 @@ class FakeCuda:
         del self.memory[array.ctypes.data]
 
     def pages(self, address: int, nbytes: int) -> Optional[np.ndarray]:
-        """Memory that the GPU sees, for a camera's driver; None where there are no pages to pin, as in CUDA's own."""
+        """Memory that the GPU maps, for a camera's driver; None where it has no pages to pin, as CUDA's own."""
         try:
             return None if address in self.own else self.at(address, nbytes)
         except LaunchError:
@@ -249,13 +249,13 @@ class FakeCuda:
         return sum(array.nbytes for array in self.memory.values())
 
     def assert_clean(self) -> None:
-        """Everything was freed, in the right place."""
+        """Check that everything was freed, inside the context."""
         assert not self.aborts, self.aborts
         assert not self.misuses, self.misuses
         assert not self.memory, f"{len(self.memory)} allocations were never freed"
         if self.broken is None:  # else tracebacks of this fake's own frames hold them a little longer
             assert not self.queues and not self.objects, "streams, events or modules outlived the context"
-        assert self.retained == 0, "the primary context was not let go"
+        assert self.retained == 0, "the primary context was not released"
         assert not self.stack, "a context is still on this thread's stack"
 
     # Shared by the classes below.
@@ -279,7 +279,7 @@ class FakeCuda:
             raise LogicError(f"{api} failed: invalid device context")
 
     def dropped(self, what: str, context: "_Context") -> None:
-        """Something was destroyed with its last reference; pycuda minds it only while the context lives."""
+        """Record that an object was destroyed with its last reference; pycuda warns only while the context lives."""
         self.objects -= 1
         if not self.stack and context.valid:
             self.misuses.append(f"{what} in out-of-thread context could not be cleaned up")
@@ -300,7 +300,7 @@ class FakeCuda:
             raise LogicError(f"{api} failed: invalid argument")
         if self.allocated_bytes + nbytes > self.memory_bytes:
             raise MemoryError(f"{api} failed: out of memory")
-        array = np.full(nbytes + alignment, 0xA5, np.uint8)  # whoever reads what nobody wrote should notice
+        array = np.full(nbytes + alignment, 0xA5, np.uint8)  # makes reads of uninitialised memory visible
         array = array[-array.ctypes.data % alignment :][:nbytes]
         self.memory[array.ctypes.data] = array
         self.own.add(array.ctypes.data)
@@ -371,7 +371,7 @@ class _Context:
         if not self.valid:
             raise LogicError("context::detach failed: invalid device context - cannot detach from invalid context")
         if threading.get_ident() != self._thread:
-            raise Misuse("a context was detached by another thread: pycuda leaks it without a word")
+            raise Misuse("a context was detached by another thread: pycuda leaks it silently")
         self.valid = False
         self._cuda.retained -= 1
 
@@ -508,7 +508,7 @@ class _Function:
         if len(grid) > 3 or len(block) > 3 or min(*grid, *block) < 1 or np.prod(block) > 1024:
             raise LogicError("cuLaunchKernel failed: invalid argument")
         if len(arguments) != struct.calcsize(self._format) or any(len(a) > len(arguments) for a in args):
-            raise Misuse("the arguments are not as long as was prepared: struct pads or cuts them without a word")
+            raise Misuse("the arguments are not as long as was prepared: struct pads or cuts them silently")
         launch = Launch(self._name, tuple(grid), tuple(block), arguments)
         self._cuda.launches.append(launch)
         self._cuda.launched += 1

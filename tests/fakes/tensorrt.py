@@ -1,7 +1,7 @@
-"""What the Python bindings of TensorRT 8.2, 8.4, 8.6, 10.3 and 11.4 offer and do, without a GPU, strict per version.
+"""A fake of the Python bindings of TensorRT 8.2, 8.4, 8.6, 10.3 and 11.4 without a GPU.
 
-- An attribute that a version lacks raises AttributeError, to read and to write. The lists were read off the bindings'
-  source (github.com/NVIDIA/TensorRT, python/src); `test_trt_drift` holds them against the wheels.
+- Reading or writing an attribute that a version lacks raises AttributeError. The lists are from the bindings' source
+  (github.com/NVIDIA/TensorRT, python/src); `trt/test_drift.py` compares them with the wheels.
 - Tensors are addresses on the fake GPU (`tests.fakes.pycuda`): read and written when the stream is waited for.
 - Failures are reported as TensorRT does: an error to the logger, and None or False.
 - A plan belongs to one version, GPU and compute capability. The network inside is run by ONNX Runtime; INT8 rounds the
@@ -27,14 +27,14 @@ NUMBERS = {
     "8.4": 8401,
     "8.6": 8601,
     "10.3": 100300,
-}  # as calibration caches begin
+}  # in the first line of calibration caches
 _ALGORITHMS = {"EntropyCalibration2": "IInt8EntropyCalibrator2", "MinMaxCalibration": "IInt8MinMaxCalibrator"}
 _ALL = tuple(VERSIONS)
 _MAGIC = b"FAKEPLAN"
 
 
 class Board(NamedTuple):
-    """What a GPU can do."""
+    """Properties of a GPU."""
 
     name: str
     capability: Tuple[int, int]
@@ -56,7 +56,7 @@ BOARDS = {
 
 
 def _table() -> Dict[str, Dict[str, FrozenSet[str]]]:
-    """By version and class: the attributes that the fake implements of it."""
+    """By version and class, the attributes that the fake implements."""
     old, named, weak = ("8.2", "8.4", "8.6"), ("8.6", "10.3", "11.4"), ("8.2", "8.4", "8.6", "10.3")
     pooled = ("8.4", *named)
     rows: List[Tuple[Tuple[str, ...], str, str]] = [
@@ -135,12 +135,12 @@ class FakeTensorRT(types.ModuleType):
         cuda: The fake driver, of the same capability.
 
     Attributes:
-        fail: By call ("start", "parse", "build", "context", "enqueue"), what TensorRT logs when it fails from now on.
-        wrong: True makes networks answer wrongly; ditto `nan`, with no numbers.
-        stubborn: True builds every layer in FP32, whatever the flags permit.
-        calls: Execution calls made, by name.
-        built: Engines built.
-        configs: What builds were asked for: workspace, flags, device.
+        fail: By call ("start", "parse", "build", "context", "enqueue"), the error that TensorRT logs when it fails.
+        wrong: True makes outputs wrong; `nan` makes them NaN.
+        stubborn: True builds every layer in FP32, against the flags.
+        calls: Names of the execution calls made.
+        built: Count of engines built.
+        configs: Workspace, flags and device of each build.
     """
 
     def __init__(self, version: str, board: Board, cuda: FakeCuda) -> None:
@@ -168,16 +168,16 @@ class FakeTensorRT(types.ModuleType):
             setattr(self, name, parts[name] if name in parts else enum.IntEnum(name, sorted(self.attributes[name])))
 
     def log(self, logger: Any, message: str) -> None:
-        """An error, as TensorRT tells it."""
+        """Log an error as TensorRT does."""
         logger.log(ILogger.Severity.ERROR, message)
 
     def assert_clean(self) -> None:
-        """Everything was dropped, in the right place."""
+        """Check that everything was dropped, inside the context."""
         assert not self.misuses, self.misuses
         assert self.residents == 0, f"{self.residents} objects of TensorRT outlived the CUDA context"
 
     def start(self, kind: Any, logger: Any) -> Any:
-        """A builder or runtime; what pybind11 does where TensorRT's factory makes none, and what is logged then."""
+        """A builder or runtime; on failure, the warnings and the TypeError of pybind11."""
         if "start" in self.fail:
             logger.log(ILogger.Severity.WARNING, "Unable to determine GPU memory usage")
             logger.log(ILogger.Severity.WARNING, self.fail["start"])
@@ -192,11 +192,11 @@ class FakeTensorRT(types.ModuleType):
 
     def require_context(self, call: str) -> None:
         if not self.cuda.stack:
-            raise Misuse(f"{call} without a current CUDA context: TensorRT would take whichever it finds")
+            raise Misuse(f"{call} without a current CUDA context: TensorRT would take any that it finds")
 
 
 class _Native:
-    """An object of the bindings: of what it has, only what its version has can be seen."""
+    """An object of the bindings, with only the attributes that its version has."""
 
     _kind = ""
 
@@ -220,7 +220,7 @@ def _require(native: _Native, name: str) -> None:
 
 
 class _Resident(_Native):
-    """What lives on the GPU: to be dropped inside the CUDA context, before that is closed."""
+    """An object on the GPU, which must be dropped inside the CUDA context."""
 
     def __init__(self, trt: FakeTensorRT) -> None:
         super().__init__(trt)
@@ -308,9 +308,9 @@ class _OnnxParser(_Native):
 
 
 def _unfit_pairs(model: Any) -> List[str]:
-    """What TensorRT refuses of Q/DQ: all but int8 around 0, activations per channel, scales that are not constant.
+    """Q/DQ pairs that TensorRT rejects: types other than symmetric int8, activations per channel, variable scales.
 
-    A transposed convolution with a scale per output channel it computes wrongly.
+    TensorRT computes a transposed convolution with a scale per output channel wrongly.
     """
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -361,7 +361,7 @@ class _UffParser(_Native):
 
     def parse_buffer(self, buffer: bytes, network: _Network) -> bool:
         if not network._implicit:
-            raise Misuse("UFF's parser knows implicit batch only")
+            raise Misuse("the UFF parser supports implicit batch only")
         if "parse" in self._trt.fail:
             return False
         made = convert_uff(buffer, "fake", self._outputs)
@@ -495,7 +495,7 @@ class _Builder(_Native):
 
 
 def _read_cache(trt: FakeTensorRT, logger: Any, calibrator: Any) -> Optional[Dict[str, float]]:
-    """The scales; None where pictures would be needed, as for a cache of another version or algorithm."""
+    """The scales; None where images would be needed, as for a cache of another version or algorithm."""
     assert calibrator is None or calibrator.initialised
     cache = calibrator.read_calibration_cache() if calibrator is not None else None
     lines = bytes(cache or b"").decode("ascii").splitlines()
@@ -511,16 +511,16 @@ def _read_cache(trt: FakeTensorRT, logger: Any, calibrator: Any) -> Optional[Dic
 
 
 def _layers(network: _Network, config: _Config, scales: Dict[str, float], stubborn: bool) -> List[Any]:
-    """As `get_engine_information` tells them; the input is converted first where that is needed.
+    """Layers as `get_engine_information` reports them; the first converts the input.
 
-    Where the input may have several sizes, only weights have a type.
+    If the input may have several sizes, only weights have a type.
     """
     types = {"int8": "Int8", "fp16": "Half", "half": "Half", "fp32": "Float"}
 
-    def layer(name: str, kind: str, source: str, told: str) -> Dict[str, Any]:
-        seen = "N/A due to dynamic shapes" if config._profiles else told
+    def layer(name: str, kind: str, source: str, precision: str) -> Dict[str, Any]:
+        seen = "N/A due to dynamic shapes" if config._profiles else precision
         inputs = [{"Name": source, "Location": "Device", "Dimensions": [], "Format/Datatype": seen}]
-        weights = next(kind for word, kind in types.items() if word in told.lower())
+        weights = next(kind for word, kind in types.items() if word in precision.lower())
         more = {"Weights": {"Type": weights, "Count": 9}} if kind == "CaskConvolution" else {}
         return {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": [], **more}
 
@@ -532,22 +532,22 @@ def _layers(network: _Network, config: _Config, scales: Dict[str, float], stubbo
     for node in network._model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
             continue  # fused, or a reformat
-        told = "Row major linear FP32"
+        precision = "Row major linear FP32"
         if quantised and makers.get(node.input[0] if node.input else "") == "DequantizeLinear":
-            told = "Int8"
+            precision = "Int8"
         elif quantised:
             pass
         elif "FP16" in config._flags or "half" in weights:
-            told = (
+            precision = (
                 "Half"
                 if network._trt.version in ("10.3", "11.4")
                 else "Two wide channel vectorized row major FP16 format"
             )
         if scales and any(name in scales for name in node.input):
-            told = "Thirty-two wide channel vectorized row major Int8 format"
+            precision = "Thirty-two wide channel vectorized row major Int8 format"
         kind = "CaskConvolution" if node.op_type in ("Conv", "ConvTranspose") else "PointWise"
         source = node.input[0] if node.input else ""
-        found.append(layer(node.name, kind, source, "Row major linear FP32" if stubborn else told))
+        found.append(layer(node.name, kind, source, "Row major linear FP32" if stubborn else precision))
     return found
 
 

@@ -365,7 +365,7 @@ def test_the_fakes_detect_misuse(rig: Rig) -> None:
     with pytest.raises(Misuse, match="munmap 5 while the GPU still sees it"):
         buffers._mappings[-1].close()
     source.close()
-    assert rig.cuda.misuses == ["memory was unmapped while the GPU still saw it"]
+    assert rig.cuda.misuses == ["memory was unmapped while the GPU still mapped it"]
     rig.cuda.misuses.clear()
 
 

@@ -1,11 +1,10 @@
-"""TensorRT 8.2's bindings as Python 3.6 has them, without a GPU: as much as the worker uses, and strict about it.
+"""A fake of TensorRT 8.2's bindings for Python 3.6, without a GPU, with only what the worker uses.
 
-Written in Python 3.6 without packages; networks are run by `tests.fakes.oracle` in the tests' own Python: a
-process, which FAKE_TRT_ORACLE names. `test_trt_worker` holds the attributes against those that `tests.fakes.tensorrt`
-has for 8.2.
+It needs Python 3.6 and no packages; `tests.fakes.oracle` runs the networks in the tests' Python, as a process that
+FAKE_TRT_ORACLE names. `trt/test_worker.py` compares the attributes with those that `tests.fakes.tensorrt` has for 8.2.
 
-FAKE_TRT is a list of faults: "start", "parse", "build", "take", "context", "enqueue" fail as TensorRT does; "wrong"
-answers wrongly; "crash" dies in the middle of a run; "hang" never comes back; "slow-build" takes until it is killed.
+FAKE_TRT is a list of faults: "start", "parse", "build", "take", "context", "enqueue" fail as in TensorRT; "wrong"
+gives wrong outputs; "crash" ends the process during a run; "hang" never returns; "slow-build" runs until it is killed.
 """
 
 import ctypes
@@ -51,7 +50,7 @@ ProfilingVerbosity = enum.IntEnum("ProfilingVerbosity", ["DETAILED", "LAYER_NAME
 
 
 class _Oracle:
-    """The process that knows networks: length-prefixed JSON and bytes, both ways."""
+    """The process that runs networks; messages are length-prefixed JSON and bytes, both ways."""
 
     def __init__(self):
         command = json.loads(os.environ["FAKE_TRT_ORACLE"])

@@ -105,7 +105,7 @@ def _table(info: "EngineInfo", result: "Result", args: argparse.Namespace, opene
         rows.append(_row("network", result.network))
     lines = [
         f"engine    {info.backend}, {info.model}, {info.precision}" + (f" ({detail})" if detail else ""),
-        f"pictures  {result.whole.count} of {args.size} gray, batch {args.batch}; engine opened in {opened_s:.1f} s",
+        f"images    {result.whole.count} of {args.size} gray, batch {args.batch}; engine opened in {opened_s:.1f} s",
         *("".join(cell.ljust(10) if not at else cell.rjust(9) for at, cell in enumerate(row)) for row in rows),
     ]
     if result.preprocess_ms is not None:

@@ -11,7 +11,7 @@ from edge_agent.core.frame import Image
 from edge_agent.core.ports import Engine
 from edge_agent.core.types import Array
 
-_PICTURES = 8  # more than the CPU's cache holds, for a camera's next frame is not in the cache either
+_IMAGES = 8  # more than the CPU's cache holds, for a camera's next frame is not in the cache either
 _WARM_UP_S = 0.5
 
 
@@ -19,7 +19,7 @@ _WARM_UP_S = 0.5
 class Divided(Protocol):
     """An engine that can run preprocessing and network separately."""
 
-    def prepare(self, picture: Image) -> Any:
+    def prepare(self, image: Image) -> Any:
         """Preprocess; returns the network's input."""
 
     def run(self, tensor: Any) -> Mapping[str, Array]:
@@ -68,8 +68,8 @@ def measure(engine: Engine, size: Tuple[int, int], seconds: float) -> Result:
         EngineError: The engine failed.
     """
     noise = np.random.default_rng(0)
-    pictures = [Image(noise.integers(0, 256, size[::-1], np.uint8)) for _ in range(_PICTURES)]
-    feed = itertools.cycle(pictures)
+    images = [Image(noise.integers(0, 256, size[::-1], np.uint8)) for _ in range(_IMAGES)]
+    feed = itertools.cycle(images)
     divided = engine if isinstance(engine, Divided) else None
 
     def once() -> List[Array]:

@@ -44,17 +44,13 @@ def add_parser(subparsers: Any) -> None:
         help="detections as JSON lines (.jsonl, or - for stdin), a folder of images, a video file, or test://",
     )
     add_env_file(parser)
-    parser.add_argument(
-        "--camera", default="replay", help="of frames: their camera (default: replay)"
-    )
+    parser.add_argument("--camera", default="replay", help="of frames: their camera (default: replay)")
     parser.add_argument(
         "--timestamps", type=Path, metavar="FILE", help="of frames: one time per line, seconds or RFC 3339 in UTC"
     )
     parser.add_argument("--fps", type=float, help="of frames without timestamps (default 30)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the events here (default: stdout)")
-    parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="of frames: write detections here, to be replayed"
-    )
+    parser.add_argument("--record", type=Path, metavar="FILE", help="of frames: write detections here, to be replayed")
     parser.add_argument("--seed", type=int, default=1, help="seed of the event ids (default 1)")
 
 

@@ -59,7 +59,7 @@ class Whole:
         return {}
 
 
-def test_preprocessing_and_network_are_told_apart():
+def test_preprocessing_and_network_are_measured_separately():
     engine = Slow()
     found = measure(engine, (128, 80), 0.6)  # type: ignore[arg-type]
     assert len(engine.seen) == 8
@@ -69,7 +69,7 @@ def test_preprocessing_and_network_are_told_apart():
     assert found.whole.per_s <= 1000 / 6.0
 
 
-def test_an_engine_that_does_not_tell_is_measured_as_a_whole():
+def test_an_undivided_engine_is_measured_as_a_whole():
     found = measure(Whole(), (128, 80), 0.1)  # type: ignore[arg-type]
     assert found.network is None and found.preprocess_ms is None
     assert found.whole.count > 100
@@ -86,7 +86,7 @@ def test_an_engine_that_does_not_tell_is_measured_as_a_whole():
         (("--backend", "tensorrt"), "tensorrt"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_a_line(tmp_path, words, why):
+def test_an_engine_that_cannot_be_measured_is_reported_in_one_line(tmp_path, words, why):
     if "tensorrt" in words:
         pytest.importorskip("onnxruntime")
         try:

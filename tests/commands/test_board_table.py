@@ -35,7 +35,7 @@ def plugged(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, backend: s
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_model_build_tells_it_in_one_line(
+def test_model_build_reports_the_fault_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     fault, board = FAULTS[name], plugged(tmp_path, monkeypatch, name)
@@ -55,7 +55,7 @@ def test_model_build_tells_it_in_one_line(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_check_tells_it_with_the_remedy(
+def test_check_reports_the_fault_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     fault, board = FAULTS[name], plugged(tmp_path, monkeypatch, name)
@@ -70,7 +70,7 @@ def test_check_tells_it_with_the_remedy(
 
 
 @pytest.mark.parametrize("name", ["no GPU", "wrong driver", "old driver"])
-def test_check_says_that_the_cpu_does_the_gpus_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_check_reports_the_cpu_in_place_of_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Left to the program, a board whose driver is broken still works; but its user should know."""
     plugged(tmp_path, monkeypatch, name, backend="auto")
     settings = load_settings({"EDGE_AGENT_MODEL__MODEL": str(tmp_path / "m.onnx")}, None)
@@ -165,7 +165,7 @@ def test_on_jetpack_4_check_takes_nothing_for_missing(jetpack: JetPack4, tmp_pat
     assert (gpu.state, gpu.found) == (OK, f"NVIDIA Tegra X1 (sm_53), driver for CUDA 10.2, TensorRT 8.2.1.8, {worker}")
 
 
-def test_on_jetpack_4_check_says_what_its_python_lacks(tmp_path: Path) -> None:
+def test_on_jetpack_4_check_reports_missing_packages(tmp_path: Path) -> None:
     named = load_settings({"EDGE_AGENT_MODEL__TENSORRT_PYTHON": "/bin/false"}, None)
     (gpu,) = host_probes.gpu(named)
     assert gpu.state == NOTE and "/bin/false does not run TensorRT's worker" in gpu.found and gpu.remedy

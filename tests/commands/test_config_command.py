@@ -22,7 +22,7 @@ def edge_agent(*arguments, **environ):
     )
 
 
-def test_check_says_ok_in_one_line(tmp_path):
+def test_check_prints_ok_in_one_line(tmp_path):
     path = tmp_path / "agent.env"
     path.write_text(f"{DOOR}=test://one\nEDGE_AGENT_LOG_LEVEL=debug\n")
     done = edge_agent("check", "--env-file", str(path))
@@ -58,7 +58,7 @@ def test_check_fails_without_a_camera_and_without_the_named_file(tmp_path):
     assert "no.env: the env file cannot be read: No such file" in done.stderr
 
 
-def test_show_tells_value_and_source_and_hides_credentials(tmp_path):
+def test_show_prints_value_and_source_and_hides_credentials(tmp_path):
     path = tmp_path / "agent.env"
     path.write_text("EDGE_AGENT_HEALTH__INTERVAL_S=12\nEDGE_AGENT_CAMERAS__DOOR__CONTROLS__GAIN=3\n")
     environ = {DOOR: "rtsp://user:hunter2@host/1", "EDGE_AGENT_ENV_FILE": str(path)}
@@ -70,8 +70,8 @@ def test_show_tells_value_and_source_and_hides_credentials(tmp_path):
     assert f'EDGE_AGENT_CAMERAS__DOOR__CONTROLS={{"gain": 3}}  # {path}:2' in lines
     assert "EDGE_AGENT_LOG_LEVEL=info  # default" in lines
     as_json = edge_agent("show", "--json", **environ)
-    told = json.loads(as_json.stdout)
-    assert told["settings"][DOOR] == {"value": "rtsp://***@host/1", "source": "environment", "reload": "restart"}
-    assert told["settings"]["EDGE_AGENT_HEALTH__INTERVAL_S"]["value"] == 12.0
-    assert len(told["fingerprint"]) == 64
+    shown = json.loads(as_json.stdout)
+    assert shown["settings"][DOOR] == {"value": "rtsp://***@host/1", "source": "environment", "reload": "restart"}
+    assert shown["settings"]["EDGE_AGENT_HEALTH__INTERVAL_S"]["value"] == 12.0
+    assert len(shown["fingerprint"]) == 64
     assert "hunter2" not in done.stdout + done.stderr + as_json.stdout + as_json.stderr

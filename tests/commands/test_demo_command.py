@@ -39,7 +39,7 @@ def test_a_face_comes_moves_and_leaves_and_the_subscriber_saw_it(tmp_path):
 
 @pytest.mark.slow
 @needs_mosquitto
-def test_an_empty_scene_fails_and_says_what_was_not_seen(tmp_path):
+def test_an_empty_scene_fails_and_lists_what_was_not_received(tmp_path):
     done = edge_agent("demo", "--duration", 4, "--source", "test://empty", "--output", tmp_path)
     assert done.returncode == 1
     assert "NOT received: presence ON, event start, event end, presence OFF" in done.stdout
@@ -72,7 +72,7 @@ def test_bad_arguments_are_one_clear_line(tmp_path):
 
 
 @needs_mosquitto
-def test_a_source_that_names_nothing_is_told_with_the_agent_s_own_words(tmp_path):
+def test_an_unknown_source_is_reported_with_the_agents_error(tmp_path):
     done = edge_agent("demo", "--duration", 10, "--source", "test://nowhere", "--output", tmp_path)
     assert done.returncode == 1
     assert "unknown scene" in done.stderr and "Traceback" not in done.stderr

@@ -6,7 +6,7 @@ from edge_agent.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize("words", [[name] for name in COMMANDS] + [["model", "build"], ["outbox", "purge"]])
-def test_every_command_says_what_it_does(words, capsys):
+def test_every_command_describes_itself(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])
     usage, says, *_ = capsys.readouterr().out.split("\n\n")

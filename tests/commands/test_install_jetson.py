@@ -94,7 +94,7 @@ def test_a_bare_board_lacks_everything_and_each_has_a_remedy(tmp_path: Path, jet
 
 
 @pytest.mark.parametrize(
-    ("jetpack", "harm", "told"),
+    ("jetpack", "harm", "expected"),
     [
         (4, lambda board: board.environment(sees=True), "which are Python 3.6's"),
         (6, lambda board: board.environment(sees=False), "so not TensorRT"),
@@ -105,15 +105,15 @@ def test_a_bare_board_lacks_everything_and_each_has_a_remedy(tmp_path: Path, jet
         (5, lambda board: shutil.rmtree(board.root / "usr/local"), "no nvcc"),
     ],
 )  # fmt: skip
-def test_one_fault_is_told(tmp_path: Path, jetpack: int, harm: object, told: str) -> None:
+def test_each_fault_is_reported(tmp_path: Path, jetpack: int, harm: object, expected: str) -> None:
     board = Board(tmp_path, jetpack)
-    if told == "'numpy<2'":
+    if expected == "'numpy<2'":
         shutil.rmtree(tmp_path / board.site / "numpy-1.24.4.dist-info")
     harm(board)  # type: ignore[operator]
-    assert told in board.check(1)
+    assert expected in board.check(1)
 
 
-def test_jetson_utils_is_told_where_it_is(tmp_path: Path) -> None:
+def test_jetson_utils_is_reported_with_its_path(tmp_path: Path) -> None:
     board = Board(tmp_path, 4)
     assert "only csi:// cameras need it" in board.check(0)
     board.write("usr/lib/python3.8/dist-packages/jetson_utils_python.so")
@@ -123,14 +123,14 @@ def test_jetson_utils_is_told_where_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "told"),
+    ("release", "expected"),
     [
         (None, "this is no Jetson"),
         ("# R32 (release), REVISION: 5.2, GCID: 1", "needs JetPack 4.6"),
         ("# R28 (release), REVISION: 2.1, GCID: 1", "expected R32"),
     ],
 )
-def test_what_is_no_known_jetson_is_told_in_one_line(tmp_path: Path, release: str, told: str) -> None:
+def test_an_unknown_jetson_is_reported_in_one_line(tmp_path: Path, release: str, expected: str) -> None:
     board = Board(tmp_path, 4)
     (tmp_path / "etc/nv_tegra_release").unlink()
     if release:
@@ -138,7 +138,7 @@ def test_what_is_no_known_jetson_is_told_in_one_line(tmp_path: Path, release: st
     for words in (["--check"], ["--dry-run"], []):
         done = board.run(*words)
         assert (done.returncode, done.stdout) == (1, "")
-        assert told in done.stderr and len(done.stderr.splitlines()) == 1
+        assert expected in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_the_commands_are_those_of_the_jetpack(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def calibration(*lines: str) -> bytes:
     return "\n".join(["TRT-7000-EntropyCalibration2", *lines, ""]).encode()
 
 
-def test_list_says_licence_and_state_of_every_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_list_shows_licence_and_state_of_every_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert call("list", "--models-dir", str(tmp_path)) == 0
     out = capsys.readouterr().out
     assert "centerface" in out
@@ -43,14 +43,14 @@ def test_list_says_licence_and_state_of_every_model(tmp_path: Path, capsys: pyte
     assert listed["models"][1]["contract"] == "gridbox, input 3x240x384, stride 16x16, classes 1"
 
 
-def test_list_looks_where_the_service_does(
+def test_list_uses_the_services_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
     assert call_json(capsys, "list")["models_dir"] == str(tmp_path / "models")
 
 
-def test_verify_tells_each_file_and_fails_when_one_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_verify_lists_each_file_and_fails_when_one_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert call("verify", "facedetectir", "--models-dir", str(tmp_path)) == 1
     out = capsys.readouterr().out
     assert out.count("missing") == 3

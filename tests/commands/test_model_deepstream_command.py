@@ -135,7 +135,7 @@ def test_a_multi_class_model_is_evaluated_by_its_face_class(folder: Path) -> Non
     assert process(folder, *words, "--class-name", "2").returncode == 0
 
 
-def test_what_differs_is_told_and_fails(agent: Agent, folder: Path) -> None:
+def test_differences_are_reported_and_fail(agent: Agent, folder: Path) -> None:
     (folder / "other.txt").write_text(PEOPLENET.replace("0.0039215697906911373", "1.0"))
     done = agent("model", "import-deepstream", "other.txt")
     assert done.returncode == 1

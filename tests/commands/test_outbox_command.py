@@ -118,7 +118,7 @@ def test_purging_all_announces_the_loss(running):
 
 
 @pytest.mark.slow
-def test_without_an_outbox_or_with_a_damaged_one_it_says_so(tmp_path):
+def test_a_missing_or_damaged_outbox_is_reported(tmp_path):
     for action in (["status"], ["list"], ["export", tmp_path / "x"], ["purge", "--all", "--yes"]):
         assert "there is no outbox" in outbox_command(tmp_path, *action, code=1).stderr
     (tmp_path / "outbox.db").write_bytes(b"nothing of the kind" * 1000)

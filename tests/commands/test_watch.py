@@ -68,8 +68,8 @@ def test_json_for_programs_and_one_node_only(broker: Broker) -> None:
         eventually(lambda: listener.last(f"{NODE}/door/presence") == b"ON")
         done = watch(broker, "--json", "--node", "lobby")
         none = watch(broker, "--json", "--node", "yard")
-    told = {message["topic"]: message["payload"] for message in map(json.loads, done.stdout.splitlines())}
-    assert told[f"{NODE}/availability"] == "online" and told[f"{NODE}/health"]["state"] == "ok"
+    messages = {message["topic"]: message["payload"] for message in map(json.loads, done.stdout.splitlines())}
+    assert messages[f"{NODE}/availability"] == "online" and messages[f"{NODE}/health"]["state"] == "ok"
     assert (none.returncode, none.stdout) == (1, "")
     assert "no message below edge-agent/yard" in none.stderr
 
@@ -177,7 +177,7 @@ def test_what_is_not_as_it_should_be_does_no_harm(broker: Broker) -> None:
     assert "[[[" in done.stdout and max(map(len, done.stdout.splitlines())) < 600
 
 
-def test_nobody_listens() -> None:
+def test_no_broker_at_the_address() -> None:
     done = edge_agent("watch", "--broker", f"mqtt://127.0.0.1:{free_port()}")
     assert done.returncode == 1 and "no broker: 127.0.0.1:" in done.stderr and "refused" in done.stderr
 
@@ -197,7 +197,7 @@ def test_nobody_listens() -> None:
         (["--node", "a/b"], "not a node's name"),
     ],
 )
-def test_wrong_arguments_are_told_in_one_line(arguments: List[str], words: str) -> None:
+def test_wrong_arguments_are_reported_in_one_line(arguments: List[str], words: str) -> None:
     done = edge_agent("watch", *arguments)
     assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
     assert "secret" not in done.stderr and len(done.stderr.splitlines()) <= 2
@@ -278,7 +278,7 @@ def test_the_table_of_a_fleet() -> None:
     assert table.lines(104.0, NOW)[-1] == "the last" and "gap" in "\n".join(table.lines(104.0, NOW))
 
 
-def test_a_gap_says_what_was_lost() -> None:
+def test_a_gap_shows_what_was_lost() -> None:
     crop = gap_for_message(message(4, "crop"), "purged")
     events = gap_for_events(f"{NODE}/door/events", "door", 41, (7, 9), "overrun")
     assert [Account("edge-agent").line(gap.topic, gap.payload) for gap in (crop, events) if gap is not None] == [

@@ -74,7 +74,7 @@ def test_what_systemd_would_guess_or_ignore_is_refused_with_its_line(text, fault
     assert caught.value.faults == (fault,)
 
 
-def test_every_bad_line_is_told():
+def test_every_bad_line_is_reported():
     with pytest.raises(ConfigError) as caught:
         parsed("one\nA=1\ntwo\n")
     assert [fault.split(": ")[0] for fault in caught.value.faults] == ["f.env:1", "f.env:3"]

@@ -25,7 +25,7 @@ def test_the_table_knows_every_topic(name: str) -> None:
     assert topic_of(name) is not None
 
 
-def test_the_table_tells_topics_apart() -> None:
+def test_the_table_distinguishes_topics() -> None:
     by_key = {topic_of(name).key for name in topics.all_topics()}  # type: ignore[union-attr]
     assert by_key == {topic.key for topic in TOPICS} - {"discovery"}
     assert topic_of("edge-agent/lobby/door/crops/state").key == "switchState"  # type: ignore[union-attr]

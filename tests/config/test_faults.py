@@ -71,7 +71,7 @@ def test_a_value_that_cannot_be_used(name, text, fault):
         ("CONTROLS__GAIN", "loud", "CONTROLS__GAIN: 'loud' is not an integer; expected an integer"),
     ],
 )
-def test_a_fault_inside_a_list_says_which_item(name, text, fault):
+def test_a_fault_inside_a_list_names_the_item(name, text, fault):
     assert faults({f"{DOOR}__{name}": text}) == [f"{DOOR}__{fault} [environment]"]
 
 
@@ -172,14 +172,14 @@ def test_other_programs_variables_are_left_alone():
     config.load({"PATH": "/bin", "EDGE_AGENT": "1", "EDGE_AGENTS_X": "1"})
 
 
-def test_a_camera_without_a_uri_says_what_made_it():
+def test_a_camera_without_a_uri_is_reported_with_its_origin():
     assert faults({"EDGE_AGENT_CAMERAS__DOR__COLOR": "1"}) == [
         "EDGE_AGENT_CAMERAS__DOR__URI: is missing; expected text, not empty "
         "[needed by EDGE_AGENT_CAMERAS__DOR__COLOR, environment]"
     ]
 
 
-def test_a_camera_of_zones_only_says_so_too():
+def test_a_camera_with_only_zones_is_reported_with_its_origin():
     assert faults({"EDGE_AGENT_CAMERAS__DOR__ZONES__DESK": "[[0, 0], [1, 0], [1, 1]]"}) == [
         "EDGE_AGENT_CAMERAS__DOR__URI: is missing; expected text, not empty "
         "[needed by EDGE_AGENT_CAMERAS__DOR__ZONES__DESK, environment]"
@@ -198,7 +198,7 @@ def test_one_name_in_two_spellings_is_refused():
     ]
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     found = faults({f"{DOOR}__WIDTH": "x", "EDGE_AGENT_QXZ": "1", f"{DOOR}__ROI": "[", f"{DOOR}__FPS": "-1"})
     assert sorted(fault.split(":")[0] for fault in found) == sorted(
         [f"{DOOR}__WIDTH", "EDGE_AGENT_QXZ", f"{DOOR}__ROI", f"{DOOR}__FPS"]

@@ -23,7 +23,7 @@ def test_the_generated_files_are_fresh():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_stale_file_is_told_and_written_anew(tmp_path):
+def test_a_stale_file_is_reported_and_written_again(tmp_path):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     stale = tmp_path / "config" / "README.md"
     stale.write_text("old")
@@ -50,7 +50,7 @@ def test_the_example_loads_with_every_line_in_force(tmp_path):
     assert loaded.settings.cameras["door"].controls == {"gain": 100}
 
 
-def test_the_example_says_every_default_truthfully(tmp_path):
+def test_the_example_holds_every_default(tmp_path):
     examples = {path for path in config_docs._EXAMPLES if path[-1] != "*"}
     text = re.sub(r"(?m)^#(?=EDGE_AGENT_)", "", EXAMPLE.read_text("utf-8"))
     path = tmp_path / "all.env"

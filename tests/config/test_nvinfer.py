@@ -120,8 +120,8 @@ def test_nvidias_own_file(tmp_path: Path, name: str) -> None:
     assert "edge-agent model fetch facedetectir --accept-license" in about(report.taken, "tlt-encoded-model")
     assert "tlt_encode" not in "".join(report.taken + report.ignored)
     keys = {line.partition("=")[0] for line in FACEDETECTIR.splitlines() if "=" in line and not line.startswith("#")}
-    told = "\n".join(report.taken + report.ignored)
-    assert not {key for key in keys if f": {key}=" not in told}, "a key of which nothing was said"
+    reported = "\n".join(report.taken + report.ignored)
+    assert not {key for key in keys if f": {key}=" not in reported}, "a key of which nothing was said"
 
 
 def test_a_file_of_ones_own_is_named_with_its_key(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_contradicts_the_model_or_this_agent(tmp_path: Path, model: Path, l
     load_settings({}, None, dotted(report))
 
 
-def test_what_is_not_said_has_nvinfers_defaults(tmp_path: Path, model: Path) -> None:
+def test_missing_keys_have_nvinfers_defaults(tmp_path: Path, model: Path) -> None:
     report = imported(model.parent, f"[property]\nonnx-file={model.name}\ncluster-mode=2")
     assert dotted(report) == {
         "model.model": str(model),
@@ -211,7 +211,7 @@ def test_grouped_rectangles_become_their_nearest(model: Path, lines: str) -> Non
     assert len(report.differs) == 1
 
 
-def test_values_beyond_this_agents_bounds_are_fitted_and_told(model: Path) -> None:
+def test_values_beyond_this_agents_bounds_are_clamped_and_reported(model: Path) -> None:
     attributes = "pre-cluster-threshold=0\ntopk=5000\ndetected-min-w=9000\nroi-top-offset=5\nwhat=1\n"
     report = imported(model.parent, minimal(model, attributes=attributes))
     found = load_settings({}, None, dotted(report)).detection
@@ -230,7 +230,7 @@ def test_of_the_old_and_the_new_name_of_the_threshold_the_later_counts(model: Pa
         assert dotted(report)["detection.pre_cluster_threshold"] == repr(value)
 
 
-def test_a_key_that_is_said_twice_counts_as_it_was_last_said(model: Path) -> None:
+def test_of_a_repeated_key_the_last_value_counts(model: Path) -> None:
     report = imported(model.parent, minimal(model, "network-mode=0", "network-mode=2"))
     assert dotted(report)["model.precision"] == "fp16"
     assert "a later line" in about(report.ignored, "network-mode=0")

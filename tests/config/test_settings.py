@@ -45,7 +45,7 @@ def test_defaults_are_those_of_the_parameters_dataclasses():
             assert value == type(value)(), name
 
 
-def test_health_is_said_again_before_it_is_forgotten():
+def test_health_is_published_again_before_it_expires():
     rarest_s = next(f for f in dataclasses.fields(HealthParams) if f.name == "interval_s").metadata["le"]
     assert 2 * rarest_s <= min(HEALTH_EXPIRY_S, EXPIRE_AFTER_S)
     with pytest.raises(ConfigError):
@@ -154,7 +154,7 @@ def test_booleans_read_as_people_write_them(text, value):
     assert config.load_settings({**DOOR, "EDGE_AGENT_CAMERAS__DOOR__COLOR": text}).cameras["door"].color is value
 
 
-def test_changes_are_told_apart():
+def test_live_and_restart_changes_are_distinguished():
     old = config.load_settings({**DOOR, "EDGE_AGENT_HEALTH__INTERVAL_S": "10"})
     new = config.load_settings(
         {**DOOR, "EDGE_AGENT_CAMERAS__DOOR__MIN_SCORE": "0.5", "EDGE_AGENT_CAMERAS__DOOR__ROTATE": "90"}

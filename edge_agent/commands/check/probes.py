@@ -100,10 +100,10 @@ def engine(settings: "Settings") -> Iterator[CheckResult]:
 
     opened = engine_of(settings.model, os.environ, lambda line: print(f"      {line}", file=sys.stderr, flush=True))
     try:
-        picture = Image(np.full((480, 640), 128, np.uint8))
-        opened.infer(picture)
+        image = Image(np.full((480, 640), 128, np.uint8))
+        opened.infer(image)
         started = time.perf_counter()
-        opened.infer(picture)
+        opened.infer(image)
         took_ms = 1000 * (time.perf_counter() - started)
         found = FaceDetector(opened, settings.detection).detect(golden_image())
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from edge_agent.commands.arguments import add_command, progress
-from edge_agent.commands.evaluate.dataset import Miss, read_labels, read_picture
+from edge_agent.commands.evaluate.dataset import Miss, read_image, read_labels
 from edge_agent.core.detection.detector import DetectionParams, FaceDetector
 from edge_agent.core.detection.evaluation import Evaluation, GroundTruth, Match
 from edge_agent.core.frame import Image
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the table, and write the files that were asked for; returns 0."""
     _check_arguments(args)
     truths = read_labels(args.labels, args.format)
-    pictures = _find_pictures(args.images, truths)
-    figures, curve, misses = _evaluate(args, pictures)
+    images = _find_images(args.images, truths)
+    figures, curve, misses = _evaluate(args, images)
     print(_table(figures))
     if args.json:
         _write(args.json, json.dumps(figures, indent=2))
@@ -72,7 +72,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--threshold {args.threshold:g}: expected a number above 0 and at most 1")
 
 
-def _find_pictures(folder: Path, truths: List[GroundTruth]) -> List[Tuple[Path, GroundTruth]]:
+def _find_images(folder: Path, truths: List[GroundTruth]) -> List[Tuple[Path, GroundTruth]]:
     """Pair labels with image files; a label without a file is an error, because the figures would be wrong."""
     by_name = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     if not by_name:
@@ -89,7 +89,7 @@ def _find_pictures(folder: Path, truths: List[GroundTruth]) -> List[Tuple[Path, 
 
 
 def _evaluate(
-    args: argparse.Namespace, pictures: List[Tuple[Path, GroundTruth]]
+    args: argparse.Namespace, images: List[Tuple[Path, GroundTruth]]
 ) -> Tuple[Dict[str, Any], Tuple[Array, Array, Array], List[Miss]]:
     from edge_agent.app.factories import engine_of
     from edge_agent.inference import EngineParams
@@ -110,8 +110,8 @@ def _evaluate(
     durations_s: List[float] = []
     misses: List[Miss] = []
     try:
-        for path, truth in progress(pictures, "evaluating"):
-            pixels = read_picture(path, args.color)
+        for path, truth in progress(images, "evaluating"):
+            pixels = read_image(path, args.color)
             started = time.perf_counter()
             outputs = engine.infer(Image(pixels))
             size = (pixels.shape[1], pixels.shape[0])
@@ -156,14 +156,14 @@ def _table(figures: Dict[str, Any]) -> str:
     lines = [
         f"{figures['model']} ({figures['backend']}, {figures['precision_in_use']}), "
         f"threshold {figures['threshold']:g}, IoU {figures['iou']:g}, {figures['threads']} thread(s)",
-        f"{figures['pictures']} pictures, {figures['faces']} faces: {figures['found']} found, "
+        f"{figures['pictures']} images, {figures['faces']} faces: {figures['found']} found, "
         f"{figures['false_alarms']} false alarms",
         "",
-        "| precision | recall | accuracy TP/(TP+FP+FN) | average precision | ms per picture p50 / p95 |",
+        "| precision | recall | accuracy TP/(TP+FP+FN) | average precision | ms per image p50 / p95 |",
         "|---|---|---|---|---|",
         f"| {shares} | {ms['p50']} / {ms['p95']} |",
         "",
-        "| face height / picture height | found | faces | recall |",
+        "| face height / image height | found | faces | recall |",
         "|---|---|---|---|",
     ]
     lines += [

@@ -16,12 +16,12 @@ from edge_agent.errors import InputError, SourceError
 class Miss:
     """One mistake: `kind` is "missed" or "false alarm", `box` (4,) left, top, right, bottom, px."""
 
-    picture: Path
+    image: Path
     box: Array
     kind: str
 
 
-def read_picture(path: Path, color: bool) -> Array:
+def read_image(path: Path, color: bool) -> Array:
     """The image as (H, W) uint8 gray, or with `color` as (H, W, 3) uint8 RGB.
 
     Raises:

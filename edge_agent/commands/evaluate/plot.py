@@ -6,7 +6,7 @@ from typing import Any, List, Mapping, Tuple
 import cv2
 import numpy as np
 
-from edge_agent.commands.evaluate.dataset import Miss, read_picture
+from edge_agent.commands.evaluate.dataset import Miss, read_image
 from edge_agent.core.types import Array
 from edge_agent.errors import InputError
 
@@ -64,7 +64,7 @@ def contact_sheet(misses: List[Miss], path: Path) -> None:
         x, y = SPACE + index % columns * (TILE + SPACE), SPACE + index // columns * (TILE + CAPTION)
         sheet[y : y + TILE, x : x + TILE] = _tile(miss)
         _text(sheet, miss.kind, (x, y + TILE + 13), _colour(miss))
-        _text(sheet, _shortened(miss.picture.stem), (x, y + TILE + 27), PALE, 0.36)
+        _text(sheet, _shortened(miss.image.stem), (x, y + TILE + 27), PALE, 0.36)
     _save(sheet, path)
 
 
@@ -78,15 +78,15 @@ def _shortened(name: str) -> str:
 
 
 def _tile(miss: Miss) -> Array:
-    picture = cv2.cvtColor(read_picture(miss.picture, color=False), cv2.COLOR_GRAY2BGR)
+    image = cv2.cvtColor(read_image(miss.image, color=False), cv2.COLOR_GRAY2BGR)
     left, top, right, bottom = (float(v) for v in miss.box)
     half = max(right - left, bottom - top, 24.0)
     cx, cy = (left + right) / 2, (top + bottom) / 2
     thickness = max(1, int(half / 40))
-    cv2.rectangle(picture, (int(left), int(top)), (int(right), int(bottom)), _colour(miss), thickness)
+    cv2.rectangle(image, (int(left), int(top)), (int(right), int(bottom)), _colour(miss), thickness)
     scale = TILE / (2 * half)
     move = np.array([[scale, 0, TILE / 2 - cx * scale], [0, scale, TILE / 2 - cy * scale]], np.float32)
-    return np.asarray(cv2.warpAffine(picture, move, (TILE, TILE), flags=cv2.INTER_AREA, borderValue=LIGHT))
+    return np.asarray(cv2.warpAffine(image, move, (TILE, TILE), flags=cv2.INTER_AREA, borderValue=LIGHT))
 
 
 def _save(sheet: Array, path: Path) -> None:

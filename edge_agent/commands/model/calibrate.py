@@ -75,9 +75,9 @@ def run(args: argparse.Namespace, directory: Path) -> int:
     if args.target == "cpu" and not for_cpu:
         raise InputError(f"model {network.name} does not run on a CPU as it is", "convert it: edge-agent model convert")
     uri = args.source if camera is None else camera.uri
-    pictures = gather(uri, args.frames, args.seconds, LEAST_FRAMES, camera)
+    images = gather(uri, args.frames, args.seconds, LEAST_FRAMES, camera)
     # The images of the comparison must not be those of the calibration.
-    fit, test = (pictures[::2], pictures[1::2]) if for_cpu else (pictures, [])
+    fit, test = (images[::2], images[1::2]) if for_cpu else (images, [])
     amplitudes = measure(network, progress(fit, "calibrating"))
     report: Dict[str, Any] = {"model": network.name, "pictures": len(fit), "tensors": len(amplitudes)}
     if args.target != "cpu":
@@ -129,7 +129,7 @@ def _for_tensorrt(network: Any, amplitudes: Any) -> Dict[str, Any]:
     }
 
 
-def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -> Dict[str, Any]:
+def _for_cpu(network: Any, path: Path, amplitudes: Any, images: List[Image]) -> Dict[str, Any]:
     """Write the INT8 file for the CPU, and compare it with the float network to decide whether it is used."""
     from edge_agent.app.factories import onnx_engine_of
     from edge_agent.inference.calibration.cpu_int8 import Int8Trial, cpu_name, int8_file, store_trial, write_beside
@@ -145,8 +145,8 @@ def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -
     quantised = onnx_engine_of(target, network.contract)
     try:
         trial = _Trial(original, quantised)
-        for picture in progress(pictures, "comparing"):
-            trial.add(picture)
+        for image in progress(images, "comparing"):
+            trial.add(image)
     finally:
         original.close()
         quantised.close()
@@ -155,13 +155,13 @@ def _for_cpu(network: Any, path: Path, amplitudes: Any, pictures: List[Image]) -
         int8_sha256=hashlib.sha256(data).hexdigest(),
         cpu=cpu_name(),
         onnxruntime=runtime_version(),
-        pictures=len(pictures),
+        pictures=len(images),
         **trial.figures(),
     )
     store_trial(path, verdict)
     return {
         "cpu_int8": str(target),
-        "judged_on": f"{verdict.pictures} other pictures, {verdict.faces} faces of the float network",
+        "judged_on": f"{verdict.pictures} other images, {verdict.faces} faces of the float network",
         "precision": round(verdict.precision, 4),
         "recall": round(verdict.recall, 4),
         "ms_per_picture": f"{verdict.float_ms:g} in fp32, {verdict.int8_ms:g} in int8",
@@ -182,11 +182,11 @@ class _Trial:
         self._tally = Evaluation()
         self._times_s: Dict[str, List[float]] = {"float": [], "int8": []}
 
-    def add(self, picture: Image) -> None:
+    def add(self, image: Image) -> None:
         """Run both networks on one image."""
-        height, width = picture.pixels.shape[:2]
-        wide = self._wide.decode(self._timed("float", self._original, picture), (width, height))
-        found = self._decoder.decode(self._timed("int8", self._quantised, picture), (width, height))
+        height, width = image.pixels.shape[:2]
+        wide = self._wide.decode(self._timed("float", self._original, image), (width, height))
+        found = self._decoder.decode(self._timed("int8", self._quantised, image), (width, height))
         self._tally.add(found, _truth(wide, self._certain_score), height)
 
     def figures(self) -> Dict[str, Any]:
@@ -200,10 +200,10 @@ class _Trial:
             "int8_ms": p50["int8"],
         }
 
-    def _timed(self, kind: str, engine: "Engine", picture: Image) -> Mapping[str, Array]:
-        engine.infer(picture)
+    def _timed(self, kind: str, engine: "Engine", image: Image) -> Mapping[str, Array]:
+        engine.infer(image)
         started = time.perf_counter()
-        outputs = engine.infer(picture)
+        outputs = engine.infer(image)
         self._times_s[kind].append(time.perf_counter() - started)
         return outputs
 

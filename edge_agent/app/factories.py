@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from edge_agent.inference.trt.network import Network
     from edge_agent.mqtt.client import MqttClient
     from edge_agent.mqtt.subscriber import Subscriber
-    from edge_agent.outbox.retention import Policy
-    from edge_agent.outbox.store import FileLock, Table
+    from edge_agent.outbox.database import FileLock
+    from edge_agent.outbox.retention import RetentionPolicy
+    from edge_agent.outbox.store import SqliteStore
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ def subscriber_of(params: MqttParams, filters: Sequence[str]) -> "Subscriber":
     return Subscriber(params, filters)
 
 
-def outbox_table(path: Path, writable: bool = False) -> "Table":
+def outbox_store(path: Path, writable: bool = False) -> "SqliteStore":
     """The messages in an outbox file; the caller closes it. Writing needs `outbox_lock`.
 
     Raises:
@@ -224,24 +225,25 @@ def outbox_table(path: Path, writable: bool = False) -> "Table":
     """
     from edge_agent.host.clock import SystemClock
     from edge_agent.host.identity import kernel_boot
-    from edge_agent.outbox.store import Table, open_for_reading, open_for_writing
+    from edge_agent.outbox.database import open_for_reading, open_for_writing
+    from edge_agent.outbox.store import SqliteStore
 
     db = open_for_writing(path, "full", check=False) if writable else open_for_reading(path)
-    return Table(db, SystemClock(), kernel_boot(), ())
+    return SqliteStore(db, SystemClock(), kernel_boot(), ())
 
 
 def outbox_lock(folder: Path) -> "FileLock":
     """The lock, not yet taken, of the process that may write the outbox in `folder`."""
-    from edge_agent.outbox.store import LOCK_NAME, FileLock
+    from edge_agent.outbox.database import LOCK_NAME, FileLock
 
     return FileLock(folder / LOCK_NAME)
 
 
-def retention_of(params: OutboxParams) -> "Policy":
+def retention_of(params: OutboxParams) -> "RetentionPolicy":
     """The rule that discards messages and announces the loss."""
-    from edge_agent.outbox.retention import Policy
+    from edge_agent.outbox.retention import RetentionPolicy
 
-    return Policy(params)
+    return RetentionPolicy(params)
 
 
 def system_clock() -> Clock:

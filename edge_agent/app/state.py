@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge_agent.host.identity import NUMBERS_PER_START, new_epoch, next_boot
 from edge_agent.host.state_file import StateFile
-from edge_agent.outbox.store import LOCK_NAME, OUTBOX_NAME, FileLock, recorded_boot
+from edge_agent.outbox.database import LOCK_NAME, OUTBOX_NAME, FileLock, recorded_boot
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from edge_agent.errors import InputError
 
 if TYPE_CHECKING:
     from edge_agent.core.protocol.messages import Stored
-    from edge_agent.outbox.store import Table
+    from edge_agent.outbox.store import SqliteStore
 
 PAGE = 200
 SUFFIXES = {"image/jpeg": ".jpg", "application/json": ".json"}
@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     """
     import sqlite3
 
-    from edge_agent.app.factories import outbox_table
+    from edge_agent.app.factories import outbox_store
     from edge_agent.config.settings import load_settings
     from edge_agent.host.identity import state_dir
-    from edge_agent.outbox.store import OUTBOX_NAME
+    from edge_agent.outbox.database import OUTBOX_NAME
 
     settings = load_settings(os.environ, args.env_file)
     path = state_dir(settings.state_dir, os.environ) / OUTBOX_NAME
@@ -59,31 +59,31 @@ def run(args: argparse.Namespace) -> int:
         if args.action == "purge":
             _purge(path, args.all, args.yes)
             return 0
-        with closing(outbox_table(path)) as table:
+        with closing(outbox_store(path)) as store:
             if args.action == "status":
-                _show_status(path, table, args.json)
+                _show_status(path, store, args.json)
             elif args.action == "list":
-                _show_list(table, args.json)
+                _show_list(store, args.json)
             else:
-                _export(table, args.folder)
+                _export(store, args.folder)
     except sqlite3.Error as error:
         raise InputError(f"{path}: {error}", "the agent moves a damaged file aside at its next start") from None
     return 0
 
 
-def _show_status(path: Path, table: "Table", as_json: bool) -> None:
-    oldest = next(_queued(table), None)
+def _show_status(path: Path, store: "SqliteStore", as_json: bool) -> None:
+    oldest = next(_queued(store), None)
     status = {
         "path": str(path),
-        "boot": table.boot,
-        "pending": table.count,
-        **{f"pending_{kind}s": table.counts.get(kind, 0) for kind in ("event", "update", "crop", "gap")},
-        "bytes": table.bytes,
+        "boot": store.boot,
+        "pending": store.count,
+        **{f"pending_{kind}s": store.counts.get(kind, 0) for kind in ("event", "update", "crop", "gap")},
+        "bytes": store.bytes,
         "file_bytes": _file_bytes(path),
         "oldest_at": oldest and oldest.queued_at,
         "oldest_s": oldest and _age_s(oldest),
-        "open_appearances": table.open_count(),
-        "quarantined": table.quarantined,
+        "open_appearances": store.open_visit_count(),
+        "quarantined": store.quarantined,
     }
     if as_json:
         print(json.dumps(status))
@@ -94,7 +94,7 @@ def _show_status(path: Path, table: "Table", as_json: bool) -> None:
 
 def _file_bytes(path: Path) -> int:
     """Size on disk with the side files: the newest messages are in the write-ahead log."""
-    from edge_agent.outbox.store import SIDE_FILES
+    from edge_agent.outbox.database import SIDE_FILES
 
     total = path.stat().st_size
     for suffix in SIDE_FILES:
@@ -104,10 +104,10 @@ def _file_bytes(path: Path) -> int:
     return total
 
 
-def _show_list(table: "Table", as_json: bool) -> None:
+def _show_list(store: "SqliteStore", as_json: bool) -> None:
     if not as_json:
         print(f"{'KIND':<8}{'CAMERA':<16}{'BOOT/SEQ':<18}{'BYTES':>8}{'AGE_S':>10}{'TRIES':>6}  TOPIC")
-    for stored in _queued(table):
+    for stored in _queued(store):
         row = _row(stored)
         if as_json:
             print(json.dumps(row))
@@ -117,14 +117,14 @@ def _show_list(table: "Table", as_json: bool) -> None:
         print(f"{kind:<8}{camera:<16}{number:<18}{row['bytes']:>8}{row['age_s']:>10}{row['tries']:>6}  {row['topic']}")
 
 
-def _export(table: "Table", folder: Path) -> None:
+def _export(store: "SqliteStore", folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if next(folder.iterdir(), None) is not None:
             raise InputError(f"{folder}: is not empty", "name a new folder, so that nothing is overwritten")
         count = 0
         with (folder / "index.jsonl").open("w", encoding="utf-8") as index:
-            for reason, stored in _all_messages(table):
+            for reason, stored in _all_messages(store):
                 count += 1
                 suffix = SUFFIXES.get(stored.message.content_type or "", ".bin")
                 name = f"{count:06d}-{stored.message.kind}{suffix}"
@@ -137,10 +137,10 @@ def _export(table: "Table", folder: Path) -> None:
 
 
 def _purge(path: Path, everything: bool, confirmed: bool) -> None:
-    from edge_agent.app.factories import outbox_lock, outbox_table
+    from edge_agent.app.factories import outbox_lock, outbox_store
 
-    with closing(outbox_table(path)) as table:
-        what = f"{table.quarantined} quarantined messages" + (f" and {table.count} queued ones" if everything else "")
+    with closing(outbox_store(path)) as store:
+        what = f"{store.quarantined} quarantined messages" + (f" and {store.count} queued ones" if everything else "")
     if not confirmed:
         raise InputError(f"{path}: {what} would be deleted", "add --yes to delete; 'outbox export' keeps a copy")
     lock = outbox_lock(path.parent)
@@ -155,33 +155,33 @@ def _purge(path: Path, everything: bool, confirmed: bool) -> None:
 
 
 def _delete(path: Path, everything: bool) -> None:
-    from edge_agent.app.factories import outbox_table, retention_of
+    from edge_agent.app.factories import outbox_store, retention_of
     from edge_agent.outbox.params import OutboxParams
     from edge_agent.outbox.retention import DROP_ORDER
 
-    with closing(outbox_table(path, writable=True)) as table:
+    with closing(outbox_store(path, writable=True)) as store:
         retention = retention_of(OutboxParams())
-        with table.transaction():
-            table.empty_quarantine()
+        with store.transaction():
+            store.empty_quarantine()
             for kind in DROP_ORDER if everything else ():
-                stored = table.oldest(kind)
+                stored = store.oldest(kind)
                 while stored is not None:
-                    retention.lose(table, stored, "purged")
-                    stored = table.oldest(kind)
-        table.shrink(table.free_bytes())
+                    retention.drop(store, stored, "purged")
+                    stored = store.oldest(kind)
+        store.shrink(store.free_bytes())
 
 
-def _queued(table: "Table") -> Iterator["Stored"]:
-    page = table.after(0, PAGE)
+def _queued(store: "SqliteStore") -> Iterator["Stored"]:
+    page = store.after(0, PAGE)
     while page:
         yield from page
-        page = table.after(page[-1].key, PAGE)
+        page = store.after(page[-1].key, PAGE)
 
 
-def _all_messages(table: "Table") -> Iterator[Tuple[Optional[str], "Stored"]]:
-    for stored in _queued(table):
+def _all_messages(store: "SqliteStore") -> Iterator[Tuple[Optional[str], "Stored"]]:
+    for stored in _queued(store):
         yield None, stored
-    yield from table.quarantine()
+    yield from store.quarantined_messages()
 
 
 def _row(stored: "Stored") -> Dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What must not be lost: stored first, sent second, forgotten upon acknowledgement."""
+"""Messages for the broker: stored first, sent second, deleted after the acknowledgement."""

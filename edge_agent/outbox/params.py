@@ -1,4 +1,4 @@
-"""What is kept on disk for the broker, and how much of it."""
+"""Outbox settings."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,7 +8,7 @@ from edge_agent.core.params import param
 
 @dataclass(frozen=True)
 class OutboxParams:
-    """What may wait while the broker is away. When full, crops go, then updates, then events, oldest first."""
+    """Limits of the outbox. When it is full, crops are dropped first, then updates, then events, the oldest first."""
 
     max_bytes: int = param(256_000_000, "Size of all queued messages, bytes", ge=65_536, restart=True)
     max_crop_bytes: int = param(
@@ -32,7 +32,7 @@ class OutboxParams:
     )
 
     def in_memory(self) -> "OutboxParams":
-        """The same bounds, but no more bytes than memory may take."""
+        """Return the same limits, bounded by `memory_bytes`."""
         return replace(
             self,
             max_bytes=min(self.max_bytes, self.memory_bytes),

@@ -12,7 +12,7 @@ from edge_agent.host.identity import kernel_boot
 from edge_agent.outbox.params import OutboxParams
 from edge_agent.outbox.sqlite import SqliteOutbox
 from tests.fakes.agent import edge_agent
-from tests.outbox.contract import message, told
+from tests.outbox.contract import contents, message
 
 
 def opened(folder: Path, boot: int) -> SqliteOutbox:
@@ -111,7 +111,7 @@ def test_purging_all_announces_the_loss(running):
     outbox_command(folder, "purge", "--all", "--yes")
     outbox = opened(folder, 8)
     assert outbox.status().quarantined == 0
-    assert sorted(told(outbox)) == [
+    assert sorted(contents(outbox)) == [
         ("crops", 4, 4, 1, "purged"), ("events", 1, 1, 1, "quarantined"), ("events", 2, 4, 3, "purged")
     ]  # fmt: skip
     outbox.close()

@@ -1,4 +1,4 @@
-"""What every outbox does. A test class inherits `OutboxContract` and says how to make one."""
+"""What every outbox does. A test class inherits `OutboxContract` and implements `make`."""
 
 import json
 from typing import Any, List, Optional
@@ -24,7 +24,7 @@ def message(
     )  # fmt: skip
 
 
-def told(outbox: Outbox, limit: int = 10_000) -> List[Any]:
+def contents(outbox: Outbox, limit: int = 10_000) -> List[Any]:
     """What would be sent now: seq of events, ("crop", seq), or (of, from, to, count, reason) of gaps."""
     batch = outbox.batch(limit)
     assert [s.key for s in batch] == sorted(s.key for s in batch)
@@ -74,7 +74,7 @@ class OutboxContract:
         outbox.accept(keys[1])
         outbox.accept(keys[1])
         outbox.release([keys[0], keys[2]])
-        assert told(outbox) == [1, 3]
+        assert contents(outbox) == [1, 3]
         for key in keys:
             outbox.accept(key)
         assert (outbox.status().pending, outbox.status().bytes, outbox.status().in_flight) == (0, 0, 0)
@@ -114,9 +114,9 @@ class OutboxContract:
         outbox.release([stored.key for stored in flying[:2]])
         outbox.reject(flying[2].key, "connection lost", fatal=False)
         yard = ("crop", 1) if camera else ("crops", 1, 1, 1, "disabled")
-        assert told(outbox) == [("crops", 1, 5, 5, "disabled"), 1, 2, 3, 4, 5, yard, 1]
+        assert contents(outbox) == [("crops", 1, 5, 5, "disabled"), 1, 2, 3, 4, 5, yard, 1]
         outbox.put([message(6, "crop"), message(6)], moment())
-        assert told(outbox)[-2:] == [("crop", 6), 6], "those of later are wanted"
+        assert contents(outbox)[-2:] == [("crop", 6), 6], "those of later are wanted"
 
     def test_the_second_rejection_quarantines_and_announces(self) -> None:
         outbox = self.make()
@@ -126,7 +126,7 @@ class OutboxContract:
             assert stored.message.seq == 1
             outbox.reject(stored.key, "connection lost", fatal=False)
         assert outbox.status().quarantined == 1
-        assert told(outbox) == [("events", 1, 1, 1, "quarantined"), 2]
+        assert contents(outbox) == [("events", 1, 1, 1, "quarantined"), 2]
 
     def test_a_fatal_rejection_quarantines_at_once_and_a_release_never(self) -> None:
         outbox = self.make()
@@ -137,14 +137,14 @@ class OutboxContract:
         assert stored.tries == 0
         outbox.reject(stored.key, "Topic name invalid", fatal=True)
         assert outbox.status().quarantined == 1 and outbox.status().in_flight == 0
-        assert told(outbox) == [("events", 1, 1, 1, "quarantined")]
+        assert contents(outbox) == [("events", 1, 1, 1, "quarantined")]
 
     def test_a_rejected_gap_announces_nothing_more(self) -> None:
         outbox = self.make()
         outbox.put([message(1)], moment())
         for _ in range(2):
             outbox.reject(outbox.batch(1)[0].key, "no", fatal=True)
-        assert told(outbox) == [] and outbox.status().pending == 0
+        assert contents(outbox) == [] and outbox.status().pending == 0
 
     def test_a_gap_is_sent_until_it_arrives(self) -> None:
         outbox = self.make()
@@ -152,7 +152,7 @@ class OutboxContract:
         outbox.reject(outbox.batch(1)[0].key, "no", fatal=True)
         for _ in range(9):
             outbox.reject(outbox.batch(1)[0].key, "connection lost", fatal=False)
-        assert told(outbox) == [("events", 1, 1, 1, "quarantined")]
+        assert contents(outbox) == [("events", 1, 1, 1, "quarantined")]
 
     def test_unknown_keys_are_ignored(self) -> None:
         outbox = self.make()
@@ -167,18 +167,18 @@ class OutboxContract:
             [message(1), message(2, event_type="update"), message(3, "crop"), message(3, event_type="end")], moment()
         )
         outbox.put([message(4, size=5_000)], moment())
-        assert told(outbox) == [1, 2, ("crops", 3, 3, 1, "full"), 3, 4]
+        assert contents(outbox) == [1, 2, ("crops", 3, 3, 1, "full"), 3, 4]
         outbox.put([message(5, size=500)], moment())
-        assert told(outbox) == [1, ("events", 2, 2, 1, "full"), ("crops", 3, 3, 1, "full"), 3, 4, 5]
+        assert contents(outbox) == [1, ("events", 2, 2, 1, "full"), ("crops", 3, 3, 1, "full"), 3, 4, 5]
         outbox.put([message(6, size=2_000)], moment())
-        assert told(outbox) == [("events", 1, 3, 3, "full"), ("crops", 3, 3, 1, "full"), 4, 5, 6]
+        assert contents(outbox) == [("events", 1, 3, 3, "full"), ("crops", 3, 3, 1, "full"), 4, 5, 6]
         assert outbox.status().bytes <= 10_000 and outbox.status().dropped == 4
 
     def test_a_long_loss_is_one_gap(self) -> None:
         outbox = self.make(max_bytes=20_000)
         for seq in range(1, 501):
             outbox.put([message(seq)], moment(seq))
-        shown = told(outbox)
+        shown = contents(outbox)
         of, first, last, count, reason = shown[0]
         assert (of, first, reason) == ("events", 1, "full") and count == last
         assert shown[1:] == list(range(last + 1, 501)), "nothing is lost in the middle, nothing unannounced"
@@ -188,7 +188,7 @@ class OutboxContract:
         outbox = self.make(max_bytes=12_000)
         for seq in range(1, 200):
             outbox.put([message(seq, event_type="update" if seq % 2 else "start")], moment(seq))
-            shown = told(outbox)
+            shown = contents(outbox)
             lost = [n for gap in shown if isinstance(gap, tuple) for n in range(gap[1], gap[2] + 1)]
             assert sorted(lost + [s for s in shown if isinstance(s, int)]) == list(range(1, seq + 1))
             assert sum(gap[3] for gap in shown if isinstance(gap, tuple)) == len(lost)
@@ -211,7 +211,7 @@ class OutboxContract:
         outbox = self.make(max_crop_bytes=3_000)
         for seq in range(1, 8):
             outbox.put([message(seq, "crop"), message(seq, event_type="end")], moment(seq))
-        shown = told(outbox)
+        shown = contents(outbox)
         assert [s for s in shown if isinstance(s, int)] == list(range(1, 8)), "events stay"
         assert [s for s in shown if isinstance(s, tuple) and s[0] == "crop"] == [("crop", 6), ("crop", 7)]
         assert shown[0] == ("crops", 1, 5, 5, "full")
@@ -225,7 +225,7 @@ class OutboxContract:
         outbox.flush()
         assert outbox.status().in_flight == 2 and outbox.status().bytes <= 5_000
         outbox.release([stored.key for stored in flying])
-        shown = told(outbox)
+        shown = contents(outbox)
         assert shown[:2] == [1, 2] and shown[2][:2] == ("events", 3)
 
     @pytest.mark.parametrize("seed", range(10))

@@ -26,13 +26,13 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.mqtt_agent import event as face_event
 from tests.fakes.mqtt_agent import fake_jpeg
 from tests.fakes.schemas import validate
-from tests.outbox.contract import EVENTS, OutboxContract, message, told
+from tests.outbox.contract import EVENTS, OutboxContract, contents, message
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"synchronous": "normal"}
 
 
-class EngineLoader:
+class OutboxFactory:
     """Makes outboxes on one folder, one after the other, as restarts do: boots 1, 3, 5 ..."""
 
     def __init__(self, folder: Path) -> None:
@@ -59,19 +59,19 @@ class EngineLoader:
 
 @pytest.fixture
 def make(tmp_path: Path):
-    opener = EngineLoader(tmp_path / "state")
-    yield opener
-    for outbox in opener.all:
+    factory = OutboxFactory(tmp_path / "state")
+    yield factory
+    for outbox in factory.all:
         outbox.close()
 
 
 class TestSqliteOutbox(OutboxContract):
     @pytest.fixture(autouse=True)
-    def opener(self, make: EngineLoader) -> None:
-        self.opener = make
+    def factory(self, make: OutboxFactory) -> None:
+        self.factory = make
 
     def make(self, max_bytes: int = 1_000_000, max_crop_bytes: int = 1_000_000) -> SqliteOutbox:
-        return self.opener(max_bytes=max_bytes, max_crop_bytes=max_crop_bytes)
+        return self.factory(max_bytes=max_bytes, max_crop_bytes=max_crop_bytes)
 
 
 def visit(seq: int, kind: str, number: int = 1, boot: int = 1, camera: str = "door") -> Message:
@@ -80,9 +80,9 @@ def visit(seq: int, kind: str, number: int = 1, boot: int = 1, camera: str = "do
     from edge_agent.core.protocol.topics import Topics
     from edge_agent.mqtt.encoder import EventEncoder
 
-    letters = EventEncoder(Topics("edge-agent", "lobby"), boot, CropParams(), fake_jpeg)
+    encoder = EventEncoder(Topics("edge-agent", "lobby"), boot, CropParams(), fake_jpeg)
     event = face_event(seq, kind, visit=number, camera=camera)
-    return letters.of_event(event, event.info.moment)[-1]
+    return encoder.of_event(event, event.info.moment)[-1]
 
 
 # Over restarts
@@ -114,11 +114,11 @@ def test_gaps_and_quarantine_survive_a_restart(make):
     for seq in range(1, 101):
         outbox.put([message(seq)], make.clock())
     outbox.reject(outbox.batch(2)[1].key, "Payload format invalid", fatal=True)
-    before = told(outbox)
+    before = contents(outbox)
     assert before[0][0] == "events" and outbox.status().quarantined == 1
     outbox.close()
     outbox = make(max_bytes=65_536)
-    assert told(outbox)[-len(before) + 2 :] == before[2:]
+    assert contents(outbox)[-len(before) + 2 :] == before[2:]
     assert outbox.status().quarantined == 1
     ((reason, topic),) = make.rows("SELECT reason, topic FROM quarantine")
     assert (reason, topic) == ("Payload format invalid", EVENTS)
@@ -232,7 +232,7 @@ def test_unwanted_crops_of_earlier_runs_go_too_and_none_is_sent_while_the_disk_d
         other.execute("BEGIN IMMEDIATE")
         outbox.put([message(2, "crop"), message(2)], make.clock())
         outbox.discard_crops("door")
-        assert told(outbox) == [1, ("crop", 2), 2] and outbox.faults
+        assert contents(outbox) == [1, ("crop", 2), 2] and outbox.faults
         other.execute("ROLLBACK")
     make.clock.advance(RETRY_S)
     sent = [stored.message for stored in outbox.batch(10)]
@@ -245,7 +245,7 @@ def test_unwanted_crops_of_earlier_runs_go_too_and_none_is_sent_while_the_disk_d
 # Clocks
 
 
-def ages(make: EngineLoader, outbox: SqliteOutbox) -> List[float]:
+def ages(make: OutboxFactory, outbox: SqliteOutbox) -> List[float]:
     batch = outbox.batch(10)
     outbox.release([s.key for s in batch])
     return [make.clock.t - s.queued_t for s in batch]
@@ -294,7 +294,7 @@ def test_a_clock_that_was_or_is_wrong_drops_nothing_for_its_age(make, then):
         unsynced = FakeClock(20.0)
         make.clock = lambda: Moment(unsynced.t, real().at + timedelta(days=9000), False)  # type: ignore[assignment]
     outbox = make()
-    assert told(outbox) == [1]
+    assert contents(outbox) == [1]
     now = outbox._clock()
     assert now.t - outbox.batch(1)[0].queued_t > 30.0
 
@@ -303,11 +303,11 @@ def test_crops_are_given_up_after_a_day_and_events_after_a_week(make):
     outbox = make()
     outbox.put([message(1, "crop"), message(1, event_type="end")], make.clock())
     make.clock.advance(86_400.0 - 1)
-    assert told(outbox) == [("crop", 1), 1]
+    assert contents(outbox) == [("crop", 1), 1]
     make.clock.advance(20.0)
-    assert told(outbox) == [("crops", 1, 1, 1, "expired"), 1]
+    assert contents(outbox) == [("crops", 1, 1, 1, "expired"), 1]
     make.clock.advance(6 * 86_400.0)
-    assert told(outbox) == [("crops", 1, 1, 1, "expired"), ("events", 1, 1, 1, "expired")]
+    assert contents(outbox) == [("crops", 1, 1, 1, "expired"), ("events", 1, 1, 1, "expired")]
     assert outbox.status().dropped == 2
 
 
@@ -407,7 +407,7 @@ def test_what_a_start_has_closed_it_closes_once_however_often_the_disk_fails(mak
         other.execute("BEGIN IMMEDIATE")
         outbox = make()
         assert outbox.faults
-        outbox._drop_table()
+        outbox._close_store()
         other.execute("ROLLBACK")
     make.clock.advance(RETRY_S)
     shown = [json.loads(stored.message.payload) for stored in outbox.batch(10)]
@@ -489,7 +489,7 @@ def test_a_damaged_file_is_moved_aside_and_reported(make, harm, caplog):
     outbox.put([message(1)], make.clock())
     outbox.close()
     outbox = make()
-    assert told(outbox) == [1] and outbox.faults == []
+    assert contents(outbox) == [1] and outbox.faults == []
 
 
 def test_after_a_rollback_the_file_of_a_newer_version_is_used_as_it_is(make):
@@ -507,7 +507,7 @@ def test_after_a_rollback_the_file_of_a_newer_version_is_used_as_it_is(make):
     outbox.put([message(3)], make.clock())
     outbox.close()
     outbox = make()
-    assert told(outbox) == [1, 2, 3] and outbox.faults == []
+    assert contents(outbox) == [1, 2, 3] and outbox.faults == []
     with contextlib.closing(sqlite3.connect(str(make.file))) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == 99, "the newer one finds it as it left it"
 
@@ -540,11 +540,11 @@ def test_damage_while_running_loses_nothing_that_is_in_memory(make):
     assert outbox.faults and "moved to" in outbox.faults[0] and len(outbox.faults) == 1
     outbox.release([stored.key for stored in flying])
     lost = ("events", 21, 399, 379, "unreadable")
-    assert told(outbox) == [*range(1, 21), lost, 1000], "and what is not is announced"
+    assert contents(outbox) == [*range(1, 21), lost, 1000], "and what is not is announced"
     assert outbox.status().dropped == 379
     outbox.put([message(1001)], make.clock())
     outbox.close()
-    assert told(make()) == [*range(1, 21), lost, 1000, 1001]
+    assert contents(make()) == [*range(1, 21), lost, 1000, 1001]
 
 
 def test_a_row_that_makes_no_sense_does_not_stop_the_others(make):
@@ -584,7 +584,7 @@ def test_a_folder_that_cannot_be_made_is_waited_for(make, caplog):
     outbox.flush()
     assert not outbox.faults and "works again" in caplog.text
     outbox.close()
-    assert told(make()) == [2, 3]
+    assert contents(make()) == [2, 3]
 
 
 class Unplugged:
@@ -609,7 +609,7 @@ class Unplugged:
         (self.folder / "unplugged").rename(self.folder / "outbox.db")
 
 
-def backlog(make: EngineLoader, *seqs: int) -> SqliteOutbox:
+def backlog(make: OutboxFactory, *seqs: int) -> SqliteOutbox:
     """Too much for SQLite to keep in memory, and all of it on disk."""
     outbox = make()
     for seq in seqs:
@@ -689,10 +689,10 @@ def test_after_a_while_what_cannot_be_read_is_announced_as_lost_and_stays_lost(m
         make.clock.advance(1.0)
         outbox.flush()
         assert outbox.status().pending == 0 and make.rows() == [(0,)]
-    told_of: List[int] = []
+    reported: List[int] = []
     for one in shown[:-1]:
-        told_of += range(one[0], one[1] + 1) if isinstance(one, tuple) else [one]
-    assert told_of == list(range(1, 202)), "every number came or was announced, in order and once"
+        reported += range(one[0], one[1] + 1) if isinstance(one, tuple) else [one]
+    assert reported == list(range(1, 202)), "every number came or was announced, in order and once"
     assert outbox.status().dropped == sum(one[1] - one[0] + 1 for one in shown if isinstance(one, tuple))
 
 
@@ -727,7 +727,7 @@ def test_a_file_that_another_program_locks_is_waited_for(make):
     outbox.flush()
     assert not outbox.faults
     outbox.close()
-    assert told(make()) == [1, 2]
+    assert contents(make()) == [1, 2]
 
 
 def test_memory_is_bounded_while_the_disk_fails_and_the_loss_is_announced(make):
@@ -740,7 +740,7 @@ def test_memory_is_bounded_while_the_disk_fails_and_the_loss_is_announced(make):
     assert status.bytes <= 65_536 and status.dropped == 500 - (status.pending - 1)
     make.folder.unlink()
     make.clock.advance(RETRY_S)
-    shown = told(outbox)
+    shown = contents(outbox)
     assert shown[0] == ("events", 1, status.dropped, status.dropped, "full")
     assert shown[1:] == list(range(status.dropped + 1, 501))
 
@@ -819,7 +819,7 @@ def test_little_free_disk_leaves_a_floor(make):
         outbox.put([message(seq, "crop", size=100_000), message(seq, event_type="end")], make.clock())
         outbox.flush()
     assert 3_000_000 < outbox.status().bytes <= 4_000_000
-    shown = told(outbox)
+    shown = contents(outbox)
     assert [s for s in shown if isinstance(s, int)] == list(range(1, 61)), "crops go first"
     assert shown[0][0] == "crops"
 
@@ -832,7 +832,7 @@ def test_quarantine_is_bounded(make):
     outbox.flush()
     assert outbox.status().quarantined == 100
     assert make.rows("SELECT count(*) FROM quarantine") == [(100,)]
-    assert told(outbox) == [("events", 1, 130, 130, "quarantined")]
+    assert contents(outbox) == [("events", 1, 130, 130, "quarantined")]
 
 
 @pytest.mark.slow
@@ -863,7 +863,7 @@ def test_a_day_of_appearances_stays_bounded(make):
             open_before = len(list(fds.iterdir()))
         sizes.append(sum(p.stat().st_size for p in make.folder.iterdir()))
     open_after = len(list(fds.iterdir()))
-    rest = told(outbox, 100_000)
+    rest = contents(outbox, 100_000)
     gone += sum(one[3] for one in rest if isinstance(one, tuple) and one[0] == "events")
     assert seen + gone + len([one for one in rest if isinstance(one, int)]) == seq
     assert open_after <= open_before

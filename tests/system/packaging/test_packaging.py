@@ -41,7 +41,7 @@ def test_every_unit_is_laid_out_and_the_settings_are_nobody_elses(tmp_path):
 def test_the_lane_can_make_a_later_version_of_this_checkout(tmp_path):
     make_tree(tmp_path, "0.2.0")
     script = (
-        "import sys; from edge_agent import __version__; from edge_agent.outbox.store import MIGRATIONS;"
+        "import sys; from edge_agent import __version__; from edge_agent.outbox.database import MIGRATIONS;"
         "sys.stdout.write(__version__ + MIGRATIONS[-1])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)

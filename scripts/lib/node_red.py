@@ -2,8 +2,8 @@
 
     python -m scripts.lib.node_red RED_JS
 
-RED_JS is `node_modules/node-red/red.js` of an `npm install node-red`. Prints how often each of the flow's outputs
-spoke; fails when one of them never did, when what is late sets off what acts, or when Node-RED logs an error.
+RED_JS is `node_modules/node-red/red.js` of an `npm install node-red`. Prints the count of messages per output of
+the flow; fails when one output has none, when a late event triggers an action, or when Node-RED logs an error.
 """
 
 import argparse
@@ -40,20 +40,20 @@ REST = ("late: for the archive only", "messages were lost")
 
 @contextmanager
 def node_red(red_js: str, folder: Path, broker: Broker) -> Iterator[List[str]]:
-    """Runs the flow; yields what Node-RED prints, as it comes."""
+    """Run the flow; yields the lines that Node-RED prints, a list that grows."""
     flow = json.loads((ROOT / "config" / "node-red" / "flow.json").read_text("utf-8"))
     for node in flow:
         node.update({"mqtt-broker": {"port": str(broker.port)}, "debug": {"console": True}}.get(node["type"], {}))
     (folder / "flow.json").write_text(json.dumps(flow))
-    said: List[str] = []
+    printed: List[str] = []
     command = ["node", red_js, "-u", str(folder), "-p", str(free_port()), str(folder / "flow.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        reader = threading.Thread(target=said.extend, args=(process.stdout,), daemon=True)
+        reader = threading.Thread(target=printed.extend, args=(process.stdout,), daemon=True)
         reader.start()
         try:
-            eventually(lambda: any("Connected to broker" in line for line in said), "Node-RED connects", 60.0)
-            yield said
+            eventually(lambda: any("Connected to broker" in line for line in printed), "Node-RED connects", 60.0)
+            yield printed
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(15)
@@ -65,10 +65,10 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, Broker(Path(name)) as broker, node_red(
         arguments.red_js, Path(name), broker
-    ) as said:
+    ) as printed:
 
         def times(output: str) -> int:
-            return sum(f"[debug:{output}]" in line for line in list(said))
+            return sum(f"[debug:{output}]" in line for line in list(printed))
 
         client = Client(CallbackAPIVersion.VERSION2)
         starts: List[bytes] = []
@@ -91,7 +91,7 @@ def main() -> int:
         client.disconnect()
         client.loop_stop()
         counts = {output: times(output) for output in (*LIVE, *REST, BLIND)}
-        errors = [line for line in said if "[error]" in line]
+        errors = [line for line in printed if "[error]" in line]
         if counts[START] != len(starts) - 1:
             errors.append(f"{len(starts) - 1} live starts, {counts[START]} acted on")
     for output, count in counts.items():

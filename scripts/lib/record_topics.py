@@ -1,8 +1,8 @@
-"""Records config/mqtt/README.md: every topic of the contract with what a real agent said on a real broker.
+"""Records config/mqtt/README.md: every topic of the contract with messages of a real agent on a real broker.
 
     scripts/record-topics
 
-Not deterministic, so it is no part of scripts/generate; tests/config/test_examples.py tells when it has to run again.
+Not deterministic, so it is no part of scripts/generate; tests/config/test_examples.py fails when it has to run again.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Example(NamedTuple):
 
 
 def record(folder: Path) -> List[Example]:
-    """What was heard, oldest first."""
+    """Return the received messages, oldest first."""
     with Broker(folder) as broker, Listener(broker) as listener:
         with AgentProcess({**SETTINGS, "MQTT__PORT": broker.port}) as agent:
             eventually(lambda: _events(listener, "end"), "an appearance that has ended", 30.0)
@@ -85,7 +85,7 @@ def record(folder: Path) -> List[Example]:
 
 
 def choose(heard: Iterable[Example]) -> Dict[str, List[Example]]:
-    """The most telling messages of each topic of the table, by its key."""
+    """Choose one message of each kind per topic, by the topic's key."""
     found: Dict[str, Dict[str, Example]] = defaultdict(dict)
     for example in heard:
         topic = topic_of(example.topic)
@@ -98,7 +98,7 @@ def choose(heard: Iterable[Example]) -> Dict[str, List[Example]]:
 
 
 def page(examples: Dict[str, List[Example]]) -> str:
-    """The whole of README.md."""
+    """Return the text of README.md."""
     parts = [_INTRODUCTION, *map(_line, TOPICS), ""]
     for topic in TOPICS:
         parts += [f"## `{_short(topic)}`", "", topic.about]
@@ -163,7 +163,7 @@ def _value(payload: bytes) -> Dict[str, Any]:
 
 
 def _same(example: Example, value: Dict[str, Any]) -> str:
-    """One example is enough: the last."""
+    """Return the last example only."""
     return ""
 
 
@@ -209,13 +209,13 @@ def _gaps(listener: Listener) -> List[bytes]:
 
 
 def main() -> int:
-    """Record, and write the page."""
+    """The command line."""
     argparse.ArgumentParser(prog="scripts/record-topics", description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         examples = choose(record(Path(folder)))
     missing = [topic.key for topic in TOPICS if topic.key not in examples]
     if missing:
-        print(f"nothing was said on: {', '.join(missing)}", file=sys.stderr)
+        print(f"no message was published on: {', '.join(missing)}", file=sys.stderr)
         return 1
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page(examples), "utf-8")

@@ -25,7 +25,7 @@ PARAMETERS = {
     "node": ("The agent, EDGE_AGENT_NODE", "lobby"),
     "camera": ("The camera's id", "door"),
     "zone": ("The zone's id", "desk"),
-    "event_id": ("Of the appearance; of a snapshot its transaction", None),
+    "event_id": ("Id of the visit; of a snapshot its transaction", None),
     "switch": ("Of the camera", SWITCHES),
     "command": ("One of the closed list", COMMANDS),
     "answer": ("The command or switch; selftest; unknown where a command's name cannot be part of a topic", None),
@@ -43,14 +43,14 @@ class Topic:
     Attributes:
         key: Its name here and in asyncapi.yaml.
         address: With parameters in braces.
-        about: What it says, for people.
+        about: Its meaning, for people.
         schemas: Files in edge_agent/schemas, of which its payload is one; empty for plain payloads.
-        words: What a plain payload may be; empty when neither words nor schemas say.
+        words: Values of a plain payload; empty where neither words nor schemas define it.
         content_type: Of the payload.
         qos: As published.
         retained: Kept by the broker.
-        outbox: Survives a broker that is away.
-        sent: By the agent; else the agent listens to it.
+        outbox: Kept while the broker is unreachable.
+        sent: Published by the agent; else the agent subscribes to it.
         opt_in: The setting that turns it on.
     """
 
@@ -84,7 +84,7 @@ TOPICS = (
     Topic(
         "availability",
         f"{B}/availability",
-        "Whether the agent is connected. Its last will says `offline`, and so does a clean stop.",
+        "Whether the agent is connected. `offline` is its last will, and published by a clean stop.",
         words=ONLINE,
         retained=True,
     ),
@@ -114,7 +114,7 @@ TOPICS = (
     Topic(
         "presence",
         f"{C}/presence",
-        "The answer: `ON` somebody is there, `OFF` nobody is, `None` cannot see. Never `OFF` while the camera "
+        "The answer: `ON` a face is there, `OFF` none is, `None` the camera cannot see. Never `OFF` while the camera "
         "cannot see.",
         words=PRESENCE,
         retained=True,
@@ -122,30 +122,30 @@ TOPICS = (
     Topic(
         "zonePresence",
         f"{C}/zones/{{zone}}/presence",
-        "The same, of a named part of the picture.",
+        "The same, of a named part of the frame.",
         words=PRESENCE,
         retained=True,
     ),
     _json(
         "presenceAttributes",
         f"{C}/presence/attributes",
-        "Why, since when, who, and by which parameters it was decided.",
+        "Reason, start, events, and the parameters of the decision.",
         "presence_attributes",
         retained=True,
     ),
     Topic(
         "faceCount",
         f"{C}/face_count",
-        "How many faces; `None` while that cannot be said. At most once a second.",
+        "Number of faces; `None` while it is unknown. At most once a second.",
         retained=True,
     ),
     _json(
         "events",
         f"{C}/events",
-        "Each appearance of a face: `start`, perhaps `update`, `end`. In order of `seq`, at least once: "
-        "`event_id` and `seq` tell duplicates. Where the broker refuses an event for a while, the up to 19 that were "
-        "under way with it may come before it: once in the life of a process. `delivery.replayed` marks what comes "
-        "more than 30 s late. What had to be dropped is announced by a gap.",
+        "Each visit of a face: `start`, perhaps `update`, `end`. In order of `seq`, at least once: "
+        "`event_id` and `seq` identify duplicates. Where the broker refuses an event for a while, the up to 19 that "
+        "were under way with it may come before it: once in the life of a process. `delivery.replayed` marks what "
+        "comes more than 30 s late. What had to be dropped is announced by a gap.",
         "event",
         "gap",
         outbox=True,
@@ -153,7 +153,7 @@ TOPICS = (
     Topic(
         "crops",
         f"{C}/crops/{{event_id}}",
-        "The best picture of one appearance, just before its `end`. A picture of a person: withhold the topic "
+        "The best image of one visit, just before its `end`. An image of a person: withhold the topic "
         "where it is not needed, or turn it off.",
         content_type=IMAGE,
         outbox=True,
@@ -171,7 +171,7 @@ TOPICS = (
     _json(
         "imageAttributes",
         f"{C}/face/image/attributes",
-        "Which event that image belongs to.",
+        "The event that the image belongs to.",
         "face_image",
         retained=True,
         opt_in="EDGE_AGENT_CROPS__IMAGE=true",
@@ -179,7 +179,7 @@ TOPICS = (
     _json(
         "detections",
         f"{C}/detections",
-        "Every frame's faces, worth nothing later. Other profiles speak as DeepStream or Axis cameras do.",
+        "The faces of every frame, without retry. Other profiles use the formats of DeepStream or Axis cameras.",
         "detections",
         qos=0,
         opt_in="EDGE_AGENT_MQTT__DETECTIONS=native",
@@ -194,7 +194,7 @@ TOPICS = (
     Topic(
         "switchState",
         f"{C}/{{switch}}/state",
-        "What the switch is; kept over restarts.",
+        "State of the switch; kept over restarts.",
         words=SWITCH,
         retained=True,
     ),
@@ -209,8 +209,8 @@ TOPICS = (
     _json(
         "response",
         f"{B}/response/{{answer}}",
-        "What became of a command. On MQTT 3.1.1, `selftest` once a minute: the agent hears itself, and so knows "
-        "that the broker takes what it says.",
+        "Result of a command. On MQTT 3.1.1, `selftest` once a minute: the agent receives its own message, which "
+        "proves that the broker accepts its messages.",
         "response",
     ),
     _json(
@@ -223,7 +223,7 @@ TOPICS = (
     Topic(
         "homeAssistantStatus",
         "{prefix}/status",
-        "Home Assistant says that it has started: the retained truth is told anew.",
+        "Home Assistant has started: the agent publishes its retained state again.",
         words=ONLINE,
         sent=False,
     ),
@@ -231,7 +231,7 @@ TOPICS = (
 
 
 def all_topics(node_id: str = "lobby") -> List[str]:
-    """Whatever the code can name, once, discovery aside."""
+    """Return every topic that the code can name, without discovery."""
     node = Topics("edge-agent", node_id)
     door = node.camera("door")
     named = [value for owner in (node, door) for key, value in vars(owner).items() if key not in ("node", "root")]
@@ -247,7 +247,7 @@ def all_topics(node_id: str = "lobby") -> List[str]:
 
 
 def topic_of(name: str) -> Optional[Topic]:
-    """The line of the table that a real topic belongs to."""
+    """Return the table's entry of a real topic."""
     return next((topic for topic in TOPICS if topic.pattern.fullmatch(name)), None)
 
 

@@ -108,9 +108,9 @@ def test_the_judge_accepts_a_loss_that_a_gap_accounts_for_and_no_other() -> None
 
 def test_the_judge_asks_the_subscriber_too() -> None:
     bodies = told(6.1)
-    assert any("not heard" in fault for fault in judged(bodies, without(9)(bodies)).faults)
+    assert any("not received" in fault for fault in judged(bodies, without(9)(bodies)).faults)
     swapped = [*bodies[:3], bodies[4], bodies[3], *bodies[5:]]
-    assert any("first heard after" in fault for fault in judged(bodies, swapped).faults)
+    assert any("first received after" in fault for fault in judged(bodies, swapped).faults)
     assert judged(bodies, [*bodies, bodies[3]]).duplicates == 1
 
 

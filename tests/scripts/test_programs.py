@@ -18,7 +18,7 @@ from scripts.lib.soak.plot import plot
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = (
-    "bench.__main__", "bench.idle", "bench.micro", "bench.publish", "bench.scale", "bench.start",
+    "bench.__main__", "bench.idle", "bench.micro", "bench.post", "bench.publish", "bench.scale", "bench.start",
     "bench.programs.parts", "bench.programs.script", "chaos.run", "generate", "gpu_check.run", "home_assistant",
     "node_red", "record_topics", "soak.run",
 )  # fmt: skip

@@ -62,7 +62,7 @@ def test_growth_is_seen() -> None:
         for t in range(100)
     ]
     result = {
-        "rows": rows, "untrue": [], "accounts": {}, "health": {}, "blind": {"dark": 2}, "told_blind": {"dark": 1},
+        "rows": rows, "untrue": [], "accounts": {}, "health": {}, "blind": {"dark": 2}, "reported_blind": {"dark": 1},
         "log": "", "struck": {"reload-valid": 1}, "stop_s": 0.1, "exit_code": 0,
     }  # fmt: skip
     said = " ".join(judge(result))

@@ -1,4 +1,4 @@
-"""What can go wrong between a face and a subscriber: each breaks something in the world, and mends it."""
+"""The faults between a face and a subscriber: each one breaks a part of the system and repairs it."""
 
 import json
 import resource
@@ -17,47 +17,47 @@ SMALL = {"OUTBOX__MAX_BYTES": 65_536, "OUTBOX__MAX_CROP_BYTES": 20_000}
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to break things, and mend them."""
+    """One fault, its repair included."""
 
     strike: Callable[[World], None]
     only_5: bool = False
     only_mosquitto: bool = False
 
     def possible(self, broker: str, protocol: str) -> bool:
-        """Whether it can be told from success there; MQTT 3.1.1 acknowledges what it refuses."""
+        """Whether the fault can be distinguished from success; MQTT 3.1.1 acknowledges what it refuses."""
         return (protocol == "5" or not self.only_5) and (broker == "mosquitto" or not self.only_mosquitto)
 
 
 def broker_kill(world: World) -> None:
-    """`kill -9`, nothing saved."""
+    """Kill the broker (SIGKILL); it saves nothing."""
     world.kill_broker()
     _meanwhile(world, 0.1, 1.2)
     world.start_broker()
 
 
 def agent_kill(world: World) -> None:
-    """`kill -9`."""
+    """Kill the agent (SIGKILL)."""
     world.kill_agent()
     world.wait(0.0, 0.5)
     world.start_agent()
 
 
 def cut(world: World) -> None:
-    """The network is gone."""
+    """Cut the network."""
     world.proxy.cut()
     _meanwhile(world, 0.1, 2.0)
     world.proxy.mend()
 
 
 def stall(world: World) -> None:
-    """The network takes everything and passes nothing on."""
+    """The network accepts everything and forwards nothing."""
     world.proxy.stall()
     _meanwhile(world, 0.2, 3.0)
     world.proxy.mend()
 
 
 def unheard(world: World) -> None:
-    """The broker gets everything, and nothing of what it answers gets back."""
+    """The broker receives everything, and none of its answers arrive."""
     world.proxy.stall(only_answers=True)
     _meanwhile(world, 0.2, 3.0)
     world.proxy.cut()
@@ -65,7 +65,7 @@ def unheard(world: World) -> None:
 
 
 def blink(world: World) -> None:
-    """The network comes and goes."""
+    """The network fails briefly several times."""
     for _ in range(world.chance.randint(2, 4)):
         world.proxy.cut()
         world.wait(0.0, 0.3)
@@ -74,14 +74,14 @@ def blink(world: World) -> None:
 
 
 def refuse(world: World) -> None:
-    """The broker is there, and has no time."""
+    """The broker refuses CONNECT as busy or unavailable."""
     world.proxy.refuse(world.chance.choice((0x88, 0x89, 0x97)) if world.protocol == "5" else 3)
     _meanwhile(world, 0.3, 1.5)
     world.proxy.mend()
 
 
 def credentials(world: World) -> None:
-    """The broker does not know the agent, which then waits for minutes, until somebody restarts it."""
+    """The broker refuses the credentials; the agent then waits for minutes, until it is restarted."""
     codes = (0x86, 0x87, 0x8C) if world.protocol == "5" else (4, 5)
     world.proxy.refuse(world.chance.choice(codes))
     world.wait(0.3, 1.5)
@@ -90,7 +90,7 @@ def credentials(world: World) -> None:
 
 
 def acl(world: World) -> None:
-    """The right to say some things is taken away, and given back; then the network blinks, which ends the pause."""
+    """Revoke the right to publish some topics, restore it, then cut the network briefly, which ends the pause."""
     world.speak_5()
     denied = world.chance.choice(("+/events", "a/events", "+/presence", "+/face_count", "a/#", "+/crops/#"))
     world.allow(f"{ALL}\nuser {AGENT}\ntopic deny {BASE}/{denied}\n{ALL}")
@@ -104,7 +104,7 @@ def acl(world: World) -> None:
 
 
 def quota(world: World) -> None:
-    """The outbox overflows while the network is away."""
+    """The outbox overflows while the network is cut."""
     world.stop_agent()
     world.start_agent(**SMALL)
     world.wait(1.0, 1.5)
@@ -117,25 +117,25 @@ def quota(world: World) -> None:
 
 
 def disk(world: World) -> None:
-    """No file of the agent's can grow."""
+    """No file of the agent can grow."""
     pid = world.agent.process.pid
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
     world.wait(0.5, 3.0)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
-    # Until the outbox tries again, what waits is in memory only, so that a kill would lose it.
+    # Until the outbox writes again, waiting messages are in memory only and a kill would lose them.
     world.wait(RETRY_S, RETRY_S + 0.5)
 
 
 def poison(world: World) -> None:
-    """One message that no connection survives."""
+    """One message that ends every connection."""
     _strike(world, Poison("cut", world.chance.choice(("start", "end", "crop"))))
     world.wait(2.0, 3.0)
     world.proxy.mend()
 
 
 def malformed(world: World) -> None:
-    """Some messages that the broker calls malformed."""
+    """Some messages that the broker refuses as malformed."""
     world.speak_5()
     _strike(world, Poison("refuse", world.chance.choice(("start", "end", "crop")), world.chance.randint(1, 5)))
     world.wait(0.5, 2.0)
@@ -143,7 +143,7 @@ def malformed(world: World) -> None:
 
 
 def oversize(world: World) -> None:
-    """The broker takes only small messages for a while: too small for crops, for ends, or for most events."""
+    """The broker accepts only small messages for a while: no crops, no ends, or almost no events."""
     world.speak_5()
     world.limit(f"max_packet_size {world.chance.choice((900, 1150, 1400, 1800, 2300))}\n")
     world.wait(1.5, 3.0)
@@ -171,7 +171,7 @@ LOSSY = ("quota", "poison", "malformed", "oversize")
 
 
 class Poison:
-    """Picks the first `count` messages of a kind, and gives them the same verdict whenever they come."""
+    """Selects the first `count` messages of a kind, and gives them the same verdict every time."""
 
     def __init__(self, verdict: str, kind: str, count: int = 1) -> None:
         self._verdict, self._kind, self._left = verdict, kind, count
@@ -179,11 +179,11 @@ class Poison:
 
     @property
     def struck(self) -> bool:
-        """Whether there was one of that kind yet."""
+        """Whether a message of that kind has passed."""
         return bool(self._chosen)
 
     def __call__(self, passed: Passed) -> Verdict:
-        """Of one PUBLISH."""
+        """Return the verdict on one PUBLISH."""
         identity: Any = passed.topic
         kind = "crop" if is_crop(passed.topic) else ""
         if passed.topic.endswith("/events"):
@@ -196,13 +196,13 @@ class Poison:
 
 
 def _strike(world: World, poison: Poison) -> None:
-    """Wait until there is something to poison: an agent that has just started has nothing to say for a while."""
+    """Wait until a message is affected: an agent that has just started publishes none for a while."""
     world.proxy.judge = poison
     eventually(lambda: poison.struck, "something to poison")
 
 
 def _meanwhile(world: World, least_s: float, most_s: float) -> None:
-    """Let the fault last; now and then the agent is killed on top of it."""
+    """Let the fault last; sometimes kill the agent meanwhile."""
     half_s = world.chance.uniform(least_s, most_s) / 2.0
     time.sleep(half_s)
     if world.chance.random() < 0.3:

@@ -1,4 +1,4 @@
-"""What must have arrived: the scene's own list of appearances, held against what proxy and subscriber saw."""
+"""Compares the scene's list of visits with what the proxy and the subscriber received."""
 
 import json
 import math
@@ -17,13 +17,13 @@ from tests.fakes.proxy import Passed
 FPS = 20.0
 MAX_LOST_S = 0.25
 GRACE_S = 0.6
-"""Between a face and its event on disk, at most; on a busy machine."""
+"""Longest time from a face to its event on disk, on a busy machine."""
 STARTING_S = 10.0
-"""From the process to the camera's first frame, at most."""
+"""Longest time from the start of the process to the camera's first frame."""
 OUTAGE_S = 1.0
 """What a broker acknowledged so shortly before it was killed may not have reached the subscriber."""
 SLOW_S = 0.25
-"""A busy machine may need so long to tell what is new, beyond what `truth` allows for."""
+"""Further time that a busy machine may need to publish a change, beyond what `truth` allows for."""
 LOOKS, LOOK_S = 200, 0.03
 NEAR = 0.06
 
@@ -45,7 +45,7 @@ def scene(camera: int) -> Scene:
 
 
 def script(shown: Scene) -> str:
-    """As `test://...?script=` reads it."""
+    """Return the scene as `test://...?script=` reads it."""
     faces = [
         {"start_s": face.start_s, "end_s": face.end_s, "path": list(face.path), "size": list(face.sizes)}
         for face in shown.cast
@@ -55,7 +55,7 @@ def script(shown: Scene) -> str:
 
 @dataclass
 class Life:
-    """One process of the agent's, from start to end.
+    """One process of the agent, from start to end.
 
     Attributes:
         saw_until: When it was killed, or asked to stop.
@@ -69,7 +69,7 @@ class Life:
 
 
 class Seen(NamedTuple):
-    """One event or gap, as somebody received it."""
+    """One received event or gap."""
 
     boot: int
     camera: str
@@ -99,12 +99,12 @@ class Evidence:
         return Seen(body["boot"], body["camera"], body)
 
     def life_of(self, at: float) -> Optional[Life]:
-        """Whose life this instant lies in."""
+        """Return the life that this instant lies in."""
         return next((life for life in self.lives if life.began_at <= at <= life.ended_at), None)
 
 
 class Account:
-    """One look at the evidence: what has arrived by now, and what is wrong about it."""
+    """The evidence at one moment: what has arrived, and what is wrong with it."""
 
     def __init__(self, evidence: Evidence, record: Sequence[Passed], heard: Sequence[Heard], now_at: float) -> None:
         self.faults: List[str] = []
@@ -125,7 +125,7 @@ class Account:
         self.missing = self._missing()
 
     def _collect(self, record: Sequence[Passed]) -> None:
-        """What the broker took, in order, at the proxy."""
+        """Check the messages that the broker acknowledged at the proxy, in order."""
         for passed in record:
             if not passed.arrived:
                 self.refused += passed.fate == "refuse" or (passed.code or 0) >= 0x80
@@ -182,13 +182,13 @@ class Account:
             self.origins[stream] = origin
 
     def _compare(self, record: Sequence[Passed], heard: Sequence[Heard]) -> None:
-        """The subscriber heard what the broker took, in the same order, and none of it as retained."""
+        """The subscriber received what the broker acknowledged, in the same order, and none of it as retained."""
         got = {(h.topic, h.payload) for h in heard}
         for passed in record:
             outage = any(start <= passed.t <= end for start, end in self._evidence.outages)
             kept = passed.topic.endswith("/events") or is_crop(passed.topic)
             if kept and passed.arrived and not outage and (passed.topic, passed.payload) not in got:
-                self.faults.append(f"acknowledged, but not heard: {passed.as_line()[:400]}")
+                self.faults.append(f"acknowledged, but not received: {passed.as_line()[:400]}")
         first: Dict[Tuple[Stream, int], Dict[str, Any]] = {}
         newest: DefaultDict[Stream, int] = defaultdict(int)
         for message in heard:
@@ -196,7 +196,7 @@ class Account:
             if seen is None or "event_id" not in seen.body:
                 continue
             if message.retain:
-                self.faults.append(f"an event was heard as retained: {seen.body}")
+                self.faults.append(f"an event was received as retained: {seen.body}")
             stream, seq = (seen.boot, seen.camera), seen.body["seq"]
             if (stream, seq) in first:
                 self.duplicates += 1
@@ -204,11 +204,11 @@ class Account:
                 continue
             first[stream, seq] = seen.body
             if seq < newest[stream]:
-                self.faults.append(f"{stream}: {seq} was first heard after {newest[stream]}")
+                self.faults.append(f"{stream}: {seq} was first received after {newest[stream]}")
             newest[stream] = max(newest[stream], seq)
 
     def _numbers(self) -> None:
-        """Every hole in (boot, seq) is announced; every crop that an event names has come, or its loss was told."""
+        """Every hole in (boot, seq) is announced; every named crop has arrived, or its loss is announced."""
         for stream, events in self._by_seq.items():
             holes = set(range(1, max(events) + 1)) - set(events) - self._lost[stream]
             if holes:
@@ -218,7 +218,7 @@ class Account:
                     self.faults.append(f"{stream}: event {seq} names a crop that never came")
 
     def _missing(self) -> List[str]:
-        """Appearances that have no start or no end by now, beyond what gaps account for."""
+        """Visits without a start or an end so far, beyond what gaps account for."""
         missing: List[str] = []
         for stream, origin in self.origins.items():
             life, shown = self.life[stream[0]], self._evidence.scenes[stream[1]]
@@ -230,9 +230,9 @@ class Account:
                 found = ids.get((face.start_s, face.path[0]), set())
                 over = life.ended_at < self._now_at or origin + face.end_s + MAX_LOST_S < until_at
                 wanted = 2 if over else 1
-                told = self._told(found, over)
-                if told < wanted:
-                    lost += wanted - told
+                arrived = self._arrived(found, over)
+                if arrived < wanted:
+                    lost += wanted - arrived
                     here.append(f"{stream}: {wanted} events of the face at {face.start_s:.2f}-{face.end_s:.2f} s")
             if lost > len(self._lost[stream]) and not life.may_forget:
                 missing += here
@@ -243,10 +243,10 @@ class Account:
             and min(life.saw_until, self._now_at) - life.began_at > STARTING_S
             and not life.may_forget
         ]
-        return missing + [f"a life from {life.began_at} on that said nothing" for life in silent]
+        return missing + [f"a life from {life.began_at} on that published nothing" for life in silent]
 
     def _ids(self, stream: Stream, shown: Scene) -> Dict[Tuple[float, Any], Set[str]]:
-        """Event ids by appearance; a start without a face in the scene is a fault."""
+        """Return event ids by visit; a start without a face in the scene is a fault."""
         ids: DefaultDict[Tuple[float, Any], Set[str]] = defaultdict(set)
         for body in self._by_seq[stream].values():
             t_s = body["frame"]["sequence"] / FPS
@@ -257,14 +257,14 @@ class Account:
                 self.faults.append(f"{stream}: an event of a face that was not there: {body}")
         return ids
 
-    def _told(self, ids: Set[str], over: bool) -> int:
-        """How many of start and end have come."""
+    def _arrived(self, ids: Set[str], over: bool) -> int:
+        """Count how many of start and end have arrived."""
         kinds = {kind for event_id in ids for kind in self._kinds[event_id]}
         return len(kinds & ({"start", "end"} if over else {"start"}))
 
     def truth(self, now_at: float) -> Optional[Dict[str, int]]:
         """Faces per camera that the scene shows now; None when it has just changed or is about to, or is unknown."""
-        told: Dict[str, int] = {}
+        faces: Dict[str, int] = {}
         for camera, shown in self._evidence.scenes.items():
             origins = [o for (boot, c), o in self.origins.items() if c == camera and self._alive(boot)]
             if not origins:
@@ -275,11 +275,11 @@ class Account:
                 slow_s = 0.2 + COUNT_INTERVAL_S * joined
                 if -0.05 < t_s - face.start_s < slow_s or -0.05 < t_s - face.end_s < MAX_LOST_S + 0.15:
                     return None
-            told[camera] = len(shown.faces(t_s))
-        return told
+            faces[camera] = len(shown.faces(t_s))
+        return faces
 
     def boot(self) -> int:
-        """Of the process that lives now; 0 until every camera of it has said something."""
+        """Boot number of the running process; 0 until each of its cameras has published."""
         streams = [stream for stream in self.origins if self._alive(stream[0])]
         return max(boot for boot, _ in streams) if len(streams) == len(self._evidence.scenes) else 0
 
@@ -311,7 +311,7 @@ def untrue(
             wrong = look(faces)
             if not wrong:
                 return []
-            # It took a while to look: what has changed meanwhile proves nothing.
+            # The check takes a while; what has changed meanwhile proves nothing.
             if clock() - since_at >= SLOW_S and truth(clock()) == faces:
                 return wrong
         sleep(LOOK_S)

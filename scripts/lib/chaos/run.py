@@ -1,11 +1,11 @@
-"""Breaks everything between a face and a subscriber, at random moments, and counts what arrives.
+"""Causes faults between a face and a subscriber, at random moments, and checks what arrives.
 
     scripts/chaos --rounds 200 --protocol 5
 
-Each round breaks one or two things around the real agent: the broker or the agent is killed, the network is cut or
-stalls, CONNECT is refused, an access list is revoked, the outbox overflows, a message is poisonous or too large. The
-proof does not ask the agent: the scene's script says what was to be seen (`chaos.ledger`), a recording proxy what the
-broker acknowledged, a subscriber what came through. Ends with 1 when anything is missing, out of order or untrue; the
+Each round causes one or two faults around the real agent: the broker or the agent is killed, the network is cut or
+stalls, CONNECT is refused, a permission is revoked, the outbox overflows, a message ends connections or is too large.
+The proof does not depend on the agent: the scene's script lists the visits (`chaos.ledger`), a recording proxy what the
+broker acknowledged, a subscriber what arrived. The exit code is 1 when anything is missing, out of order or untrue; the
 evidence is then kept.
 """
 
@@ -29,13 +29,13 @@ from tests.fakes.broker import MOSQUITTO
 
 SETTLE_S = 25.0
 CHAPTER = 10
-"""Rounds after which the agent is stopped in order, and the evidence of what is settled is forgotten."""
+"""Rounds after which the agent is stopped in order and settled evidence is discarded."""
 POLL_S = 0.1
 
 
 @dataclass
 class Round:
-    """How one round went."""
+    """Result of one round."""
 
     fault: str
     settled_s: float
@@ -44,7 +44,7 @@ class Round:
 
 @dataclass
 class Result:
-    """How the run went."""
+    """Result of the run."""
 
     rounds: List[Round] = field(default_factory=list)
     counts: "Counter[str]" = field(default_factory=Counter)
@@ -54,7 +54,7 @@ class Result:
 
     @property
     def faults(self) -> List[str]:
-        """Everything that does not hold."""
+        """A line for every violation."""
         return [f"round {number}, {r.fault}: {fault}" for number, r in enumerate(self.rounds, 1) for fault in r.faults]
 
 
@@ -67,7 +67,7 @@ def run(
     only: str = "",
     verbose: bool = False,
 ) -> Result:
-    """So many rounds; the evidence is kept when something does not hold."""
+    """Run so many rounds; keep the evidence when there is a violation."""
     chance = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="edge-agent-chaos-"))
     result = Result()
@@ -118,7 +118,7 @@ def _round(world: World, name: str, result: Result, before: Account) -> Tuple[Ro
 
 
 def _stop(world: World) -> List[str]:
-    """Stop the agent in order: then every appearance has to be closed, and nothing retained may sound alive."""
+    """Stop the agent in order: every visit must be closed then, and no retained value may claim that it runs."""
     world.stop_agent()
     return _wrong(_settle(world)) + world.goodbye() + world.log_faults()
 
@@ -128,10 +128,10 @@ def _wrong(account: Account) -> List[str]:
 
 
 def _settle(world: World) -> Account:
-    """Wait until everything has come that must; what has not by then is a fault, and so is what is wrong for long."""
+    """Wait until everything expected has arrived; what is missing at the deadline, or wrong for long, is a fault."""
     until_t = time.monotonic() + SETTLE_S
     wrong = 0
-    as_of = time.time() + GRACE_S  # so that all that was shown until now has to have come
+    as_of = time.time() + GRACE_S  # so that everything shown until now must have arrived
     while True:
         account = world.account(as_of)
         ready = (account.boot() or not world.agent_lives) and not account.missing
@@ -142,9 +142,9 @@ def _settle(world: World) -> Account:
 
 
 def table(result: Result) -> str:
-    """What a person reads."""
+    """Return the result as Markdown tables."""
     lines = [
-        "| fault | rounds | felt | events | duplicates | gaps told | settled after, median / max s | violations |",
+        "| fault | rounds | felt | events | duplicates | gaps announced | settled after, median / max s | violations |",
         "|---|---|---|---|---|---|---|---|",
     ]
     total: Counter[str] = Counter()
@@ -172,7 +172,7 @@ def _verdict(result: Result) -> str:
 
 
 def as_json(result: Result) -> Dict[str, Any]:
-    """For programs."""
+    """Return the result for programs."""
     rounds = [vars(r) for r in result.rounds]
     return {"rounds": rounds, "by_fault": result.by_fault, "faults": result.faults, "evidence": result.evidence}
 
@@ -184,8 +184,8 @@ def main() -> int:
     parser.add_argument("--protocol", choices=("5", "3.1.1"), default="5")
     parser.add_argument("--broker", choices=("mosquitto", "iotcore"), default="mosquitto")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--store", choices=("disk", "memory"), default="disk", help="where the outbox is")
-    parser.add_argument("--only", default="", metavar="NAMES", help=f"these faults: {','.join(FAULTS)}")
+    parser.add_argument("--store", choices=("disk", "memory"), default="disk", help="storage of the outbox")
+    parser.add_argument("--only", default="", metavar="NAMES", help=f"only these faults, of {','.join(FAULTS)}")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
     args = parser.parse_args()
     if args.broker == "mosquitto" and MOSQUITTO is None:

@@ -1,4 +1,4 @@
-"""The world that things go wrong in: a broker, a proxy, a subscriber and the real agent."""
+"""The system under test: a broker, a proxy, a subscriber and the real agent."""
 
 import json
 import random
@@ -26,7 +26,7 @@ IotCoreBroker(config_path=None, listen="127.0.0.1", port=int(sys.argv[1]), max_p
 
 
 class Iotcore:
-    """The broker inside a wheel, MQTT 3.1.1, in a process that can be killed."""
+    """The embedded broker (iotcore, MQTT 3.1.1) in a process that can be killed."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self.log = free_port(), folder / "iotcore.log"
@@ -49,7 +49,7 @@ class Iotcore:
 
 
 class World:
-    """Everything around one agent.
+    """One agent and everything around it.
 
     Args:
         folder: For configuration, logs and the agent's state.
@@ -89,7 +89,7 @@ class World:
         self.broker.kill()
 
     def start_agent(self, **more: Any) -> None:
-        """A new process, on the state of the last."""
+        """Start a new process with the state of the last one."""
         uri = "test://one?script={}&size=320x240&fps={:g}"
         cameras = {
             f"CAMERAS__{camera.upper()}__URI": uri.format(self._folder / f"{camera}.json", FPS) for camera in CAMERAS
@@ -105,7 +105,7 @@ class World:
 
     @property
     def agent_lives(self) -> bool:
-        """Whether there is a process of it."""
+        """Whether the agent's process runs."""
         return self.agent.process.poll() is None
 
     def kill_agent(self) -> None:
@@ -125,33 +125,33 @@ class World:
         self._ended(may_forget=False)
 
     def kill_broker(self) -> None:
-        """`kill -9`, with all that it keeps."""
+        """Kill the broker (SIGKILL); it loses all that it keeps."""
         self._killed_at = time.time() - OUTAGE_S
         self.broker.kill()
         eventually(lambda: not self.listener.ready.is_set(), "the subscriber notices")
 
     def start_broker(self) -> None:
-        """Again, on the same port."""
+        """Start the broker again on the same port."""
         self.broker.start()
         eventually(self.listener.ready.is_set, "the subscriber is back")
         self.evidence.outages.append((self._killed_at, time.time()))
 
     def limit(self, config: str = "") -> None:
-        """Start the broker anew with other limits."""
+        """Restart the broker with other limits."""
         self.kill_broker()
         self.broker.configure(self._config() + config)
         self.start_broker()
 
     def allow(self, rules: str) -> None:
-        """The access list from now on."""
+        """Write the broker's access list."""
         self._acl.write_text(rules + "\n")
 
     def reload_acl(self) -> None:
-        """Tell the broker."""
+        """Signal the broker to read its access list again."""
         self.broker.tell(signal.SIGHUP)
 
     def speak_5(self) -> None:
-        """Reconnect until the agent speaks MQTT 5 again, which it leaves for a while when the broker is mute."""
+        """Reconnect until the agent uses MQTT 5 again, which it leaves for a while when the broker does not answer."""
         while self.proxy.protocol != 5:
             self.proxy.cut()
             self.proxy.mend()
@@ -159,22 +159,22 @@ class World:
             self.wait(0.5, 0.5)
 
     def wait(self, least_s: float, most_s: float) -> None:
-        """Let it be so for a while."""
+        """Wait for a random time."""
         time.sleep(self.chance.uniform(least_s, most_s))
 
     def account(self, now_at: Optional[float] = None) -> Account:
-        """What has arrived by now."""
+        """Return what has arrived so far."""
         heard = self.listener.heard[self._heard :]
         return Account(self.evidence, self.proxy.record[self._record :], heard, now_at or time.time())
 
     def effects(self, account: Account) -> int:
-        """How often something was felt so far: otherwise a round has proved nothing."""
+        """Count the effects of faults so far; a round without an effect has proven nothing."""
         proxy, kills = self.proxy, len(self.evidence.outages) + len(self.evidence.lives)
         disk = self._disk_faults + self.agent.log.count(DISK_FAULT)
         return proxy.cuts + proxy.turned_away + account.refused + account.without_crop + kills + disk
 
     def untrue(self, account: Account) -> List[str]:
-        """What the broker retains that is not so, as a new subscriber sees it at a quiet moment of the scene."""
+        """Return what a new subscriber receives as retained and is not true, at a quiet moment of the scene."""
         return untrue(account.truth, lambda faces: self._wrong(account.boot(), faces))
 
     def _wrong(self, boot: int, faces: Dict[str, int]) -> List[str]:
@@ -191,28 +191,28 @@ class World:
                 time.sleep(0.005)
             wrong = [f"no retained {topic}" for topic in sorted(known - set(late.topics()))]
             wrong += [f"{t} retains {late.last(t)!r}, true is {v!r}" for t, v in wanted.items() if late.last(t) != v]
-            told = json.loads(late.last(f"{BASE}/info") or b"{}").get("boot")
-            if told != boot:
-                wrong.append(f"{BASE}/info is of boot {told}, now is {boot}")
+            retained = json.loads(late.last(f"{BASE}/info") or b"{}").get("boot")
+            if retained != boot:
+                wrong.append(f"{BASE}/info is of boot {retained}, now is {boot}")
         return wrong
 
     def log_faults(self) -> List[str]:
-        """What must never be in the agent's log, and what its messages broke."""
+        """Return tracebacks in the agent's log, and violations of the message schemas."""
         traces = ["a traceback in the log"] if "Traceback" in self.agent.log else []
         schema, self.listener.faults = self.listener.faults, []
         return traces + schema
 
     def goodbye(self) -> List[str]:
-        """What a stopped agent leaves untrue at the broker."""
+        """Return what a stopped agent leaves retained at the broker and is not true."""
         wanted = {f"{BASE}/availability": b"offline"}
         for camera in CAMERAS:
             wanted.update({f"{BASE}/{camera}/availability": b"offline", f"{BASE}/{camera}/presence": b"None"})
         with Listener(self.broker, f"{BASE}/#", version=self.protocol) as late:
-            eventually(lambda: set(wanted) <= set(late.topics()), "the retained truth")
+            eventually(lambda: set(wanted) <= set(late.topics()), "the retained state")
             return [f"{t} retains {late.last(t)!r} after a stop" for t, v in wanted.items() if late.last(t) != v]
 
     def new_chapter(self) -> None:
-        """Forget what is settled, and start anew; a fault before the agent has connected would strike nobody."""
+        """Discard the settled evidence and start the agent again; wait until it connects."""
         self.evidence = Evidence(self.scenes)
         self._record, self._heard = len(self.proxy.record), len(self.listener.heard)
         self.proxy.protocol = 0
@@ -220,7 +220,7 @@ class World:
         eventually(lambda: self.proxy.protocol, "the agent connects")
 
     def keep(self, folder: Path, faults: List[str]) -> None:
-        """Write the evidence down."""
+        """Write the evidence to a folder."""
         folder.mkdir()
         (folder / "violations.txt").write_text("\n".join(faults))
         (folder / "proxy.jsonl").write_text("\n".join(p.as_line() for p in self.proxy.record[self._record :]))

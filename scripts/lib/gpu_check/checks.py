@@ -36,14 +36,14 @@ Row = Tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Bench:
-    """What the checks work on.
+    """Input of the checks.
 
     Attributes:
         driver: `pycuda.driver`.
-        kernels: Where the kernel comes from.
-        frames: How many the search for leaks takes.
-        noise: For pictures.
-        copy_bytes: How much is copied to learn the memory's speed: far more than the GPU's cache.
+        kernels: Source of compiled kernels.
+        frames: Number of frames in the search for leaks.
+        noise: Random numbers for images.
+        copy_bytes: Bytes copied to measure the memory's speed: far more than the GPU's cache.
         launches: How many are timed together.
     """
 
@@ -56,7 +56,7 @@ class Bench:
 
     @contextmanager
     def gpu(self) -> Iterator[CudaContext]:
-        """The GPU, given back afterwards."""
+        """Open the GPU for the length of a block."""
         context = CudaContext(self.driver)
         try:
             yield context
@@ -64,12 +64,12 @@ class Bench:
             context.close()
 
     def gray(self, size: Tuple[int, int], dtype: Any = np.uint8) -> np.ndarray:
-        """A picture of noise."""
+        """Return an image of noise."""
         return self.noise.integers(0, int(np.iinfo(dtype).max) + 1, size[::-1], dtype)
 
 
 def kernel(bench: Bench) -> Iterator[Row]:
-    """The kernel's pixels against the reference, by size, samples, filter and precision."""
+    """Compare the kernel's pixels with the reference, by size, sample type, filter and precision."""
     for filter, limit in LIMITS.items():
         worst = 0.0
         with bench.gpu() as context:
@@ -99,7 +99,7 @@ def kernel(bench: Bench) -> Iterator[Row]:
 
 
 def buffers(bench: Bench) -> Iterator[Row]:
-    """Each way in which a picture may lie there, to the same pixels, rows with gaps included."""
+    """Each memory layout of an image gives the same pixels, padded rows included."""
     pixels = bench.gray((641, 479))
     with bench.gpu() as context:
         preprocess = CudaPreprocessor(context, bench.kernels, PLAIN)
@@ -123,7 +123,7 @@ def buffers(bench: Bench) -> Iterator[Row]:
 
 
 def camera_memory(bench: Bench) -> Iterator[Row]:
-    """Each way in which a V4L2 camera's pictures come to the GPU; this program writes them in the driver's place."""
+    """Each way in which images of a V4L2 camera reach the GPU; this program writes them in place of the driver."""
     pictures = [bench.gray((640, 480)) for _ in range(CAMERA_BUFFERS)]
     with bench.gpu() as context:
         preprocess = CudaPreprocessor(context, bench.kernels, PLAIN)
@@ -157,7 +157,7 @@ def _camera_opening(
     pictures: List[np.ndarray],
     wanted: List[np.ndarray],
 ) -> bool:
-    """Whether the GPU sees in each buffer what was written to it, without a copy."""
+    """Return whether the GPU reads from each buffer what was written to it, without a copy."""
     nbytes = pictures[0].nbytes
     buffers, freed = _camera_buffers(pool, mode, nbytes)
     for buffer, pixels in zip(buffers, pictures):
@@ -170,10 +170,10 @@ def _camera_opening(
 
 
 def _camera_buffers(pool: CudaBufferPool, mode: str, nbytes: int) -> Tuple[List[Any], Callable[[], None]]:
-    """Buffers as `mode` has them, and what is to be done when they are free."""
+    """Return buffers of this mode, and a callback for when they are free."""
     if mode != "registered":
         return list(pool.allocate(CAMERA_BUFFERS, nbytes)), lambda: None
-    # Whole pages of the kernel's, mapped, as V4L2's own buffers are.
+    # Whole pages mapped from the kernel, as V4L2 buffers are.
     maps = [mmap.mmap(-1, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE) for _ in range(CAMERA_BUFFERS)]
 
     def unmap() -> None:
@@ -184,7 +184,7 @@ def _camera_buffers(pool: CudaBufferPool, mode: str, nbytes: int) -> Tuple[List[
 
 
 def threads(bench: Bench) -> Iterator[Row]:
-    """Contexts of several threads at once, each with its stream; and one used by the wrong thread."""
+    """Use contexts of several threads at once, each with its stream, and one from the wrong thread."""
     pixels = bench.gray((640, 480))
     wanted = resized(pixels, PLAIN.net, False)
     worst: List[float] = []
@@ -223,8 +223,8 @@ def threads(bench: Bench) -> Iterator[Row]:
         yield _row("threads: another's context", refused == [True], "refused" if refused else "not refused")
 
 
-def leaks(bench: Bench, tell: Callable[[str], None]) -> Iterator[Row]:
-    """Memory of GPU and process, and open files, over many frames and over many starts."""
+def leaks(bench: Bench, progress: Callable[[str], None]) -> Iterator[Row]:
+    """Measure memory of GPU and process, and open files, over many frames and over many starts."""
     pictures = [Image(bench.gray((1280, 800))) for _ in range(4)]
 
     def frames(count: int) -> float:
@@ -238,7 +238,7 @@ def leaks(bench: Bench, tell: Callable[[str], None]) -> Iterator[Row]:
                 preprocess(pictures[number % 4])
                 context.wait()
                 if number and number % 20000 == 0:
-                    tell(f"{number} of {count} frames")
+                    progress(f"{number} of {count} frames")
             grown[:] = [after - at for after, at in zip(_held(bench, context), before)]
             return time.monotonic() - started
 
@@ -257,7 +257,7 @@ def leaks(bench: Bench, tell: Callable[[str], None]) -> Iterator[Row]:
 
 
 def throughput(bench: Bench) -> Iterator[Row]:
-    """The kernel's time at 1280x800 against the time that its bytes need, one by one and 64 in one launch."""
+    """Compare the kernel's time at 1280x800 with the time of its bytes, for one image and for 64 in one launch."""
     with bench.gpu() as context:
         bytes_per_s = _bandwidth(bench, context)
         yield "memory", NOTE, f"{bytes_per_s / 1e9:.0f} GB/s, by copying"
@@ -274,7 +274,7 @@ def throughput(bench: Bench) -> Iterator[Row]:
 
 
 def fetch(context: CudaContext, tensor: DeviceTensor) -> np.ndarray:
-    """The tensor's values, once they are there."""
+    """Wait for the tensor and return its values as float64."""
     nbytes = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
     pinned = context.pinned(nbytes)
     context.download(pinned.array, tensor.pointer)
@@ -291,7 +291,7 @@ def _start(bench: Bench, picture: Image) -> None:
 
 
 def _held(bench: Bench, context: CudaContext) -> List[int]:
-    """Bytes on the GPU, bytes of this process, open files."""
+    """Return bytes on the GPU, bytes of this process, and open files."""
     with context.current("asking for free memory"):
         free, total = bench.driver.mem_get_info()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -307,7 +307,7 @@ def _grown(grown: List[int]) -> str:
 
 
 def _bandwidth(bench: Bench, context: CudaContext) -> float:
-    """Bytes read and written per second by a copy on the GPU."""
+    """Return the bytes read and written per second by a copy on the GPU."""
     nbytes, rounds = bench.copy_bytes, 20
     source, target = context.device_buffer(nbytes), context.device_buffer(nbytes)
     best = 0.0
@@ -328,7 +328,7 @@ def _bandwidth(bench: Bench, context: CudaContext) -> float:
 def _per_launch_us(
     bench: Bench, context: CudaContext, size: Tuple[int, int], net: Tuple[int, int], repeats: int
 ) -> float:
-    """Of launches one behind the other on pictures that are on the GPU; the best of three."""
+    """Return the time of one launch, in a row of launches on images in GPU memory; the best of three."""
     preprocess = CudaPreprocessor(context, bench.kernels, replace(FACEDETECTIR, net=net))
     source = context.device_buffer(size[0] * size[1])
     picture = Image(np.empty(size[::-1], np.uint8), device=DeviceView(source.pointer, size[0], "gray8"))

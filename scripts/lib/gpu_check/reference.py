@@ -1,4 +1,4 @@
-"""What the preprocess kernel should give, in numpy and float64, by another road: resizing as two matrix products."""
+"""Reference of the preprocess kernel in numpy and float64: resizing as two matrix products."""
 
 from typing import Tuple
 
@@ -25,7 +25,7 @@ def _bilinear(source: int, target: int) -> np.ndarray:
 
 
 def _area(source: int, target: int) -> np.ndarray:
-    """(target, source): each source px by how much of it lies under the target px."""
+    """(target, source): weight of each source px by its overlap with the target px."""
     edges = np.arange(target + 1) * source / target
     px = np.arange(source)
     overlap = np.minimum(edges[1:, None], px + 1) - np.maximum(edges[:-1, None], px)

@@ -33,19 +33,19 @@ ENGINE_S = 5.0
 PICTURES = 32
 
 
-def tell(line: str) -> None:
-    """Progress."""
+def progress(line: str) -> None:
+    """Print a line of progress."""
     print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
-    """All checks; one that breaks off is a row itself, and the others go on."""
+    """Run all checks; one that raises gives a failed row, and the others go on."""
     for name, found in (
         ("kernel", checks.kernel(bench)),
         ("buffer", checks.buffers(bench)),
         ("camera memory", checks.camera_memory(bench)),
         ("threads", checks.threads(bench)),
-        ("leaks", checks.leaks(bench, tell)),
+        ("leaks", checks.leaks(bench, progress)),
         ("throughput", checks.throughput(bench)),
         ("engine", engines),
     ):
@@ -56,7 +56,7 @@ def rows(bench: Bench, engines: Iterator[Row]) -> Iterator[Row]:
 
 
 def engine(model: str, folder: Path) -> Iterator[Row]:
-    """Engines in every precision, built anew, proven and measured; a note where there is no TensorRT or no model."""
+    """Build, prove and measure engines in every precision; a note where there is no TensorRT or no model."""
     from edge_agent.inference.trt.api import load_tensorrt
     from edge_agent.inference.trt.find import open_backend
     from edge_agent.inference.trt.network import read_network
@@ -108,7 +108,7 @@ def _proven(name: str, network: "Network", precision: "Precision", folder: Path)
     from edge_agent.inference.trt.engine_loader import BuildOptions, open_network
 
     try:
-        opened = open_network(network, BuildOptions(precision), folder, os.environ, tell)
+        opened = open_network(network, BuildOptions(precision), folder, os.environ, progress)
     except EdgeAgentError as error:
         return f"engine: {name}", FAIL, str(error)
     try:
@@ -123,7 +123,7 @@ def _proven(name: str, network: "Network", precision: "Precision", folder: Path)
 
 
 def report(found: Iterator[Row]) -> int:
-    """Print each row as it comes; the exit code."""
+    """Print each row when it is ready; return the exit code."""
     states: List[str] = []
     for name, state, figure in found:
         states.append(state)
@@ -136,8 +136,8 @@ def report(found: Iterator[Row]) -> int:
 def main(words: Optional[Sequence[str]] = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/gpu-check", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frames", type=int, default=100_000, metavar="N", help="for the search for leaks")
-    parser.add_argument("--model", default="centerface", metavar="NAME", help="of the registry, or a file")
+    parser.add_argument("--frames", type=int, default=100_000, metavar="N", help="frames in the search for leaks")
+    parser.add_argument("--model", default="centerface", metavar="NAME", help="a model of the registry, or a file")
     args = parser.parse_args(words)
     if args.frames < 1:
         parser.error(f"--frames {args.frames}: expected 1 or more")

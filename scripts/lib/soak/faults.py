@@ -1,4 +1,4 @@
-"""The soak's random faults: cameras that go blind on a script, and what happens to broker, disk and settings."""
+"""The soak's random faults: cameras that lose sight by script, and faults of broker, disk and settings."""
 
 import random
 import resource
@@ -12,7 +12,7 @@ from tests.fakes.broker import Broker
 from tests.fakes.proxy import RecordingProxy
 
 BLINDNESS = {"dark": "dark", "cover": "covered", "freeze": "frozen", "lose": "lost"}
-"""What the scene's script calls it, and what the camera's sight is then."""
+"""The keyword in the scene's script, and the camera's sight that follows."""
 DETECT_S = 0.5
 MAX_BYTES = 65_536
 SIGHT = {"DARK_AFTER_S": DETECT_S, "COVERED_AFTER_S": DETECT_S, "FROZEN_AFTER_S": DETECT_S}
@@ -20,7 +20,7 @@ SIGHT = {"DARK_AFTER_S": DETECT_S, "COVERED_AFTER_S": DETECT_S, "FROZEN_AFTER_S"
 
 @dataclass(frozen=True)
 class Blind:
-    """One window of blindness, scene seconds."""
+    """One interval without sight, scene seconds."""
 
     kind: str
     start_s: float
@@ -28,7 +28,7 @@ class Blind:
 
 
 def blind_windows(chance: random.Random, until_s: float) -> List[Blind]:
-    """Random ones, far enough from one another that the camera sees again between."""
+    """Return random intervals, far enough apart for the camera to see again between them."""
     windows: List[Blind] = []
     t_s = chance.uniform(4.0, 8.0)
     while t_s < until_s:
@@ -38,21 +38,21 @@ def blind_windows(chance: random.Random, until_s: float) -> List[Blind]:
 
 
 def as_query(windows: List[Blind]) -> str:
-    """For a `test://` URI."""
+    """Return the intervals as the query of a `test://` URI."""
     spans = {kind: [f"{w.start_s:g}-{w.end_s:g}" for w in windows if w.kind == kind] for kind in BLINDNESS}
     return "".join(f"&{kind}={','.join(found)}" for kind, found in spans.items() if found)
 
 
 @dataclass
 class Struck:
-    """What was done so far."""
+    """The faults so far: counts by name, and (from, to, name) in seconds."""
 
     counts: Dict[str, int] = field(default_factory=dict)
     spans: List[Tuple[float, float, str]] = field(default_factory=list)
 
 
 class Trouble:
-    """Breaks one thing at a time, and mends it, without ever waiting: `step` is called again and again.
+    """Causes one fault at a time and repairs it. Never waits: the caller calls `step` repeatedly.
 
     Args:
         chance: What and when.
@@ -73,7 +73,7 @@ class Trouble:
         self._limits = resource.prlimit(agent.process.pid, resource.RLIMIT_FSIZE)
 
     def step(self, t_s: float) -> None:
-        """Mend what is due, or break the next thing."""
+        """Repair the fault that is over, or cause the next one."""
         if self._until_t:
             if t_s >= self._until_t:
                 self._rest(t_s)
@@ -87,7 +87,7 @@ class Trouble:
             getattr(self, "_" + name.replace("-", "_"))()
 
     def end(self, t_s: float) -> None:
-        """Mend what is broken."""
+        """Repair the current fault."""
         if self._until_t:
             self._rest(t_s)
 
@@ -107,7 +107,7 @@ class Trouble:
         self._mend = lambda: self._broker.tell(signal.SIGCONT)
 
     def _outbox_full(self) -> None:
-        """The network is away for long enough that the outbox's bound is reached."""
+        """Cut the network for long enough that the outbox reaches its bound."""
         self._proxy.cut()
         self._mend = self._proxy.mend
 

@@ -1,4 +1,4 @@
-"""The soak with faults: three cameras that go blind, and everything behind them that breaks, at random moments."""
+"""The soak with faults: three cameras that lose sight, and faults of broker, outbox, disk and settings, at random."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ BASE = "edge-agent/n"
 CAMERAS = ("a", "b", "c")
 POLL_S = 0.25
 QUIET_S = 6.0
-"""At first and at last nothing is broken for so long: the process has to cost at last what it did at first."""
+"""Time without faults at the beginning and the end; the process must cost the same in both."""
 SETTLED = 0.25
 RSS_GROWTH_MB = 6.0
 DB_BYTES = 8_000_000
@@ -36,7 +36,7 @@ PANELS = ("rss_mb", "fds", "threads", "db_kb", "pending", "fps")
 def run_faulty(
     frames: int, timeout_s: float, fps: float, seed: int, picture: Optional[Path] = None, quiet_s: float = QUIET_S
 ) -> Dict[str, Any]:
-    """Run until so many frames came in, mend everything, stop, and collect what must hold.
+    """Run until so many frames came in, repair all faults, stop, and collect the figures to check.
 
     Args:
         frames: Of all cameras.
@@ -51,7 +51,7 @@ def run_faulty(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "scene.json").write_text(json.dumps(SCENE))
-        # In the file, since the environment would win over it.
+        # In the file, because the environment takes precedence over it.
         (folder / "agent.env").write_text("EDGE_AGENT_PRESENCE__DELAY_OFF_S=0.05\n")
         (folder / "state").mkdir()
         cameras = {
@@ -74,7 +74,7 @@ def run_faulty(
                 rows, scene_s = _watch(agent, proxy, ledger, trouble, folder / "state", frames, timeout_s, quiet_s)
                 stop_s = agent.stop()
                 code = agent.process.returncode
-            eventually(lambda: _all_in(proxy, ledger), "the end is told")
+            eventually(lambda: _all_in(proxy, ledger), "the agent reports that it is offline")
             proxy.close()
     if picture is not None:
         plot(rows, PANELS, trouble.struck.spans, picture)
@@ -83,7 +83,7 @@ def run_faulty(
         "rows": rows, "stop_s": stop_s, "exit_code": code, "struck": trouble.struck.counts, "log": agent.log,
         "health": ledger.health(), "accounts": {camera: ledger.account(camera)._asdict() for camera in CAMERAS},
         "blind": {kind: sum(w.kind == kind for many in seen.values() for w in many) for kind in BLINDNESS},
-        "told_blind": {kind: _told(agent.log, sight) for kind, sight in BLINDNESS.items()},
+        "reported_blind": {kind: _reported(agent.log, sight) for kind, sight in BLINDNESS.items()},
         "untrue": [fault for camera in CAMERAS for fault in ledger.false_off(camera, seen[camera])],
     }  # fmt: skip
     return {**result, "faults": judge(result)}
@@ -99,7 +99,7 @@ def _watch(
     timeout_s: float,
     quiet_s: float,
 ) -> Tuple[List[Dict[str, float]], float]:
-    """One row a quarter of a second, and one step of trouble; rows and the scenes' second at the end."""
+    """Take a sample and a fault step each quarter of a second; return the samples and the scenes' end time."""
     rows: List[Dict[str, float]] = []
     began_t, first_s, done_s = time.monotonic(), 0.0, 0.0
     while True:
@@ -140,15 +140,21 @@ def _all_in(proxy: RecordingProxy, ledger: Ledger) -> bool:
     return ledger.last.get(f"{BASE}/availability") == b"offline"
 
 
-def _told(log: str, sight: str) -> int:
-    """How often the log says that a camera has lost its sight that way."""
+def _reported(log: str, sight: str) -> int:
+    """Count the log's reports that a camera has lost its sight in that way."""
     return log.count("device failed" if sight == "lost" else f"sight is {sight}")
 
 
+def settled_part(rows: List[Dict[str, float]]) -> List[Dict[str, float]]:
+    """Return the samples from which on nothing may grow: the later part of those since the first frame."""
+    running = [row for row in rows if row["frames"]] or rows
+    return running[int(len(running) * SETTLED) :]
+
+
 def judge(result: Dict[str, Any]) -> List[str]:
-    """Everything that does not hold."""
+    """Return a line for every condition that does not hold."""
     rows, faults = result["rows"], list(result["untrue"])
-    settled = rows[int(len(rows) * SETTLED) :]
+    settled = settled_part(rows)
     quiet = [row for row in rows if row["quiet"]]
     for name in ("fds", "threads"):
         first = max(row[name] for row in quiet)
@@ -169,21 +175,21 @@ def judge(result: Dict[str, Any]) -> List[str]:
         if counters["frames"] != counters["inferred"] + dropped:
             faults.append(f"{camera}: {counters['frames']} frames, {counters['inferred']} inferred, {dropped} dropped")
     for kind, count in result["blind"].items():
-        if result["told_blind"][kind] < count:
-            faults.append(f"{kind}: {count} windows, of which {result['told_blind'][kind]} were noticed")
-    for said, name in (("settings read again", "reload-valid"), ("settings refused", "reload-invalid")):
-        if result["log"].count(said) < result["struck"].get(name, 0):
-            faults.append(f"{name}: {result['struck'][name]} times, '{said}' {result['log'].count(said)} times")
+        if result["reported_blind"][kind] < count:
+            faults.append(f"{kind}: {count} windows, of which {result['reported_blind'][kind]} were noticed")
+    for line, name in (("settings read again", "reload-valid"), ("settings refused", "reload-invalid")):
+        if result["log"].count(line) < result["struck"].get(name, 0):
+            faults.append(f"{name}: {result['struck'][name]} times, '{line}' {result['log'].count(line)} times")
     if result["stop_s"] >= 5 or result["exit_code"] != 0:
         faults.append(f"stop took {result['stop_s']:.1f} s, exit code {result['exit_code']}")
     return faults
 
 
 def table(result: Dict[str, Any]) -> str:
-    """What a person reads."""
+    """Return the result as Markdown tables."""
     rows = result["rows"]
-    settled = rows[int(len(rows) * SETTLED) :]
-    lines = ["| camera | frames | inferred | events | gaps told (events) | duplicates | holes | out of order |"]
+    settled = settled_part(rows)
+    lines = ["| camera | frames | inferred | events | gaps announced (events) | duplicates | holes | out of order |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for camera, account in result["accounts"].items():
         counters = result["health"]["cameras"][camera]["counters"]

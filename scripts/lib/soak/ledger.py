@@ -1,4 +1,4 @@
-"""What the soak's agent has said, as the proxy saw it pass: events without a hole, and never "nobody" while blind."""
+"""Checks the messages that passed the proxy: no hole between events, and no OFF while a camera cannot see."""
 
 import json
 import math
@@ -11,11 +11,11 @@ from scripts.lib.soak.faults import DETECT_S, Blind
 from tests.fakes.proxy import Passed
 
 TELL_S = 1.5
-"""From blindness proven to `None` on its way, at most, on a busy machine."""
+"""Longest time from detected loss of sight to the published `None`, on a busy machine."""
 
 
 class Account(NamedTuple):
-    """How one camera's events add up."""
+    """Counts of one camera's events."""
 
     events: int
     visits: int
@@ -28,7 +28,7 @@ class Account(NamedTuple):
 
 @dataclass
 class Ledger:
-    """Takes what passed the proxy, in order.
+    """Collects the messages that passed the proxy, in order.
 
     Args:
         base: Topic of the node.
@@ -45,7 +45,7 @@ class Ledger:
     _origin: Dict[str, float] = field(default_factory=dict)
 
     def take(self, record: List[Passed]) -> None:
-        """Digest the record, and empty it, so that it does not grow with the run."""
+        """Move the record into the ledger and empty it, so that it does not grow with the run."""
         passed, record[:] = record[:], []
         for one in passed:
             self.last[one.topic] = one.payload
@@ -56,11 +56,11 @@ class Ledger:
                 self.presence.setdefault(camera, []).append((one.t, one.payload))
 
     def health(self) -> Dict[str, Any]:
-        """The newest; empty before the first."""
+        """Return the newest health message; empty before the first."""
         return dict(json.loads(self.last.get(f"{self.base}/health", b"{}")))
 
     def origin(self, camera: str) -> Optional[float]:
-        """Unix time of the scene's second 0, by what events say of their frames; None without any."""
+        """Return the Unix time of the scene's second 0, from the frames of events; None with too few events."""
         if camera not in self._origin:
             bodies = [json.loads(one.payload) for one in self._events.get(camera, [])]
             starts = [body for body in bodies if body.get("event_type") == "start"]
@@ -74,7 +74,7 @@ class Ledger:
         return self._origin[camera]
 
     def false_off(self, camera: str, windows: List[Blind]) -> List[str]:
-        """Each "nobody" that was told while the camera could not see."""
+        """Return a line for each OFF that was published while the camera could not see."""
         origin = self.origin(camera)
         if origin is None:
             return [f"{camera}: too few events to judge by"]
@@ -88,7 +88,7 @@ class Ledger:
         ]
 
     def account(self, camera: str) -> Account:
-        """Of what the broker acknowledged."""
+        """Count the events that the broker acknowledged."""
         seen: Dict[int, int] = {}
         starts, gaps, newest, disordered, covered = 0, 0, 0, 0, set()
         for one in self._events.get(camera, []):
@@ -105,21 +105,21 @@ class Ledger:
                 newest = max(newest, seq)
                 starts += body["event_type"] == "start"
             seen[seq] = seen.get(seq, 0) + 1
-        told = covered.union(seen)
-        holes = max(told, default=0) - len(told)
+        accounted = covered.union(seen)
+        holes = max(accounted, default=0) - len(accounted)
         events = sum(seen.values())
         return Account(events, starts, events - len(seen), gaps, len(covered), holes, disordered)
 
 
 def slope(x: List[float], y: List[float]) -> float:
-    """Least squares, y per x; 0 where x does not vary."""
+    """Return the least-squares slope, y per x; 0 where x does not vary."""
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     spread = math.fsum((a - mean_x) ** 2 for a in x)
     return math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / spread if spread else 0.0
 
 
 def sample(pid: int) -> Dict[str, float]:
-    """What the process costs now, from /proc."""
+    """Read memory, descriptors, threads and processor time of a process from /proc."""
     proc = Path("/proc") / str(pid)
     stat = (proc / "stat").read_text("ascii").rsplit(")", 1)[1].split()
     return {

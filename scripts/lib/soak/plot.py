@@ -1,4 +1,4 @@
-"""The soak as a picture: what the process cost over time, with the faults behind it."""
+"""Draws the cost of the process over time, with the faults as bands."""
 
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple

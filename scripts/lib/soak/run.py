@@ -1,12 +1,13 @@
-"""Many frames through the real agent: are counts, memory, descriptors, threads and files bounded, and all told true?
+"""Runs many frames through the real agent; checks that memory, files and threads stay bounded and reports are true.
 
     scripts/soak --frames 1000000 --plot soak.png
     scripts/soak --calm --frames 324000
 
-With faults (`soak.faulty`): three synthetic cameras at a speed-up, which go dark, covered, frozen and lost at random,
-while the broker is killed or slow, outbox and disk are full, and settings are read again, good and bad. Calm: a video
-file, a folder of pictures and a scene, as fast as they go. The scripted engine, one mosquitto. Prints a table, and ends
-with 1 when something grew, was lost without a count, or was not true.
+With faults (`soak.faulty`): three synthetic cameras at several times real speed become dark, covered, frozen and lost
+at random, while the broker is killed or slow, outbox and disk are full, and valid and invalid settings are reloaded.
+With --calm: a video file, a folder of images and a scene, at full speed. Uses the scripted engine and one mosquitto.
+Prints a table; the exit code is 1 when a resource grew, a frame or event was lost without a count, or a report was
+false.
 """
 
 import argparse
@@ -28,12 +29,12 @@ from tests.fakes.images import write_video
 
 CAMERAS = ("file", "folder", "scene")
 SETTLED = 0.25
-"""Caches and pools have filled by this part of the run; from here on nothing may grow."""
+"""Part of the run after which caches and pools are full; nothing may grow from there on."""
 RSS_GROWTH_MB = 6.0
 
 
 def picture(seed: int, face: bool) -> np.ndarray:
-    """A live room, with or without a marker that the scripted engine sees."""
+    """Return a live room as (240, 320) uint8, with or without a marker that the scripted engine detects."""
     rng = np.random.default_rng(seed)
     room = 60 + 20 * np.sin(np.add.outer(np.arange(240) / 17, np.arange(320) / 23)) + rng.normal(0, 2, (240, 320))
     room = room.clip(0, 255).astype(np.uint8)
@@ -43,7 +44,7 @@ def picture(seed: int, face: bool) -> np.ndarray:
 
 
 def settings(folder: Path, port: int) -> Dict[str, Any]:
-    """A file that always shows a face, a folder that never does, a scene in which faces come and go."""
+    """Return settings for a file that always shows a face, a folder that never does, and a scene with visits."""
     write_video(folder / "clip.mkv", [picture(i, True) for i in range(50)], fps=25)
     (folder / "pictures").mkdir()
     for index in range(20):
@@ -60,19 +61,19 @@ def settings(folder: Path, port: int) -> Dict[str, Any]:
 
 
 def peak_rss_mb(pid: int) -> float:
-    """The most that was ever resident, as the kernel has counted it."""
+    """Return the kernel's count of the peak resident memory of a process."""
     status = (Path("/proc") / str(pid) / "status").read_text("ascii")
     return int(status.split("VmHWM:", 1)[1].split()[0]) * 1024 / 1e6
 
 
 def captured(health: Optional[bytes]) -> int:
-    """Frames that came in so far, of all cameras."""
+    """Return the number of frames captured so far, of all cameras."""
     cameras = json.loads(health or b"{}").get("cameras", {})
     return sum(camera["counters"]["frames"] for camera in cameras.values())
 
 
 def run(frames: int, timeout_s: float) -> Dict[str, Any]:
-    """Run until so many frames came in, stop, and collect what must hold."""
+    """Run until so many frames came in, stop, and collect the figures to check."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Broker(folder) as broker, Listener(broker, "edge-agent/n/#") as listener:
@@ -92,7 +93,7 @@ def run(frames: int, timeout_s: float) -> Dict[str, Any]:
 
 
 def watch(listener: Listener, pid: int, frames: int, timeout_s: float) -> List[Dict[str, float]]:
-    """One row a second until enough frames came in."""
+    """Return one sample per second until enough frames came in."""
     rows: List[Dict[str, float]] = []
     started = time.monotonic()
     while True:
@@ -108,13 +109,13 @@ def watch(listener: Listener, pid: int, frames: int, timeout_s: float) -> List[D
 
 
 def sequence(payloads: List[bytes]) -> Dict[str, int]:
-    """How many events came, and how many `seq` numbers are missing or out of order."""
+    """Count the events, and the `seq` numbers that are missing or out of order."""
     seqs = [json.loads(payload)["seq"] for payload in payloads]
     return {"count": len(seqs), "wrong": sum(b != a + 1 for a, b in zip(seqs, seqs[1:]))}
 
 
 def judge(result: Dict[str, Any]) -> Dict[str, Any]:
-    """Add `faults`: everything that does not hold."""
+    """Return the result with `faults`, a line for every condition that does not hold."""
     rows = result["rows"][int(len(result["rows"]) * SETTLED) :]
     growth = rows[-1]["rss_mb"] - rows[0]["rss_mb"]
     faults = [
@@ -141,7 +142,7 @@ def judge(result: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def table(result: Dict[str, Any]) -> str:
-    """What a person reads."""
+    """Return the result as Markdown tables."""
     first, last = result["rows"][int(len(result["rows"]) * SETTLED)], result["rows"][-1]
     lines = [
         "| camera | frames | inferred | idle | dropped, counted | events | presence |",
@@ -170,10 +171,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=1_000_000, help="frames in all (default 1000000)")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS")
-    parser.add_argument("--calm", action="store_true", help="no faults; as fast as it goes")
-    parser.add_argument("--fps", type=float, default=400.0, help="of each of the three cameras, with faults")
-    parser.add_argument("--seed", type=int, default=1, help="of the random moments")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw what the process cost over time, with faults")
+    parser.add_argument("--calm", action="store_true", help="no faults; at full speed")
+    parser.add_argument("--fps", type=float, default=400.0, help="frame rate of each of the three cameras, with faults")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random moments")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot the cost of the process over time, with faults")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
     args = parser.parse_args()
     if args.calm:

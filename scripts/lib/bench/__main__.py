@@ -1,11 +1,11 @@
-"""How late an event is and what it costs, beside the scripts that people write for the same.
+"""Measures event latency and cost, beside the usual scripts for the same task.
 
     scripts/bench                       all arms, 3 rounds of 10 faces each: about 18 minutes
-    scripts/bench --table FILE          the tables of a run from its bench.json, as the README has them
-    scripts/bench --arm "mine=./mine"   another command beside them (its environment: `arms.command`)
+    scripts/bench --table FILE          the tables of a run, from its bench.json
+    scripts/bench --arm "mine=./mine"   one more command (its environment: `arms.command`)
 
-A benchmark, not a test. Arms take turns, so that a loud neighbour troubles all alike; ratios count, absolute times are
-those of one machine on one day. Ends with 1 when a promise is missed.
+A benchmark, not a test. Arms take turns, so that other load affects all alike; ratios count, absolute times are
+those of one machine on one day. The exit code is 1 when a limit is missed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> int:
     if args.table:
         print("\n".join(page(json.loads(args.table.read_text()))))
         return 0
-    # As an installed program: its byte code is kept.
+    # An installed program has its byte code.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     about = _about(args)
     with tempfile.TemporaryDirectory() as name, Broker(Path(name), PROMPT) as broker:
@@ -69,11 +69,11 @@ def main() -> int:
 
 
 def _play(arms: List[Arm], port: int, args: argparse.Namespace) -> Any:
-    """All turns, and by name why an arm was given up."""
+    """Return all turns, and the reason of each arm that was abandoned, by name."""
     turns: List[Turn] = []
     failed: Dict[str, str] = {}
     for number in range(args.rounds):
-        # Each round begins with another arm, so that none always follows the same one.
+        # Each round begins with another arm, so that no arm always follows the same one.
         at = number * len(arms) // args.rounds
         for arm in (*arms[at:], *arms[:at]):
             if arm.name in failed:
@@ -91,11 +91,11 @@ def _play(arms: List[Arm], port: int, args: argparse.Namespace) -> Any:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--onsets", type=int, default=10, help="faces that come in a round, per arm (10)")
+    parser.add_argument("--onsets", type=int, default=10, help="visits in a round, per arm (10)")
     parser.add_argument("--fps", type=float, default=30.0)
-    parser.add_argument("--part-seconds", type=float, default=8.0, help="for parts that are timed alone (8)")
-    parser.add_argument("--only", action="append", metavar="NAME", help="this arm; may be repeated")
-    parser.add_argument("--arm", action="append", default=[], metavar="NAME=COMMAND", help="another command")
+    parser.add_argument("--part-seconds", type=float, default=8.0, help="length of parts that are measured alone (8)")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only this arm; may be repeated")
+    parser.add_argument("--arm", action="append", default=[], metavar="NAME=COMMAND", help="one more command")
     parser.add_argument("--haar-python", default=sys.executable, metavar="FILE",
                         help="a Python with OpenCV 4 and paho-mqtt: OpenCV 5 has no Haar cascades")  # fmt: skip
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What can be measured: commands that look at a camera and publish to a broker."""
+"""The arms: commands that read a camera and publish to a broker."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ IOU = 0.4
 
 
 class Place(NamedTuple):
-    """Where an arm finds its camera and its broker, and where it may write."""
+    """Camera, broker and state folder of an arm."""
 
     url: str
     port: int
@@ -23,12 +23,12 @@ class Place(NamedTuple):
 
 
 class Said(NamedTuple):
-    """One message, understood.
+    """One parsed message.
 
     Attributes:
-        onset: A face came; `slot` says where, None when the message does not.
+        onset: A visit has begun; `slot` is its place, None where the message has none.
         counts: (processed, read) frames so far.
-        infer_ms: Times of the network, from the part that is timed alone.
+        infer_ms: Times of the network, from the part that is measured alone.
     """
 
     onset: bool = False
@@ -38,14 +38,14 @@ class Said(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """One way to do the work.
+    """One command to measure.
 
     Attributes:
-        launch: From its place to a command and its environment.
-        hear: From a topic and a payload to what they say.
-        visits: False for what is looked at for `seconds`, not for its events.
-        nobody: Then the room is empty meanwhile, from a while before; else a face stays.
-        fps: Of its camera; the benchmark's own when None.
+        launch: Returns the command and its environment.
+        hear: Parses a topic and a payload.
+        visits: False for an arm that is measured for `seconds`, without visits.
+        nobody: Without visits, the room is empty; else a face stays.
+        fps: Frame rate of its camera; None for the benchmark's own.
     """
 
     name: str
@@ -58,8 +58,10 @@ class Arm(NamedTuple):
 
 
 def plain(topic: str, payload: bytes) -> Said:
-    """The words of any command: `{"event": "start", "box": [left, top, right, bottom]}` with the box 0..1 (optional) on
-    MQTT_TOPIC, and `{"processed": n, "read": n}` on MQTT_TOPIC/count about once a second (else no CPU per frame).
+    """Parse the messages of any command.
+
+    On MQTT_TOPIC `{"event": "start", "box": [left, top, right, bottom]}`, box 0..1 and optional; on MQTT_TOPIC/count
+    about once a second `{"processed": n, "read": n}`, without which there is no CPU per frame.
     """
     body = json.loads(payload)
     if topic.endswith("/count"):
@@ -68,7 +70,7 @@ def plain(topic: str, payload: bytes) -> Said:
 
 
 def agent_words(topic: str, payload: bytes) -> Said:
-    """The agent's events and health."""
+    """Parse the agent's events and health."""
     if topic.endswith("/events"):
         body = json.loads(payload)
         box = body.get("box")
@@ -115,11 +117,16 @@ def module(
 
 
 def command(name: str, line: str) -> Arm:
-    """Any command, by the shell; it is told CAM_URL, MQTT_HOST, MQTT_PORT and MQTT_TOPIC."""
+    """Any shell command; its environment has CAM_URL, MQTT_HOST, MQTT_PORT and MQTT_TOPIC."""
 
     def launch(place: Place) -> Tuple[List[str], Mapping[str, str]]:
-        told = {"CAM_URL": place.url, "MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(place.port), "MQTT_TOPIC": place.topic}
-        return ["/bin/sh", "-c", line], {**environment({}), **told}
+        given = {
+            "CAM_URL": place.url,
+            "MQTT_HOST": "127.0.0.1",
+            "MQTT_PORT": str(place.port),
+            "MQTT_TOPIC": place.topic,
+        }
+        return ["/bin/sh", "-c", line], {**environment({}), **given}
 
     return Arm(name, launch, plain)
 
@@ -138,7 +145,7 @@ _WITHOUT_CV2 = "import sys; sys.modules['cv2'] = None; from edge_agent.cli impor
 
 
 def shipped(files: Files, part_s: float, haar_python: str = sys.executable) -> List[Arm]:
-    """All that need nothing but this checkout, in the order of the table."""
+    """Return the arms that need only this checkout, in the order of the table."""
     fp32, int8 = str(files.fp32), str(files.int8)
     return [
         agent(OURS, int8),

@@ -1,8 +1,8 @@
-"""A paced camera: MJPEG over HTTP, in a process of its own. It never waits for a slow reader.
+"""A camera in a process of its own: MJPEG over HTTP at a fixed rate. It never waits for a slow reader.
 
-It shows a face at place 0 until it is told "go" on stdin, then plays its schedule. A client has a queue of two
-pictures behind a small socket buffer; what does not fit is dropped, the oldest first, and counted. Says on stdout, as
-JSON lines: its port, every onset and end at the time its first picture left, and at the end what it dropped.
+It shows a face at place 0 until it reads "go" from stdin, then plays its schedule. A client has a queue of two images
+behind a small socket buffer; what does not fit is dropped, the oldest first, and counted. Prints JSON lines: its port,
+every onset and end at the time its first image was sent, and finally the count of dropped images.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Reader:
         self.dropped = 0
 
     def offer(self, part: bytes) -> None:
-        """Queue one picture; the oldest that is not yet under way gives place."""
+        """Queue one image; drops the oldest that is not being sent yet."""
         if len(self._waiting) >= QUEUE:
             self._waiting.popleft()
             self.dropped += 1
@@ -44,7 +44,7 @@ class Reader:
         self.push()
 
     def push(self) -> None:
-        """Send what the socket takes now.
+        """Send as much as the socket accepts now.
 
         Raises:
             OSError: The client has gone.
@@ -77,11 +77,11 @@ class Camera:
         self._readers: List[Reader] = []
         self._began_t: Optional[float] = None
         self._dropped = self._frames = 0
-        self._ended = self._told = False
+        self._ended = self._reported = False
 
     def run(self) -> None:
         """Until stdin ends."""
-        _tell(port=self._server.getsockname()[1])
+        _report(port=self._server.getsockname()[1])
         due_t, shown = time.monotonic(), 0
         while not self._ended:
             due_t += 1.0 / self._fps
@@ -91,16 +91,16 @@ class Camera:
                 self._account()
             slot = self._slot(now)
             if slot != shown:
-                _tell(t=time.monotonic(), slot=slot)
+                _report(t=time.monotonic(), slot=slot)
                 shown = slot
             self._show(slot)
         self._account()
 
     def _account(self) -> None:
-        """Once: the schedule is over. Pictures go on, so that nobody is cut off before it is stopped."""
-        if not self._told:
-            _tell(frames=self._frames, dropped=self._dropped + sum(reader.dropped for reader in self._readers))
-        self._told = True
+        """Report once that the schedule is over; images continue until the process is stopped."""
+        if not self._reported:
+            _report(frames=self._frames, dropped=self._dropped + sum(reader.dropped for reader in self._readers))
+        self._reported = True
 
     def _slot(self, now: float) -> Optional[int]:
         if self._began_t is None:
@@ -162,7 +162,7 @@ def _part(jpeg: bytes) -> bytes:
     return head.encode() + jpeg + b"\r\n"
 
 
-def _tell(**what: Any) -> None:
+def _report(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Curves in one SVG file, without a plotting package."""
+"""Draws curves as SVG, without a plotting package."""
 
 import math
 from html import escape
@@ -11,7 +11,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 class Panel(NamedTuple):
-    """One plot: what is on its axes, and (x, y) by name; y begins at 0."""
+    """One plot: the label of x, and (x, y) by name of the curve; y begins at 0."""
 
     title: str
     across: str
@@ -19,7 +19,7 @@ class Panel(NamedTuple):
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """All panels, two in a row."""
+    """Return an SVG with all panels, two in a row."""
     rows = (len(panels) + 1) // 2
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDE}" height="{rows * HIGH}" '
@@ -63,7 +63,7 @@ def _panel(panel: Panel) -> List[str]:
 
 
 def _round_step(least: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """Return the next of 1, 2, 5 times a power of ten."""
     size = 1.0
     while size > least:
         size /= 10

@@ -1,9 +1,9 @@
-"""Frigate's own work per frame besides its detector, run from a checkout of github.com/blakeblackshear/frigate.
+"""Frigate's work per frame without its detector, run from a checkout of github.com/blakeblackshear/frigate.
 
 Motion detection, one region cut from YUV, and norfair with Frigate's distance and filter, one after the other as its
-process does per frame. Its classes and functions are taken out of its files by name, since the package itself wants a
-container. In its favour, what its queues to and from the detector's process cost is left out, and its bookkeeping; what
-it saves on still scenes by skipping the detector is left out as well.
+process does per frame. Its classes and functions are loaded from its files by name, because the package needs a
+container. Left out in its favour: its queues to and from the detector's process, and its bookkeeping. Left out as well:
+the detector runs that it skips on still scenes.
 """
 
 import ast
@@ -18,21 +18,21 @@ import numpy as np
 MOTION, TRACK, IMAGE = "motion/improved_motion.py", "track/norfair_tracker.py", "util/image.py"
 REGION_PX = 320
 FPS = 5
-"""Frigate's default detect rate; its tracker's memory follows from it."""
+"""Frigate's default detect rate, which sets how long its tracker keeps a lost object."""
 
 
 def frigate_frame(checkout: Path, grays: Sequence[Any], seen: Sequence[Any]) -> Callable[[], None]:
-    """One call does one frame's work.
+    """Return a call that does the work of one frame.
 
     Args:
         checkout: Of Frigate, with the folder `frigate` in it.
-        grays: Pictures that take turns, (H, W) uint8.
+        grays: Images used in turn, (H, W) uint8.
         seen: Boxes in each of the frames, (N, 4) px.
 
     Raises:
         ImportError: norfair or scipy is not installed.
         OSError: No such checkout.
-        KeyError: What is looked for is no longer in it.
+        KeyError: The checkout lacks a function or class.
     """
     from norfair.filter import OptimizedKalmanFilterFactory
     from norfair.tracker import Detection, Tracker
@@ -45,7 +45,7 @@ def frigate_frame(checkout: Path, grays: Sequence[Any], seen: Sequence[Any]) -> 
     _take(root / MOTION, ("ImprovedMotionDetector",), known)
     _take(root / TRACK, ("distance", "frigate_distance"), known)
     height, width = grays[0].shape
-    # As config/camera/motion.py has them.
+    # Defaults of config/camera/motion.py.
     config = SimpleNamespace(
         enabled=True, threshold=30, lightning_threshold=0.8, skip_motion_threshold=None, improve_contrast=True,
         contour_area=10, frame_alpha=0.01, frame_height=100, rasterized_mask=np.full((height, width), 255, np.uint8),
@@ -70,7 +70,7 @@ def frigate_frame(checkout: Path, grays: Sequence[Any], seen: Sequence[Any]) -> 
 
 
 def _take(path: Path, names: Sequence[str], known: Dict[str, Any]) -> None:
-    """Define these functions and classes of a file in `known`, without importing what the file imports."""
+    """Define these functions and classes of a file in `known`, without the imports of the file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     body = [ast.ImportFrom("__future__", [ast.alias("annotations")], 0), *(found[name] for name in names)]

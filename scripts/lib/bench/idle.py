@@ -1,10 +1,10 @@
-"""What an empty, still scene costs: the same agent at full and at the idle rate, CenterFace, 640 x 480 at 30.
+"""Measures the CPU of an empty, still scene: one agent at full and at idle rate, CenterFace, 640x480 at 30 fps.
 
     scripts/bench-idle --rounds 3
 
-A benchmark, not a test. Arms are interleaved; CPU is the process's own (user and system), broker and subscriber apart.
-The third arm hardly ever infers: what it costs is capture, drawing the scene, the judgement of the light and the look
-for changes, all of which an idle agent goes on doing at the camera's rate.
+A benchmark, not a test. Arms are interleaved; CPU is of the agent's process (user and system), without broker and
+subscriber. The third arm almost never infers: its cost is capture, drawing the scene, the light statistics and the
+search for changes, which an idle agent continues at the camera's rate.
 """
 
 import argparse
@@ -26,13 +26,13 @@ ARMS: Dict[str, Dict[str, str]] = {FULL: {"IDLE__FPS": "0"}, IDLE: {}, NONE: {"I
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds that the process has computed so far."""
+    """Return the processor time of a process so far, seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def cost(broker: Broker, node: str, settings: Dict[str, str], source: str, seconds: float) -> float:
-    """CPU seconds per second, once nothing has happened for a while."""
+    """Return CPU seconds per second, measured after the scene has been empty for a while."""
     base = {"NODE": node, "CAMERAS__A__URI": source, "MQTT__PORT": broker.port, "LOG_LEVEL": "warning"}
     with Listener(broker, f"edge-agent/{node}/#") as listener:
         with AgentProcess({**base, **settings}, scripted=False) as agent:
@@ -48,7 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-idle", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="measured per arm and round")
-    parser.add_argument("--source", default="test://empty?fps=30", help="of a scene that stays empty")
+    parser.add_argument("--source", default="test://empty?fps=30", help="URI of a scene that stays empty")
     args = parser.parse_args()
     shares: Dict[str, List[float]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as folder, Broker(Path(folder)) as broker:
@@ -56,7 +56,9 @@ def main() -> int:
             for index, (arm, settings) in enumerate(ARMS.items()):
                 shares[arm].append(cost(broker, f"idle{number}{index}", settings, args.source, args.seconds))
     median = {arm: statistics.median(values) for arm, values in shares.items()}
-    print("| arm | CPU, % of a core, median (all rounds) | of full rate | the same without capture and judgement |")
+    print(
+        "| arm | CPU, % of a core, median (all rounds) | of full rate | the same without capture and light statistics |"
+    )
     print("|---|---|---|---|")
     for arm, share in median.items():
         rounds = ", ".join(f"{100 * value:.1f}" for value in shares[arm])

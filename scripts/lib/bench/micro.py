@@ -1,13 +1,13 @@
-"""The hot steps beside what a developer would else take: same inputs, in turns, processor time.
+"""Compares the hot steps with the usual alternatives: same inputs, in turns, processor time.
 
     scripts/bench-micro
 
 scikit-learn's DBSCAN, OpenCV's NMS, norfair's and `trackers`' trackers (pip install '.[bench]'; what is not installed
-is left out, and said). Then all of the agent's own work per frame beside the network's. Prints tables; ends with 1 when
-the agent's share is over its promise. `--frigate` adds Frigate's own work per frame, from a checkout.
+is reported and left out). Then the agent's work per frame beside the network's. Prints tables; the exit code is 1 when
+the agent's share is over its limit. `--frigate` adds Frigate's work per frame, from a checkout.
 
-The alternatives are not like for like: NVIDIA's DBSCAN also averages its groups, and those trackers keep covariances or
-second passes that faces of one camera do without. The table says what each costs, not what each is worth.
+The alternatives do not compute the same: NVIDIA's DBSCAN also averages its groups, and those trackers keep covariances
+or make second passes, which faces of one camera do not need. The table shows costs, not quality.
 """
 
 import argparse
@@ -65,12 +65,12 @@ def grid(faces: int, seed: int) -> Dict[str, Any]:
 
 
 def candidates(faces: int) -> Tuple[Any, Any]:
-    """Boxes and scores before clustering."""
+    """Return boxes and scores before clustering."""
     return gridbox.decode(grid(faces, faces), FACEDETECTIR, 0.4)
 
 
 def sightings(faces: int) -> List[Detections]:
-    """A few frames of faces that sway."""
+    """Return a few frames of faces that move slightly."""
     decoder = Decoder(FACEDETECTIR, DetectionParams(nms_iou_threshold=IOU))
     return [decoder.decode(grid(faces, seed), SOURCE) for seed in range(16)]
 
@@ -145,7 +145,7 @@ STEPS: Dict[str, Dict[str, Maker]] = {
 
 
 def whole(engine: OrtEngine, faces: int) -> Tuple[Call, Call]:
-    """The agent's work on a frame besides the network, and the network; both on this thread."""
+    """Return the agent's work on a frame without the network, and the network; both on this thread."""
     params = DetectionParams(nms_iou_threshold=IOU)
     decoder, tracker, presence = (
         Decoder(FACEDETECTIR, params),
@@ -191,12 +191,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-micro", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument(
-        "--frigate", type=Path, metavar="CHECKOUT", help="time Frigate's own work per frame beside ours"
-    )
+    parser.add_argument("--frigate", type=Path, metavar="CHECKOUT", help="also measure Frigate's work per frame")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    warnings.simplefilter("ignore")  # of other people's packages
+    warnings.simplefilter("ignore")  # of third-party packages
     calls: Dict[Any, Call] = {}
     for step, makers in STEPS.items():
         for name, make in makers.items():

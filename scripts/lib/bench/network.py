@@ -1,7 +1,7 @@
 """The benchmark's network: a DetectNet_v2 on a ResNet18 of 0.44 width, as large as the pruned FaceDetectIR.
 
 Its weights are random, and count for next to nothing; a small branch sees bright patches, so that what it finds is
-known beforehand, in fp32 as in INT8. What it costs depends on shapes, not on weights. It says nothing about accuracy.
+known beforehand, in fp32 as in INT8. Its cost depends on shapes, not on weights. It does not measure accuracy.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a tree of processes has used, from /proc."""
+"""Resources of a tree of processes, from /proc."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ class Usage(NamedTuple):
 
 
 def usage(root: int) -> Usage:
-    """Of a process and all that descend from it; what has ended meanwhile counts by its parent's account."""
+    """Return the usage of a process and its descendants; those that have ended count through their parent."""
     cpu_ticks = peak = 0
     for pid in _tree(root):
         try:

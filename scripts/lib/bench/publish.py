@@ -1,9 +1,9 @@
-"""From a face to a subscriber, and what that costs the infer thread; and a fleet on one broker.
+"""Measures the latency from a face to a subscriber, the cost for the infer thread, and a fleet on one broker.
 
     scripts/bench-publish
 
-A benchmark, not a test, with the durable outbox on; prints distributions beside their goals, ends with 1 when one is
-missed. The fleet is simulated by raw sockets: it shows what one broker takes, with messages such as the agent's.
+A benchmark, not a test, with the durable outbox; prints distributions beside their goals; exit code 1 when one is
+missed. Raw sockets simulate the fleet: it shows the capacity of one broker, with messages like the agent's.
 """
 
 import argparse
@@ -47,7 +47,7 @@ P50_MS, P99_MS, ENQUEUE_P99_US = 5.0, 20.0, 50.0
 SWITCH_INTERVAL_S = 0.0005
 EVENTS_A_SECOND = 4.0
 PROMPT = "set_tcp_nodelay true\n"
-"""Else the broker keeps a message back for 40 ms when the subscriber has yet to acknowledge the one before."""
+"""Otherwise the broker delays a message by 40 ms while the subscriber has not acknowledged the one before."""
 BROKER = PROMPT + "max_queued_messages 0\nmax_connections -1\n"
 
 
@@ -64,14 +64,14 @@ class Figures(NamedTuple):
 
 
 def figures(values: Sequence[float]) -> Figures:
-    """Of at least one value."""
+    """Return the distribution of at least one value."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return Figures(len(ordered), ordered[last // 2], ordered[min(last, int(last * 0.99 + 0.5))], ordered[last])
 
 
 def event_latency(seconds: float) -> Figures:
-    """Milliseconds from the end of inference to the subscriber, of every "start" of a busy scene."""
+    """Return milliseconds from the end of inference to the subscriber, of every "start" of a busy scene."""
     places = [(0.14 + 0.24 * column, 0.27 + 0.46 * row) for row in range(2) for column in range(4)]
     faces = [SceneFace(0.055 + 0.1 * n, 0.255 + 0.1 * n, (at, at), (0.28,)) for n, at in enumerate(places)]
     late_ms: List[float] = []
@@ -102,10 +102,9 @@ def event_latency(seconds: float) -> Figures:
 
 
 def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
-    """Microseconds, and of these processor time, that handing over an event with its crop takes the infer thread.
+    """Return the infer thread's time to enqueue an event with its crop, in microseconds: elapsed, and processor time.
 
-    The publish thread works meanwhile; the difference between the two is waiting, be it for a lock or for a processor
-    that others use.
+    The publish thread works meanwhile; the difference between the two is waiting for a lock or for a processor.
     """
     publish_queue, clock = PublishQueue(), SystemClock()
     costs: List[float] = []
@@ -147,7 +146,7 @@ def enqueue_cost(seconds: float) -> Tuple[Figures, Figures]:
 
 
 class Fleet(NamedTuple):
-    """What became of a fleet's events."""
+    """Counts and times of a fleet's events."""
 
     sent: int
     acknowledged: int
@@ -160,7 +159,7 @@ class Fleet(NamedTuple):
 
 
 def fleet(agents: int, seconds: float, processes: int = 2) -> Fleet:
-    """So many agents on one broker, each at four events a second."""
+    """Run so many agents on one broker, each at four events a second."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     ready, stop = context.Event(), context.Event()
@@ -173,7 +172,7 @@ def fleet(agents: int, seconds: float, processes: int = 2) -> Fleet:
         started_t = time.monotonic()
         for process in sending:
             process.start()
-        told = [results.get(timeout=seconds + 60) for _ in sending]
+        sent = [results.get(timeout=seconds + 60) for _ in sending]
         took_s = time.monotonic() - started_t
         stop.set()
         heard, disorder = results.get(timeout=60)
@@ -181,19 +180,19 @@ def fleet(agents: int, seconds: float, processes: int = 2) -> Fleet:
         for process in (*sending, hearing):
             process.join(30)
     return Fleet(
-        sum(t[0] for t in told),
-        sum(t[1] for t in told),
+        sum(t[0] for t in sent),
+        sum(t[1] for t in sent),
         heard,
         disorder,
         took_s,
-        figures([ms for t in told for ms in t[2]]),
+        figures([ms for t in sent for ms in t[2]]),
         broker_cpu_s,
         broker_peak_mb,
     )
 
 
 def _send(port: int, numbers: List[int], seconds: float, results: Any) -> None:
-    """One process's share of the agents: connect all, then publish evenly, QoS 1, and count acknowledgements."""
+    """Connect one process's share of the agents, publish evenly with QoS 1, and count acknowledgements."""
     selector = selectors.DefaultSelector()
     links: Dict[int, socket.socket] = {}
     for number in numbers:
@@ -225,7 +224,7 @@ def _send(port: int, numbers: List[int], seconds: float, results: Any) -> None:
 
 
 def _acks(selector: selectors.BaseSelector, waiting: Dict[socket.socket, Deque[float]], wait_s: float) -> List[float]:
-    """Milliseconds that each acknowledgement took; a link's come in the order of its events."""
+    """Return the milliseconds of each acknowledgement; those of a link arrive in the order of its events."""
     late_ms = []
     for key, _ in selector.select(max(0.0, wait_s)):
         link: Any = key.fileobj
@@ -235,7 +234,7 @@ def _acks(selector: selectors.BaseSelector, waiting: Dict[socket.socket, Deque[f
 
 
 def _hear(port: int, ready: Any, stop: Any, results: Any) -> None:
-    """The subscriber: QoS 1, acknowledges all, checks each agent's order."""
+    """Subscribe with QoS 1, acknowledge all messages, and check each agent's order."""
     link = socket.create_connection(("127.0.0.1", port), 30.0)
     link.sendall(_connect("hears-all"))
     link.recv(64)
@@ -270,13 +269,13 @@ def _hear(port: int, ready: Any, stop: Any, results: Any) -> None:
 
 
 def _connect(client_id: str) -> bytes:
-    """MQTT 3.1.1, clean session, keep-alive one minute."""
+    """Return a CONNECT of MQTT 3.1.1: clean session, keep-alive one minute."""
     body = b"\x00\x04MQTT\x04\x02\x00\x3c" + struct.pack(">H", len(client_id)) + client_id.encode()
     return bytes((0x10, len(body))) + body
 
 
 def _length(size: int) -> bytes:
-    """A variable byte integer below 16,384."""
+    """Encode a variable byte integer below 16,384."""
     return bytes((size,)) if size < 128 else bytes((size & 0x7F | 0x80, size >> 7))
 
 
@@ -292,7 +291,7 @@ def main() -> int:
     goals = {
         f"event to subscriber beyond inference, ms: {latency}; goal p50 {P50_MS:g}, p99 {P99_MS:g}":
             latency.p50 <= P50_MS and latency.p99 <= P99_MS,
-        f"handing an event over, us: {cost}; of these the processor's {processor.p50:.2f} and {processor.p99:.2f}; "
+        f"enqueueing an event, us: {cost}; processor time {processor.p50:.2f} and {processor.p99:.2f}; "
         f"goal p99 {ENQUEUE_P99_US:g}": cost.p99 <= ENQUEUE_P99_US,
         f"{args.agents} agents, {many.sent / many.seconds:.0f} events/s: {many.sent} sent, {many.acknowledged} "
         f"acknowledged, {many.heard} heard, {many.out_of_order} out of order; goal none lost":

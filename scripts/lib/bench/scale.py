@@ -1,10 +1,11 @@
-"""What more cameras in one process cost, what they would cost in a process each, and what more agents cost a broker.
+"""Measures the cost of more cameras in one process, of one process per camera, and of more agents on a broker.
 
     scripts/bench-scale --output DIR
 
-A benchmark, not a test: real agents with the CPU detector, one picture of a face as each camera, so that the agent is
-measured and not what makes its pictures. Arms are interleaved, medians of the rounds are told. Ends with 1 when a goal
-is missed. Latency is the agent's own, from the camera's stamp to the result. The fleet is bench_publish's raw sockets.
+A benchmark, not a test: real agents with the CPU detector, one image of a face as each camera, so that the agent is
+measured and not the source of images. Arms are interleaved; figures are medians of the rounds. The exit code is 1 when
+a goal is missed. Latency is the agent's figure, from the camera's time stamp to the result. The fleet is
+`publish.fleet`.
 """
 
 import argparse
@@ -36,13 +37,13 @@ TOGETHER, APART = "one process", "a process each"
 
 @dataclass(frozen=True)
 class Arm:
-    """How cameras are run.
+    """One way to run cameras.
 
     Attributes:
         name: In the table.
-        source: "picture" (512x512, decoded once), "scene" (640x480 made anew for each frame) or "video" (640x480 MJPEG
+        source: "picture" (512x512, decoded once), "scene" (640x480, drawn for each frame) or "video" (640x480 MJPEG
             in Matroska, by PyAV).
-        python: The interpreter, and so which packages there are.
+        python: The interpreter, which decides the installed packages.
         together: All cameras in one process.
     """
 
@@ -54,7 +55,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all processes of one arm together. PSS counts what processes share once."""
+    """Cost of all processes of one arm together. PSS counts shared pages once."""
 
     peak_rss_mb: float
     pss_mb: float
@@ -67,7 +68,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Load:
-    """Of one mosquitto, with QoS 1 in and out to one subscriber."""
+    """Load of one mosquitto, with QoS 1 in and out to one subscriber."""
 
     agents: int
     events_per_s: float
@@ -80,7 +81,7 @@ class Load:
 
 
 def uri(source: str, folder: Path, fps: float) -> str:
-    """Of a camera that hardly needs memory of its own, or of one that does."""
+    """Return the camera URI of a source; makes the video when it is missing."""
     if source == "picture":
         return f"{PICTURE}?fps={fps:g}"
     if source == "scene":
@@ -93,7 +94,7 @@ def uri(source: str, folder: Path, fps: float) -> str:
 
 
 def measure(arm: Arm, cameras: int, fps: float, seconds: float, model: str) -> Cost:
-    """Run so many cameras for so long."""
+    """Run so many cameras for so long; return their cost."""
     groups = [range(cameras)] if arm.together else [range(number, number + 1) for number in range(cameras)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -112,8 +113,8 @@ def measure(arm: Arm, cameras: int, fps: float, seconds: float, model: str) -> C
         frames, cpu_s = reading(listener, cameras, pids)
         time.sleep(seconds)
         later, later_cpu_s = reading(listener, cameras, pids)
-        told = list(healths(listener).values())
-        latencies = [camera["latency_ms"] for health in told for camera in health["cameras"].values()]
+        reports = list(healths(listener).values())
+        latencies = [camera["latency_ms"] for health in reports for camera in health["cameras"].values()]
         return Cost(
             sum(peak_rss_mb(pid) for pid in pids),
             sum(pss_mb(pid) for pid in pids),
@@ -121,7 +122,7 @@ def measure(arm: Arm, cameras: int, fps: float, seconds: float, model: str) -> C
             later,
             sum(
                 count
-                for health in told
+                for health in reports
                 for camera in health["cameras"].values()
                 for name, count in camera["counters"].items()
                 if name.startswith("dropped_")
@@ -132,12 +133,12 @@ def measure(arm: Arm, cameras: int, fps: float, seconds: float, model: str) -> C
 
 
 def healths(listener: Listener) -> Dict[str, Any]:
-    """The newest of each node."""
+    """Return the newest health message of each node, by topic."""
     return {heard.topic: json.loads(heard.payload) for heard in list(listener.heard)}
 
 
 def inferred(listener: Listener, cameras: int) -> List[int]:
-    """Frames looked at, by camera; none before all have told."""
+    """Return inferred frames by camera; empty before every camera is reported."""
     counts = [
         camera["counters"]["inferred"] for health in healths(listener).values() for camera in health["cameras"].values()
     ]
@@ -145,26 +146,26 @@ def inferred(listener: Listener, cameras: int) -> List[int]:
 
 
 def reading(listener: Listener, cameras: int, pids: Sequence[int]) -> Tuple[int, float]:
-    """Frames and processor seconds, taken when every agent has just told its count."""
+    """Return frames and processor seconds, just after every agent has published its health."""
     before = len(listener.heard)
     eventually(lambda: len({heard.topic for heard in listener.heard[before:]}) == len(pids), "health of all")
     return sum(inferred(listener, cameras)), sum(sample(pid)["cpu_s"] for pid in pids)
 
 
 def pss_mb(pid: int) -> float:
-    """Resident memory now, pages shared by n processes counted as 1/n."""
+    """Return resident memory now; pages shared by n processes count as 1/n."""
     rollup = (Path("/proc") / str(pid) / "smaps_rollup").read_text("ascii")
     return int(rollup.split("\nPss:", 1)[1].split()[0]) * 1024 / 1e6
 
 
 def median(costs: Sequence[Cost]) -> Cost:
-    """Of each figure by itself."""
+    """Return the median of each figure."""
     columns = [asdict(cost) for cost in costs]
     return Cost(**{name: round(statistics.median(column[name] for column in columns), 2) for name in columns[0]})
 
 
 def load(agents: int, seconds: float) -> Load:
-    """So many agents at four events a second each."""
+    """Measure the broker with so many agents at four events a second each."""
     done = fleet(agents, seconds)
     return Load(
         agents,
@@ -179,7 +180,7 @@ def load(agents: int, seconds: float) -> Load:
 
 
 def tables(costs: Dict[Tuple[str, int], Cost], loads: Sequence[Load]) -> str:
-    """What a person reads."""
+    """Return the result as Markdown tables."""
     lines = ["| cameras | peak RSS MB | PSS MB | CPU ms/frame | frames | dropped | p50 ms | p95 ms |", "|---" * 8 + "|"]
     for (name, cameras), cost in costs.items():
         lines.append(f"| {cameras}, {name} | " + " | ".join(f"{value:g}" for value in asdict(cost).values()) + " |")
@@ -192,7 +193,7 @@ def tables(costs: Dict[Tuple[str, int], Cost], loads: Sequence[Load]) -> str:
 
 
 def panels(costs: Dict[Tuple[str, int], Cost], loads: Sequence[Load]) -> List[Panel]:
-    """The picture's."""
+    """Return the plots of the SVG file."""
 
     def curves(field: str) -> Dict[str, List[Tuple[float, float]]]:
         return {
@@ -205,14 +206,14 @@ def panels(costs: Dict[Tuple[str, int], Cost], loads: Sequence[Load]) -> List[Pa
 
     return [
         Panel("Memory, MB (PSS: shared pages count once)", "cameras", curves("pss_mb")),
-        Panel("CPU per frame looked at, ms", "cameras", curves("cpu_ms_per_frame")),
+        Panel("CPU per inferred frame, ms", "cameras", curves("cpu_ms_per_frame")),
         Panel("Camera to result, p50, ms", "cameras", curves("p50_ms")),
         Panel("Broker, % of a core (4 events/s an agent)", "agents", {"broker": of("broker_core_percent")}),
     ]
 
 
 def goals(costs: Dict[Tuple[str, int], Cost], most: int, lean: bool, loads: Sequence[Load]) -> Dict[str, bool]:
-    """What issue 6 asks, by its sentence."""
+    """Return each goal as a sentence, and whether it is met."""
     ratio = costs[TOGETHER, most].peak_rss_mb / costs[TOGETHER, 1].peak_rss_mb
     with_mb = costs[TOGETHER, 1].peak_rss_mb
     lost = sum(row.lost for row in loads)
@@ -234,11 +235,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-scale", description=__doc__.splitlines()[0])
     parser.add_argument("--cameras", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--agents", type=int, nargs="*", default=[50, 100, 200, 350, 500])
-    parser.add_argument("--fps", type=float, default=4.0, help="of each camera")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--fps", type=float, default=4.0, help="frame rate of each camera")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="centerface", help="a model's name or an .onnx file")
-    parser.add_argument("--lean", default="", metavar="PYTHON", help="an interpreter without OpenCV, measured beside")
+    parser.add_argument(
+        "--lean", default="", metavar="PYTHON", help="an interpreter without OpenCV, measured as further arms"
+    )
     parser.add_argument("--output", type=Path, help="folder for scaling.json and scaling.svg")
     args = parser.parse_args()
     few, most = 1, max(args.cameras)
@@ -261,12 +264,12 @@ def main() -> int:
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
         machine = {"date": date.today().isoformat(), "machine": platform.machine(), "python": sys.version.split()[0]}
-        told = {
+        document = {
             **machine, "settings": {**vars(args), "lean": bool(args.lean), "output": None},
             "cameras": [{"arm": name, "cameras": n, **asdict(cost)} for (name, n), cost in costs.items()],
             "broker": [asdict(row) for row in loads], "goals": reached,
         }  # fmt: skip
-        (args.output / "scaling.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        (args.output / "scaling.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         (args.output / "scaling.svg").write_text(svg(panels(costs, loads)), "utf-8")
     return 0 if all(reached.values()) else 1
 

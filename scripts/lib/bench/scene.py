@@ -1,4 +1,4 @@
-"""What the benchmark's camera sees: an empty room, and a face that comes and goes at eight places."""
+"""The scene of the benchmark's camera: an empty room, and visits of a face at eight places."""
 
 import random
 from pathlib import Path
@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 640, 480
 COLUMNS, ROWS = 4, 2
 SLOTS = COLUMNS * ROWS
 VARIANTS = 12
-"""Pictures of one scene, with different noise: a live camera never repeats itself bit by bit."""
+"""Images of one scene with different noise: a live camera never repeats an image exactly."""
 PORTRAIT = Path(edge_agent.__file__).parent / "assets" / "astronaut.jpg"
 FACE = (206, 60, 96, 116)  # left, top, width, height in the portrait, px
 PATCH = (54, 64)  # of 640 x 480: two by two cells of a 24 x 15 grid
@@ -28,7 +28,7 @@ class Visit(NamedTuple):
 
 
 def visits(count: int, seed: int, visible_s: float = 0.7, absent_s: Tuple[float, float] = (0.9, 1.3)) -> List[Visit]:
-    """A schedule that never shows a place twice within eight visits, and keeps no step with the frame rate."""
+    """Return a schedule that uses a place once in eight visits and is not aligned with the frame rate."""
     rng = random.Random(seed)
     found, t = [], 1.5
     for number in range(count):
@@ -38,14 +38,14 @@ def visits(count: int, seed: int, visible_s: float = 0.7, absent_s: Tuple[float,
 
 
 def slot_of(x: float, y: float) -> int:
-    """The place whose part of the picture holds a box's centre, 0..1 of the picture."""
+    """Return the place that contains a box's centre, 0..1 of the image."""
     return min(COLUMNS - 1, int(x * COLUMNS)) + COLUMNS * min(ROWS - 1, int(y * ROWS))
 
 
 def pictures(quality: int = 85) -> Dict[Optional[int], List[bytes]]:
-    """JPEGs by place (None: nobody): a dim noisy room, and in it a real face beside a white patch.
+    """Return JPEGs by place (None: empty room): a dim noisy room with a real face beside a white patch.
 
-    The patch is what the benchmark's own network sees, the face is for Haar and CenterFace.
+    The benchmark's own network detects the patch; Haar and CenterFace detect the face.
     """
     rng = np.random.default_rng(7)
     room = np.linspace(40, 90, WIDTH, dtype=np.float32)[None, :] * np.ones((HEIGHT, 1), np.float32)

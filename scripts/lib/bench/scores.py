@@ -1,11 +1,11 @@
-"""From what the camera showed and the subscriber heard to figures. Pure."""
+"""Computes figures from the camera's schedule and the received events. Pure."""
 
 import statistics
 from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 
 class Onset(NamedTuple):
-    """A face came at `t` (its first picture left the camera), went at `until_t`, and was at one place meanwhile."""
+    """A visit from `t` (its first image was sent) to `until_t`, at one place."""
 
     t: float
     until_t: float
@@ -13,14 +13,14 @@ class Onset(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """An event at the subscriber; `slot` None when it does not say where."""
+    """An event at the subscriber; `slot` is None without a box."""
 
     t: float
     slot: Optional[int]
 
 
 class Sample(NamedTuple):
-    """What an arm had used and done at one time."""
+    """Resources and counts of an arm at one time."""
 
     t: float
     cpu_s: float
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What became of the onsets."""
+    """Latencies of the onsets, and counts of missed and stale ones."""
 
     latencies_ms: Tuple[float, ...]
     missed: int
@@ -37,11 +37,11 @@ class Score(NamedTuple):
 
 
 def judge(onsets: Sequence[Onset], events: Sequence[Heard]) -> Score:
-    """Latency of every onset: from its first picture to its first event.
+    """Return the latency of every onset: from its first image to its first event.
 
-    An event that says where the face was belongs to the last visit to that place, however late it comes; it is stale
-    when that face had gone by then, and its latency counts all the same. One that does not say where belongs to the
-    last onset, which flatters an arm that lags. An onset without an event is missed.
+    An event with a place belongs to the last visit to that place, however late it arrives; it is stale when that visit
+    had ended, and its latency counts all the same. An event without a place belongs to the last onset, which favours
+    an arm that lags. An onset without an event is missed.
     """
     first: Dict[int, float] = {}
     stale = 0
@@ -72,7 +72,7 @@ class Work(NamedTuple):
 
 
 def work(rounds: Sequence[Sequence[Sample]]) -> Work:
-    """Sum over rounds."""
+    """Return the sum over rounds."""
     whole = [(samples[0], samples[-1]) for samples in rounds if len(samples) > 1]
     return Work(
         sum(last.t - first.t for first, last in whole),
@@ -83,11 +83,11 @@ def work(rounds: Sequence[Sequence[Sample]]) -> Work:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The nearest of the values; NaN of none."""
+    """Return the nearest of the values; NaN without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
 def median(values: Sequence[float]) -> float:
-    """NaN of none."""
+    """Return the median; NaN without values."""
     return statistics.median(values) if values else float("nan")

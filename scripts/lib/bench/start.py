@@ -1,4 +1,4 @@
-"""From starting the process to the first event at a subscriber, with the CPU detector and a real face.
+"""Measures the time from starting the process to the first event at a subscriber, CPU detector and a real face.
 
     scripts/bench-start --rounds 10
 
@@ -23,7 +23,7 @@ GOAL_S = 0.5
 
 
 def once(broker: Broker, number: int) -> float:
-    """Seconds of one start."""
+    """Return the seconds of one start."""
     node = f"start{number}"
     settings = {"NODE": node, "CAMERAS__A__URI": f"{PICTURE}?fps=30", "MQTT__PORT": broker.port, "LOG_LEVEL": "warning"}
     with Listener(broker, f"edge-agent/{node}/a/events") as listener:
@@ -38,9 +38,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-start", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as an installed program: its byte code is kept
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has its byte code
     with tempfile.TemporaryDirectory() as folder, Broker(Path(folder)) as broker:
-        once(broker, 0)  # the first one reads files from disk
+        once(broker, 0)  # the first start reads files from disk
         seconds: List[float] = sorted(once(broker, number) for number in range(1, rounds + 1))
     median = statistics.median(seconds)
     print(f"start to first event, {rounds} rounds: median {median:.3f} s, min {seconds[0]:.3f}, max {seconds[-1]:.3f}")

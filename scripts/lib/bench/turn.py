@@ -1,4 +1,4 @@
-"""One turn of one arm: a camera, a subscriber, the command, and what is seen of it from outside."""
+"""Runs one arm once: a camera, a subscriber, the command, and measurements from outside."""
 
 import json
 import os
@@ -21,22 +21,22 @@ from scripts.lib.bench.scores import Heard, Onset, Sample
 START_DEADLINE_S = 30.0
 SETTLE_S = 1.0
 EMPTY_S = 4.0
-"""After which an agent that sees nobody idles: the face's end, and `IDLE__AFTER_S`."""
+"""Time after which an agent without faces idles: the end of the visit, and `IDLE__AFTER_S`."""
 TAIL_S = 2.5
-"""How long a late event is waited for."""
+"""Time to wait for late events."""
 
 
 class ArmFailed(Exception):
-    """An arm did not do what all of them must."""
+    """An arm ended, or published no event."""
 
 
 class Turn(NamedTuple):
-    """What was seen of one arm in one round. All times are this machine's monotonic clock, taken here.
+    """Measurements of one arm in one round. All times are of this machine's monotonic clock, taken here.
 
     Attributes:
-        first_event_s: From launching the command to its first event; None where it has none.
-        frames: That the camera made since its own start.
-        camera_dropped: Of these, what the arm did not fetch in time.
+        first_event_s: Time from launch to first event; None without events.
+        frames: Images that the camera has made.
+        camera_dropped: Those that the arm did not read in time.
     """
 
     arm: str
@@ -51,12 +51,12 @@ class Turn(NamedTuple):
 
 
 class CameraProcess:
-    """The camera in its own process; `marks` are the times at which the scene changed."""
+    """The camera's process; `marks` are the times at which the scene changed."""
 
     def __init__(self, fps: float, onsets: int, seed: int) -> None:
-        told = json.dumps({"fps": fps, "onsets": onsets, "seed": seed, "tail_s": TAIL_S})
+        orders = json.dumps({"fps": fps, "onsets": onsets, "seed": seed, "tail_s": TAIL_S})
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.lib.bench.camera", told],
+            [sys.executable, "-m", "scripts.lib.bench.camera", orders],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.marks: List[Tuple[float, Optional[int]]] = []
@@ -68,13 +68,13 @@ class CameraProcess:
             raise SystemExit("the camera did not start")
 
     def go(self) -> None:
-        """Begin the schedule."""
+        """Start the schedule."""
         assert self._process.stdin
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 
     def wait(self) -> None:
-        """Until the schedule is over."""
+        """Wait until the schedule is over."""
         self._over.wait()
 
     def end(self) -> None:
@@ -85,7 +85,7 @@ class CameraProcess:
         self._process.wait()
 
     def onsets(self) -> List[Onset]:
-        """Of the schedule, not the face that was there at first."""
+        """Return the visits of the schedule, without the first face."""
         ends = [*self.marks[1:], (float("inf"), None)]
         return [Onset(t, until[0], slot) for (t, slot), until in zip(self.marks, ends) if slot is not None]
 
@@ -106,7 +106,7 @@ class CameraProcess:
 
 
 class Ear:
-    """The subscriber: takes the time of every message before it looks into it."""
+    """The subscriber; takes the time of every message before parsing it."""
 
     def __init__(self, arm: Arm, port: int, topic: str) -> None:
         self.events: List[Heard] = []
@@ -142,7 +142,7 @@ class Ear:
             self.infer_ms += said.infer_ms
 
     def look(self) -> Usage:
-        """At the processes of the arm."""
+        """Read the usage of the arm's processes."""
         used = usage(self.pid or os.getpid())
         self.peak = max(self.peak, used.peak_rss_bytes)
         return used
@@ -206,7 +206,7 @@ def take_turn(arm: Arm, port: int, fps: float, onsets: int, seed: int) -> Turn:
 
 def _failed(arm: Arm, state: str, what: str) -> ArmFailed:
     said = (Path(state) / "stderr").read_text("utf-8", "replace").strip().splitlines()[-3:]
-    return ArmFailed(f"{arm.name}: {what}; it said last: {' | '.join(said) or 'nothing'}")
+    return ArmFailed(f"{arm.name}: {what}; its last lines: {' | '.join(said) or 'nothing'}")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -1,4 +1,4 @@
-"""Parts of an arm, timed alone: what must be taken out of the sums.
+"""Parts of an arm, measured alone, to be subtracted from the sums.
 
     python -m scripts.lib.bench.programs.parts decode-opencv|decode-agent|infer|libraries|libraries-lean ...
 

@@ -1,9 +1,9 @@
-"""The script that most people write: OpenCV capture, a detector and paho, in one loop.
+"""The usual script: OpenCV capture, a detector and paho in one loop.
 
     python -m scripts.lib.bench.programs.script --url URL --port PORT --topic TOPIC --model FILE|haar
 
-Written as tutorials do, and meant well: results are right, messages go out on change only, with QoS 1, and a face must
-be gone for as long as the agent's own setting says. ONNX Runtime and OpenCV have their default options.
+Written as in tutorials, with correct results: it publishes changes only, with QoS 1, and ends a visit after the same
+time as the agent. ONNX Runtime and OpenCV have their default options.
 """
 
 import argparse

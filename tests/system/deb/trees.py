@@ -22,7 +22,7 @@ def make_tree(tree: Path, version: str) -> None:
     (tree / "build").symlink_to(SOURCE / "build")
     if version != FIRST:
         _edit(tree / "edge_agent" / "__init__.py", f'"{FIRST}"', f'"{version}"')
-        _edit(tree / "edge_agent" / "outbox" / "store.py", END, f'    "{MIGRATION}",\n{END}')
+        _edit(tree / "edge_agent" / "outbox" / "database.py", END, f'    "{MIGRATION}",\n{END}')
 
 
 def _edit(path: Path, old: str, new: str) -> None:

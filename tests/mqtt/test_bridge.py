@@ -169,7 +169,7 @@ def test_events_of_a_cut_link_arrive_in_order(sites: Sites) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sites", ["max_queued_messages 20\n"], indirect=True)
-def test_retained_truth_is_right_even_when_the_queue_was_full(sites: Sites) -> None:
+def test_retained_state_is_right_even_when_the_queue_was_full(sites: Sites) -> None:
     truth = "edge-agent/n/door/presence"
     with listening(sites, "operations", "#") as central:
         eventually(lambda: central.last(STATE) == b"1")

@@ -36,7 +36,7 @@ def test_client_ids_are_stable_and_differ_by_node_and_machine(tmp_path: Path) ->
     assert len(ids) == 6 and not any("4c4c4544" in one_id for one_id in ids)
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_a_refused_connection_is_a_fault_and_events_are_kept(tmp_path: Path) -> None:
     with Agent(free_port()) as agent:
         agent.until(lambda: agent.client.status().state == "waiting")
         assert "refused" in agent.client.status().fault and not agent.client.status().connected
@@ -46,7 +46,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00" * 64, b""])
-def test_something_else_listens(answer: bytes) -> None:
+def test_a_server_that_is_no_broker_is_a_fault(answer: bytes) -> None:
     front = Front(free_port(), answer)
     with Agent(front.port, connect_timeout_s=0.3, protocol="5") as agent:
         agent.until(lambda: agent.client.status().state == "waiting")
@@ -78,7 +78,7 @@ def test_falls_back_to_3_1_1(tmp_path: Path, answer: bytes) -> None:
         front.close()
 
 
-def unfit(agent: Agent, words: str) -> None:
+def expect_missing_feature(agent: Agent, words: str) -> None:
     agent.until(lambda: agent.client.status().state == "waiting")
     status = agent.client.status()
     assert words in status.fault and "use another" in status.fault
@@ -87,11 +87,11 @@ def unfit(agent: Agent, words: str) -> None:
 
 
 @pytest.mark.parametrize(("said", "words"), [(b"\x25\x00", "no retained messages"), (b"\x24\x00", "QoS 0 only")])
-def test_a_broker_that_says_it_cannot_do_what_is_needed_is_named_and_left_alone(said: bytes, words: str) -> None:
+def test_a_broker_that_announces_a_missing_feature_is_a_fault_and_retried_late(said: bytes, words: str) -> None:
     """CONNACK with success, and the property Retain Available or Maximum QoS (MQTT 5.0, 3.2.2.3)."""
     front = Front(free_port(), b"\x20\x05\x00\x00\x02" + said)
     with Agent(front.port) as agent:
-        unfit(agent, words)
+        expect_missing_feature(agent, words)
     front.close()
 
 
@@ -99,9 +99,9 @@ def test_a_broker_that_says_it_cannot_do_what_is_needed_is_named_and_left_alone(
 @pytest.mark.parametrize(
     ("config", "words"), [("retain_available false", "no retained messages"), ("max_qos 0", "QoS 0 only")]
 )
-def test_a_mosquitto_without_retain_or_qos_is_named_and_left_alone(tmp_path: Path, config: str, words: str) -> None:
+def test_a_mosquitto_without_retain_or_qos_is_a_fault_and_retried_late(tmp_path: Path, config: str, words: str) -> None:
     with Broker(tmp_path, config) as broker, Agent(broker.port) as agent:
-        unfit(agent, words)
+        expect_missing_feature(agent, words)
 
 
 @needs_mosquitto
@@ -112,7 +112,7 @@ def test_qos_1_is_enough(tmp_path: Path) -> None:
 
 @needs_mosquitto
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_network_thread_that_stands_still_or_dies_starves_the_watchdog(tmp_path: Path) -> None:
+def test_a_network_thread_that_blocks_or_dies_misses_its_deadline(tmp_path: Path) -> None:
     """`notify` is called on that thread, and so can hold it up, or end it."""
     hold, dead = threading.Event(), threading.Event()
 
@@ -144,7 +144,7 @@ def test_a_network_thread_that_stands_still_or_dies_starves_the_watchdog(tmp_pat
         assert not agent.client.status().connected and "died" in agent.client.status().fault
 
 
-def test_a_broker_that_is_away_or_mute_is_no_thread_that_stands_still() -> None:
+def test_an_absent_or_silent_broker_does_not_miss_the_deadline() -> None:
     front = Front(free_port(), b"")
     for port in (front.port, free_port()):
         with Agent(port, connect_timeout_s=0.3) as agent:
@@ -173,7 +173,7 @@ class Terse:
 
 
 @pytest.mark.slow
-def test_the_brokers_keepalive_counts() -> None:
+def test_the_keepalive_of_the_broker_is_applied() -> None:
     """CONNACK with the property Server Keep Alive, 1 s (MQTT 5.0, 3.2.2.3.14): it would end a mute connection."""
     broker = Terse({1: b"\x20\x06\x00\x00\x03\x13\x00\x01"})
     with Agent(broker.port) as agent:
@@ -191,7 +191,7 @@ def test_a_refused_subscription_is_a_fault() -> None:
 
 @needs_mosquitto
 @pytest.mark.parametrize("version", VERSIONS)
-def test_refused_credentials_are_said_and_not_hammered(
+def test_refused_credentials_are_reported_and_retried_late(
     tmp_path: Path, version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -200,19 +200,19 @@ def test_refused_credentials_are_said_and_not_hammered(
     users, secret = tmp_path / "users", tmp_path / "secret"
     subprocess.run([tool, "-c", "-b", str(users), "agent", "correct-horse"], check=True, capture_output=True)
     secret.write_text("wrong-horse\n")
-    login = {"username": "agent", "password_file": str(secret), "protocol": version}
+    credentials = {"username": "agent", "password_file": str(secret), "protocol": version}
     with Broker(tmp_path, f"allow_anonymous false\npassword_file {users}") as broker:
-        with Agent(broker.port, **login) as agent:
+        with Agent(broker.port, **credentials) as agent:
             agent.until(lambda: agent.client.status().state == "waiting")
             status = agent.client.status()
             assert "refused" in status.fault and "password_file" in status.fault
             assert 60.0 <= status.retry_s <= 300.0 and not status.connected
             assert not any(isinstance(notice, Connected) for notice in agent.notices)
         secret.write_text("correct-horse\nsecond line\n")
-        with Agent(broker.port, **login) as agent:
+        with Agent(broker.port, **credentials) as agent:
             agent.until(agent.settled)
         secret.unlink()
-        with Agent(broker.port, **login) as agent:
+        with Agent(broker.port, **credentials) as agent:
             agent.until(lambda: "password_file" in agent.client.status().fault)
             assert "No such file" in agent.client.status().fault
     assert "horse" not in caplog.text
@@ -240,7 +240,7 @@ def test_a_listener_that_raises_does_not_end_the_thread(tmp_path: Path, caplog: 
 
 
 @needs_mosquitto
-def test_a_broker_that_stops_acknowledging_is_left(tmp_path: Path) -> None:
+def test_a_broker_that_stops_acknowledging_is_disconnected(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker, Agent(broker.port, ack_timeout_s=0.5) as agent:
         agent.until(agent.settled)
         broker.tell(signal.SIGSTOP)
@@ -251,7 +251,7 @@ def test_a_broker_that_stops_acknowledging_is_left(tmp_path: Path) -> None:
 
 
 @needs_mosquitto
-def test_a_second_client_of_the_same_id_is_noticed(tmp_path: Path) -> None:
+def test_a_second_client_of_the_same_id_is_reported(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker, Agent(broker.port, client_id="twin") as one:
         one.until(one.settled)
         with Agent(broker.port, client_id="twin", node="yard", reports=()) as other:
@@ -265,7 +265,7 @@ def test_a_second_client_of_the_same_id_is_noticed(tmp_path: Path) -> None:
 
 @needs_mosquitto
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_will_speaks_when_the_process_is_killed(tmp_path: Path, version: str) -> None:
+def test_the_will_is_published_when_the_process_is_killed(tmp_path: Path, version: str) -> None:
     code = """
         import sys, threading
         from tests.fakes.mqtt_agent import Agent
@@ -290,7 +290,7 @@ def test_the_will_speaks_when_the_process_is_killed(tmp_path: Path, version: str
 
 
 @needs_mosquitto
-def test_closing_waits_for_acknowledgements_and_otherwise_lets_the_will_speak(tmp_path: Path) -> None:
+def test_close_waits_for_acknowledgements_or_leaves_the_will_to_the_broker(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker, Listener(broker) as listener, Agent(broker.port) as agent:
         agent.until(agent.settled)
         session = next(n.session for n in agent.notices if isinstance(n, Connected))
@@ -312,7 +312,7 @@ def test_closing_waits_for_acknowledgements_and_otherwise_lets_the_will_speak(tm
 
 
 @needs_mosquitto
-def test_a_cut_network_comes_back(tmp_path: Path) -> None:
+def test_a_cut_connection_is_restored(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker:
         gate = Gate(broker.port)
         with Agent(gate.port) as agent:
@@ -354,7 +354,7 @@ def test_the_retain_flag_is_the_senders_where_that_matters_and_the_brokers_elsew
 
 
 @needs_mosquitto
-def test_what_was_meant_for_an_ended_session_is_dropped(tmp_path: Path) -> None:
+def test_a_message_for_an_ended_session_is_dropped(tmp_path: Path) -> None:
     """Else it would overtake the new session's truth, and come twice."""
     with Broker(tmp_path) as broker, Listener(broker) as listener, Agent(broker.port) as agent:
         agent.until(agent.settled)

@@ -49,7 +49,7 @@ def refuse() -> Dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_nothing_that_is_sent_raises_in_the_handler_or_makes_it_talk_without_bound() -> None:
+def test_no_message_raises_in_the_handler_and_all_answers_are_bounded() -> None:
     random, clock, guard, sink = Random(1), FakeClock(), CommandGuard(RULES), RecordingSink()
     waiting: List[Command] = []
 

@@ -25,7 +25,7 @@ def broker(tmp_path_factory):
 
 
 class Sender:
-    """Somebody who tells the agent things."""
+    """Publishes commands."""
 
     def __init__(self, port):
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
@@ -33,7 +33,7 @@ class Sender:
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
 
-    def tell(self, topic, payload=b"{}", retain=False):
+    def send(self, topic, payload=b"{}", retain=False):
         self._client.publish(f"{B}/{topic}", payload, qos=1, retain=retain).wait_for_publish(5)
 
     def flood(self, topic, count):
@@ -63,7 +63,7 @@ def listener(broker):
 
 
 def seen(listener):
-    """A face is seen, and health, which comes after it, is told."""
+    """A face is seen, and health, which is sent after it, is published."""
     eventually(lambda: listener.last(f"{B}/a/presence") == b"ON", "presence")
     eventually(lambda: listener.last(f"{B}/health"), "health")
 
@@ -75,7 +75,7 @@ def answers(listener, name):
 def ask(sender, listener, name, **fields):
     """Its answer."""
     before = len(answers(listener, name))
-    sender.tell(f"request/{name}", json.dumps(fields))
+    sender.send(f"request/{name}", json.dumps(fields))
     eventually(lambda: len(answers(listener, name)) > before, f"an answer to {name}")
     return answers(listener, name)[-1]
 
@@ -88,28 +88,28 @@ def test_commands_are_answered_with_their_transaction(broker, listener, sender):
         assert ask(sender, listener, "ping")["transaction"] is None
         before = len(listener.payloads(f"{B}/info"))
         assert ask(sender, listener, "republish")["status"] == "ok"
-        eventually(lambda: len(listener.payloads(f"{B}/info")) > before, "told again")
+        eventually(lambda: len(listener.payloads(f"{B}/info")) > before, "sent again")
         assert ask(sender, listener, "restart", transaction="r")["reason"] == "forbidden"
         assert agent.process.poll() is None
 
 
 @pytest.mark.slow
-def test_the_threshold_is_bounded_told_and_kept(broker, listener, sender, tmp_path):
-    def told():
+def test_the_threshold_is_bounded_published_and_kept(broker, listener, sender, tmp_path):
+    def threshold():
         return json.loads(listener.last(f"{B}/info"))["threshold"]
 
     with AgentProcess(settings(broker), tmp_path) as agent:
         seen(listener)
-        own = told()
+        default = threshold()
         assert ask(sender, listener, "set_threshold", value=0.42)["result"] == {"threshold": 0.42}
-        eventually(lambda: told() == 0.42, "in info")
+        eventually(lambda: threshold() == 0.42, "in info")
         assert ask(sender, listener, "set_threshold", value=0.01)["reason"] == "invalid"
         agent.stop()
     with AgentProcess(settings(broker), tmp_path) as agent:
-        eventually(lambda: told() == 0.42, "kept")
+        eventually(lambda: threshold() == 0.42, "kept")
         seen(listener)
         answer = ask(sender, listener, "set_threshold", value=None)
-        assert answer["result"] == {"threshold": own}
+        assert answer["result"] == {"threshold": default}
         agent.stop()
 
 
@@ -119,8 +119,8 @@ def test_detection_off_is_unknown_and_stays_off_over_a_restart(broker, listener,
 
     with AgentProcess(settings(broker), tmp_path) as agent:
         seen(listener)
-        eventually(lambda: listener.last(f"{B}/a/detection/state") == b"ON", "told after presence")
-        sender.tell("a/detection/set", b"OFF")
+        eventually(lambda: listener.last(f"{B}/a/detection/state") == b"ON", "sent after presence")
+        sender.send("a/detection/set", b"OFF")
         eventually(lambda: listener.last(f"{B}/a/detection/state") == b"OFF")
         eventually(lambda: listener.last(f"{B}/a/presence") == b"None" and reason() == "disabled")
         assert listener.last(f"{B}/a/availability") == b"online"
@@ -133,23 +133,23 @@ def test_detection_off_is_unknown_and_stays_off_over_a_restart(broker, listener,
         eventually(lambda: listener.last(f"{B}/availability") == b"online", "the next start")
         eventually(lambda: reason() == "disabled" and listener.last(f"{B}/a/availability") == b"online")
         eventually(lambda: listener.last(f"{B}/a/detection/state") == b"OFF")
-        sender.tell("a/detection/set", b"ON")
+        sender.send("a/detection/set", b"ON")
         seen(listener)
         eventually(lambda: listener.last(f"{B}/a/detection/state") == b"ON")
 
 
 @pytest.mark.slow
-def test_crops_off_stays_off_and_on_is_refused_when_the_settings_say_so(broker, listener, sender, tmp_path):
+def test_crops_off_stays_off_and_on_is_refused_when_the_settings_disable_crops(broker, listener, sender, tmp_path):
     with AgentProcess(settings(broker), tmp_path) as agent:
         seen(listener)
-        sender.tell("a/crops/set", b"OFF")
+        sender.send("a/crops/set", b"OFF")
         eventually(lambda: listener.last(f"{B}/a/crops/state") == b"OFF")
         agent.stop()
     assert not [t for t in listener.topics() if f"{B}/a/crops/0" in t]
     with AgentProcess(settings(broker, CROPS__IMAGE="true"), tmp_path) as agent:
         seen(listener)
         eventually(lambda: listener.last(f"{B}/a/crops/state") == b"OFF")
-        sender.tell("a/crops/set", b"ON")
+        sender.send("a/crops/set", b"ON")
         eventually(lambda: listener.last(f"{B}/a/crops/state") == b"ON")
         eventually(lambda: listener.last(f"{B}/a/face/image"), "a crop")
         agent.stop()
@@ -158,7 +158,7 @@ def test_crops_off_stays_off_and_on_is_refused_when_the_settings_say_so(broker, 
     with AgentProcess(settings(broker, CROPS__ENABLED="false", CROPS__IMAGE="true"), tmp_path) as agent:
         seen(listener)
         eventually(lambda: listener.last(f"{B}/a/crops/state") == b"OFF")
-        sender.tell("a/crops/set", b"ON")
+        sender.send("a/crops/set", b"ON")
         eventually(lambda: [a for a in answers(listener, "crops") if a["reason"] == "forbidden"])
         assert ask(sender, listener, "snapshot", transaction="s")["reason"] == "forbidden"
         agent.stop()
@@ -212,7 +212,7 @@ def test_what_is_refused_is_answered_counted_and_logged(broker, listener, sender
         for topic, payload in REFUSED.values():
             time.sleep(0.25)  # More than five a second would be refused for that alone.
             before = [t for t in listener.topics() if "/response/" in t]
-            sender.tell(topic, payload)
+            sender.send(topic, payload)
             eventually(lambda: len([t for t in listener.topics() if "/response/" in t]) > len(before), topic)  # noqa: B023
         assert len(answers(listener, "ping")) == 5 and len(answers(listener, "unknown")) == 1
         eventually(lambda: sum(refused().values()) == len(REFUSED), "counted")
@@ -228,8 +228,8 @@ def test_what_is_refused_is_answered_counted_and_logged(broker, listener, sender
 
 
 def test_retained_commands_do_nothing_at_the_next_start(broker, listener, sender, tmp_path):
-    sender.tell("a/detection/set", b"OFF", retain=True)
-    sender.tell("request/restart", b'{"transaction": "kept"}', retain=True)
+    sender.send("a/detection/set", b"OFF", retain=True)
+    sender.send("request/restart", b'{"transaction": "kept"}', retain=True)
     with AgentProcess(settings(broker, COMMANDS__RESTART="true"), tmp_path) as agent:
         seen(listener)
         eventually(lambda: json.loads(listener.last(f"{B}/health"))["commands"]["refused"] == {"retained": 2})
@@ -241,8 +241,8 @@ def test_a_retained_command_that_is_sent_now_does_nothing_either(broker, listene
     """Whoever sends it retained would have it done again at each start."""
     with AgentProcess(settings(broker)):
         seen(listener)
-        sender.tell("a/detection/set", b"OFF", retain=True)
-        sender.tell("request/ping", b"{}", retain=True)
+        sender.send("a/detection/set", b"OFF", retain=True)
+        sender.send("request/ping", b"{}", retain=True)
         eventually(lambda: [answer["reason"] for answer in answers(listener, "ping")] == ["retained"])
         eventually(lambda: json.loads(listener.last(f"{B}/health"))["commands"]["refused"] == {"retained": 2})
         assert listener.payloads(f"{B}/a/detection/state") == [b"ON"]
@@ -253,7 +253,7 @@ def test_a_retained_command_that_is_sent_now_does_nothing_either(broker, listene
 def test_a_command_of_any_size_costs_no_memory(broker, listener, sender, version):
     """MQTT 5 tells the broker not to send it; 3.1.1 has no word for that. Retained, it would come at each connect."""
     huge_bytes = 16_000_000
-    sender.tell("request/ping", bytes(huge_bytes), retain=True)
+    sender.send("request/ping", bytes(huge_bytes), retain=True)
     with AgentProcess(settings(broker), version=version) as agent:
         seen(listener)
         if version == "3.1.1":
@@ -270,7 +270,7 @@ def test_a_transaction_that_comes_twice_is_done_once(broker, listener, sender):
     with AgentProcess(settings(broker)) as agent:
         seen(listener)
         for _ in range(2):
-            sender.tell("request/snapshot", b'{"transaction": "shot"}')
+            sender.send("request/snapshot", b'{"transaction": "shot"}')
         eventually(lambda: len(answers(listener, "snapshot")) == 2)
         said = sorted((answer["status"], answer["reason"]) for answer in answers(listener, "snapshot"))
         assert said == [("error", "duplicate"), ("ok", None)]
@@ -281,7 +281,7 @@ def test_a_transaction_that_comes_twice_is_done_once(broker, listener, sender):
 
 
 @pytest.mark.slow
-def test_a_flood_is_counted_answered_little_and_harms_nobody(broker, listener, sender):
+def test_a_flood_is_counted_and_answered_within_limits(broker, listener, sender):
     with AgentProcess(settings(broker)) as agent:
         seen(listener)
         sender.flood("request/ping", 2000)
@@ -308,11 +308,11 @@ def test_restart_ends_in_order_when_the_settings_allow_it(broker, listener, send
 
 
 @pytest.mark.slow
-def test_commands_turned_off_are_not_listened_to(broker, listener, sender):
+def test_disabled_commands_are_not_subscribed_to(broker, listener, sender):
     with AgentProcess(settings(broker, COMMANDS__ENABLED="false")):
         seen(listener)
-        sender.tell("request/ping", b"{}")
-        sender.tell("a/detection/set", b"OFF")
+        sender.send("request/ping", b"{}")
+        sender.send("a/detection/set", b"OFF")
         health = len(listener.payloads(f"{B}/health"))
         eventually(lambda: len(listener.payloads(f"{B}/health")) > health + 1)
         assert json.loads(listener.last(f"{B}/health"))["commands"] == {"accepted": 0, "refused": {}, "overflowed": 0}
@@ -332,26 +332,27 @@ def test_the_face_image_is_its_events_crop_and_goes_when_its_time_is_over(broker
         assert hashlib.sha256(listener.last(f"{B}/a/face/image")).hexdigest() == shown["sha256"]
         eventually(lambda: listener.last(f"{B}/a/face/image") == b"", "cleared")
         assert json.loads(listener.last(f"{B}/a/face/image/attributes"))["event_id"] is None
-        sender.tell("a/detection/set", b"OFF")
+        sender.send("a/detection/set", b"OFF")
         eventually(lambda: listener.last(f"{B}/a/face/image"), "the best crop, at the end")
         eventually(lambda: b'"end"' in listener.last(f"{B}/a/events"))
         end = json.loads(listener.last(f"{B}/a/events"))
         assert end["event_type"] == "end" and end["event_id"] == shown["event_id"]
         assert hashlib.sha256(listener.last(f"{B}/a/face/image")).hexdigest() == end["crop"]["sha256"]
-        sender.tell("a/crops/set", b"OFF")
+        sender.send("a/crops/set", b"OFF")
         eventually(lambda: listener.last(f"{B}/a/face/image") == b"", "switched off")
         agent.stop()
 
 
 @pytest.mark.parametrize("profile", ["native", "deepstream-minimal", "axis"])
-def test_every_frames_detections_in_the_words_asked_for(broker, profile):
-    told = {"native": b'"schema":"edge-agent.detections/1"', "deepstream-minimal": b'"4.0"', "axis": b'"observations"'}
+def test_detections_of_every_frame_in_the_configured_format(broker, profile):
+    schema = b'"schema":"edge-agent.detections/1"'
+    markers = {"native": schema, "deepstream-minimal": b'"4.0"', "axis": b'"observations"'}
     # The listener holds everything against our own schemas, which these profiles are not.
     with Listener(broker, f"{B}/a/detections") as listener, AgentProcess(
         settings(broker, MQTT__DETECTIONS=profile, HOME_ASSISTANT__ENABLED="false")
     ):
         eventually(lambda: len(listener.heard) > 10)
-        assert all(told[profile] in heard.payload and not heard.retain for heard in listener.heard)
+        assert all(markers[profile] in heard.payload and not heard.retain for heard in listener.heard)
         assert any(b"Face" in heard.payload or b'"score"' in heard.payload for heard in listener.heard)
 
 
@@ -392,7 +393,7 @@ def test_home_assistants_birth_is_answered(broker, listener):
         # Some make Home Assistant say it retained; what is said now is news all the same.
         client._client.publish("homeassistant/status", "online", retain=True).wait_for_publish(5)
         client.close()
-        eventually(lambda: len(listener.payloads(topic)) > before, "told again", deadline_s=20)
+        eventually(lambda: len(listener.payloads(topic)) > before, "sent again", deadline_s=20)
 
 
 def test_a_state_folder_that_cannot_be_read_stops_nothing(broker, listener, sender, tmp_path):

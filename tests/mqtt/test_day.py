@@ -82,7 +82,7 @@ class Day:
             self.publisher.pump()
 
     def settle(self, what: str) -> None:
-        """Work until everything is told."""
+        """Work until everything is sent."""
         until_t = time.monotonic() + DEADLINE_S
         while not (self.publisher.acknowledged and not self.outbox.status().pending):
             assert time.monotonic() < until_t, f"{what}: {self.client.status()}, {self.outbox.status()}"

@@ -16,21 +16,21 @@ from tests.fakes.schemas import validate
 TOPICS = Topics("edge-agent", "lobby")
 
 
-def letters(encode: Any = fake_jpeg, max_packet_bytes: int = 1_000_000, **crops: Any) -> EventEncoder:
+def encoder(encode: Any = fake_jpeg, max_packet_bytes: int = 1_000_000, **crops: Any) -> EventEncoder:
     return EventEncoder(TOPICS, 41, CropParams(**crops), encode, max_packet_bytes)
 
 
 def test_the_crop_comes_just_before_its_end_and_is_bound_to_it() -> None:
-    crop, end = letters().of_event(event(7, "end", crop=True), moment(7))
-    told = json.loads(end.payload)["crop"]
-    assert crop.topic == told["topic"] == f"edge-agent/lobby/door/crops/{event(7).event_id}"
-    assert told["sha256"] == hashlib.sha256(crop.payload).hexdigest() and told["bytes"] == len(crop.payload)
-    assert dict(crop.properties) == {"event_id": event(7).event_id, "sha256": told["sha256"]}
+    crop, end = encoder().of_event(event(7, "end", crop=True), moment(7))
+    info = json.loads(end.payload)["crop"]
+    assert crop.topic == info["topic"] == f"edge-agent/lobby/door/crops/{event(7).event_id}"
+    assert info["sha256"] == hashlib.sha256(crop.payload).hexdigest() and info["bytes"] == len(crop.payload)
+    assert dict(crop.properties) == {"event_id": event(7).event_id, "sha256": info["sha256"]}
     assert (crop.kind, crop.content_type, crop.retain, crop.seq) == ("crop", "image/jpeg", False, 7)
     assert crop.gap_topic == end.topic == end.gap_topic and not end.retain and end.qos == 1
 
 
-@pytest.mark.parametrize("off", [letters(None), letters(enabled=False)], ids=["no encoder", "setting"])
+@pytest.mark.parametrize("off", [encoder(None), encoder(enabled=False)], ids=["no encoder", "setting"])
 def test_crops_can_be_off(off: EventEncoder) -> None:
     (end,) = off.of_event(event(7, "end", crop=True), moment(7))
     assert json.loads(end.payload)["crop"] is None
@@ -48,21 +48,21 @@ def test_a_large_crop_gets_coarser_then_smaller(side: int, max_bytes: int, quali
         tried.append((pixels.shape[0], at))
         return fake_jpeg(pixels, at)
 
-    crop, _ = letters(encode, max_bytes=max_bytes).of_event(event(7, "end", crop=True, side=side), moment(7))
+    crop, _ = encoder(encode, max_bytes=max_bytes).of_event(event(7, "end", crop=True, side=side), moment(7))
     assert tried[-1] == (shape, quality) and len(crop.payload) <= max_bytes
 
 
-def test_a_crop_that_never_fits_is_left_out_and_said_so() -> None:
-    (end,) = letters(lambda *_: b"\xff\xd8" * 5000, max_bytes=2_000).of_event(event(7, "end", crop=True), moment(7))
+def test_a_crop_that_never_fits_is_left_out_of_its_event() -> None:
+    (end,) = encoder(lambda *_: b"\xff\xd8" * 5000, max_bytes=2_000).of_event(event(7, "end", crop=True), moment(7))
     assert json.loads(end.payload)["crop"] is None
 
 
 @pytest.mark.parametrize("announced", [None, 2_000])
 def test_the_smaller_limit_counts(announced: Optional[int]) -> None:
     zones = tuple(f"zone{n}" for n in range(300))
-    made = letters(max_packet_bytes=3_000_000)
-    made.limit(announced)
-    (sent,) = made.of_event(event(7, zones=zones), moment(7))
+    limited = encoder(max_packet_bytes=3_000_000)
+    limited.limit(announced)
+    (sent,) = limited.of_event(event(7, zones=zones), moment(7))
     assert sent.kind == ("gap" if announced else "event")
     if announced:
         gap = validate(sent.payload)
@@ -81,7 +81,7 @@ def test_packet_size_is_an_upper_bound() -> None:
         def _packet_queue(self, command: int, packet: bytes, *_: Any) -> Any:
             sizes.append(len(packet))
 
-    for message in letters().of_event(event(7, "end", crop=True), moment(7)):
+    for message in encoder().of_event(event(7, "end", crop=True), moment(7)):
         sizes: list = []
         payload = message.payload
         if message.kind == "event":

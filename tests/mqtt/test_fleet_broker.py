@@ -107,7 +107,7 @@ def publish_as(broker: Broker, certs: Path, name: str, *topics: str, version: st
 
 
 @pytest.mark.slow
-def test_each_sees_and_says_what_it_may(broker: Broker, certs: Path) -> None:
+def test_each_client_reads_and_publishes_only_what_it_may(broker: Broker, certs: Path) -> None:
     with Listener(broker, "#", tls=certificates.client(certs, "monitor")) as monitor, Listener(
         broker, "edge-agent/#", tls=certificates.client(certs, "homeassistant")
     ) as home, Listener(broker, "#", tls=certificates.client(certs, "yard")) as yard:
@@ -173,7 +173,7 @@ def test_every_topic_that_an_agent_listens_to_reaches_it_and_no_other(broker: Br
         eventually(lambda: yard.topics() == ["homeassistant/status"])
 
 
-def test_an_agent_of_another_name_says_what_is_wrong(broker: Broker, certs: Path) -> None:
+def test_an_agent_with_another_name_reports_the_refusal(broker: Broker, certs: Path) -> None:
     with Listener(broker, "edge-agent/#", tls=certificates.client(certs, "monitor")) as monitor:
         with AgentProcess(agent_settings(broker, certs, NODE="gate")) as agent:
             eventually(lambda: "the broker refuses edge-agent/gate/door/presence: Not authorized" in agent.log)
@@ -181,7 +181,7 @@ def test_an_agent_of_another_name_says_what_is_wrong(broker: Broker, certs: Path
 
 
 @pytest.mark.slow
-def test_on_311_the_selftest_says_it(broker: Broker, certs: Path) -> None:
+def test_on_311_the_selftest_reports_the_refusal(broker: Broker, certs: Path) -> None:
     with AgentProcess(agent_settings(broker, certs, NODE="gate"), version="3.1.1") as agent:
         eventually(lambda: "no echo on edge-agent/gate/response/selftest" in agent.log)
 
@@ -211,7 +211,7 @@ def replace(to: Path, name: str, source: Path, other: str) -> None:
         (expired_own, "the broker refused our certificate: it has expired"),
     ],
 )
-def test_a_wrong_client_certificate_is_refused_and_may_be_mended(
+def test_a_wrong_client_certificate_is_refused_and_may_be_replaced(
     broker: Broker, certs: Path, made: Path, spoil: Any, words: str
 ) -> None:
     spoil(certs)
@@ -259,9 +259,7 @@ def wrong_name_broker(certs: Path) -> Dict[str, Any]:
         (wrong_name_broker, "certificate is not valid for '127.0.0.1'"),
     ],
 )
-def test_what_is_wrong_with_tls_is_told_and_nothing_is_said(
-    tmp_path: Path, certs: Path, spoil: Any, words: str
-) -> None:
+def test_tls_faults_are_reported_and_nothing_is_published(tmp_path: Path, certs: Path, spoil: Any, words: str) -> None:
     wrong = spoil(certs)
     with Broker(tmp_path, fleet_config(certs)) as broker, AgentProcess(agent_settings(broker, certs, **wrong)) as agent:
         eventually(lambda: words in agent.log, words)

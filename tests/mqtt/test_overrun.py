@@ -1,4 +1,4 @@
-"""When the publish thread cannot keep up: what a subscriber is told of events that were dropped before the outbox."""
+"""When the publish thread cannot keep up: what a subscriber receives of events dropped before the outbox."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ DOOR = "edge-agent/lobby/door"
 
 
 @needs_mosquitto
-def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path: Path) -> None:
+def test_a_blocked_publish_thread_leaves_a_gap_and_ends_every_visit(tmp_path: Path) -> None:
     publish_queue = PublishQueue(capacity=3)
     with Broker(tmp_path) as broker, Agent(broker.port, on_notice=publish_queue.put) as agent:
         stage = PublishStage(publish_queue, agent.publisher, lambda: HEALTH, lambda: INFO, agent.clock)
 
-        def told() -> List[Any]:
+        def received() -> List[Any]:
             read = [validate(payload) for payload in listener.payloads(f"{DOOR}/events")]
             return [
                 (one["boot"], one["from_seq"], one["to_seq"], one["count"], one["reason"])
@@ -38,7 +38,7 @@ def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path
 
         with Listener(broker, f"{DOOR}/#") as listener:
             publish_queue.put_outcome(Outcome("door", (event(1, visit=1),), report("ON", faces=1)))
-            step_until(lambda: told() == [(1, "start", "1")])
+            step_until(lambda: received() == [(1, "start", "1")])
             # From here on nobody takes anything.
             publish_queue.put_outcome(Outcome("door", (event(2, visit=2),), report("ON", faces=2)))
             publish_queue.put_outcome(Outcome("door", (event(3, "update", visit=1),)))
@@ -47,8 +47,8 @@ def test_a_stuck_publish_thread_leaves_a_gap_and_nobody_in_who_has_gone(tmp_path
             for seq in range(6, 12, 2):
                 publish_queue.put_outcome(Outcome("door", (event(seq, visit=3),)))
                 publish_queue.put_outcome(Outcome("door", (event(seq + 1, "end", visit=3),)))
-            step_until(lambda: any(one[0] == 11 for one in told()) and agent.settled())
-            shown = told()
+            step_until(lambda: any(one[0] == 11 for one in received()) and agent.settled())
+            shown = received()
             numbers = [one[0] for one in shown if len(one) == 3]
             gaps = [one for one in shown if len(one) == 5]
             assert [(boot, reason) for boot, *_, reason in gaps] == [(41, "overrun")] * len(gaps) and gaps

@@ -108,7 +108,7 @@ def test_what_is_retained_and_how(tmp_path: Path, version: str) -> None:
 
 @needs_mosquitto
 @both_versions
-def test_a_face_is_retained_only_where_the_broker_will_forget_it_by_itself(tmp_path: Path, version: str) -> None:
+def test_an_image_is_retained_only_where_the_broker_expires_it(tmp_path: Path, version: str) -> None:
     image = Message(f"{DOOR}/face/image", b"\xff\xd8face", 0, True, "image", "image/jpeg", expiry_s=60)
 
     def retained(marker: str) -> Optional[bytes]:
@@ -129,7 +129,7 @@ def test_a_face_is_retained_only_where_the_broker_will_forget_it_by_itself(tmp_p
 
 @needs_mosquitto
 @both_versions
-def test_the_truth_is_back_after_the_broker_forgot_it(tmp_path: Path, version: str) -> None:
+def test_retained_state_is_restored_after_the_broker_lost_it(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker, Agent(broker.port, protocol=version) as agent:
         agent.report(report("ON", faces=2, zones={}))
         agent.until(agent.settled)
@@ -145,7 +145,7 @@ def test_the_truth_is_back_after_the_broker_forgot_it(tmp_path: Path, version: s
 
 
 @needs_mosquitto
-def test_an_older_truth_never_comes_after_a_newer_one(tmp_path: Path) -> None:
+def test_an_older_state_never_follows_a_newer_one(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker:
         gate = Gate(broker.port)
         with Listener(broker) as listener, Agent(gate.port) as agent:
@@ -220,7 +220,7 @@ def test_no_event_is_lost_or_out_of_order_when_the_broker_is_killed(tmp_path: Pa
 
 
 @needs_mosquitto
-def test_late_events_say_so(tmp_path: Path) -> None:
+def test_late_events_are_marked(tmp_path: Path) -> None:
     broker = Broker(tmp_path)
     with Agent(broker.port) as agent:
         agent.put(event(1))
@@ -235,7 +235,7 @@ def test_late_events_say_so(tmp_path: Path) -> None:
 
 
 @needs_mosquitto
-def test_a_full_outbox_tells_what_it_lost(tmp_path: Path) -> None:
+def test_a_full_outbox_announces_what_it_lost(tmp_path: Path) -> None:
     broker = Broker(tmp_path)
     with Agent(broker.port, outbox=OutboxParams(max_bytes=65_536)) as agent:
         for seq in range(1, 201):
@@ -250,7 +250,7 @@ def test_a_full_outbox_tells_what_it_lost(tmp_path: Path) -> None:
 
 @needs_mosquitto
 @both_versions
-def test_an_oversize_event_is_refused_before_it_can_do_harm(tmp_path: Path, version: str) -> None:
+def test_an_oversize_event_is_refused_before_it_is_sent(tmp_path: Path, version: str) -> None:
     """Announced by the broker (version 5), or known from the setting; also what was kept before the limit was known."""
     zones = tuple(f"zone{n}" for n in range(3000))
     with Broker(tmp_path, "max_packet_size 12000") as broker, Listener(broker) as listener:
@@ -269,7 +269,7 @@ def test_an_oversize_event_is_refused_before_it_can_do_harm(tmp_path: Path, vers
 
 
 @needs_mosquitto
-def test_a_poison_message_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_poison_message_is_quarantined_and_the_others_are_sent(tmp_path: Path) -> None:
     """A limit that mosquitto does not announce: paho 2.1.0 cannot read the refusal, 2.2.0 disconnects."""
     zones = tuple(f"zone{n}" for n in range(500))
     with Broker(tmp_path, "message_size_limit 3000") as broker, Listener(broker, EVENTS) as listener:
@@ -277,13 +277,13 @@ def test_a_poison_message_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> N
             agent.put(event(1), event(2, zones=zones), *(event(seq) for seq in range(3, 40)))
             agent.until(agent.settled)
             eventually(lambda: seqs(listener)[-1:] == [39])
-            assert agent.outbox.status().quarantined == 1, "only the guilty one"
+            assert agent.outbox.status().quarantined == 1, "only the poison message"
             assert gaps(listener) == [(2, 2, "quarantined")]
             assert seqs(listener) == [1, *range(3, 40)]
 
 
 @needs_mosquitto
-def test_not_authorised_pauses_and_goes_on_once_mended(tmp_path: Path) -> None:
+def test_not_authorised_pauses_until_the_access_list_is_repaired(tmp_path: Path) -> None:
     tmp_path.chmod(tmp_path.stat().st_mode | stat.S_IXOTH)
     acl = tmp_path / "acl"
     acl.write_text(f"topic readwrite {NODE}/info\ntopic readwrite {NODE}/+/presence\ntopic read #\n")
@@ -295,7 +295,7 @@ def test_not_authorised_pauses_and_goes_on_once_mended(tmp_path: Path) -> None:
         for _ in range(20):
             agent.step()
         refusals = sum(isinstance(notice, Rejected) for notice in agent.notices)
-        assert refusals <= 12, "it does not hammer"
+        assert refusals <= 12, "it pauses between attempts"
         acl.write_text("topic readwrite #\n")
         broker.tell(signal.SIGHUP)
         eventually(lambda: "SIGHUP" in broker.log.read_text() or "Reloading" in broker.log.read_text())
@@ -306,7 +306,7 @@ def test_not_authorised_pauses_and_goes_on_once_mended(tmp_path: Path) -> None:
 
 
 @needs_mosquitto
-def test_whoever_may_not_have_crops_gets_the_events(tmp_path: Path) -> None:
+def test_a_refused_crop_does_not_pause_events(tmp_path: Path) -> None:
     tmp_path.chmod(tmp_path.stat().st_mode | stat.S_IXOTH)
     acl = tmp_path / "acl"
     acl.write_text(f"topic deny {NODE}/+/crops/#\ntopic readwrite #\n")
@@ -319,7 +319,7 @@ def test_whoever_may_not_have_crops_gets_the_events(tmp_path: Path) -> None:
         eventually(lambda: seqs(listener)[-1:] == [101])
         assert seqs(listener) == list(range(1, 102)), "in order, none behind a crop"
         assert f"the broker refuses {DOOR}/crops" in "".join(agent.publisher.faults)
-        assert sum(isinstance(notice, Rejected) for notice in agent.notices) <= 20, "it does not hammer"
+        assert sum(isinstance(notice, Rejected) for notice in agent.notices) <= 20, "it pauses between attempts"
         acl.write_text("topic readwrite #\n")
         broker.tell(signal.SIGHUP)
         eventually(lambda: "SIGHUP" in broker.log.read_text() or "Reloading" in broker.log.read_text())
@@ -331,7 +331,7 @@ def test_whoever_may_not_have_crops_gets_the_events(tmp_path: Path) -> None:
 
 @needs_mosquitto
 @both_versions
-def test_a_clean_stop_says_so_last(tmp_path: Path, version: str) -> None:
+def test_a_clean_stop_publishes_offline_last(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker, Listener(broker, version=version) as listener:
         with Agent(broker.port, protocol=version) as agent:
             agent.report(report("ON", faces=1, zones={}))
@@ -441,7 +441,7 @@ def test_no_more_than_the_window_is_unacknowledged(announced: Optional[int], win
     assert outbox.status().pending == 0 and publisher.acknowledged and len(tape.sent) == 107
 
 
-def test_after_a_lost_connection_suspects_go_alone() -> None:
+def test_after_a_lost_connection_suspects_are_sent_one_at_a_time() -> None:
     publisher, tape, outbox, _ = taped()
     publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(1, 31))))
 
@@ -578,7 +578,7 @@ def test_crops_switched_off_while_the_broker_is_away_are_never_sent() -> None:
     assert json.loads(tape.sent[-1].payload)["reason"] == "disabled"
 
 
-def test_an_answer_of_an_older_session_changes_nothing() -> None:
+def test_an_acknowledgement_of_an_older_session_is_ignored() -> None:
     publisher, tape, outbox, _ = taped()
     publisher.outcome(Outcome("door", (event(1),)))
     publisher.handle(Connected(1, "5"))

@@ -1,4 +1,4 @@
-"""Reconnecting, and the retained truth: pure, on a clock that the test moves."""
+"""Reconnecting, and the retained state: pure, on a clock that the test moves."""
 
 import random
 from typing import List
@@ -45,16 +45,16 @@ def test_refused_credentials_wait_one_to_five_minutes() -> None:
     assert 60.0 <= min(delays) < 75.0 and 285.0 < max(delays) <= 300.0
 
 
-def versions(setting: str, endings: List[SessionResult]) -> List[str]:
-    dialect = ProtocolFallback(setting)
+def versions(setting: str, results: List[SessionResult]) -> List[str]:
+    fallback = ProtocolFallback(setting)
     spoken = []
-    for ending in endings:
-        dialect.ended(ending)
-        spoken.append(dialect.version)
+    for result in results:
+        fallback.ended(result)
+        spoken.append(fallback.version)
     return spoken
 
 
-def test_version_is_given_up_when_the_broker_says_so_or_twice_says_nothing() -> None:
+def test_the_version_falls_back_after_a_refusal_or_two_silences() -> None:
     unsupported = SessionResult("unsupported", unsupported=True)
     lost = SessionResult("lost", connected=True)
     assert versions("5", [DOWN, unsupported, lost, SILENT, SILENT]) == ["5"] + ["3.1.1"] * 4
@@ -65,69 +65,69 @@ def test_version_is_given_up_when_the_broker_says_so_or_twice_says_nothing() -> 
 
 
 def test_more_than_three_losses_in_a_minute_are_flapping() -> None:
-    flaps = FlapDetector()
-    assert [flaps.lost(t) for t in (0, 10, 20, 30, 95, 96, 97, 98)] == [False] * 3 + [True] + [False] * 3 + [True]
+    detector = FlapDetector()
+    assert [detector.lost(t) for t in (0, 10, 20, 30, 95, 96, 97, 98)] == [False] * 3 + [True] + [False] * 3 + [True]
 
 
-def state(topic: str, payload: bytes) -> Message:
+def message(topic: str, payload: bytes) -> Message:
     return Message(topic, payload, retain=True)
 
 
-def due(truth: RetainedState, t: float = 0.0) -> List[bytes]:
+def due(state: RetainedState, t: float = 0.0) -> List[bytes]:
     sent = []
-    for message in truth.due(t):
-        truth.sent(message.topic, t)
+    for message in state.due(t):
+        state.sent(message.topic, t)
         sent.append(message.payload)
     return sent
 
 
-def test_truth_is_told_in_rank_order_and_again_at_every_connect() -> None:
-    truth = RetainedState()
-    truth.set(state("online", b"5"), Rank.ONLINE)
-    truth.set(state("presence", b"3"), Rank.PRESENCE)
-    truth.set(state("camera", b"2"), Rank.AVAILABILITY)
-    truth.set(state("info", b"1"), Rank.INFO)
-    truth.set(state("config", b"4"), Rank.DISCOVERY)
+def test_state_is_sent_in_rank_order_and_again_at_every_connect() -> None:
+    state = RetainedState()
+    state.set(message("online", b"5"), Rank.ONLINE)
+    state.set(message("presence", b"3"), Rank.PRESENCE)
+    state.set(message("camera", b"2"), Rank.AVAILABILITY)
+    state.set(message("info", b"1"), Rank.INFO)
+    state.set(message("config", b"4"), Rank.DISCOVERY)
     for _ in range(2):
-        truth.connected()
-        assert due(truth) == [b"1", b"2", b"3", b"4", b"5"]
-        assert due(truth) == [] and not truth.acknowledged
+        state.connected()
+        assert due(state) == [b"1", b"2", b"3", b"4", b"5"]
+        assert due(state) == [] and not state.acknowledged
 
 
 def test_only_the_newest_value_is_ever_sent() -> None:
-    truth = RetainedState()
+    state = RetainedState()
     for payload in (b"ON", b"OFF", b"ON", b"None"):
-        truth.set(state("p", payload), Rank.PRESENCE)
-    assert due(truth) == [b"None"]
-    truth.set(state("p", b"ON"), Rank.PRESENCE)
-    truth.set(state("p", b"OFF"), Rank.PRESENCE)
-    assert due(truth) == [], "one at a time per topic"
-    truth.accepted("p")
-    assert due(truth) == [b"OFF"]
-    truth.accepted("p")
-    truth.set(state("p", b"OFF"), Rank.PRESENCE)
-    assert due(truth) == [] and truth.acknowledged, "the same again is no news"
+        state.set(message("p", payload), Rank.PRESENCE)
+    assert due(state) == [b"None"]
+    state.set(message("p", b"ON"), Rank.PRESENCE)
+    state.set(message("p", b"OFF"), Rank.PRESENCE)
+    assert due(state) == [], "one at a time per topic"
+    state.accepted("p")
+    assert due(state) == [b"OFF"]
+    state.accepted("p")
+    state.set(message("p", b"OFF"), Rank.PRESENCE)
+    assert due(state) == [] and state.acknowledged, "the same value is not sent again"
 
 
-def test_a_slowed_topic_waits_and_then_tells_the_newest() -> None:
-    truth = RetainedState()
-    truth.set(state("n", b"0"), Rank.PRESENCE)
-    assert due(truth, 10.0) == [b"0"]
-    truth.accepted("n")
+def test_a_rate_limited_topic_waits_and_then_sends_the_newest_value() -> None:
+    state = RetainedState()
+    state.set(message("n", b"0"), Rank.PRESENCE)
+    assert due(state, 10.0) == [b"0"]
+    state.accepted("n")
     for count in (b"1", b"2", b"3"):
-        truth.set(state("n", count), Rank.PRESENCE, 1.0)
-    assert due(truth, 10.9) == []
-    assert due(truth, 11.0) == [b"3"]
-    truth.accepted("n")
-    truth.set(state("n", b"4"), Rank.PRESENCE, 1.0)
-    truth.set(state("n", b"None"), Rank.PRESENCE)
-    assert due(truth, 11.1) == [b"None"], "a change of the answer is not slowed"
+        state.set(message("n", count), Rank.PRESENCE, 1.0)
+    assert due(state, 10.9) == []
+    assert due(state, 11.0) == [b"3"]
+    state.accepted("n")
+    state.set(message("n", b"4"), Rank.PRESENCE, 1.0)
+    state.set(message("n", b"None"), Rank.PRESENCE)
+    assert due(state, 11.1) == [b"None"], "a change of presence is not rate-limited"
 
 
 def test_a_refused_topic_is_tried_again_later_even_when_it_changes() -> None:
-    truth = RetainedState()
-    truth.set(state("p", b"ON"), Rank.PRESENCE)
-    due(truth)
-    truth.refused("p", 60.0)
-    truth.set(state("p", b"OFF"), Rank.PRESENCE)
-    assert due(truth, 59.0) == [] and due(truth, 60.0) == [b"OFF"]
+    state = RetainedState()
+    state.set(message("p", b"ON"), Rank.PRESENCE)
+    due(state)
+    state.refused("p", 60.0)
+    state.set(message("p", b"OFF"), Rank.PRESENCE)
+    assert due(state, 59.0) == [] and due(state, 60.0) == [b"OFF"]

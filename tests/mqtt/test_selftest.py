@@ -1,4 +1,4 @@
-"""On MQTT 3.1.1 a broker acknowledges what it throws away; the echo tells."""
+"""On MQTT 3.1.1 a broker acknowledges what it discards; the echo shows it."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ def probe(test: SelfTest, t: float) -> bytes:
     return message.payload
 
 
-def test_nothing_is_asked_of_mqtt_5() -> None:
+def test_mqtt_5_needs_no_probe() -> None:
     test = SelfTest(ECHO, 1)
     assert test.connected("5", 0.0) == [] and test.due(100.0) is None and test.verified is None
 
@@ -85,7 +85,7 @@ def test_a_probe_is_as_large_as_what_was_acknowledged_and_each_size_is_proven_on
     assert answered(test, 120.0) == small
 
 
-def test_a_limit_that_swallows_is_told_apart_from_an_access_list_and_forgotten_when_raised() -> None:
+def test_a_size_limit_is_distinguished_from_an_access_list_and_cleared_when_raised() -> None:
     test = SelfTest(ECHO, 1)
     test.connected("3.1.1", 0.0)
     answered(test, 0.0)
@@ -103,7 +103,7 @@ def test_a_limit_that_swallows_is_told_apart_from_an_access_list_and_forgotten_w
     assert test.verified is True and test.faults == []
 
 
-def test_a_lost_connection_is_no_verdict() -> None:
+def test_a_lost_connection_is_no_result() -> None:
     test = SelfTest(ECHO, 1)
     test.connected("3.1.1", 0.0)
     probe(test, 0.0)
@@ -116,13 +116,13 @@ def test_a_lost_connection_is_no_verdict() -> None:
 
 @needs_mosquitto
 @pytest.mark.parametrize("version", ["3.1.1", "5"])
-def test_against_an_access_list_that_is_mended_and_broken(tmp_path: Path, version: str) -> None:
+def test_an_access_list_that_is_broken_and_repaired(tmp_path: Path, version: str) -> None:
     acl = tmp_path / "acl"
     acl.write_text(ALLOW)
     with Broker(tmp_path, f"acl_file {acl}") as broker, Agent(broker.port, protocol=version) as agent:
 
-        def told() -> Any:
-            """As health says it to a subscriber."""
+        def verified() -> Any:
+            """As a subscriber reads it in the health message."""
             agent.report_health()
             agent.step()
             health = watcher.last("edge-agent/lobby/health")
@@ -133,10 +133,10 @@ def test_against_an_access_list_that_is_mended_and_broken(tmp_path: Path, versio
             if version == "5":
                 agent.put(event(1))
                 agent.until(agent.settled)
-                agent.until(lambda: told() is None)
+                agent.until(lambda: verified() is None)
                 assert listener.heard == []
                 return
-            agent.until(lambda: told() is True)
+            agent.until(lambda: verified() is True)
             eventually(lambda: len(listener.heard) == 1)
             acl.write_text(DENY)
             reload(broker)
@@ -151,7 +151,7 @@ def test_against_an_access_list_that_is_mended_and_broken(tmp_path: Path, versio
             reload(broker)
             agent.skipped_s += INTERVAL_S
             agent.until(lambda: agent.publisher.faults == [])
-            agent.until(lambda: told() is True)
+            agent.until(lambda: verified() is True)
             eventually(lambda: len(listener.heard) == 2)
 
 
@@ -163,8 +163,8 @@ def reload(broker: Broker) -> None:
 
 
 @needs_mosquitto
-def test_a_size_limit_that_only_swallows_is_flagged_on_3_1_1(tmp_path: Path) -> None:
-    """`message_size_limit` is announced to nobody: the broker acknowledges and throws away."""
+def test_a_size_limit_that_discards_silently_is_reported_on_3_1_1(tmp_path: Path) -> None:
+    """`message_size_limit` is announced to nobody: the broker acknowledges and discards."""
     with Broker(tmp_path, "message_size_limit 1500") as broker, Agent(broker.port, protocol="3.1.1") as agent:
         agent.until(agent.settled)
         agent.until(lambda: agent.publisher._selftest.verified is True)

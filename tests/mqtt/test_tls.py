@@ -36,7 +36,7 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_openssl
 @pytest.mark.parametrize("name", ["ca", "broker", "lobby", "late"])
-def test_not_after_is_what_openssl_says(certs: Path, name: str) -> None:
+def test_not_after_equals_that_of_openssl(certs: Path, name: str) -> None:
     path = str(certs / f"{name}.pem")
     command = ["openssl", "x509", "-in", path, "-noout", "-enddate"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -55,7 +55,7 @@ def test_both_forms_of_time(tmp_path: Path, certs: Path, until: str, year: int) 
 
 
 @needs_openssl
-def test_what_is_no_certificate_has_no_end(tmp_path: Path, certs: Path) -> None:
+def test_a_file_without_a_certificate_has_no_expiry(tmp_path: Path, certs: Path) -> None:
     path = tmp_path / "x.pem"
     assert valid_until(str(path)) is None
     good = (certs / "lobby.pem").read_text("ascii")
@@ -67,7 +67,7 @@ def test_what_is_no_certificate_has_no_end(tmp_path: Path, certs: Path) -> None:
     assert valid_until(str(path)) is None
 
 
-def test_the_end_is_announced_once_a_day() -> None:
+def test_the_expiry_is_reported_once_a_day() -> None:
     def said(**left: int) -> List[str]:
         return expiry_faults(NOW + timedelta(**left), NOW)
 
@@ -78,7 +78,7 @@ def test_the_end_is_announced_once_a_day() -> None:
     assert said(days=-2) == ["our TLS certificate has expired on 2026-11-20"]
 
 
-def test_a_replaced_file_is_noticed(tmp_path: Path) -> None:
+def test_a_replaced_file_changes_the_signature(tmp_path: Path) -> None:
     path = tmp_path / "a"
     seen = [signature([str(path), None])]
     path.write_text("1")
@@ -90,7 +90,7 @@ def test_a_replaced_file_is_noticed(tmp_path: Path) -> None:
 
 
 @needs_openssl
-def test_an_encrypted_key_is_an_error_and_no_question(tmp_path: Path, certs: Path) -> None:
+def test_an_encrypted_key_is_an_error_without_a_prompt(tmp_path: Path, certs: Path) -> None:
     key = tmp_path / "locked.key"
     command = ["openssl", "pkey", "-in", str(certs / "lobby.key"), "-aes256", "-passout", "pass:1234", "-out", str(key)]
     subprocess.run(command, check=True, capture_output=True)
@@ -135,7 +135,7 @@ def test_websockets_carry_everything(tmp_path: Path) -> None:
 
 @needs_mosquitto
 @pytest.mark.filterwarnings("ignore:.*socket.*:pytest.PytestUnraisableExceptionWarning")
-def test_a_wrong_websocket_path_is_told(tmp_path: Path) -> None:
+def test_a_wrong_websocket_path_is_reported(tmp_path: Path) -> None:
     """Paho leaves such a socket to the garbage collector: hence the filter."""
     with Broker(tmp_path) as broker:
         gateway = WebsocketGateway(broker.port)
@@ -158,7 +158,7 @@ def test_a_password_is_the_first_line(tmp_path: Path) -> None:
         assert str(wrong) in str(raised.value) and "secret" not in str(raised.value)
 
 
-def test_systemds_credential_is_used_where_nothing_else_is_said(tmp_path: Path) -> None:
+def test_the_credential_of_systemd_is_the_default_password_file(tmp_path: Path) -> None:
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     user = MqttParams(username="lobby")
     assert with_credential(user, environ) == with_credential(user, {}) == user
@@ -169,7 +169,7 @@ def test_systemds_credential_is_used_where_nothing_else_is_said(tmp_path: Path) 
     assert with_credential(MqttParams(), environ) == MqttParams()
 
 
-def test_a_wrong_clock_is_told_apart_from_an_old_certificate() -> None:
+def test_a_wrong_clock_is_distinguished_from_an_expired_certificate() -> None:
     def verification(code: int) -> str:
         error = ssl.SSLCertVerificationError(1, "failed")
         error.verify_code, error.verify_message = code, "self-signed certificate"

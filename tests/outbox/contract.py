@@ -104,7 +104,7 @@ class OutboxContract:
         assert outbox.batch(100) == []
 
     @pytest.mark.parametrize("camera", ["door", None])
-    def test_unwanted_crops_are_given_up_and_announced(self, camera: Optional[str]) -> None:
+    def test_discarded_crops_are_dropped_and_announced(self, camera: Optional[str]) -> None:
         outbox = self.make()
         for seq in range(1, 6):
             outbox.put([message(seq, "crop"), message(seq)], moment())
@@ -184,7 +184,7 @@ class OutboxContract:
         assert shown[1:] == list(range(last + 1, 501)), "nothing is lost in the middle, nothing unannounced"
         assert outbox.status().dropped == count and outbox.status().bytes <= 20_000
 
-    def test_lost_updates_between_kept_events_are_told_one_by_one_then_joined(self) -> None:
+    def test_lost_updates_between_kept_events_are_announced_one_by_one_then_merged(self) -> None:
         outbox = self.make(max_bytes=12_000)
         for seq in range(1, 200):
             outbox.put([message(seq, event_type="update" if seq % 2 else "start")], moment(seq))
@@ -229,7 +229,7 @@ class OutboxContract:
         assert shown[:2] == [1, 2] and shown[2][:2] == ("events", 3)
 
     @pytest.mark.parametrize("seed", range(10))
-    def test_any_story_keeps_the_books(self, seed: int) -> None:
+    def test_every_event_is_delivered_kept_or_announced_in_a_random_run(self, seed: int) -> None:
         """Random puts, sends, answers and losses: every seq is delivered, still there, or announced; in order."""
         import random
 

@@ -193,7 +193,7 @@ def child(body: str, *arguments: Any, **more: Any) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-def test_kill_9_loses_nothing_that_was_told_to_be_safe(tmp_path):
+def test_kill_9_loses_nothing_that_was_flushed(tmp_path):
     """Told: on stdout, after `flush` has returned; killed in the midst of thousands of transactions."""
     rng = random.Random(3)
     promised = set()
@@ -223,7 +223,7 @@ def test_kill_9_loses_nothing_that_was_told_to_be_safe(tmp_path):
     assert len(promised) > 600
 
 
-def test_unwanted_crops_of_earlier_runs_go_too_and_none_is_sent_while_the_disk_does_not_take_it(make):
+def test_discarded_crops_of_earlier_runs_are_dropped_and_none_is_sent_while_the_disk_fails(make):
     outbox = make()
     outbox.put([message(1, "crop"), message(1), message(2, "crop", camera="yard")], make.clock())
     outbox.close()
@@ -264,7 +264,7 @@ def test_lateness_is_right_after_a_restart_of_the_agent_whatever_the_wall_clock_
     assert ages(make, make()) == [31.0]
 
 
-def test_what_waited_through_a_reboot_is_late_by_the_wall_clock_and_never_less_than_late(make):
+def test_a_message_kept_over_a_reboot_is_late_by_the_wall_clock(make):
     outbox = make()
     outbox.put([message(1)], make.clock())
     make.clock.advance(10.0)
@@ -299,7 +299,7 @@ def test_a_clock_that_was_or_is_wrong_drops_nothing_for_its_age(make, then):
     assert now.t - outbox.batch(1)[0].queued_t > 30.0
 
 
-def test_crops_are_given_up_after_a_day_and_events_after_a_week(make):
+def test_crops_expire_after_a_day_and_events_after_a_week(make):
     outbox = make()
     outbox.put([message(1, "crop"), message(1, event_type="end")], make.clock())
     make.clock.advance(86_400.0 - 1)
@@ -311,7 +311,7 @@ def test_crops_are_given_up_after_a_day_and_events_after_a_week(make):
     assert outbox.status().dropped == 2
 
 
-# Appearances that a crash has left open
+# Visits that a crash has left open
 
 
 def crash(outbox: SqliteOutbox) -> None:
@@ -321,7 +321,7 @@ def crash(outbox: SqliteOutbox) -> None:
     outbox.close()
 
 
-def test_appearances_left_open_are_closed_at_the_next_start(make):
+def test_visits_left_open_are_ended_at_the_next_start(make):
     outbox = make()
     outbox.put([visit(1, "start", 1), visit(2, "start", 2), visit(1, "start", 3, camera="yard")], make.clock())
     outbox.put([visit(3, "update", 1), visit(4, "end", 2)], make.clock())
@@ -347,7 +347,7 @@ def test_appearances_left_open_are_closed_at_the_next_start(make):
     assert len(outbox.batch(10)) == 2, "closed once, and still to be sent"
 
 
-def test_a_backlog_comes_before_the_ends_that_close_it(make):
+def test_a_backlog_is_sent_before_the_ends_of_its_visits(make):
     outbox = make()
     outbox.put([visit(1, "start"), visit(2, "update")], make.clock())
     crash(outbox)
@@ -379,7 +379,7 @@ DYING = """
 """
 
 
-def test_no_number_is_given_twice_though_the_disk_failed_before_kill_9(tmp_path):
+def test_no_number_is_used_twice_though_the_disk_failed_before_kill_9(tmp_path):
     """What went out of memory alone left no trace on disk; the ends of the next start must not take its numbers."""
     with child(DYING, tmp_path, 1, "full") as process:
         sent = json.loads(process.stdout.readline())
@@ -399,7 +399,7 @@ def test_no_number_is_given_twice_though_the_disk_failed_before_kill_9(tmp_path)
         crash(outbox)
 
 
-def test_what_a_start_has_closed_it_closes_once_however_often_the_disk_fails(make):
+def test_a_visit_is_ended_once_however_often_the_disk_fails(make):
     outbox = make()
     outbox.put([visit(1, "start")], make.clock())
     crash(outbox)
@@ -547,7 +547,7 @@ def test_damage_while_running_loses_nothing_that_is_in_memory(make):
     assert contents(make()) == [*range(1, 21), lost, 1000, 1001]
 
 
-def test_a_row_that_makes_no_sense_does_not_stop_the_others(make):
+def test_a_row_that_cannot_be_decoded_does_not_stop_the_others(make):
     outbox = make()
     outbox.put([message(seq) for seq in range(1, 4)], make.clock())
     outbox.flush()
@@ -565,7 +565,7 @@ def test_a_row_that_makes_no_sense_does_not_stop_the_others(make):
 # A disk that does not take it
 
 
-def test_a_folder_that_cannot_be_made_is_waited_for(make, caplog):
+def test_a_folder_that_cannot_be_created_is_retried(make, caplog):
     caplog.set_level("INFO")
     make.folder.write_text("in the way")
     outbox = make()
@@ -630,7 +630,7 @@ def seqs_and_gaps(outbox: SqliteOutbox, limit: int = 20) -> List[Any]:
     return shown
 
 
-def test_what_is_newer_waits_while_what_is_older_cannot_be_read(make):
+def test_newer_messages_wait_while_older_ones_cannot_be_read(make):
     outbox = backlog(make, *range(1, 201))
     shown = seqs_and_gaps(outbox)
     flying = outbox.batch(5)
@@ -651,7 +651,7 @@ def test_what_is_newer_waits_while_what_is_older_cannot_be_read(make):
     assert first == list(range(1, 240)) and again <= set(shown), "each, and in order"
 
 
-def test_every_fault_is_waited_for_anew(make):
+def test_every_fault_has_its_own_wait(make):
     outbox = backlog(make, *range(1, 201))
     shown = seqs_and_gaps(outbox)
     for _ in range(3):
@@ -667,7 +667,7 @@ def test_every_fault_is_waited_for_anew(make):
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_after_a_while_what_cannot_be_read_is_announced_as_lost_and_stays_lost(make, readable):
+def test_unreadable_messages_are_announced_as_lost_after_a_while_and_never_sent(make, readable):
     outbox = backlog(make, *range(1, 201))
     shown = seqs_and_gaps(outbox)
     outbox.release([stored.key for stored in outbox.batch(1)])
@@ -697,7 +697,7 @@ def test_after_a_while_what_cannot_be_read_is_announced_as_lost_and_stays_lost(m
 
 
 @pytest.mark.parametrize("within", [True, False])
-def test_a_file_that_cannot_be_opened_at_the_start_may_hold_what_is_older(make, within):
+def test_a_file_that_cannot_be_opened_at_the_start_may_hold_older_messages(make, within):
     backlog(make, 1, 2, 3).close()
     with Unplugged(make.folder):
         outbox = make()
@@ -709,7 +709,7 @@ def test_a_file_that_cannot_be_opened_at_the_start_may_hold_what_is_older(make, 
     assert shown + seqs_and_gaps(outbox) == ([1, 2, 3, 1] if within else [1, 1, 2, 3]), "an earlier boot's come late"
 
 
-def test_a_file_that_another_program_locks_is_waited_for(make):
+def test_a_file_that_another_program_locks_is_retried(make):
     outbox = make()
     outbox.put([message(1)], make.clock())
     outbox.flush()
@@ -801,7 +801,7 @@ FULL = """
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_disk_that_is_full_again_and_again_loses_nothing(tmp_path, seed):
+def test_a_disk_that_is_repeatedly_full_loses_nothing(tmp_path, seed):
     """The kernel refuses to let the file grow (RLIMIT_FSIZE), at random moments of a random story."""
     with child(FULL, tmp_path, 1, "normal", seed, stderr=subprocess.PIPE) as process:
         out, err = process.communicate(timeout=60)
@@ -836,8 +836,8 @@ def test_quarantine_is_bounded(make):
 
 
 @pytest.mark.slow
-def test_a_day_of_appearances_stays_bounded(make):
-    """8,640 appearances with crops, the broker away at times, on a clock that is told what to do."""
+def test_a_day_of_visits_stays_bounded(make):
+    """8,640 visits with crops, the broker away at times, on a fake clock."""
     fds = Path("/proc/self/fd")
     outbox = make(max_bytes=3_000_000, max_crop_bytes=1_500_000)
     open_before = open_after = 0

@@ -110,9 +110,9 @@ def test_real_arms_slow_deaf_and_dead(tmp_path: Path) -> None:
             except ArmFailed as error:
                 failed.append(str(error))
 
-        told = {name: f"exec {sys.executable} {tmp_path / 'arm.py'} {line}" for name, line in lines.items()}
-        told["dead"] = "echo broken >&2; exit 3"
-        threads = [threading.Thread(target=take, args=item) for item in told.items()]
+        commands = {name: f"exec {sys.executable} {tmp_path / 'arm.py'} {line}" for name, line in lines.items()}
+        commands["dead"] = "echo broken >&2; exit 3"
+        threads = [threading.Thread(target=take, args=item) for item in commands.items()]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -38,8 +38,8 @@ BEGAN, ORIGIN = 1_000_000.0, 1_000_000.5
 TOPIC = "edge-agent/n/a/events"
 
 
-def told(until_s: float) -> List[Dict[str, Any]]:
-    """What a faultless agent tells of the scene."""
+def faultless(until_s: float) -> List[Dict[str, Any]]:
+    """Events of a faultless agent that watches the scene."""
     steps = []
     for number, face in enumerate(scene(0).scripted_faces(until_s)):
         for kind, frame in (("start", math.ceil(face.start_s * FPS)), ("end", math.floor(face.end_s * FPS))):
@@ -63,8 +63,8 @@ def judged(bodies: List[Dict[str, Any]], heard: Optional[List[Dict[str, Any]]] =
 
 
 def test_the_judge_is_content_with_a_faultless_agent() -> None:
-    account = judged(told(6.1))
-    assert (account.faults, account.missing, account.events) == ([], [], len(told(6.1)))
+    account = judged(faultless(6.1))
+    assert (account.faults, account.missing, account.events) == ([], [], len(faultless(6.1)))
 
 
 def without(*seqs: int) -> Callable[[List[Dict[str, Any]]], List[Dict[str, Any]]]:
@@ -96,18 +96,18 @@ def gap(first: int, last: int) -> Dict[str, Any]:
     ],
 )
 def test_the_judge_sees(what: str, change: Callable[[List[Dict[str, Any]]], List[Dict[str, Any]]]) -> None:
-    account = judged(change(told(6.1)))
+    account = judged(change(faultless(6.1)))
     assert any(what in fault for fault in account.faults + account.missing), account.faults + account.missing
 
 
 def test_the_judge_accepts_a_loss_that_a_gap_accounts_for_and_no_other() -> None:
-    lost = [*told(6.1)[:4], gap(5, 7), *told(6.1)[7:]]
+    lost = [*faultless(6.1)[:4], gap(5, 7), *faultless(6.1)[7:]]
     assert judged(lost).faults + judged(lost).missing == []
-    assert judged([*told(6.1)[:4], gap(5, 6), *told(6.1)[7:]]).faults
+    assert judged([*faultless(6.1)[:4], gap(5, 6), *faultless(6.1)[7:]]).faults
 
 
 def test_the_judge_asks_the_subscriber_too() -> None:
-    bodies = told(6.1)
+    bodies = faultless(6.1)
     assert any("not received" in fault for fault in judged(bodies, without(9)(bodies)).faults)
     swapped = [*bodies[:3], bodies[4], bodies[3], *bodies[5:]]
     assert any("first received after" in fault for fault in judged(bodies, swapped).faults)
@@ -115,8 +115,8 @@ def test_the_judge_asks_the_subscriber_too() -> None:
 
 
 def test_the_judge_holds_no_count_against_its_rate_limit() -> None:
-    """The crowd comes one by one, within the interval between two counts: only the first of them is told at once."""
-    account = judged(told(6.1))
+    """The crowd comes one by one within the interval between two counts: only the first is published at once."""
+    account = judged(faultless(6.1))
     crowded = [account.truth(ORIGIN + 3.05 + at_s) for at_s in (0.65, 0.85, 0.9, 1.1)]
     assert crowded == [None, None, None, None]
     assert account.truth(ORIGIN + 3.05 + 2.0) == {"a": 1}

@@ -143,11 +143,11 @@ def test_engines_where_tensorrt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run, "ENGINE_S", 0.2)
     model = graphs.bright(tmp_path / "m.onnx")
     rows: List[Row] = list(run.engine(str(model), tmp_path))
-    told = [(state, figure.split(",")[0]) for _, state, figure in rows]
+    built = [(state, figure.split(",")[0]) for _, state, figure in rows]
     if board == "nano":
-        assert told == [(OK, "fp16"), (OK, "fp32"), (OK, "fp16"), (NOTE, "Fake has no INT8")]
+        assert built == [(OK, "fp16"), (OK, "fp32"), (OK, "fp16"), (NOTE, "Fake has no INT8")]
     else:
-        assert told == [(OK, each) for each in ("fp16", "fp32", "fp16", "int8", "int8", "fp16")], rows
+        assert built == [(OK, each) for each in ("fp16", "fp32", "fp16", "int8", "int8", "fp16")], rows
     fake.assert_clean()
     assert states(run.engine("nowhere.onnx", tmp_path)) == {"engine": NOTE}
 

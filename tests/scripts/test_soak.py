@@ -24,7 +24,7 @@ def event(seq: int, kind: str = "start", frame: int = 0) -> Dict[str, Any]:
     return {"seq": seq, "event_type": kind, "ts": stamp, "frame": {"sequence": frame}}
 
 
-def told(*bodies: Dict[str, Any], presence: Sequence[Any] = ()) -> Ledger:
+def ledger_of(*bodies: Dict[str, Any], presence: Sequence[Any] = ()) -> Ledger:
     ledger = Ledger("b/n", ("a",), 10.0)
     record = [Passed(0.0, 1, "b/n/a/events", json.dumps(body).encode(), 1, False, code=0) for body in bodies]
     record += [Passed(t, 1, "b/n/a/presence", payload, 1, True, code=0) for t, payload in presence]
@@ -44,13 +44,15 @@ def told(*bodies: Dict[str, Any], presence: Sequence[Any] = ()) -> Ledger:
     ],
 )
 def test_events_have_to_add_up(bodies: Any, holes: int, disordered: int) -> None:
-    account = told(*bodies).account("a")
+    account = ledger_of(*bodies).account("a")
     assert (account.holes, account.disordered) == (holes, disordered)
 
 
 def test_nobody_while_blind_is_untrue() -> None:
     began = 1767225600.0
-    ledger = told(*(event(n, frame=n) for n in range(1, 6)), presence=[(began + 14.0, b"OFF"), (began + 19.0, b"None")])
+    ledger = ledger_of(
+        *(event(n, frame=n) for n in range(1, 6)), presence=[(began + 14.0, b"OFF"), (began + 19.0, b"None")]
+    )
     assert ledger.false_off("a", [Blind("dark", 11.0, 20.0)])
     assert not ledger.false_off("a", [Blind("dark", 13.0, 20.0)]), "not proven yet"
     assert not ledger.false_off("a", [Blind("dark", 15.0, 25.0)]), "it was still light"

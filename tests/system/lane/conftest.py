@@ -61,7 +61,7 @@ class Lane:
         return self.machine.show(unit(name), "MainPID")
 
     def restarts(self, name: str) -> int:
-        """How often systemd has started it anew by itself."""
+        """How often systemd has restarted it."""
         return int(self.machine.show(unit(name), "NRestarts"))
 
     def status(self, name: str) -> str:

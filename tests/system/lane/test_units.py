@@ -110,7 +110,7 @@ def test_without_a_password_file_it_starts_and_has_none(lane: Lane):
     lane.machine.run("systemctl", "stop", unit("bare"))
 
 
-def test_killed_it_is_started_anew_and_stopped_it_stays_stopped(lane: Lane):
+def test_killed_it_is_started_again_and_stopped_it_stays_stopped(lane: Lane):
     lane.start("killed")
     before = lane.pid("killed")
     lane.machine.run("systemctl", "kill", "-s", "KILL", unit("killed"))
@@ -184,7 +184,7 @@ def test_reload_by_signal_by_systemctl_and_by_an_edit_of_that_instance_only(lane
     def published() -> int:
         return json.loads(lane.retained("edge-agent/one/door/presence/attributes"))["parameters"]["delay_off_s"]
 
-    lane.machine.eventually(lambda: published() == 8, "what presence is decided by is told")
+    lane.machine.eventually(lambda: published() == 8, "the parameters of presence are published")
 
 
 def test_a_broken_env_file_changes_nothing_but_health(lane: Lane):
@@ -206,7 +206,7 @@ def test_a_broken_env_file_changes_nothing_but_health(lane: Lane):
 
     lane.settings("broken", {"CAMERAS__DOOR__ROTATE": 90})
     lane.says("broken", "new settings need a restart: EDGE_AGENT_CAMERAS__DOOR__ROTATE")
-    lane.machine.eventually(lambda: lane.pid("broken") not in ("0", pid), "it is started anew")
+    lane.machine.eventually(lambda: lane.pid("broken") not in ("0", pid), "systemd starts it again")
 
 
 def test_a_thread_that_never_returns_ends_in_a_watchdog_restart(lane: Lane):

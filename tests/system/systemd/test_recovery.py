@@ -45,7 +45,7 @@ def reboots(tmp_path):
         (STAMP + 600, 300, False),
         (STAMP + DAY_S - 1, 9 * DAY_S, False),
         (STAMP + DAY_S, 300, True),
-        (STAMP - 600, 300, False),  # a board without a clock of its own, whose time began anew with the reboot
+        (STAMP - 600, 300, False),  # a board without a clock of its own, whose time starts again at the reboot
         (STAMP - 600, DAY_S, True),  # a stamp of a wrong clock must not forbid it for ever
     ],
 )

@@ -117,8 +117,8 @@ def test_an_instance_without_a_counterpart_is_refused():
 
 
 def test_every_line_of_the_service_is_explained():
-    told = (UNITS / "README.md").read_text("utf-8")
-    section = told[told.index("## Every line") : told.index("Left out on purpose")]
+    page = (UNITS / "README.md").read_text("utf-8")
+    section = page[page.index("## Every line") : page.index("Left out on purpose")]
     plain = {"Description", "Documentation", "Wants", "After", "ExecStart", "WantedBy"}
     missing = {name for name, _ in lines(UNITS / "edge-agent.service")} - plain
     assert {name for name in missing if f"`{name}=" not in section} == set()

@@ -21,7 +21,7 @@ ONE_CAMERA = ("n_devs=1", "node_types=0x1", "num_inputs=1", "input_types=0x0", "
 
 
 class Row(NamedTuple):
-    """One fault: seconds until `None` was told, and from the camera's return until it was seen by again."""
+    """One fault: seconds until `None` was published, and from the return of the camera until it saw again."""
 
     fault: str
     blind_s: Optional[float]
@@ -51,7 +51,7 @@ def load_driver(*more: str) -> None:
 
 
 def bind(how: str) -> None:
-    """`unbind` takes the camera away under whoever uses it; `bind` brings it back."""
+    """`unbind` removes the camera while it is in use; `bind` restores it."""
     (DRIVER / how).write_text("vivid.0")
 
 
@@ -118,10 +118,10 @@ class Watched:
 
     def blind(self, deadline_s: float = DEADLINE_S) -> float:
         """Wait for `None`; returns the seconds."""
-        return self._wait(lambda: self.presence == b"None", "None is told", deadline_s)
+        return self._wait(lambda: self.presence == b"None", "None is published", deadline_s)
 
     def cannot_see(self, sight: str) -> bool:
-        """It is told as unavailable, with this reason everywhere."""
+        """Whether the camera is published as unavailable, with this reason everywhere."""
         attributes = json.loads(self._listener.last(f"{self._base}/door/presence/attributes"))
         offline = self._listener.last(f"{self._base}/door/availability") == b"offline"
         return offline and attributes["reason"] == sight == self.camera()["sight"]
@@ -135,10 +135,10 @@ class Watched:
         return {"all": len(links), "video": sum(link.startswith("/dev/video") for link in links)}
 
     def mark(self) -> None:
-        """`told` is what is told from here on."""
+        """Let `published` return only values from now on."""
         self._since = {topic: len(self._heard(topic)) for topic in ("presence", "availability")}
 
-    def told(self, topic: str = "presence") -> List[bytes]:
+    def published(self, topic: str = "presence") -> List[bytes]:
         """Every value since `mark`."""
         return self._heard(topic)[self._since[topic] :]
 

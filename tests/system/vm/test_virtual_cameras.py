@@ -47,9 +47,9 @@ def recovers(agent: Watched, fault: str, counted: str, strike: Callable[[], None
     blind_s = agent.blind()
     mend()
     back_s = agent.sees()
-    told = agent.told()
-    assert told.index(b"None") == 0, f"before the camera was known to be lost: {told}"
-    assert agent.told("availability") == [b"offline", b"online"]
+    values = agent.published()
+    assert values.index(b"None") == 0, f"before the camera was known to be lost: {values}"
+    assert agent.published("availability") == [b"offline", b"online"]
     eventually(lambda: agent.counters().get(counted, 0) > before.get(counted, 0), counted, DEADLINE_S)
     eventually(lambda: agent.counters()["recoveries"] > before["recoveries"], "recoveries", DEADLINE_S)
     eventually(lambda: agent.descriptors() == held, f"{held} descriptors, not {agent.descriptors()}", DEADLINE_S)
@@ -143,7 +143,7 @@ def test_error_flagged_buffers_are_dropped_and_counted(agent: Watched) -> None:
     control(inject_v4l2_buf_flag_error=1)
     counted = agent.grows("source_error_buffers") if not agent.counters().get("source_error_buffers") else "already"
     agent.grows("frames", 10)
-    assert b"None" not in agent.told()
+    assert b"None" not in agent.published()
     ROWS.append(Row("error-flagged buffer", None, None, counted))
 
 
@@ -153,7 +153,7 @@ def test_dropped_buffers_show_as_gaps(agent: Watched) -> None:
     control(percentage_of_dropped_buffers=50)
     try:
         counted = agent.grows("source_sequence_gaps", 5)
-        assert b"None" not in agent.told()
+        assert b"None" not in agent.published()
     finally:
         control(percentage_of_dropped_buffers=0)
     ROWS.append(Row("half of the buffers dropped", None, None, counted))
@@ -261,7 +261,7 @@ def test_an_emitter_that_dies(agent: Watched) -> None:
     try:
         with strobed() as die:
             agent.grows("dropped_dark", 30)
-            assert agent.told() == [], "a strobe is no blindness"
+            assert agent.published() == [], "a strobe is no blindness"
             die()
             blind_s = agent.blind()
             eventually(lambda: agent.cannot_see("emitter"), f"{agent.camera()}", DEADLINE_S)
@@ -280,5 +280,5 @@ def test_a_clock_that_steps_is_no_fault(agent: Watched) -> None:
         agent.grows("frames", 15)
     after = agent.counters()
     assert [after[name] - before[name] for name in ("faults", "stalls")] == [0, 0]
-    assert agent.told() == []
+    assert agent.published() == []
     ROWS.append(Row("clock steps +1 h, -2 h, 1970, 2031", None, None, "faults +0, stalls +0"))

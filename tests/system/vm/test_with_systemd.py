@@ -91,9 +91,9 @@ def test_it_opens_cameras_as_its_own_user_and_no_device_beyond_its_list(service:
 
 def test_check_finds_nothing_wrong_while_it_runs(service: Watched) -> None:
     """It has the camera, so that nobody else can open it."""
-    told = json.loads(run("edge-agent", "check", "--json", "--env-file", "/etc/edge-agent/cam.env"))
-    found = {finding["name"]: finding for finding in told["findings"]}
-    assert told["ok"] and "the running service uses it" in found["camera door"]["found"], found["camera door"]
+    report = json.loads(run("edge-agent", "check", "--json", "--env-file", "/etc/edge-agent/cam.env"))
+    found = {finding["name"]: finding for finding in report["findings"]}
+    assert report["ok"] and "the running service uses it" in found["camera door"]["found"], found["camera door"]
     assert found["checked as"]["found"].startswith("edge-agent, with") and found["camera devices"]["state"] == "ok"
 
 
@@ -112,7 +112,7 @@ def test_a_camera_is_taken_away_and_given_back(service: Watched) -> None:
     eventually(lambda: "1 cannot see" in show("StatusText"), "its status says so", DEADLINE_S)
     bind("bind")
     back_s = service.sees()
-    assert service.told()[0] == b"None"
+    assert service.published()[0] == b"None"
     eventually(lambda: service.counters()["recoveries"] > before["recoveries"], "recoveries", DEADLINE_S)
     assert (show("MainPID"), show("NRestarts")) == (pid, "0")
     ROWS.append(Row("unbind, bind under systemd", blind_s, back_s, "restarts +0, recoveries +1"))

@@ -191,7 +191,6 @@ class Agent:
         return stage
 
     def _hand_over(self, outcome: Outcome) -> None:
-        """Pass an outcome on from the infer thread."""
         self._health.note(outcome)
         self._publish_queue.put_outcome(outcome)
 

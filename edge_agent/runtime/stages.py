@@ -276,26 +276,15 @@ class InferStage:
 
 
 class MessagePublisher(Protocol):
-    """The publish stage's port to the broker; `mqtt.publisher.Publisher` in the agent."""
+    """The publish stage's port to the broker; see `mqtt.publisher.Publisher`."""
 
     @property
-    def connected(self) -> bool:
-        """True while a session with the broker is established."""
-
-    def outcome(self, outcome: Outcome) -> None:
-        """Store its events and crops, and publish its report."""
-
-    def handle(self, item: object) -> None:
-        """Handle a `ClientEvent`, a finished command, or the `Lost` that replaces dropped events."""
-
-    def info(self, info: Mapping[str, object]) -> None:
-        """Publish what the agent is."""
-
-    def health(self, health: Mapping[str, object]) -> None:
-        """Publish a health report."""
-
-    def pump(self) -> None:
-        """Send what can be sent. Never blocks."""
+    def connected(self) -> bool: ...
+    def outcome(self, outcome: Outcome) -> None: ...
+    def handle(self, item: object) -> None: ...
+    def info(self, info: Mapping[str, object]) -> None: ...
+    def health(self, health: Mapping[str, object]) -> None: ...
+    def pump(self) -> None: ...
 
 
 class PublishStage:

@@ -28,31 +28,20 @@ EXTEND_S = 60.0
 LONGEST_SETUP_S = 3600.0
 """The start timeout is extended for at most so long; an engine takes minutes to build."""
 LONGEST_SILENCE_S = 600.0
-"""Nor is it extended after so long without a progress line: while TensorRT builds, one comes every 15 s."""
+"""The start timeout is not extended after so long without progress; a TensorRT build reports every 15 s."""
 SPREAD = 0.25
 """Restarts are late by up to this share, so that many agents do not restart at once."""
 
 
 class Manager(Protocol):
-    """The service manager's port: systemd, or none."""
+    """The service manager's port: systemd, or none; see `host.systemd.ServiceManager`."""
 
-    def ready(self, status: str) -> None:
-        """Report the end of the start, or of a reload."""
-
-    def status(self, status: str) -> None:
-        """Report one line for people."""
-
-    def reloading(self) -> None:
-        """Report the begin of a reload."""
-
-    def stopping(self) -> None:
-        """Report the begin of the stop."""
-
-    def alive(self) -> None:
-        """Feed the watchdog."""
-
-    def extend(self, seconds: float) -> None:
-        """Extend the start timeout by at least so much."""
+    def ready(self, status: str) -> None: ...
+    def status(self, status: str) -> None: ...
+    def reloading(self) -> None: ...
+    def stopping(self) -> None: ...
+    def alive(self) -> None: ...
+    def extend(self, seconds: float) -> None: ...
 
 
 class Watched(Protocol):

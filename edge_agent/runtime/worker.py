@@ -98,7 +98,6 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """True while the thread runs."""
         return self._thread.is_alive()
 
     def _run(self) -> None:

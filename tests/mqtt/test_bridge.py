@@ -81,14 +81,14 @@ def listening(sites: Sites, name: str, *filters: str) -> Listener:
 
 
 class Ignored(List[str]):
-    """The schemas know an agent's own topics only, not a site's before them."""
+    """The schemas cover an agent's own topics, without a site's prefix."""
 
     def append(self, fault: str) -> None:
-        """Forget it."""
+        """Ignore the fault."""
 
 
 def say(broker: Broker, *messages: Any, tls: Any = None, content_type: str = "") -> List[bool]:
-    """Publish (topic, payload, retain) in order with QoS 1; whether the broker took each."""
+    """Publish (topic, payload, retain) in order with QoS 1; return whether the broker accepted each."""
     taken: Dict[int, bool] = {}
     client = Client(CallbackAPIVersion.VERSION2, protocol=VERSIONS["5"])
     if tls is not None:
@@ -134,7 +134,7 @@ def test_an_agent_is_seen_and_commanded_across_the_bridge(sites: Sites) -> None:
             monitored = certificates.client(sites.certs, "monitor")
             refused = (f"{NODE}/door/detection/set", b"OFF", False)
             assert say(sites.central, refused, tls=monitored) == [False]
-            # What no line of the bridge takes in does not reach the site, whoever says it.
+            # A topic that no line of the bridge imports does not reach the site, whoever publishes it.
             lie = (f"{NODE}/door/presence", b"OFF", False)
             assert say(sites.central, lie, tls=operations) == [False]
             assert say(sites.central, (f"{NODE}/door/detection/set", b"OFF", False), tls=operations) == [True]
@@ -179,7 +179,7 @@ def test_retained_state_is_right_even_when_the_queue_was_full(sites: Sites) -> N
         eventually(lambda: central.last(STATE) == b"0")
         say(sites.site, *map(event, range(200)), (truth, b"ON", True))
         sites.link.open()
-        eventually(lambda: central.last(f"{NODE}/door/presence") == b"ON", "told again at the connect")
+        eventually(lambda: central.last(f"{NODE}/door/presence") == b"ON", "sent again at the connect")
         came = numbers(central)
         assert 20 <= len(came) < 200
         assert came == list(range(len(came))), "the oldest were kept, the newest are lost"

@@ -1,4 +1,4 @@
-"""The client against a real broker, and against things that are none."""
+"""The client with a real broker, and with servers that are no broker."""
 
 import os
 import shutil
@@ -113,7 +113,7 @@ def test_qos_1_is_enough(tmp_path: Path) -> None:
 @needs_mosquitto
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_network_thread_that_blocks_or_dies_misses_its_deadline(tmp_path: Path) -> None:
-    """`notify` is called on that thread, and so can hold it up, or end it."""
+    """`notify` is called on that thread, so the test can block or end the thread with it."""
     hold, dead = threading.Event(), threading.Event()
 
     def notify(notice: object) -> None:
@@ -155,7 +155,7 @@ def test_an_absent_or_silent_broker_does_not_miss_the_deadline() -> None:
 
 
 class Terse:
-    """A broker of one connection that says what its script says: one answer for each kind of packet, or none."""
+    """A scripted broker of one connection: one answer for each kind of packet, or none."""
 
     def __init__(self, answers: Mapping[int, bytes]) -> None:
         self.got: List[bytes] = []
@@ -174,7 +174,7 @@ class Terse:
 
 @pytest.mark.slow
 def test_the_keepalive_of_the_broker_is_applied() -> None:
-    """CONNACK with the property Server Keep Alive, 1 s (MQTT 5.0, 3.2.2.3.14): it would end a mute connection."""
+    """CONNACK with the property Server Keep Alive, 1 s (MQTT 5.0, 3.2.2.3.14): it would end a silent connection."""
     broker = Terse({1: b"\x20\x06\x00\x00\x03\x13\x00\x01"})
     with Agent(broker.port) as agent:
         agent.until(lambda: b"\xc0\x00" in broker.got, "a PINGREQ", deadline_s=10.0)
@@ -329,13 +329,13 @@ def test_a_cut_connection_is_restored(tmp_path: Path) -> None:
 
 @needs_mosquitto
 def test_the_retain_flag_is_the_senders_where_that_matters_and_the_brokers_elsewhere(tmp_path: Path) -> None:
-    """On MQTT 5. A retained command is bad news even while it is new; Home Assistant's birth is not."""
+    """On MQTT 5. A retained command is refused even while it is new; Home Assistant's birth message is not."""
     command, birth = "edge-agent/lobby/request/ping", "homeassistant/status"
     wanted = [Subscription(command, as_published=True), Subscription(birth)]
     with Broker(tmp_path) as broker, Agent(broker.port, subscriptions=wanted) as agent:
 
         def received() -> List[Tuple[str, bool]]:
-            # Each is noted twice: as it comes, and as it is handed on.
+            # Each is recorded twice: as a client event, and by the handler.
             return [(one.topic, one.retain) for one in agent.notices if isinstance(one, Received)][::2]
 
         agent.until(agent.settled)
@@ -355,7 +355,7 @@ def test_the_retain_flag_is_the_senders_where_that_matters_and_the_brokers_elsew
 
 @needs_mosquitto
 def test_a_message_for_an_ended_session_is_dropped(tmp_path: Path) -> None:
-    """Else it would overtake the new session's truth, and come twice."""
+    """Otherwise it would overtake the state of the new session, and arrive twice."""
     with Broker(tmp_path) as broker, Listener(broker) as listener, Agent(broker.port) as agent:
         agent.until(agent.settled)
         door = agent.topics.camera("door").presence
@@ -378,7 +378,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    # Python 3.13 wants an authority to say what its key is for.
+    # Python 3.13 requires the key usage extension of an authority.
     authority = ("req", "-x509", "-days", "2", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
     for ca in ("ca", "stranger"):
         run(*authority, *key, "-subj", f"/CN={ca}", "-keyout", f"{ca}.key", "-out", f"{ca}.pem")

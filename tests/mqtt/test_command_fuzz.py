@@ -1,4 +1,4 @@
-"""A hundred thousand messages through the whole handler of commands: nothing is raised, every answer is bounded."""
+"""A hundred thousand messages to the command handler: none raises, and every answer is bounded."""
 
 import json
 from random import Random

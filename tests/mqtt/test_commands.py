@@ -19,7 +19,7 @@ B = "edge-agent/n"
 
 @pytest.fixture
 def broker(tmp_path_factory):
-    """A fresh one for each test: nothing retained by the last one may be taken for news."""
+    """A new broker for each test, without retained messages of another one."""
     with Broker(tmp_path_factory.mktemp("broker")) as broker:
         yield broker
 
@@ -63,7 +63,7 @@ def listener(broker):
 
 
 def seen(listener):
-    """A face is seen, and health, which is sent after it, is published."""
+    """Wait until a face is detected and health, which is sent after it, is published."""
     eventually(lambda: listener.last(f"{B}/a/presence") == b"ON", "presence")
     eventually(lambda: listener.last(f"{B}/health"), "health")
 
@@ -73,7 +73,7 @@ def answers(listener, name):
 
 
 def ask(sender, listener, name, **fields):
-    """Its answer."""
+    """Send a command and return its answer."""
     before = len(answers(listener, name))
     sender.send(f"request/{name}", json.dumps(fields))
     eventually(lambda: len(answers(listener, name)) > before, f"an answer to {name}")
@@ -238,7 +238,7 @@ def test_retained_commands_do_nothing_at_the_next_start(broker, listener, sender
 
 
 def test_a_retained_command_that_is_sent_now_does_nothing_either(broker, listener, sender):
-    """Whoever sends it retained would have it done again at each start."""
+    """Otherwise it would run again at each start."""
     with AgentProcess(settings(broker)):
         seen(listener)
         sender.send("a/detection/set", b"OFF", retain=True)
@@ -251,7 +251,7 @@ def test_a_retained_command_that_is_sent_now_does_nothing_either(broker, listene
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_command_of_any_size_costs_no_memory(broker, listener, sender, version):
-    """MQTT 5 tells the broker not to send it; 3.1.1 has no word for that. Retained, it would come at each connect."""
+    """MQTT 5 announces a limit to the broker, 3.1.1 cannot. The message is retained, so it arrives at each connect."""
     huge_bytes = 16_000_000
     sender.send("request/ping", bytes(huge_bytes), retain=True)
     with AgentProcess(settings(broker), version=version) as agent:
@@ -266,7 +266,7 @@ def test_a_command_of_any_size_costs_no_memory(broker, listener, sender, version
 
 @pytest.mark.slow
 def test_a_transaction_that_comes_twice_is_done_once(broker, listener, sender):
-    """The contract ignores the second; it is refused in words, counted and logged, as all that is not done."""
+    """The second is not run; it is refused, counted and logged."""
     with AgentProcess(settings(broker)) as agent:
         seen(listener)
         for _ in range(2):
@@ -328,7 +328,8 @@ def test_the_face_image_is_its_events_crop_and_goes_when_its_time_is_over(broker
         eventually(lambda: listener.last(f"{B}/a/face/image"), "the first acceptable crop")
         shown = json.loads(listener.last(f"{B}/a/face/image/attributes"))
         attributes = f"{B}/a/presence/attributes"
-        eventually(lambda: shown["event_id"] in json.loads(listener.last(attributes))["event_ids"], "the visit's event")
+        eventually(lambda: json.loads(listener.last(attributes))["event_ids"], "the visit's event")
+        assert shown["event_id"] in json.loads(listener.last(attributes))["event_ids"]
         assert hashlib.sha256(listener.last(f"{B}/a/face/image")).hexdigest() == shown["sha256"]
         eventually(lambda: listener.last(f"{B}/a/face/image") == b"", "cleared")
         assert json.loads(listener.last(f"{B}/a/face/image/attributes"))["event_id"] is None
@@ -347,7 +348,7 @@ def test_the_face_image_is_its_events_crop_and_goes_when_its_time_is_over(broker
 def test_detections_of_every_frame_in_the_configured_format(broker, profile):
     schema = b'"schema":"edge-agent.detections/1"'
     markers = {"native": schema, "deepstream-minimal": b'"4.0"', "axis": b'"observations"'}
-    # The listener holds everything against our own schemas, which these profiles are not.
+    # The listener checks payloads against the agent's own schemas, which these profiles do not follow.
     with Listener(broker, f"{B}/a/detections") as listener, AgentProcess(
         settings(broker, MQTT__DETECTIONS=profile, HOME_ASSISTANT__ENABLED="false")
     ):
@@ -377,7 +378,7 @@ def test_a_camera_that_has_gone_leaves_nothing_retained(broker, listener, tmp_pa
             gone = [t for t in late.topics() if t.startswith((f"{B}/b/", f"{B}/a/zones")) or t.endswith("_b/config")]
             assert not gone, gone
     with AgentProcess(settings(broker), tmp_path):
-        # Said once; from the next start on it is as if it had never been.
+        # The removal is sent once; the next start no longer publishes it.
         topic = "homeassistant/device/edge-agent_n_a/config"
         eventually(lambda: "zone_desk" not in json.loads(listener.last(topic))["components"])
 
@@ -390,7 +391,7 @@ def test_home_assistants_birth_is_answered(broker, listener):
         eventually(lambda: listener.last(topic))
         before = len(listener.payloads(topic))
         client = Sender(broker.port)
-        # Some make Home Assistant say it retained; what is said now is news all the same.
+        # Some installations publish it retained; a new message must be answered nevertheless.
         client._client.publish("homeassistant/status", "online", retain=True).wait_for_publish(5)
         client.close()
         eventually(lambda: len(listener.payloads(topic)) > before, "sent again", deadline_s=20)

@@ -1,4 +1,4 @@
-"""A day in a quarter of a minute: a visitor every ten seconds of an injected clock, and nothing may pile up."""
+"""A day of visits on an injected clock, one every ten seconds: memory, files and threads stay bounded."""
 
 import gc
 import json
@@ -36,7 +36,7 @@ FACE, SIDE = (320.0, 240.0), 32
 
 
 class Counting(Listener):
-    """Hears a day's messages and keeps only their numbers."""
+    """Keeps only the numbers of the messages."""
 
     seqs: List[int]
 
@@ -62,7 +62,7 @@ class Day:
         self.pixels = textured((*FACE, 200), side=SIDE)
 
     def visit(self) -> None:
-        """Somebody comes, and is gone."""
+        """Play one visit."""
         for outcome in (
             self.stage.show(FACE, pixels=self.pixels, side=SIDE, after_s=EVERY_S - GONE_S),
             self.stage.show(after_s=GONE_S),
@@ -73,7 +73,7 @@ class Day:
         self.stage.reports.clear()
 
     def pump(self, timeout_s: float) -> None:
-        """What the publish thread does."""
+        """Do one step of the publish thread."""
         try:
             self.publisher.handle(self.notices.get(timeout=timeout_s) if timeout_s else self.notices.get_nowait())
             while True:
@@ -82,7 +82,7 @@ class Day:
             self.publisher.pump()
 
     def settle(self, what: str) -> None:
-        """Work until everything is sent."""
+        """Step until everything is sent."""
         until_t = time.monotonic() + DEADLINE_S
         while not (self.publisher.acknowledged and not self.outbox.status().pending):
             assert time.monotonic() < until_t, f"{what}: {self.client.status()}, {self.outbox.status()}"
@@ -101,7 +101,7 @@ def costs(folder: Path) -> Dict[str, int]:
 
 @pytest.fixture
 def quick_hand_over() -> Iterator[None]:
-    """As the agent sets it: else each message to the network thread may wait for 5 ms."""
+    """Set the switch interval as the agent does; otherwise each message to the network thread may wait for 5 ms."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     yield

@@ -1,4 +1,4 @@
-"""Events and crops become messages that the broker takes."""
+"""Events and crops are encoded within the broker's packet size."""
 
 import hashlib
 import json

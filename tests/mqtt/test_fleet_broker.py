@@ -1,4 +1,4 @@
-"""The ready-made mosquitto configuration, mosquitto itself and the real agent: who is let in, and how far."""
+"""The ready-made mosquitto configuration, mosquitto and the real agent: authentication and access control."""
 
 import base64
 import hashlib
@@ -35,10 +35,10 @@ pytestmark = [
 
 
 class Ignored(List[str]):
-    """Payloads of this file's own making are no JSON."""
+    """Payloads of this module are no JSON."""
 
     def append(self, fault: str) -> None:
-        """Forget it."""
+        """Ignore the fault."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def certs(tmp_path: Path, made: Path) -> Path:
-    """A copy, to be spoiled."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(made, tmp_path / "certs"))
 
 
@@ -90,7 +90,7 @@ def health(listener: Listener, node: str = "lobby") -> Dict[str, Any]:
 
 
 def publish_as(broker: Broker, certs: Path, name: str, *topics: str, version: str = "5") -> List[bool]:
-    """Whether the broker said that it took each; on 3.1.1 it says so anyway."""
+    """Return whether the broker acknowledged each topic without a failure; on 3.1.1 it always does."""
     taken: Dict[int, bool] = {}
     client = Client(CallbackAPIVersion.VERSION2, protocol=VERSIONS[version])
     client.tls_set_context(certificates.client(certs, name))

@@ -39,7 +39,7 @@ def test_a_blocked_publish_thread_leaves_a_gap_and_ends_every_visit(tmp_path: Pa
         with Listener(broker, f"{DOOR}/#") as listener:
             publish_queue.put_outcome(Outcome("door", (event(1, visit=1),), report("ON", faces=1)))
             step_until(lambda: received() == [(1, "start", "1")])
-            # From here on nobody takes anything.
+            # From here on the publish thread is blocked.
             publish_queue.put_outcome(Outcome("door", (event(2, visit=2),), report("ON", faces=2)))
             publish_queue.put_outcome(Outcome("door", (event(3, "update", visit=1),)))
             publish_queue.put_outcome(Outcome("door", (event(4, "end", visit=1, crop=True),), report("ON", faces=1)))

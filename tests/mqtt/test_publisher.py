@@ -1,4 +1,4 @@
-"""What independent subscribers see of the publisher, through a real broker."""
+"""The publisher, as subscribers see it through a real broker."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def gaps(listener: Listener) -> List[Any]:
 @needs_mosquitto
 @both_versions
 def test_the_order_at_every_connect(tmp_path: Path, version: str) -> None:
-    """As the broker's own log has it."""
+    """According to the log of the broker."""
     wanted = [
         "SUBSCRIBE", f"{NODE}/info", f"{DOOR}/availability", f"{DOOR}/presence", f"{DOOR}/presence/attributes",
         f"{DOOR}/face_count", f"{DOOR}/zones/desk/presence", "homeassistant/device/lobby/config",
@@ -112,7 +112,7 @@ def test_an_image_is_retained_only_where_the_broker_expires_it(tmp_path: Path, v
     image = Message(f"{DOOR}/face/image", b"\xff\xd8face", 0, True, "image", "image/jpeg", expiry_s=60)
 
     def retained(marker: str) -> Optional[bytes]:
-        """What a late subscriber gets of it: all that is retained comes before what is said afterwards."""
+        """Return what a late subscriber receives: retained messages arrive before those published afterwards."""
         with Listener(broker, f"{DOOR}/#", version=version) as late:
             agent.report(report(marker, faces=int(marker == "ON"), zones={}))
             agent.until(lambda: late.last(f"{DOOR}/presence") == marker.encode())
@@ -165,7 +165,7 @@ def test_an_older_state_never_follows_a_newer_one(tmp_path: Path) -> None:
 
 @needs_mosquitto
 def test_nothing_stays_on_after_a_crash_and_restart(tmp_path: Path) -> None:
-    """`None` comes before `online`: nobody may read the dead agent's ON as the living one's word."""
+    """`None` comes before `online`, so that no subscriber takes an ON of the crashed agent for current."""
     with Broker(tmp_path) as broker:
         gate = Gate(broker.port)
         with Agent(gate.port) as dead:
@@ -205,7 +205,7 @@ def test_no_event_is_lost_or_out_of_order_when_the_broker_is_killed(tmp_path: Pa
                 broker.start()
                 assert listener.ready.wait(15.0)
                 gate.open()
-                # Else the first is in flight at three in a row, and taken for their cause.
+                # Otherwise the first is in flight at three losses in a row, and quarantined as their cause.
                 waiting = agent.outbox.status().pending
                 agent.until(lambda waiting=waiting: agent.outbox.status().pending < waiting)
             agent.until(agent.settled)
@@ -401,7 +401,7 @@ def test_commands_are_handed_on(tmp_path: Path) -> None:
 
 
 class Tape:
-    """A client that keeps what it is given; the test answers. For windows, which no broker can be made to show."""
+    """A client that records messages, which the test acknowledges; for windows, which a real broker does not show."""
 
     def __init__(self) -> None:
         self.sent: List[Message] = []
@@ -446,7 +446,7 @@ def test_after_a_lost_connection_suspects_are_sent_one_at_a_time() -> None:
     publisher.outcome(Outcome("door", tuple(event(seq) for seq in range(1, 31))))
 
     def connect(session: int) -> List[Optional[int]]:
-        """The seq that go out after all states are acknowledged."""
+        """Return the seq of the events sent after all states are acknowledged."""
         publisher.handle(Connected(session, "5"))
         start = len(tape.sent)
         publisher.pump()
@@ -477,7 +477,7 @@ def test_after_a_lost_connection_suspects_are_sent_one_at_a_time() -> None:
 
 @pytest.mark.parametrize("code", [0x87, 0x97])
 def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
-    """What was in flight beside it the broker may have taken already; nothing else goes before it, nor beside it."""
+    """The broker may have accepted messages in flight beside it; no other message is sent before or beside it."""
     publisher, tape, outbox, clock = taped()
     publisher.handle(Connected(1, "5"))
     publisher.pump()
@@ -515,7 +515,7 @@ def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
 
 @needs_mosquitto
 def test_only_what_was_in_flight_beside_the_first_refused_event_overtakes_it(tmp_path: Path) -> None:
-    """And by no more than the window; later refusals, on whatever connection, change nothing of the order."""
+    """By less than the window; later refusals, on any connection, do not change the order."""
     refused: List[int] = []
 
     def busy(passed: Passed) -> Optional[str]:

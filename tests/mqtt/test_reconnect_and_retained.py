@@ -1,4 +1,4 @@
-"""Reconnecting, and the retained state: pure, on a clock that the test moves."""
+"""Reconnecting and retained state, on a clock that the test moves."""
 
 import random
 from typing import List

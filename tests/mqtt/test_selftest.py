@@ -68,7 +68,7 @@ def test_only_the_right_echo_passes() -> None:
 
 
 def answered(test: SelfTest, t: float) -> int:
-    """The size of the probe that is due, which comes back."""
+    """Echo the probe that is due, and return its size."""
     payload = probe(test, t)
     test.probe_acknowledged(t)
     test.received(Received(ECHO, payload[:4097], False))
@@ -156,7 +156,7 @@ def test_an_access_list_that_is_broken_and_repaired(tmp_path: Path, version: str
 
 
 def reload(broker: Broker) -> None:
-    """Until the broker says that it has read its access list again."""
+    """Wait until the broker has read its access list again."""
     before = broker.log.read_text("utf-8").count("Reloading config")
     broker.tell(signal.SIGHUP)
     eventually(lambda: broker.log.read_text("utf-8").count("Reloading config") > before)
@@ -164,7 +164,7 @@ def reload(broker: Broker) -> None:
 
 @needs_mosquitto
 def test_a_size_limit_that_discards_silently_is_reported_on_3_1_1(tmp_path: Path) -> None:
-    """`message_size_limit` is announced to nobody: the broker acknowledges and discards."""
+    """`message_size_limit` is not announced: the broker acknowledges and discards."""
     with Broker(tmp_path, "message_size_limit 1500") as broker, Agent(broker.port, protocol="3.1.1") as agent:
         agent.until(agent.settled)
         agent.until(lambda: agent.publisher._selftest.verified is True)

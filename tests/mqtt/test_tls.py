@@ -136,7 +136,7 @@ def test_websockets_carry_everything(tmp_path: Path) -> None:
 @needs_mosquitto
 @pytest.mark.filterwarnings("ignore:.*socket.*:pytest.PytestUnraisableExceptionWarning")
 def test_a_wrong_websocket_path_is_reported(tmp_path: Path) -> None:
-    """Paho leaves such a socket to the garbage collector: hence the filter."""
+    """The warning filter is needed because paho leaves such a socket to the garbage collector."""
     with Broker(tmp_path) as broker:
         gateway = WebsocketGateway(broker.port)
         with Agent(gateway.port, transport="websockets", websocket_path="/wrong") as agent:

@@ -1,4 +1,4 @@
-"""What every outbox does. A test class inherits `OutboxContract` and implements `make`."""
+"""The contract suite of outboxes. A test class inherits `OutboxContract` and implements `make`."""
 
 import json
 from typing import Any, List, Optional
@@ -230,7 +230,7 @@ class OutboxContract:
 
     @pytest.mark.parametrize("seed", range(10))
     def test_every_event_is_delivered_kept_or_announced_in_a_random_run(self, seed: int) -> None:
-        """Random puts, sends, answers and losses: every seq is delivered, still there, or announced; in order."""
+        """Random puts, sends, acknowledgements and losses: every seq is delivered, stored or announced, in order."""
         import random
 
         rng = random.Random(seed)

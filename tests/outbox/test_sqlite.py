@@ -1,4 +1,4 @@
-"""The outbox on disk: what it keeps over restarts, crashes, faults of the disk and of the clock."""
+"""The outbox on disk over restarts, crashes, and faults of the disk and the clock."""
 
 import contextlib
 import json
@@ -194,7 +194,7 @@ def child(body: str, *arguments: Any, **more: Any) -> "subprocess.Popen[str]":
 
 @pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_flushed(tmp_path):
-    """Told: on stdout, after `flush` has returned; killed in the midst of thousands of transactions."""
+    """The child prints each seq after `flush` has returned, and is killed during thousands of transactions."""
     rng = random.Random(3)
     promised = set()
     for boot in range(1, 7):
@@ -380,7 +380,7 @@ DYING = """
 
 
 def test_no_number_is_used_twice_though_the_disk_failed_before_kill_9(tmp_path):
-    """What went out of memory alone left no trace on disk; the ends of the next start must not take its numbers."""
+    """Events sent from memory alone are not on disk; the ends of the next start must not use their numbers."""
     with child(DYING, tmp_path, 1, "full") as process:
         sent = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGKILL)
@@ -456,7 +456,7 @@ def pages(path: Path) -> None:
 
 
 def one_page(path: Path) -> None:
-    """A leaf that nothing reads at start."""
+    """A leaf page that is not read at the start."""
     data = bytearray(path.read_bytes())
     middle = len(data) // 4096 // 2 * 4096
     data[middle : middle + 4096] = os.urandom(4096)
@@ -562,7 +562,7 @@ def test_a_row_that_cannot_be_decoded_does_not_stop_the_others(make):
     assert outbox.faults == ["outbox: 1 messages could not be read and were deleted"]
 
 
-# A disk that does not take it
+# Disk faults
 
 
 def test_a_folder_that_cannot_be_created_is_retried(make, caplog):
@@ -588,7 +588,7 @@ def test_a_folder_that_cannot_be_created_is_retried(make, caplog):
 
 
 class Unplugged:
-    """The disk is gone, for the length of a block: what is open answers with errors, and nothing can be opened."""
+    """Removes the disk for the length of a block: open files fail, and none can be opened."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -597,7 +597,7 @@ class Unplugged:
         for link in Path("/proc/self/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if os.readlink(link) in (str(self.folder / "outbox.db"), str(self.folder / "outbox.db-wal")):
-                    # Open for writing alone: every read fails, as of a disk that does not answer.
+                    # Open for writing only, so that every read fails, as with a disk that does not answer.
                     dead = os.open(os.devnull, os.O_WRONLY)
                     os.dup2(dead, int(link.name))
                     os.close(dead)
@@ -610,7 +610,7 @@ class Unplugged:
 
 
 def backlog(make: OutboxFactory, *seqs: int) -> SqliteOutbox:
-    """Too much for SQLite to keep in memory, and all of it on disk."""
+    """Store more on disk than SQLite keeps in memory."""
     outbox = make()
     for seq in seqs:
         outbox.put([message(seq, size=40_000)], make.clock())
@@ -621,7 +621,7 @@ def backlog(make: OutboxFactory, *seqs: int) -> SqliteOutbox:
 
 
 def seqs_and_gaps(outbox: SqliteOutbox, limit: int = 20) -> List[Any]:
-    """What is handed out now; all of it is acknowledged."""
+    """Acknowledge and return what is handed out now."""
     shown = []
     for stored in outbox.batch(limit):
         outbox.accept(stored.key)
@@ -802,7 +802,7 @@ FULL = """
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_disk_that_is_repeatedly_full_loses_nothing(tmp_path, seed):
-    """The kernel refuses to let the file grow (RLIMIT_FSIZE), at random moments of a random story."""
+    """The kernel refuses to let the file grow (RLIMIT_FSIZE), at random moments of a random run."""
     with child(FULL, tmp_path, 1, "normal", seed, stderr=subprocess.PIPE) as process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -85,7 +85,7 @@ class Publishing:
         self._publish_queue, self._clock, self._threshold = publish_queue, clock, threshold
         rules = command_rules_of(settings)
         topics = self._topics = Topics(settings.mqtt.base, settings.node)
-        self._own_kind = frozenset({topics.response(SELFTEST), settings.home_assistant.status_topic})
+        self._reserved_topics = frozenset({topics.response(SELFTEST), settings.home_assistant.status_topic})
         self.outbox = _outbox(settings, state, clock)
         self.client = MqttClient(
             with_credential(settings.mqtt, context.environ),
@@ -200,7 +200,7 @@ class Publishing:
         # of commands must not displace the echo of the self-test or Home Assistant's birth message.
         if isinstance(event, Received):
             cut = replace(event, payload=event.payload[: MAX_BYTES + 1], properties=())
-            self._publish_queue.put_received(cut, event.topic if event.topic in self._own_kind else "")
+            self._publish_queue.put_received(cut, event.topic if event.topic in self._reserved_topics else "")
         else:
             self._publish_queue.put(event)
 

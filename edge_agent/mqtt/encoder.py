@@ -71,6 +71,21 @@ class EventEncoder:
         span = lost.from_seq, lost.to_seq
         return gap_for_events(self.topics.camera(lost.camera).events, lost.camera, self.boot, span, "overrun")
 
+    def jpeg(self, crop: Crop) -> Optional[bytes]:
+        """Return the crop as JPEG, with lower quality or at half the size until it fits; None when it never does."""
+        encode_jpeg = self._encode_jpeg
+        if encode_jpeg is None:
+            return None
+        limit = min(self.crops.max_bytes, self._max_packet_bytes - 1024)
+        pixels = crop.pixels
+        while min(pixels.shape[:2]) >= min(MIN_SIDE_PX, *crop.pixels.shape[:2]):
+            for step in QUALITY_STEPS:
+                jpeg = encode_jpeg(pixels, max(1, round(self.crops.jpeg_quality * step)))
+                if len(jpeg) <= limit:
+                    return jpeg
+            pixels = pixels[::2, ::2].copy()
+        return None
+
     def _of_crop(self, event: FaceEvent) -> Optional[Tuple[Message, CropInfo]]:
         crop = event.crop
         if crop is None or self._encode_jpeg is None:
@@ -91,18 +106,3 @@ class EventEncoder:
             log.warning("%s: the crop of %s exceeds the packet size limit", event.info.camera, event.event_id)
             return None
         return message, CropInfo(topic, sha256, len(jpeg), crop.box)
-
-    def jpeg(self, crop: Crop) -> Optional[bytes]:
-        """Return the crop as JPEG, with lower quality or at half the size until it fits; None when it never does."""
-        encode_jpeg = self._encode_jpeg
-        if encode_jpeg is None:
-            return None
-        limit = min(self.crops.max_bytes, self._max_packet_bytes - 1024)
-        pixels = crop.pixels
-        while min(pixels.shape[:2]) >= min(MIN_SIDE_PX, *crop.pixels.shape[:2]):
-            for step in QUALITY_STEPS:
-                jpeg = encode_jpeg(pixels, max(1, round(self.crops.jpeg_quality * step)))
-                if len(jpeg) <= limit:
-                    return jpeg
-            pixels = pixels[::2, ::2].copy()
-        return None

@@ -113,6 +113,7 @@ def test_bad_arguments_are_refused_before_any_work(labelled, tmp_path):
         (["--images", labelled / "images", "--labels", upturned], "[9, 9, 3, 4] is not a box"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--plot", folder], "mistakes.jpg"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--iou", "7"], "--iou 7"),
+        (["--images", labelled / "images", "--labels", labelled / "coco.json", "--iou", "1"], "--iou 1"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--threshold", "0"], "--threshold 0"),
         (["--images", labelled / "kitti", "--labels", labelled / "kitti"], "not an image"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--json", tmp_path], "Is a directory"),

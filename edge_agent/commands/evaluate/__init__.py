@@ -27,7 +27,9 @@ def add_parser(subparsers: Any) -> None:
         "--labels", type=Path, required=True, metavar="FILE", help="COCO JSON, or a folder of KITTI .txt"
     )
     parser.add_argument("--format", choices=("auto", "coco", "kitti"), default="auto", help="layout of the labels")
-    parser.add_argument("--iou", type=float, default=0.5, help="overlap that counts as found (default 0.5)")
+    parser.add_argument(
+        "--iou", type=float, default=0.5, help="a face is found by an overlap (IoU) greater than this (default 0.5)"
+    )
     parser.add_argument("--model", default="centerface", help="registry name or .onnx file (default centerface)")
     parser.add_argument("--class-name", metavar="CLASS", help="the face class of a model with several classes")
     parser.add_argument("--labels-file", metavar="FILE", help="class names (default labels.txt beside the model)")
@@ -64,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     if not args.images.is_dir():
         raise InputError(f"--images {args.images}: no such folder")
-    if not 0 < args.iou <= 1:
-        raise InputError(f"--iou {args.iou:g}: expected a number above 0 and at most 1")
+    if not 0 < args.iou < 1:
+        raise InputError(f"--iou {args.iou:g}: expected a number above 0 and below 1")
     if not 1 <= args.threads <= 64:
         raise InputError(f"--threads {args.threads}: expected a number from 1 to 64")
     if args.threshold is not None and not 0 < args.threshold <= 1:

@@ -51,19 +51,22 @@ class Match:
 
 
 def match(detections: Detections, truth: GroundTruth, iou_threshold: float) -> Match:
-    """Greedy matching as in COCO: best score first, each to the free face of highest IoU that reaches the threshold.
+    """Greedy matching as in COCO: best score first, each to the free face of highest IoU above the threshold.
 
+    NVIDIA's model card counts an IoU greater than 0.5; one of exactly 0.5 is a miss and a false alarm.
     An unmatched detection of which at least half lies inside an ignored region (intersection over its own area) does
     not count.
     """
     order = np.argsort(-detections.confidence, kind="stable")
     boxes, scores = detections.xyxy[order], detections.confidence[order]
     overlap = iou(boxes, truth.faces)
+    # In the precision of `overlap`, so that an IoU of exactly 0.6 does not exceed 0.6 by rounding.
+    limit = np.float32(iou_threshold)
     free = np.ones(len(truth.faces), bool)
     hit = np.zeros(len(boxes), bool)
     for row in range(len(boxes)):
         candidates = np.where(free, overlap[row], -1.0)
-        if len(candidates) and candidates.max() >= iou_threshold:
+        if len(candidates) and candidates.max() > limit:
             free[int(candidates.argmax())] = False
             hit[row] = True
     counts = hit | ~_inside(boxes, truth.ignored)

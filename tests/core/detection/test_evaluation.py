@@ -26,11 +26,17 @@ def test_best_score_first_and_one_detection_per_face():
     assert len(matched.false_alarms) == 1
 
 
-def test_iou_at_the_threshold_counts_and_below_does_not():
-    half = detections((0, 0, 10, 5, 0.9))  # IoU exactly 0.5
-    assert match(half, truth([(0, 0, 10, 10)]), 0.5).hit.tolist() == [True]
-    matched = match(half, truth([(0, 0, 10, 10)]), 0.51)
-    assert matched.hit.tolist() == [False] and matched.missed == (0,)
+@pytest.mark.parametrize(("height", "threshold"), [(5, 0.5), (6, 0.6), (7, 0.7), (3, 0.3), (9, 0.9)])
+@pytest.mark.parametrize("size", [1, 37])
+def test_iou_above_the_threshold_counts_and_at_the_threshold_does_not(height, threshold, size):
+    """NVIDIA's model card counts an IoU greater than 0.5."""
+    face = truth([(0, 0, 10 * size, 10 * size)])
+    part = detections((0, 0, 10 * size, height * size, 0.9))
+    matched = match(part, face, threshold)
+    assert matched.hit.tolist() == [False] and matched.missed == (0,) and len(matched.false_alarms) == 1
+    assert match(part, face, threshold - 1e-3).hit.tolist() == [True]
+    more = detections((0, 0, 10 * size, height * size + 0.01 * size, 0.9))
+    assert match(more, face, threshold).hit.tolist() == [True]
 
 
 def test_detections_in_ignored_regions_do_not_count():

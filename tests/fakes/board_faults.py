@@ -124,7 +124,7 @@ FAULTS: Dict[str, Fault] = {
     ),
     "a calibration for other pictures": Fault(
         others_pictures,
-        "other.txt: made for other preprocessing: its input input_1 reaches 255, but this model's pictures reach 1",
+        "other.txt: made for other preprocessing: its input input_1 reaches 255, but this model's images reach 1",
         "use the calibration that was published with this model, or precision fp16",
         settings=OTHER,
     ),

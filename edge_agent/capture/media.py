@@ -8,8 +8,8 @@ import av
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.address import split_file
-from edge_agent.capture.media_decode import gray_pixels, rgb_pixels, video_stream
-from edge_agent.core.frame import Frame
+from edge_agent.capture.media_decode import Decoded, PacketDecoder, gray_pixels, rgb_pixels, video_stream
+from edge_agent.core.frame import Frame, undecodable
 from edge_agent.core.types import Counters
 from edge_agent.errors import EndOfStream, SourceError
 
@@ -19,7 +19,8 @@ _CATCH_UP_S = 0.05  # how long a read may decode late frames after its timeout
 
 
 class _TimedFrame(NamedTuple):
-    frame: Any  # av.VideoFrame
+    frame: Optional[Any]  # av.VideoFrame; None for a packet that cannot be decoded
+    damaged: bool
     sequence: int
     due_s: float  # since the start of playing
 
@@ -90,8 +91,11 @@ class MediaSource:
                 return None
             self._skip_late(max(deadline, time.monotonic() + _CATCH_UP_S))
         timed = self._queue.popleft()
+        now = time.monotonic()
+        if timed.frame is None:
+            return undecodable(timed.sequence, now, timed.due_s)
         pixels, levels = self._to_pixels(timed.frame)
-        return Frame(pixels, timed.sequence, time.monotonic(), levels)
+        return Frame(pixels, timed.sequence, now, levels, damaged=timed.damaged, media_s=timed.due_s)
 
     def close(self) -> None:
         """Close the file; frames that were returned keep their pixels."""
@@ -132,21 +136,23 @@ class MediaSource:
         due_s: Optional[float] = None
         while True:
             last_s: Optional[float] = None
-            pass_started = self._sequence
-            for frame, period_s in self._decode():
+            decoded_any = False
+            for (frame, damaged), period_s in self._decode():
                 step_s = period_s
-                if frame.time is not None and last_s is not None and 0.0 <= frame.time - last_s <= _LONGEST_GAP_S:
-                    step_s = frame.time - last_s
-                last_s = frame.time
+                time_s = None if frame is None else frame.time
+                if time_s is not None and last_s is not None and 0.0 <= time_s - last_s <= _LONGEST_GAP_S:
+                    step_s = time_s - last_s
+                last_s = time_s if last_s is None or time_s is not None else last_s + period_s
                 due_s = 0.0 if due_s is None else due_s + step_s
-                yield _TimedFrame(frame, self._sequence, due_s)
+                decoded_any = decoded_any or frame is not None
+                yield _TimedFrame(frame, damaged, self._sequence, due_s)
                 self._sequence += 1
-            if self._sequence == pass_started:
+            if not decoded_any:
                 raise SourceError(f"{self.uri}: no frame can be decoded", _EXPECTED)
             if not self._loop:
                 return
 
-    def _decode(self) -> Iterator[Tuple[Any, float]]:
+    def _decode(self) -> Iterator[Tuple[Decoded, float]]:
         """Every frame of the file once, with the nominal frame period in seconds."""
         with av.open(str(self._path)) as container:
             try:
@@ -154,11 +160,9 @@ class MediaSource:
             except SourceError as error:
                 raise SourceError(f"{self.uri}: {error.message}", _EXPECTED) from None
             period_s = 1.0 / float(stream.average_rate or 25)
+            decoder = PacketDecoder(stream)
+            errors = self._decode_errors
             for packet in container.demux(stream):
-                try:
-                    frames = packet.decode()
-                except av.FFmpegError:
-                    self._decode_errors += 1
-                    continue
-                for frame in frames:
-                    yield frame, period_s
+                for decoded in decoder.decode(packet, time.monotonic()):
+                    self._decode_errors = errors + decoder.errors
+                    yield decoded, period_s

@@ -1,17 +1,20 @@
-"""Video streams and decoded frames of PyAV: choice of the stream, and pixels without a copy where luma is enough."""
+"""Decoding with PyAV: choice of the stream, damaged frames, and pixels without a copy where luma is enough."""
 
 import re
 from functools import lru_cache
-from typing import Any, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Tuple
 
+import av
 import numpy as np
 
+from edge_agent.core.camera.damage import PredictionDamage
 from edge_agent.core.frame import FULL_RANGE, Levels
 from edge_agent.core.types import Array
 from edge_agent.errors import SourceError
 
 # Planar or semi-planar formats whose first plane is luma: yuv420p, yuvj422p, yuv420p10le, gray12le, nv12, ...
 _LUMA_FIRST = re.compile(r"(?:(?P<yuv>yuv[aj]?4\d\dp|nv12|nv16|nv21|nv24|nv42)|gray)(?:(?P<bits>\d+)le)?")
+_INTRA = frozenset({"mjpeg", "mjpegb", "jpeg2000", "png"})
 _MPEG_RANGE, _JPEG_RANGE = 1, 2  # AVCOL_RANGE_*; 0 is unspecified
 
 
@@ -30,6 +33,48 @@ def video_stream(container: Any) -> Any:
         raise SourceError("FFmpeg has no decoder for its video")
     stream.codec_context.thread_count = 1
     return stream
+
+
+class Decoded(NamedTuple):
+    """An `av.VideoFrame`, None where a packet gave none, and whether it is damaged."""
+
+    frame: Optional[Any]
+    damaged: bool
+
+
+class PacketDecoder:
+    """Decodes the packets of one stream, and marks what the decoder concealed. Used by one thread.
+
+    FFmpeg conceals missing data. In a predicted codec it flags most of these frames as corrupt; in MJPEG none, so there
+    errors are made strict. Bytes before or after the end marker, a missing marker or missing tables are no damage.
+
+    Args:
+        stream: Of `video_stream`.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        intra = stream.codec_context.name in _INTRA
+        if intra:
+            stream.codec_context.options = {"err_detect": "explode"}
+        self._stream = stream
+        self._damage = PredictionDamage(intra)
+        self.errors = 0
+
+    def skip_unreferenced(self, skip: bool) -> None:
+        """Set whether frames that no other frame needs are left out."""
+        self._stream.codec_context.skip_frame = "NONREF" if skip else "DEFAULT"
+
+    def decode(self, packet: Any, t: float) -> Iterator[Decoded]:
+        """The frames of one packet at monotonic `t`; a packet that cannot be decoded is one damaged frame."""
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            self.errors += 1
+            yield Decoded(None, self._damage.observe(True, False, t))
+            return
+        for frame in frames:
+            flagged = bool(frame.is_corrupt or packet.is_corrupt)
+            yield Decoded(frame, self._damage.observe(flagged, bool(frame.key_frame), t))
 
 
 def gray_pixels(frame: Any) -> Tuple[Array, Levels]:

@@ -121,7 +121,7 @@ class Decoder:
 
         Returns:
             (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8; a view of `memory` when `borrows`. None when the
-            JPEG cannot be decoded or has another size.
+            JPEG cannot be decoded, is cut off, or has another size; one that is padded to whole blocks is cropped.
         """
         layout = self.layout
         if layout.format.is_encoded:
@@ -146,8 +146,13 @@ class Decoder:
             decoded = cv2.imdecode(memory, flags)
         except cv2.error:  # a damaged header may give a size that OpenCV rejects or cannot allocate
             return None
-        if decoded is None or decoded.shape[:2] != (self.layout.height, self.layout.width):
+        if decoded is None:
             return None
+        height, width = self.layout.height, self.layout.width
+        # Encoders code whole blocks: 1920x1088 for 1920x1080.
+        if not (0 <= decoded.shape[0] - height < _JPEG_BLOCK_PX and 0 <= decoded.shape[1] - width < _JPEG_BLOCK_PX):
+            return None
+        decoded = np.ascontiguousarray(decoded[:height, :width])
         return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if self._color else decoded)
 
     def _rgb(self, memory: Array) -> Array:
@@ -169,6 +174,9 @@ class Decoder:
             pairs[..., y] = _LIMITED_LUMA[full[..., y]]
             pairs[..., c] = _LIMITED_CHROMA[full[..., c]]
         return np.asarray(cv2.cvtColor(pairs, cv2.COLOR_YUV2RGB_YUY2 if y_first else cv2.COLOR_YUV2RGB_UYVY))
+
+
+_JPEG_BLOCK_PX = 16
 
 
 class SampleDepth:

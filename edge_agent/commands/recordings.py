@@ -281,6 +281,8 @@ def _read(source: Source, sample: FrameSample, seconds: float, image_of: Callabl
             continue
         last = time.monotonic()
         with frame:
+            if frame.damaged:
+                continue
             sample.offer(image_of(frame))
 
 

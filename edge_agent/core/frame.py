@@ -68,10 +68,13 @@ class Frame:
         t: Monotonic seconds of exposure (or of arrival, where the source does not report it).
         levels: Conversion to 8-bit gray.
         device: The same buffer in GPU memory, if any.
+        damaged: Whether the source knows that data of this frame, or of one that it was predicted from, is missing;
+            what it shows then proves nothing. Its pixels may be a placeholder.
+        media_s: Seconds since the start of the recording, where the source is one.
         on_release: Called once, in the thread that releases.
     """
 
-    __slots__ = ("_on_release", "_pixels", "device", "levels", "sequence", "t")
+    __slots__ = ("_on_release", "_pixels", "damaged", "device", "levels", "media_s", "sequence", "t")
 
     def __init__(
         self,
@@ -81,7 +84,11 @@ class Frame:
         levels: Levels = FULL_RANGE,
         device: Optional[DeviceView] = None,
         on_release: Optional[Callable[[], None]] = None,
+        damaged: bool = False,
+        media_s: Optional[float] = None,
     ) -> None:
+        self.media_s = media_s
+        self.damaged = damaged
         self._pixels: Optional[Array] = pixels
         self._on_release = on_release
         self.sequence = sequence
@@ -122,3 +129,8 @@ class Frame:
         trace: Optional[TracebackType],
     ) -> None:
         self.release()
+
+
+def undecodable(sequence: int, t: float, media_s: Optional[float] = None) -> Frame:
+    """A damaged frame without an image: its pixels are one black placeholder."""
+    return Frame(np.zeros((1, 1), np.uint8), sequence, t, damaged=True, media_s=media_s)

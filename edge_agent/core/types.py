@@ -105,6 +105,7 @@ class Sight(str, Enum):
     EMITTER = "emitter"
     FROZEN = "frozen"
     COVERED = "covered"
+    DAMAGED = "damaged"
     DISABLED = "disabled"
     STOPPED = "stopped"
 

@@ -14,11 +14,15 @@ MAX_PENDING_SIGHTS = 16
 
 @dataclass(frozen=True)
 class Delivery:
-    """News of one camera: its changes of sight, in order, then at most one frame, now owned by the taker."""
+    """News of one camera: its changes of sight, in order, then at most one frame, now owned by the taker.
+
+    `doubted_s` are the seconds since the last delivery in which damage hid the scene.
+    """
 
     camera: str
     sights: Tuple[Tuple[Sight, Moment], ...]
     frame: Optional[Frame]
+    doubted_s: float = 0.0
 
 
 class _Slot:
@@ -27,6 +31,7 @@ class _Slot:
         self.sights: Deque[Tuple[Sight, Moment]] = deque(maxlen=MAX_PENDING_SIGHTS)
         self.sight = Sight.STARTING
         self.doubt = False
+        self.doubted_s = 0.0
         self.served = 0
         self.taken = 0
         self.dropped = 0
@@ -89,6 +94,12 @@ class FrameMailbox:
         """Set whether the camera may have gone blind, which takes a while to prove."""
         self._slots[camera].doubt = doubt
 
+    def add_doubt(self, camera: str, seconds: float) -> None:
+        """Add to the time in which damage hid the scene; delivered with the next frame."""
+        slot = self._slots[camera]
+        with self._condition:
+            slot.doubted_s += seconds
+
     def in_doubt(self, camera: str) -> bool:
         """Return whether the camera may have gone blind, or has a change of sight that is not taken yet."""
         slot = self._slots[camera]
@@ -108,11 +119,13 @@ class FrameMailbox:
             self._turn += 1
             slot.served = self._turn
             frame, slot.frame = slot.frame, None
+            doubted_s = 0.0
             if frame is not None:
                 slot.taken += 1
+                doubted_s, slot.doubted_s = slot.doubted_s, 0.0
             sights = tuple(slot.sights)
             slot.sights.clear()
-        return Delivery(camera, sights, frame)
+        return Delivery(camera, sights, frame, doubted_s)
 
     def count_idle(self, camera: str) -> None:
         """Count the frame taken last as not inferred: nobody is there and it shows no change."""

@@ -100,9 +100,7 @@ class HealthCollector:
 
     def _states(self) -> Dict[str, CameraState]:
         return {
-            name: CameraState(
-                sight, self._presence.get(name, Presence.UNKNOWN), self._captures[name].counters.last_fault
-            )
+            name: CameraState(sight, self._presence.get(name, Presence.UNKNOWN), self._captures[name].last_fault)
             for name, sight in self._mailbox.sights().items()
         }
 
@@ -116,6 +114,7 @@ class HealthCollector:
             "dropped_busy": delivered["dropped_busy"],
             "dropped_dark": captured.dark,
             "dropped_blind": captured.blind,
+            "dropped_damaged": captured.damaged,
             "stalls": captured.stalls,
             "faults": captured.faults,
             "recoveries": captured.recoveries,
@@ -129,4 +128,5 @@ class HealthCollector:
             counters=counters,
             latency_ms=self._latencies[name].percentiles_ms(),
             last_fault=state.last_fault,
+            trouble=self._captures[name].trouble,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Callable, Dict, Iterable, Mapping, Optional, Protocol
 
+from edge_agent.core.camera.damage import DamageMonitor
 from edge_agent.core.camera.visibility import Visibility
 from edge_agent.core.frame import Frame, Levels
 from edge_agent.core.meters import LatencyMeter
@@ -27,6 +28,8 @@ STEADY_S = 2.0
 """A camera that fails sooner after its open has not recovered: the back-off grows on, and nothing is logged again."""
 PUMP_S = 0.1
 HEALTH_CHECK_S = 1.0
+LATE_S, LATE_AFTER_S = 1.0, 5.0
+"""Frames older than this, for so long, are reported in health."""
 TICKS_PER_S = 10
 """Ticks fall on multiples of 0.1 s, so that delays end without frames and a replay ticks at round times."""
 TAKE_TIMEOUT_S = 1.0 / TICKS_PER_S
@@ -48,16 +51,17 @@ class CaptureCounters:
     Attributes:
         dark: Dark frames of a strobe, dropped while the camera sees.
         blind: Frames dropped because the camera cannot see, or may not be able to.
+        damaged: Damaged frames, dropped.
     """
 
     frames: int = 0
     dark: int = 0
     blind: int = 0
+    damaged: int = 0
     stalls: int = 0
     faults: int = 0
     recoveries: int = 0
     source: Counters = field(default_factory=dict)
-    last_fault: str = ""
 
 
 class CaptureStage:
@@ -76,6 +80,8 @@ class CaptureStage:
     Attributes:
         first_open_done: Whether the first open has succeeded or failed.
         ended: Whether the source has ended.
+        last_fault: Text of the last fault; empty without one.
+        trouble: What is wrong with the frames of a camera that delivers, in words; else empty.
     """
 
     def __init__(
@@ -94,10 +100,14 @@ class CaptureStage:
         self.counters = CaptureCounters()
         self.first_open_done = False
         self.ended = False
+        self.last_fault = self.trouble = ""
         self._make_judge, self._mailbox, self._clock, self._wait = make_judge, mailbox, clock, wait
         self._stall_after_s = stall_after_s
         self._jitter = jitter or random.Random()
         self._judge: Optional[Judge] = None
+        self._damage = DamageMonitor()
+        self._damaged_since_t: Optional[float] = None
+        self._late_since_t: Optional[float] = None
         self._opened_t = self._last_frame_t = 0.0
         self._retry_t = 0.0
         self._failures = 0
@@ -114,8 +124,8 @@ class CaptureStage:
     def abandon(self) -> None:
         """Report the camera as lost while a call to it does not return. From any thread; the next frame ends it."""
         if self._mailbox.set_sight(self.camera, Sight.LOST, self._clock()):
-            self.counters.last_fault = f"{self.source.uri}: a call to the camera does not return"
-            log.warning("%s: %s", self.camera, self.counters.last_fault, extra={"EVENT": "camera-lost"})
+            self.last_fault = f"{self.source.uri}: a call to the camera does not return"
+            log.warning("%s: %s", self.camera, self.last_fault, extra={"EVENT": "camera-lost"})
 
     def close(self) -> None:
         """Close the source. Idempotent."""
@@ -165,10 +175,19 @@ class CaptureStage:
             log.info(back, self.camera, self.source.uri, self._failures, extra={"EVENT": "camera-back"})
             self.counters.recoveries += 1
             self._failures = 0
+        self._damage.observe(frame.damaged, now.t)
+        self.counters.source = self.source.counters()
+        self.trouble = self._trouble(frame, now)
+        if frame.damaged or self._damage.blind:
+            self._drop_damaged(frame, now)
+            return
         visibility = judge(frame.pixels, frame.levels, frame.t)
         if self._mailbox.set_sight(self.camera, visibility.sight, moment_of(frame.t, now)):
             log.info("%s: sight is %s", self.camera, visibility.sight.value, extra={"EVENT": "sight-changed"})
         self._mailbox.set_doubt(self.camera, visibility.doubt)
+        if self._damaged_since_t is not None:
+            self._mailbox.add_doubt(self.camera, max(0.0, frame.t - self._damaged_since_t))
+            self._damaged_since_t = None
         if visibility.keep:
             self._mailbox.put(self.camera, frame)
         else:
@@ -177,11 +196,37 @@ class CaptureStage:
                 self.counters.dark += 1
             else:
                 self.counters.blind += 1
-        self.counters.source = self.source.counters()
+
+    def _drop_damaged(self, frame: Frame, now: Moment) -> None:
+        """A damaged frame proves nothing: the camera is in doubt, and blind when damage lasts."""
+        if frame.damaged:
+            self.counters.damaged += 1
+        else:
+            self.counters.blind += 1
+        moment = moment_of(frame.t, now)
+        if self._damaged_since_t is None:
+            self._damaged_since_t = frame.t
+        frame.release()
+        self._mailbox.set_doubt(self.camera, True)
+        if self._damage.blind and self._mailbox.set_sight(self.camera, Sight.DAMAGED, moment):
+            log.info("%s: sight is %s", self.camera, Sight.DAMAGED.value, extra={"EVENT": "sight-changed"})
+
+    def _trouble(self, frame: Frame, now: Moment) -> str:
+        """What is wrong with the frames; rounded, so that the same trouble keeps its words."""
+        if now.t - frame.t < LATE_S:
+            self._late_since_t = None
+        elif self._late_since_t is None:
+            self._late_since_t = now.t
+        words = []
+        if self._late_since_t is not None and now.t - self._late_since_t >= LATE_AFTER_S:
+            words.append(f"frames are about {now.t - frame.t:.0f} s old")
+        if self._damage.share:
+            words.append(f"about {max(10, round(self._damage.share, 1) * 100):.0f} % of the frames are damaged")
+        return ", ".join(words)
 
     def _fault(self, error: SourceError) -> None:
         self.counters.faults += 1
-        self.counters.last_fault = str(error)
+        self.last_fault = str(error)
         self.counters.source = self.source.counters()
         self.close()
         self._failures += 1
@@ -234,6 +279,7 @@ class InferStage:
         delivery = self._mailbox.take(TAKE_TIMEOUT_S)
         if delivery is not None:
             pipeline = self._pipelines[delivery.camera]
+            pipeline.excuse(delivery.doubted_s)
             for sight, moment in delivery.sights:
                 self._emit(pipeline.set_sight(sight, moment))
             if delivery.frame is not None:

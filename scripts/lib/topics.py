@@ -107,7 +107,7 @@ TOPICS = (
     Topic(
         "cameraAvailability",
         f"{C}/availability",
-        "`offline` while the camera cannot see: lost, dark, covered, frozen. The reason is in the attributes.",
+        "`offline` while the camera cannot see: lost, dark, covered, frozen, damaged. The reason is in the attributes.",
         words=ONLINE,
         retained=True,
     ),

@@ -141,6 +141,17 @@ def test_mjpg_whose_header_is_damaged_gives_none(side: int, color: bool) -> None
     assert Decoder(layout_of("MJPG"), color).decode(as_memory(damaged)) is None
 
 
+def test_mjpg_that_is_padded_to_whole_blocks_is_cropped() -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    scene = gray_scene()
+    padded = np.pad(scene, ((0, 8), (0, 0)), "edge")
+    decoded = Decoder(layout_of("MJPG")).decode(as_memory(encode(padded, "MJPG", 0)))
+    assert decoded is not None and decoded[0].shape == scene.shape
+    assert np.abs(decoded[0].astype(int) - scene).mean() < 4
+    far = np.pad(scene, ((0, 16), (0, 0)), "edge")
+    assert Decoder(layout_of("MJPG")).decode(as_memory(encode(far, "MJPG", 0))) is None
+
+
 def test_mjpg_of_another_size_than_negotiated_gives_none() -> None:
     pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
     assert Decoder(layout_of("MJPG")).decode(as_memory(encode(gray_scene()[:, :16], "MJPG", 0))) is None

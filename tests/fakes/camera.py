@@ -4,16 +4,16 @@ from typing import Callable, List, Optional, Union
 
 import numpy as np
 
-from edge_agent.core.frame import Frame
+from edge_agent.core.frame import Frame, undecodable
 from edge_agent.core.types import Counters
 from edge_agent.errors import EndOfStream, SourceError
 
-FRAME, NOTHING, GONE, END = "frame", "nothing", "gone", "end"
+FRAME, DAMAGED, NOTHING, GONE, END = "frame", "damaged", "nothing", "gone", "end"
 Step = Union[str, np.ndarray]
 
 
 class ScriptedCamera:
-    """Plays one script per open. A script is a list of "frame", "nothing", "gone", "end", or pixels; after it, nothing.
+    """Plays one script per open: a list of "frame", "damaged", "nothing", "gone", "end", or pixels; after it, nothing.
 
     A script given as None cannot be opened. `history` records the calls.
     """
@@ -48,6 +48,8 @@ class ScriptedCamera:
         if isinstance(step, str) and step == END:
             raise EndOfStream(f"{self.uri}: ended")
         self._sequence += 1
+        if isinstance(step, str) and step == DAMAGED:
+            return undecodable(self._sequence, self._clock())
         pixels = step if isinstance(step, np.ndarray) else self._live_room()
         return Frame(pixels, self._sequence, self._clock(), on_release=lambda: self.history.append("release"))
 

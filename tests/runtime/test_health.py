@@ -25,7 +25,7 @@ class Rig:
     def __init__(self):
         cameras = ("door", "yard")
         self.clock, self.mailbox, self.queue = FakeClock(), FrameMailbox(cameras), PublishQueue()
-        self.captures = {name: SimpleNamespace(counters=CaptureCounters()) for name in cameras}
+        self.captures = {name: SimpleNamespace(counters=CaptureCounters(), last_fault="", trouble="") for name in cameras}
         self.link = LinkHealth(True, 1, state="connected", publish_verified=True, certificate_until=UNTIL)
         self.faults = []
         sources = HealthSources(
@@ -74,7 +74,7 @@ def test_the_status_line_names_what_cannot_see_and_why():
     assert rig.collect.status_line() == "2 cameras, 2 cannot see: door (starting), yard (starting); broker connected"
     rig.report("door", Presence.YES)
     rig.report("yard", Presence.UNKNOWN, Sight.LOST)
-    rig.captures["yard"].counters.last_fault = "v4l2:/dev/video0: no such device"
+    rig.captures["yard"].last_fault = "v4l2:/dev/video0: no such device"
     rig.link = LinkHealth(fault="refused: bad credentials", state="waiting")
     assert rig.collect.status_line() == (
         "2 cameras, 1 with a face, 1 cannot see: yard (v4l2:/dev/video0: no such device); "

@@ -21,7 +21,7 @@ from edge_agent.runtime.stages import (
     PublishStage,
     moment_of,
 )  # fmt: skip
-from tests.fakes.camera import END, FRAME, GONE, NOTHING, ScriptedCamera
+from tests.fakes.camera import DAMAGED, END, FRAME, GONE, NOTHING, ScriptedCamera
 from tests.fakes.clock import FakeClock
 
 
@@ -114,7 +114,7 @@ def test_silence_counts_as_a_stall_and_never_as_an_empty_room():
     rig.run(0.6)
     assert rig.sight is Sight.LOST
     assert rig.stage.counters.stalls == 1
-    assert "no frame for 3 s" in rig.stage.counters.last_fault
+    assert "no frame for 3 s" in rig.stage.last_fault
     rig.run(5)
     assert rig.sight is Sight.OK
 
@@ -125,7 +125,7 @@ def test_a_camera_whose_call_does_not_return_is_lost_until_its_next_frame():
     assert rig.sight is Sight.OK
     for _ in range(3):
         rig.stage.abandon()
-    assert rig.sight is Sight.LOST and "does not return" in rig.stage.counters.last_fault
+    assert rig.sight is Sight.LOST and "does not return" in rig.stage.last_fault
     rig.run(0.1)
     assert rig.sight is Sight.OK
     assert [sight for sight, _ in rig.mailbox.take(0).sights] == [Sight.OK, Sight.LOST, Sight.OK]
@@ -185,6 +185,9 @@ class Recorder:
 
     def tick(self, moment):
         self.calls.append(("tick", moment.t))
+
+    def excuse(self, seconds):
+        """Time in which damage hid the scene; nothing to do for a recorder."""
 
     def set_sight(self, sight, moment):
         self.calls.append(("sight", sight))
@@ -376,3 +379,45 @@ def test_the_last_health_report_is_published_whatever_was_published_before():
     rig.publisher.take()
     rig.stage.finish()
     assert rig.publisher.take("info", "health") == [("health", "ok")]
+
+
+def test_a_short_burst_of_damage_is_doubt_and_no_news():
+    rig = Rig([[FRAME] * 20 + [DAMAGED] * 4 + [FRAME] * 100])
+    rig.run(2.0)
+    assert rig.mailbox.take(0).frame is not None
+    rig.run(0.3)
+    assert rig.sight is Sight.OK and rig.mailbox.in_doubt("door"), "nobody may be said to have left"
+    assert rig.mailbox.take(0) is None, "a damaged frame is no evidence"
+    rig.run(1.0)
+    delivery = rig.mailbox.take(0)
+    assert delivery.frame is not None and not delivery.sights
+    assert 0.3 <= delivery.doubted_s <= 0.5
+    assert not rig.mailbox.in_doubt("door")
+    assert rig.stage.counters.damaged == 4 and rig.stage.trouble == ""
+
+
+def test_lasting_damage_is_no_sight_with_its_reason_and_trouble_in_health():
+    rig = Rig([[FRAME] * 20 + [DAMAGED] * 40 + [FRAME] * 100])
+    rig.run(2.0)
+    rig.run(2.0)
+    assert rig.sight is Sight.DAMAGED, "within two seconds"
+    rig.run(2.0)
+    assert rig.stage.counters.damaged == 40 and "% of the frames are damaged" in rig.stage.trouble
+    assert rig.stage.counters.faults == 0, "the camera delivers"
+    rig.run(3.0)
+    assert rig.sight is Sight.OK
+    rig.run(7.0)
+    assert rig.stage.trouble == ""
+
+
+def test_frames_that_stay_old_are_trouble():
+    rig = Rig([[FRAME] * 400])
+    rig.run(1.0)
+    live, rig.camera._clock = rig.camera._clock, lambda: rig.clock.t - 3.2
+    rig.run(4.0)
+    assert rig.stage.trouble == "", "a backlog may pass"
+    rig.run(4.0)
+    assert rig.stage.trouble == "frames are about 3 s old"
+    rig.camera._clock = live
+    rig.run(0.5)
+    assert rig.stage.trouble == ""

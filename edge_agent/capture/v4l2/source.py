@@ -16,7 +16,7 @@ from edge_agent.capture.v4l2.kernel import Device, Kernel, LinuxKernel, explain
 from edge_agent.capture.v4l2.memory import MemoryChoice, device_view
 from edge_agent.capture.v4l2.node import Identity, NodeFinder
 from edge_agent.capture.v4l2.stream import Filled, Stream
-from edge_agent.core.frame import Frame, Levels
+from edge_agent.core.frame import Frame, Levels, undecodable
 from edge_agent.core.types import Array, Counters
 from edge_agent.errors import SourceError
 
@@ -125,14 +125,17 @@ class V4l2Source:
                 return frame
 
     def _frame(self, opened: "_OpenDevice", filled: Filled) -> Optional[Frame]:
-        """The frame in a buffer; None when it holds no valid one, and the buffer is queued again."""
+        """The frame in a buffer; when it holds no valid one the buffer is queued again.
+
+        Then the result is None, or a damaged frame where the format is encoded: such cameras go on delivering.
+        """
         stream, decoder = opened.stream, opened.decoder
         t = _exposure_t(filled.timestamp_s, time.monotonic())
         self._counters["sequence_gaps"] += opened.count(filled.sequence)
         decoded = self._decode(decoder, filled)
         if decoded is None:
             stream.queue(filled.number)
-            return None
+            return undecodable(opened.sequence, t) if decoder.layout.format.is_encoded else None
         pixels, levels = decoded
         if opened.exposure is not None:
             opened.exposure.observe(pixels, levels)

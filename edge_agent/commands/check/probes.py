@@ -167,7 +167,7 @@ def _camera(name: str, params: "CameraParams") -> CheckResult:
         deadline = time.monotonic() + FIRST_FRAME_S
         while time.monotonic() < deadline:
             frame = source.read(0.5)
-            if frame is not None:
+            if frame is not None and not frame.damaged:
                 with frame:
                     shape, dtype = frame.pixels.shape, frame.pixels.dtype
                 return CheckResult(f"camera {name}", OK, f"{source.uri}: {shape[1]}x{shape[0]}, {dtype}")

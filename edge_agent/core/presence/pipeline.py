@@ -131,6 +131,13 @@ class FacePipeline:
                 machine.tick(moment.t)
         return self._outcome(events, moment)
 
+    def excuse(self, seconds: float) -> None:
+        """Do not count this time before the next frame as absence: damaged frames hid the scene."""
+        if seconds > 0.0:
+            self._tracker.excuse(seconds)
+            for machine, _, _ in self._machines():
+                machine.excuse(seconds)
+
     def set_sight(self, sight: Sight, moment: Moment) -> Optional[Outcome]:
         """Set whether the camera can see; losing sight ends all open visits. None when nothing changes."""
         self._camera_sight = sight

@@ -69,6 +69,11 @@ class PresenceMachine:
         if self.state is not Presence.YES or t - self._face_t >= self.params.delay_off_s:
             self.state = Presence.NO
 
+    def excuse(self, seconds: float) -> None:
+        """Extend a running `delay_off_s`: for so long no frame could show a face."""
+        if not self._face:
+            self._face_t += seconds
+
     def set_sight(self, sight: Sight) -> None:
         """Set whether the camera can see."""
         if sight.can_see == self._can_see:

@@ -143,6 +143,12 @@ class Tracker:
         self._tracks = tracks
         return tracks
 
+    def excuse(self, seconds: float) -> None:
+        """Extend the gaps of all tracks that the latest frame did not show: nobody could see them for so long."""
+        for track in self._tracks:
+            if not track.visible:
+                track.seen_t += seconds
+
     def reset(self) -> None:
         """End all tracks; ids continue."""
         self._tracks = []

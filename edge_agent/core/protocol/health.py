@@ -143,6 +143,7 @@ class CameraHealth:
         counters: Drops by cause, dark frames, stalls, faults, recoveries.
         latency_ms: Exposure to result: p50, p95, p99, or None without a measurement.
         last_fault: Text of the last fault; empty without one.
+        trouble: What is wrong with the frames of a camera that delivers; empty when nothing is. A reason of the state.
     """
 
     sight: Sight
@@ -151,6 +152,7 @@ class CameraHealth:
     counters: Counters
     latency_ms: Mapping[str, Optional[float]]
     last_fault: str = ""
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def health_payload(health: AgentHealth) -> Dict[str, Any]:
         for camera, state in health.cameras.items()
         if not state.sight.available and state.sight is not Sight.STARTING
     ]
-    reasons = blind + list(health.faults)
+    troubled = [f"camera {camera}: {state.trouble}" for camera, state in health.cameras.items() if state.trouble]
+    reasons = blind + troubled + list(health.faults)
     if health.outbox.dropped or health.lost_events:
         reasons.append("messages were dropped")
     if health.outbox.quarantined:

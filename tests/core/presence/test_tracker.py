@@ -284,3 +284,15 @@ def test_association_agrees_with_an_optimal_one_on_easy_scenes():
                 compared += n
             last = detections, ids
     assert compared > 15_000
+
+
+def test_time_in_which_damage_hid_the_scene_does_not_end_a_gap():
+    tracker = Tracker(TrackerParams(max_lost_s=1.0))
+    face = Detections(np.array([[10, 10, 50, 60]], np.float32), np.array([0.9], np.float32), "peak")
+    none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), "peak")
+    (track,) = tracker.update(face, 0.0)
+    tracker.update(none, 0.1)
+    tracker.excuse(1.4)
+    assert [found.id for found in tracker.update(face, 1.6)] == [track.id]
+    tracker.update(none, 1.7)
+    assert tracker.update(none, 2.7) == [], "without damage a face that is missed for so long has left"

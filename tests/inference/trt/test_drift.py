@@ -25,7 +25,7 @@ SHARED = {"execute_async", "has_implicit_batch_dimension"}
 
 @functools.lru_cache(maxsize=None)
 def library(version: str) -> bytes:
-    """The tensorrt.so of a version, from a cache of wheels outside the repository."""
+    """The The The The The The tensorrt.so of a version, from a cache of wheels outside the repository."""
     requirement, python = WHEELS[version]
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(base) / "edge-agent-tests" / "wheels"

@@ -25,7 +25,9 @@ class Rig:
     def __init__(self):
         cameras = ("door", "yard")
         self.clock, self.mailbox, self.queue = FakeClock(), FrameMailbox(cameras), PublishQueue()
-        self.captures = {name: SimpleNamespace(counters=CaptureCounters(), last_fault="", trouble="") for name in cameras}
+        self.captures = {
+            name: SimpleNamespace(counters=CaptureCounters(), last_fault="", trouble="") for name in cameras
+        }
         self.link = LinkHealth(True, 1, state="connected", publish_verified=True, certificate_until=UNTIL)
         self.faults = []
         sources = HealthSources(

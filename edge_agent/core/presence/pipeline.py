@@ -16,6 +16,9 @@ from edge_agent.core.presence.tracker import Tracker, TrackerParams
 from edge_agent.core.presence.visits import Observation, VisitTracker
 from edge_agent.core.types import CameraReport, Crop, Detections, FaceEvent, FrameInfo, Moment, Outcome, Presence, Sight
 
+HOLD_S = 900.0
+"""While frames are damaged, visits stay open for at most this long: the same face may be there again afterwards."""
+
 _END_REASONS = {Sight.DISABLED: "disabled", Sight.STOPPED: "shutdown"}
 
 # Published state: presence, sight, number of faces, event ids, presence per zone.
@@ -78,6 +81,7 @@ class FacePipeline:
         self._since = clock()
         self._published = self._state()
         self._latency_s = 0.0
+        self._damaged_t = 0.0
 
     @property
     def crops_on(self) -> bool:
@@ -119,6 +123,8 @@ class FacePipeline:
 
     def tick(self, moment: Moment) -> Optional[Outcome]:
         """Let delays expire, also without frames; None when nothing changes."""
+        if self._sight is Sight.DAMAGED and moment.t - self._damaged_t >= HOLD_S:
+            return self._outcome(self._end_visits(), moment)
         if not self._sight.can_see:
             return None
         # The tracker uses exposure times, which are older than the clock by the latency of the last frame.
@@ -139,7 +145,7 @@ class FacePipeline:
                 machine.excuse(seconds)
 
     def set_sight(self, sight: Sight, moment: Moment) -> Optional[Outcome]:
-        """Set whether the camera can see; losing sight ends all open visits. None when nothing changes."""
+        """Set whether the camera can see; losing sight ends all open visits, but for damage. None without a change."""
         self._camera_sight = sight
         return self._apply_sight(moment)
 
@@ -175,7 +181,8 @@ class FacePipeline:
     def report(self) -> CameraReport:
         """The camera's state as of the last call."""
         presence, sight, faces, event_ids, zones = self._state()
-        best_score = max((visit.score for visit in self._visits.open.values()), default=None)
+        scores = [visit.score for visit in self._visits.open.values()]
+        best_score = None if faces is None else max(scores, default=None)
         return CameraReport(
             self.camera, presence, sight, self._since, faces, best_score, event_ids, dict(zip(self._zones, zones))
         )
@@ -214,12 +221,17 @@ class FacePipeline:
         self._sight = sight
         self._idle_gate.reset()
         events: List[FaceEvent] = []
-        if not sight.can_see:
-            events = self._visits.close_all(_END_REASONS.get(sight, "camera_lost"))
-            self._tracker.reset()
+        if sight is Sight.DAMAGED:
+            self._damaged_t = moment.t
+        elif not sight.can_see:
+            events = self._end_visits(_END_REASONS.get(sight, "camera_lost"))
         for machine, _, _ in self._machines():
             machine.set_sight(sight)
         return self._outcome(events, moment)
+
+    def _end_visits(self, reason: str = "camera_lost") -> List[FaceEvent]:
+        self._tracker.reset()
+        return self._visits.close_all(reason)
 
     def _outcome(self, events: Sequence[FaceEvent], moment: Moment) -> Optional[Outcome]:
         report = self._changed(moment)
@@ -232,7 +244,8 @@ class FacePipeline:
         presence = self._presence.state
         open_ids = tuple(visit.event_id for visit in self._visits.open.values())
         # The number is unknown until the first frame after sight was regained.
-        faces = len(open_ids) if open_ids or presence is not Presence.UNKNOWN else None
+        known = presence is not Presence.UNKNOWN or (bool(open_ids) and self._sight.can_see)
+        faces = len(open_ids) if known else None
         return presence, self._sight, faces, open_ids, tuple(machine.state for machine in self._zones.values())
 
     def _changed(self, moment: Moment) -> Optional[CameraReport]:

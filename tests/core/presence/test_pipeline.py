@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.camera.params import CameraParams
-from edge_agent.core.presence.pipeline import PipelineParams
+from edge_agent.core.presence.pipeline import HOLD_S, PipelineParams
 from edge_agent.core.presence.state_machine import PresenceParams
 from edge_agent.core.presence.tracker import TrackerParams
 from edge_agent.core.types import Detections, Presence, Sight
@@ -150,7 +150,7 @@ def test_a_visit_starts_when_its_track_is_confirmed():
     assert camera.events[0].started == third.info.moment
 
 
-@pytest.mark.parametrize("sight", [s for s in Sight if not s.can_see])
+@pytest.mark.parametrize("sight", [s for s in Sight if not s.can_see and s is not Sight.DAMAGED])
 def test_losing_sight_ends_open_visits_and_is_unknown_at_once(sight):
     reason = {Sight.DISABLED: "disabled", Sight.STOPPED: "shutdown"}.get(sight, "camera_lost")
     camera = StagedCamera(camera=CameraParams("test://", zones={"left": LEFT_HALF}))
@@ -319,3 +319,39 @@ def test_events_have_the_score_kind():
     summing.detector.detect = lambda image: Detections([[0, 0, SIDE, SIDE]], [3.5], "sum")
     summing.show()
     assert (summing.events[0].score_kind, summing.events[0].score) == ("sum", 3.5)
+
+
+def test_damaged_frames_end_no_visit_and_the_same_face_goes_on_afterwards():
+    camera = StagedCamera()
+    camera.show((300, 200))
+    camera.sight(Sight.DAMAGED)
+    report = camera.reports[-1]
+    assert (report.presence, report.sight, report.faces, report.best_score) == (UNKNOWN, Sight.DAMAGED, None, None)
+    for _ in range(60):
+        camera.tick(5.0)
+    camera.pipeline.excuse(300.0)
+    camera.sight(Sight.OK)
+    camera.show((300, 200))
+    assert [event.event_type for event in camera.events if event.event_type != "update"] == ["start"]
+    assert camera.reports[-1].presence is Presence.YES
+    for _ in range(40):
+        camera.show()
+    assert camera.events[-1].event_type == "end" and camera.events[-1].end_reason == "left"
+
+
+def test_damage_that_does_not_end_ends_the_visit_as_a_loss_of_the_camera():
+    camera = StagedCamera()
+    camera.show((300, 200))
+    camera.sight(Sight.DAMAGED)
+    camera.tick(HOLD_S - 1.0)
+    assert camera.events[-1].event_type == "start"
+    camera.tick(1.5)
+    assert camera.events[-1].event_type == "end" and camera.events[-1].end_reason == "camera_lost"
+
+
+def test_a_camera_that_is_lost_after_damage_ends_the_visit():
+    camera = StagedCamera()
+    camera.show((300, 200))
+    camera.sight(Sight.DAMAGED)
+    camera.sight(Sight.LOST)
+    assert camera.events[-1].event_type == "end" and camera.events[-1].end_reason == "camera_lost"

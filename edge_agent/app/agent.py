@@ -185,7 +185,7 @@ class Agent:
             self._settings.cameras[name].stall_after_s,
         )
         worker = Worker(
-            f"capture-{name}", stage.step, teardown=stage.close, on_exit=self._wake, on_overdue=stage.abandon
+            f"capture-{name}", stage.step, teardown=stage.close, on_exit=self._wake, deadline_s=stage.deadline_s
         )
         self._capture_workers.append(worker)
         return stage

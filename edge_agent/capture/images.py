@@ -11,13 +11,18 @@ import numpy as np
 
 from edge_agent.capture import IMAGE_SUFFIXES, SourceOptions
 from edge_agent.capture.address import split_file
+from edge_agent.capture.image_header import image_size
 from edge_agent.core.frame import FULL_RANGE, Frame, Levels
 from edge_agent.core.types import Array, Counters
 from edge_agent.errors import EndOfStream, SourceError
+from edge_agent.files import read_regular
 
 log = logging.getLogger(__name__)
 
 DEFAULT_FPS = 5.0
+MAX_BYTES = 128 << 20
+MAX_PIXELS = 1 << 25
+"""A little more than 7680x4320; checked before decoding, because a small file can hold an image of gigabytes."""
 _DEEP = Levels(0.0, 1.0 / 256.0)  # 16-bit files use their full range
 _EXPECTED = f"expected one of {', '.join(sorted(IMAGE_SUFFIXES))}"
 
@@ -30,12 +35,18 @@ def load_image(path: Path, color: bool = False) -> Tuple[Array, Levels]:
         convert it to 8 bits.
 
     Raises:
-        SourceError: The file cannot be read or is not an image.
+        SourceError: The file cannot be read, is not an image, or is larger than `MAX_BYTES` or `MAX_PIXELS`.
     """
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-        if not data.size:
+        content = read_regular(path, MAX_BYTES)
+        if not content:
             raise SourceError(f"{path}: the file is empty", _EXPECTED)
+        size = image_size(content)
+        if size is None:
+            raise SourceError(f"{path}: not an image of a known format", _EXPECTED)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise SourceError(f"{path}: {size[0]}x{size[1]} px are too many", f"expected at most {MAX_PIXELS} px")
+        data = np.frombuffer(content, np.uint8)
         flags = cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
         decoded = cv2.imdecode(data, flags)
     except OSError as error:

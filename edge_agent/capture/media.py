@@ -12,8 +12,15 @@ from edge_agent.capture.media_decode import Decoded, PacketDecoder, gray_pixels,
 from edge_agent.core.frame import Frame, undecodable
 from edge_agent.core.types import Counters
 from edge_agent.errors import EndOfStream, SourceError
+from edge_agent.files import require_regular
 
 _EXPECTED = "expected a video file that FFmpeg reads"
+# A playlist would name other files and hosts, so those formats are left out.
+_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,"
+    "h264,hevc,mjpeg,mjpeg_2000,gif,yuv4mpegpipe,nut",
+}
 _LONGEST_GAP_S = 10.0  # a larger step between two timestamps is a broken file, not a pause
 _CATCH_UP_S = 0.05  # how long a read may decode late frames after its timeout
 
@@ -120,6 +127,8 @@ class MediaSource:
     def _decode_next(self) -> Optional[_TimedFrame]:
         try:
             return None if self._frames is None else next(self._frames, None)
+        except av.ArgumentError as error:
+            raise SourceError(f"{self.uri}: not a video format that is allowed, or damaged", _EXPECTED) from error
         except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter: invalid tags in the file
             raise SourceError(f"{self.uri}: {getattr(error, 'strerror', error)}", _EXPECTED) from error
 
@@ -154,7 +163,11 @@ class MediaSource:
 
     def _decode(self) -> Iterator[Tuple[Decoded, float]]:
         """Every frame of the file once, with the nominal frame period in seconds."""
-        with av.open(str(self._path)) as container:
+        try:
+            require_regular(self._path)
+        except OSError as error:
+            raise SourceError(f"{self.uri}: {error.strerror}", _EXPECTED) from error
+        with av.open(f"file:{self._path}", options=_OPTIONS) as container:
             try:
                 stream = video_stream(container)
             except SourceError as error:

@@ -15,6 +15,8 @@ from edge_agent.errors import SourceError
 # Planar or semi-planar formats whose first plane is luma: yuv420p, yuvj422p, yuv420p10le, gray12le, nv12, ...
 _LUMA_FIRST = re.compile(r"(?:(?P<yuv>yuv[aj]?4\d\dp|nv12|nv16|nv21|nv24|nv42)|gray)(?:(?P<bits>\d+)le)?")
 _INTRA = frozenset({"mjpeg", "mjpegb", "jpeg2000", "png"})
+MAX_PIXELS = 1 << 25
+"""A little more than 7680x4320. A small file can claim a size of gigabytes, which a decoder would allocate."""
 _MPEG_RANGE, _JPEG_RANGE = 1, 2  # AVCOL_RANGE_*; 0 is unspecified
 
 
@@ -24,13 +26,16 @@ def video_stream(container: Any) -> Any:
     More threads would use the cores that inference needs, and delay a live frame by as many frames.
 
     Raises:
-        SourceError: The container has no video that FFmpeg can decode. The message does not name the address.
+        SourceError: The container has no video that FFmpeg can decode, or its frames are too large. The message does
+            not name the address.
     """
     if not container.streams.video:
         raise SourceError("there is no video in it")
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise SourceError("FFmpeg has no decoder for its video")
+    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+        raise SourceError(f"its video has {stream.codec_context.width}x{stream.codec_context.height} px, too many")
     stream.codec_context.thread_count = 1
     return stream
 
@@ -54,8 +59,10 @@ class PacketDecoder:
 
     def __init__(self, stream: Any) -> None:
         intra = stream.codec_context.name in _INTRA
+        options = {"max_pixels": str(MAX_PIXELS)}
         if intra:
-            stream.codec_context.options = {"err_detect": "explode"}
+            options["err_detect"] = "explode"
+        stream.codec_context.options = options
         self._stream = stream
         self._damage = PredictionDamage(intra)
         self.errors = 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Dict, Mapping, Sequence
 
 from edge_agent.errors import ModelError
+from edge_agent.files import MAX_TEXT_BYTES, read_regular
 
 _FULL_SCALE = 127.0
 _HEADER = "TRT-8601-EntropyCalibration2"  # for other programs; each build gets the header of its own TensorRT
@@ -55,7 +56,7 @@ def read_calibration(path: Path) -> Calibration:
         ModelError: It cannot be read, or is not a calibration cache of a supported algorithm.
     """
     try:
-        return parse_calibration(path.read_bytes(), path)
+        return parse_calibration(read_regular(path, MAX_TEXT_BYTES), path)
     except OSError as error:
         raise ModelError(f"calibration {path}: {error.strerror}", "expected an INT8 calibration cache") from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from edge_agent.errors import InputError, ModelError
+from edge_agent.files import MAX_MODEL_BYTES, read_regular
 from edge_agent.models.calibration_cache import fits_white_level, parse_calibration
 from edge_agent.models.onnx.binding import contract_structure, describe_contract
 from edge_agent.models.onnx.file import parse_onnx
@@ -42,7 +43,7 @@ def inspect_file(path: Path) -> Inspection:
         MissingPackage: It is a network, and `onnx` is not installed.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_MODEL_BYTES)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", "expected a model file") from error
     if path.suffix == ".onnx":

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.errors import ModelError
+from edge_agent.files import MAX_TEXT_BYTES, read_regular
 
 MANIFEST = "manifest.json"
 SUFFIXES = (".onnx", ".uff", ".etlt")
@@ -226,7 +227,9 @@ def labels_of(model: Path, labels_file: Optional[str] = None) -> Tuple[str, ...]
     """
     path = Path(labels_file) if labels_file is not None else model.with_name("labels.txt")
     try:
-        return tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip())
+        return tuple(
+            line.strip() for line in read_regular(path, MAX_TEXT_BYTES).decode("utf-8-sig").splitlines() if line.strip()
+        )
     except (OSError, UnicodeDecodeError) as error:
         if labels_file is None and isinstance(error, FileNotFoundError):
             return ()

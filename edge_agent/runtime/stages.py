@@ -18,6 +18,7 @@ from edge_agent.errors import EndOfStream, SourceError
 from edge_agent.runtime.command_queue import CommandQueue
 from edge_agent.runtime.frame_mailbox import FrameMailbox
 from edge_agent.runtime.publish_queue import PublishQueue
+from edge_agent.runtime.worker import DEADLINE_S
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ TICKS_PER_S = 10
 """Ticks fall on multiples of 0.1 s, so that delays end without frames and a replay ticks at round times."""
 TAKE_TIMEOUT_S = 1.0 / TICKS_PER_S
 _ROUNDING_S = 1e-6
+_REGULAR_CALL_S = 1.0  # by then a read has returned, on a busy machine too
+_LONGEST_OPEN_S = 10.0  # beyond a network camera's time limit, which follows `stall_after_s`
 
 Judge = Callable[[Array, Levels, float], Visibility]
 """Judges one frame: pixels, their levels, the time of exposure."""
@@ -78,6 +81,7 @@ class CaptureStage:
         jitter: Spreads the reopening of many cameras on one bus.
 
     Attributes:
+        deadline_s: Seconds after which a step does not return any more.
         first_open_done: Whether the first open has succeeded or failed.
         ended: Whether the source has ended.
         last_fault: Text of the last fault; empty without one.
@@ -103,27 +107,40 @@ class CaptureStage:
         self.last_fault = self.trouble = ""
         self._make_judge, self._mailbox, self._clock, self._wait = make_judge, mailbox, clock, wait
         self._stall_after_s = stall_after_s
+        self.deadline_s = max(DEADLINE_S, stall_after_s + _LONGEST_OPEN_S)
         self._jitter = jitter or random.Random()
         self._judge: Optional[Judge] = None
         self._damage = DamageMonitor()
         self._damaged_since_t: Optional[float] = None
         self._late_since_t: Optional[float] = None
         self._opened_t = self._last_frame_t = 0.0
+        self._call_t: Optional[float] = None
         self._retry_t = 0.0
         self._failures = 0
 
     def step(self) -> None:
         """Open the source, or read at most one frame; takes about `READ_TIMEOUT_S`, plus the time of an open."""
-        if self.ended:
-            self._wait(READ_TIMEOUT_S)
-        elif self._judge is None:
-            self._open()
-        else:
-            self._read(self._judge)
+        self._call_t = self._clock().t
+        try:
+            if self.ended:
+                self._wait(READ_TIMEOUT_S)
+            elif self._judge is None:
+                self._open()
+            else:
+                self._read(self._judge)
+        finally:
+            self._call_t = None
 
-    def abandon(self) -> None:
+    def check(self) -> None:
         """Report the camera as lost while a call to it does not return. From any thread; the next frame ends it."""
-        if self._mailbox.set_sight(self.camera, Sight.LOST, self._clock()):
+        call_t, now = self._call_t, self._clock()
+        if call_t is None:
+            return
+        if self._judge is None:
+            late = now.t - call_t >= self.deadline_s
+        else:
+            late = now.t - call_t >= _REGULAR_CALL_S and now.t - self._last_frame_t >= self._stall_after_s
+        if late and self._mailbox.set_sight(self.camera, Sight.LOST, now):
             self.last_fault = f"{self.source.uri}: a call to the camera does not return"
             log.warning("%s: %s", self.camera, self.last_fault, extra={"EVENT": "camera-lost"})
 

@@ -132,6 +132,8 @@ class Supervisor:
             if self._captures and all(stage.ended for stage in self._captures.values()):
                 log.info("every source has ended", extra={"EVENT": "source-ended"})
                 break
+            for stage in self._captures.values():
+                stage.check()
             self._report(workers, started_t)
             # Only when ready: building an engine takes memory and time.
             self.restart_reason = self._recovery(time.monotonic()) if self._ready else None
@@ -170,9 +172,6 @@ class Supervisor:
         self._report_status(self._stuck or self._status())
 
     def _feed_watchdog(self, workers: Sequence[Worker], now_t: float) -> None:
-        for worker in workers:
-            if worker.overdue_s(now_t) > 0.0:
-                worker.on_overdue()
         watched: Sequence[Watched] = [*workers, *self._others]
         overdue = next((one.name for one in watched if one.overdue_s(now_t) > 0.0), None)
         if overdue is None:

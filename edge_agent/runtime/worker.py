@@ -29,7 +29,6 @@ class Worker:
         on_exit: Called when the thread ends for any reason; wakes the supervisor.
         stop_within_s: How long leaving the block waits.
         deadline_s: Seconds after which a step is overdue.
-        on_overdue: Called by the supervisor, repeatedly, while a step is overdue.
 
     Attributes:
         error: The error that ended the thread, or None.
@@ -47,11 +46,9 @@ class Worker:
         on_exit: Callable[[], None] = _nothing,
         stop_within_s: float = 1.0,
         deadline_s: float = DEADLINE_S,
-        on_overdue: Callable[[], None] = _nothing,
     ) -> None:
         self.name = name
         self.deadline_s = deadline_s
-        self.on_overdue = on_overdue
         self.error: Optional[BaseException] = None
         self.stuck = False
         self.set_up = False

@@ -139,3 +139,15 @@ def test_an_ordered_stop_is_published_and_ends_open_visits(broker):
         assert seen[-1]["end_reason"] == "shutdown"
         crops = [t for t in listener.topics() if "/crops/" in t and not t.endswith("/state")]
         assert crops == [seen[-1]["crop"]["topic"]]
+
+
+def test_a_read_that_does_not_return_is_none_after_the_cameras_own_stall_time(broker):
+    node = "truth-hung"
+    more = {"NODE": node, "CAMERAS__A__STALL_AFTER_S": 1}
+    with Listener(broker, f"edge-agent/{node}/#") as listener:
+        with AgentProcess({**settings(broker, "test://still?fps=15&hang=4"), **more}) as agent:
+            topic = f"edge-agent/{node}/a/presence"
+            eventually(lambda: listener.last(topic) == b"ON", "a face from the start")
+            eventually(lambda: listener.last(topic) == b"None", "in far less than the 20 s of a hung step", 15)
+            eventually(lambda: json.loads(listener.last(f"{topic}/attributes"))["reason"] == "lost")
+        assert "does not return" in agent.log and b"OFF" not in listener.payloads(topic)[1:]

@@ -17,10 +17,11 @@ PACKAGE = ROOT / "edge_agent"
 
 LAYERS = {
     "errors": set(),
+    "files": set(),
     "core": {"errors", "core"},
-    "capture": {"errors", "core", "capture"},
-    "models": {"errors", "core", "models"},
-    "inference": {"errors", "core", "models", "inference"},
+    "capture": {"errors", "files", "core", "capture"},
+    "models": {"errors", "files", "core", "models"},
+    "inference": {"errors", "files", "core", "models", "inference"},
     "outbox": {"errors", "core", "outbox"},
     "mqtt": {"errors", "core", "mqtt"},
     "host": {"errors", "core", "host"},

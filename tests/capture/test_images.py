@@ -1,7 +1,13 @@
 """The image source on real files and folders."""
 
 import logging
+import os
+import socket
+import struct
+import subprocess
+import sys
 import time
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +16,8 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions, open_source
-from edge_agent.capture.images import ImageSource
+from edge_agent.capture.image_header import image_size
+from edge_agent.capture.images import MAX_BYTES, ImageSource
 from edge_agent.core.ports import Source
 from edge_agent.errors import EndOfStream, InputError, SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
@@ -120,6 +127,111 @@ def test_undecodable_files_are_skipped_counted_and_logged_once(folder: Path, cap
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "1.png" in warnings[0].getMessage()
+
+
+def make_special(path: Path, kind: str) -> None:
+    """Put something at `path` that is no regular file, or is too large."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        with closing(socket.socket(socket.AF_UNIX)) as bound:
+            bound.bind(str(path))
+    elif kind == "endless":
+        with path.open("wb") as file:
+            file.truncate(MAX_BYTES + 1)
+    else:
+        width, height = (30_000, 30_000) if kind == "huge" else (2**31 - 1, 2**31 - 1)
+        path.write_bytes(png(width, height))
+
+
+def png(width: int, height: int) -> bytes:
+    """An image of zeros, compressed well: of 30000x30000 px in 0.9 MB, truncated where it is larger."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packed = zlib.compressobj(1)
+    rows = b"".join(packed.compress(bytes(30_001)) for _ in range(min(height, 30_000))) + packed.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "endless", "huge", "absurd"])
+def test_what_is_no_file_or_too_large_is_skipped_at_once_and_takes_no_memory(folder: Path, kind: str) -> None:
+    (folder / "2.png").unlink()
+    make_special(folder / "2.png", kind)
+    # In a process of its own: reading a pipe would never return, and the peak of memory is the process's.
+    program = """if True:
+        import resource, sys
+        from edge_agent.capture import open_source
+        from edge_agent.errors import EndOfStream, SourceError
+        from tests.fakes.images import image_number
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+        source, seen = open_source(sys.argv[1]), []
+        source.open()
+        frame = source.read(1.0)
+        before = peak()
+        try:
+            while True:
+                seen.append(image_number(frame.pixels))
+                frame = source.read(1.0)
+        except EndOfStream:
+            print(seen, source.counters())
+        single = open_source(sys.argv[2])
+        try:
+            single.open()
+        except SourceError as error:
+            print(error)
+        print("more than before, MB:", peak() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"{folder}?pace=fast", str(folder / "2.png")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    counts, error, memory = done.stdout.splitlines()
+    assert counts == "[0, 1, 3, 4] {'unreadable': 1}"
+    words = {"endless": "larger than 128 MiB", "huge": "30000x30000 px", "absurd": "2147483647x2147483647 px"}
+    assert words.get(kind, "not a regular file") in error
+    assert int(memory.rpartition(" ")[2]) < 30
+
+
+@pytest.mark.parametrize("encode", ["png", "jpg", "progressive", "bmp", "tiff", "pgm", "ppm", "webp", "lossless"])
+def test_the_size_is_read_from_the_header_of_every_format(encode: str) -> None:
+    options = {
+        "progressive": ("jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        "lossless": ("webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+        "webp": ("webp", [cv2.IMWRITE_WEBP_QUALITY, 80]),
+    }
+    suffix, flags = options.get(encode, (encode, []))
+    image = np.random.default_rng(1).integers(0, 255, (211, 1234, 3), np.uint8)
+    data = cv2.imencode(f".{suffix}", image[..., 0] if suffix == "pgm" else image, flags)[1].tobytes()
+    assert image_size(data) == (1234, 211)
+    for length in range(40):  # a file may end anywhere
+        image_size(data[:length])
+    for at in range(2, min(len(data), 600)):
+        image_size(data[:at] + b"\xff" * 8 + data[at + 8 :])
+
+
+def test_odd_headers_are_read_like_the_decoder_reads_them() -> None:
+    exif = b"\xff\xd8\xff\xe1\x00\x10" + b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01" + bytes(5)
+    frame = b"\xff\xff\xff\xc2\x00\x11\x08" + struct.pack(">HH", 20_000, 30_000)
+    assert image_size(exif + frame) == (30_000, 20_000), "a thumbnail's header is not the image's"
+    assert image_size(b"P5\n# 1 2\n# more\n 640\t#x\n480\n255\n") == (640, 480)
+    assert image_size(b"BM" + bytes(12) + struct.pack("<Iii", 40, 640, -480)) == (640, 480)
+    entries = struct.pack("<HHIIHHIIHHIIHHII", 256, 4, 1, 64, 257, 3, 1, 48, 322, 4, 1, 40_000, 323, 4, 1, 50_000)
+    tiff = b"II*\0" + struct.pack("<IH", 8, 4) + entries
+    assert image_size(tiff) == (40_000, 50_000), "a tile is decoded as a whole"
+    extended = b"RIFF" + bytes(4) + b"WEBPVP8X" + bytes(8) + b"\x0f\x27\x00" + b"\x1f\x4e\x00"
+    assert image_size(extended) == (10_000, 20_000)
+    assert image_size(b"GIF89a" + bytes(20)) is None
 
 
 def test_invalid_paths_are_clear_errors(tmp_path: Path) -> None:

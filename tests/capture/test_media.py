@@ -1,6 +1,10 @@
 """Video files and live streams, with real files and a real HTTP server."""
 
+import os
 import socket
+import struct
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -57,6 +61,55 @@ class TestStreamContract(SourceContract):
     def make_source(self):
         with MjpegServer() as server:
             yield lambda: StreamSource(server.uri(), PLAIN)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "playlist", "list", "images", "huge", "huge gif"])
+def test_what_is_no_video_file_or_too_large_is_an_error_at_once(tmp_path: Path, kind: str) -> None:
+    path, pipe = tmp_path / "clip.mp4", tmp_path / "pipe.mp4"
+    os.mkfifo(pipe)  # opening it would never return
+    if kind == "pipe":
+        path = pipe
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        with closing(socket.socket(socket.AF_UNIX)) as bound:
+            bound.bind(str(path))
+    elif kind == "playlist":
+        path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{pipe}\n#EXT-X-ENDLIST\n")
+    elif kind == "list":
+        path.write_text("ffconcat version 1.0\nfile pipe.mp4\n")
+    elif kind == "images":
+        path = tmp_path / "clip.mjpeg"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IHDR" + struct.pack(">II", 30_000, 30_000) + bytes(100))
+    elif kind == "huge":
+        path = tmp_path / "clip.y4m"
+        with path.open("wb") as file:
+            file.write(b"YUV4MPEG2 W30000 H30000 F25:1 Cmono\nFRAME\n")
+            file.truncate(901 << 20)
+    else:
+        path = tmp_path / "clip.gif"
+        one = b"," + struct.pack("<HHHH", 0, 0, 1, 1) + b"\0\x02\x02\x44\x01\0;"
+        path.write_bytes(b"GIF89a" + struct.pack("<HH", 30_000, 30_000) + b"\x80\0\0" + bytes(6) + one)
+    program = """if True:
+        import resource, sys
+        from edge_agent.capture import open_source
+        from edge_agent.errors import SourceError
+        source = open_source(sys.argv[1])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        try:
+            source.open()
+            while True:
+                source.read(1.0)
+        except SourceError as error:
+            print(error)
+        print("more than before, MB:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before)
+    """
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    error, memory = done.stdout.splitlines()
+    if kind in ("pipe", "device", "socket"):
+        assert "not a regular file" in error
+    assert path.name in error and int(memory.rpartition(" ")[2]) < 30
 
 
 @pytest.mark.parametrize(

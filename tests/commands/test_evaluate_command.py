@@ -1,6 +1,7 @@
 """`edge-agent evaluate` as a user runs it: real pictures, real label files, real process."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -94,6 +95,19 @@ def test_a_malformed_label_file_is_one_clear_line(labelled, tmp_path, content, s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", ["coco", "kitti"])
+def test_a_pipe_among_the_labels_is_refused_instead_of_waited_for(labelled, tmp_path, layout):
+    labels = tmp_path / "labels.json"
+    if layout == "kitti":
+        labels = tmp_path / "kitti"
+        labels.mkdir()
+        os.mkfifo(labels / "p0.txt")
+    else:
+        os.mkfifo(labels)
+    done = evaluate("--images", labelled / "images", "--labels", labels)
+    assert done.returncode == 1 and "not a regular file" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_bad_arguments_are_refused_before_any_work(labelled, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

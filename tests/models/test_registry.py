@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from edge_agent.models.registry import (
     CENTERFACE_CARD,
     FACEDETECTIR_CARD,
     REGISTRY,
+    labels_of,
     locate,
     models_dir,
     recorded_sums,
@@ -296,3 +298,12 @@ def test_fetching_centerface_needs_no_onnx(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert [file.state for file in verify(CENTERFACE_CARD, tmp_path / "models")] == ["ok"]
+
+
+def test_a_pipe_or_a_device_is_no_file_of_labels(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.txt")
+    (tmp_path / "device.txt").symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match="not a regular file"):
+        labels_of(tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="not a regular file"):
+        labels_of(tmp_path / "model.onnx", str(tmp_path / "device.txt"))

@@ -119,16 +119,59 @@ def test_silence_counts_as_a_stall_and_never_as_an_empty_room():
     assert rig.sight is Sight.OK
 
 
-def test_a_camera_whose_call_does_not_return_is_lost_until_its_next_frame():
-    rig = Rig([[FRAME] * 5])
+@pytest.mark.parametrize("stall_after_s", [0.5, 3.0, 40.0])
+def test_a_read_that_does_not_return_is_a_loss_after_the_cameras_own_time_and_until_its_next_frame(stall_after_s):
+    rig = Rig([[FRAME] * 5], stall_after_s)
     rig.run(0.3)
     assert rig.sight is Sight.OK
-    for _ in range(3):
-        rig.stage.abandon()
-    assert rig.sight is Sight.LOST and "does not return" in rig.stage.last_fault
-    rig.run(0.1)
+    lost_after_s = []
+    returned = rig.camera.read
+
+    def read(timeout_s):
+        """Hang for a minute, checked twice a second as the supervisor does."""
+        rig.camera.read = returned
+        began_t = rig.clock.t
+        while rig.clock.t - began_t < 60:
+            rig.stage.check()
+            if rig.sight is Sight.LOST and not lost_after_s:
+                lost_after_s.append(rig.clock.t - began_t)
+            rig.clock.advance(0.5)
+        return returned(timeout_s)
+
+    rig.camera.read = read
+    rig.stage.step()
+    assert lost_after_s and max(1.0, stall_after_s) - 0.2 <= lost_after_s[0] <= max(1.0, stall_after_s) + 0.5
+    assert "does not return" in rig.stage.last_fault
     assert rig.sight is Sight.OK
     assert [sight for sight, _ in rig.mailbox.take(0).sights] == [Sight.OK, Sight.LOST, Sight.OK]
+
+
+def test_reads_that_return_are_no_hung_calls():
+    rig = Rig([[FRAME] + [NOTHING] * 1000], stall_after_s=30.0)
+    for _ in range(200):
+        rig.stage.step()
+        rig.stage.check()
+        rig.clock.advance(0.1)
+    assert rig.sight is Sight.OK
+
+
+def test_an_open_may_take_longer_than_a_read_but_not_for_ever():
+    rig = Rig([[FRAME] * 5], stall_after_s=2.0)
+    opened = rig.camera.open
+
+    def open_slowly():
+        rig.clock.advance(15)
+        rig.stage.check()
+        assert rig.sight is Sight.STARTING
+        rig.clock.advance(6)
+        rig.stage.check()
+        assert rig.sight is Sight.LOST
+        opened()
+
+    rig.camera.open = open_slowly
+    rig.stage.step()
+    rig.run(0.3)
+    assert rig.sight is Sight.OK
 
 
 def test_an_end_is_an_end_and_not_a_fault():

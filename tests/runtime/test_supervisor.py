@@ -50,12 +50,15 @@ class Stage:
     def __init__(self):
         self.first_open_done = False
         self.end = False
-        self.rounds = 0
+        self.rounds = self.checks = 0
 
     @property
     def ended(self):
         self.rounds += 1
         return self.end
+
+    def check(self):
+        self.checks += 1
 
 
 class Rig:
@@ -64,7 +67,7 @@ class Rig:
     def __init__(self, names=("publish", "infer", "capture-door"), deadline_s=0.3, others=()):
         self.manager, self.stage = Manager(), Stage()
         self.engine_open, self.hang = threading.Event(), threading.Event()
-        self.reloads, self.overdue = [], set()
+        self.reloads = []
         self.supervisor = Supervisor(
             {"door": self.stage},
             self.manager,
@@ -93,7 +96,6 @@ class Rig:
             on_exit=self.supervisor.wake,
             stop_within_s=0.2,
             deadline_s=deadline_s,
-            on_overdue=lambda: self.overdue.add(name),
         )
 
     def __enter__(self):
@@ -146,6 +148,16 @@ def test_ready_waits_for_the_engine_and_for_each_cameras_first_attempt():
     assert rig.manager.names()[-1] == "stopping"
 
 
+def test_cameras_are_checked_for_hung_calls_from_the_start_on():
+    with Rig() as rig:
+        rounds(rig, 2)
+        assert rig.stage.checks and "ready" not in rig.manager.names()
+        ready(rig)
+        before = rig.stage.checks
+        rounds(rig, 2)
+        assert rig.stage.checks > before
+
+
 def test_progress_is_shown_while_starting():
     with Rig() as rig:
         wait_for_reports(rig, 1)
@@ -181,10 +193,9 @@ def test_the_watchdog_is_fed_while_all_return_and_never_while_one_does_not():
     with Rig() as rig:
         ready(rig)
         wait_for_reports(rig, 5)
-        assert not rig.overdue
         rig.hang.set()
         eventually(lambda: ("status", "infer does not return") in rig.manager.calls, deadline_s=5)
-        assert rig.overdue == {"infer"} and rig.supervisor.faults == ["infer does not return"]
+        assert rig.supervisor.faults == ["infer does not return"]
         fed = rig.manager.names().count("alive")
         rounds(rig, 5)
         assert rig.manager.names().count("alive") == fed

@@ -17,6 +17,7 @@ from edge_agent.capture.synthetic.scene import SCENES, Disturbances, Scene, pars
 from edge_agent.core.frame import Frame, Levels
 from edge_agent.core.types import Array, Counters
 from edge_agent.errors import EndOfStream, InputError, SourceError
+from edge_agent.files import MAX_TEXT_BYTES, read_regular
 
 ASTRONAUT = Path(__file__).parents[2] / "assets" / "astronaut.jpg"
 _ASTRONAUT_FACE = (0.361, 0.129, 0.523, 0.342)
@@ -173,7 +174,7 @@ def _disturbances(query: Query) -> Disturbances:
 def _scene(uri: str, name: str, script: str, picture: str) -> Scene:
     if script:
         try:
-            scene = parse_scene(Path(script).read_text("utf-8"), script)
+            scene = parse_scene(read_regular(script, MAX_TEXT_BYTES).decode("utf-8"), script)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{script}: {error}", "expected a scene script in JSON") from error
     elif name in SCENES:

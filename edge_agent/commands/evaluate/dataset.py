@@ -10,6 +10,7 @@ import numpy as np
 from edge_agent.core.detection.evaluation import GroundTruth
 from edge_agent.core.types import Array
 from edge_agent.errors import InputError, SourceError
+from edge_agent.files import read_regular
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ COCO_HINT = 'expected COCO JSON: {"images": [{"id", "file_name"}], "annotations"
 KITTI_HINT = "expected KITTI lines: face 0 0 0 LEFT TOP RIGHT BOTTOM ..."
 FACE_NAMES = ("face", "faces", "head_face")
 IGNORED_NAMES = ("dontcare", "ignore")
+MAX_LABELS_BYTES = 512 << 20
 _FARTHEST = 1e6
 """Largest coordinate, px; float32 still represents it exactly."""
 Boxes = List[Tuple[float, float, float, float]]
@@ -66,7 +68,7 @@ def read_labels(path: Path, layout: str) -> List[GroundTruth]:
 
 
 def _coco(path: Path) -> List[GroundTruth]:
-    text = path.read_text("utf-8")
+    text = read_regular(path, MAX_LABELS_BYTES).decode("utf-8")
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -104,7 +106,7 @@ def _kitti(path: Path) -> List[GroundTruth]:
 def _kitti_file(path: Path) -> GroundTruth:
     faces: Boxes = []
     ignored: Boxes = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_regular(path, MAX_LABELS_BYTES).decode("utf-8").splitlines(), 1):
         words = line.split()
         if not words:
             continue

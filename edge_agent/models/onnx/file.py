@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, FrozenSet, Mapping
 
 from edge_agent.errors import MissingPackage, ModelError
+from edge_agent.files import MAX_MODEL_BYTES, read_regular
 from edge_agent.models.onnx.binding import Dim, Signature, Tensor
 
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 6: "int32", 7: "int64", 10: "float16", 11: "float64"}
@@ -83,7 +84,7 @@ def read_model(path: Path) -> bytes:
         ModelError: It is missing or cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_MODEL_BYTES)
     except OSError as error:
         raise ModelError(f"model {path}: {error.strerror}", "expected a readable ONNX file") from error
 

@@ -70,7 +70,7 @@ class Inference:
         self._pool.open(self._engine.pool)
         self._log_copied_cameras()
         self.info = self._engine.info
-        detector = self._detector = FaceDetector(self._engine, settings.detection)
+        detector = self._detector = FaceDetector(self._engine, settings.detection, settings.tracker)
         detector.set_threshold(overrides.threshold)
         pipelines = self._pipelines = {
             name: FacePipeline(
@@ -103,7 +103,7 @@ class Inference:
         if self._detector is None:
             return
         override = Overrides(threshold=self._detector.override).bounded(command_rules_of(settings)).threshold
-        self._detector.configure(settings.detection)
+        self._detector.configure(settings.detection, settings.tracker)
         self._detector.set_threshold(override)
         for name, pipeline in self._pipelines.items():
             pipeline.configure(settings.cameras[name], pipeline_params_of(settings))

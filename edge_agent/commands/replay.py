@@ -218,7 +218,7 @@ def _replay_frames(
     name = args.camera
     params = settings.cameras.get(name, CameraParams("replay:"))
     kind, frames = read_frames(args.recording, args.timestamps, args.fps, params, stack)
-    detector = FaceDetector(_engine(settings, stack), settings.detection)
+    detector = FaceDetector(_engine(settings, stack), settings.detection, settings.tracker)
     ids = _ids(clock, args.seed)
     idle = settings.idle if record is None else replace(settings.idle, fps=0.0)
     shared = PipelineParams(settings.tracker, settings.presence, settings.crops, idle)

@@ -54,6 +54,13 @@ class Box:
     bottom: float
 
 
+WEAK, CLEAR = 0, 1
+"""Evidence of a detection: it only continues a track, or it is a face."""
+
+EVIDENCE = ("weak", "clear")
+"""Their names in payloads."""
+
+
 class Detections:
     """Faces found in one frame, as parallel arrays.
 
@@ -61,14 +68,17 @@ class Detections:
         xyxy: (N, 4) float32: left, top, right, bottom in source px of the upright full frame.
         confidence: (N,) float32, sorted or not; its meaning is `score_kind`.
         score_kind: "max" (a probability, 0..1) or "sum" (coverage summed over a cluster, may exceed 1).
+        evidence: (N,) uint8 `WEAK` or `CLEAR`; None when all are clear.
 
     Raises:
         ValueError: On shapes that do not match.
     """
 
-    __slots__ = ("confidence", "score_kind", "xyxy")
+    __slots__ = ("confidence", "evidence", "score_kind", "xyxy")
 
-    def __init__(self, xyxy: Array, confidence: Array, score_kind: str = "max") -> None:
+    def __init__(
+        self, xyxy: Array, confidence: Array, score_kind: str = "max", evidence: Optional[Array] = None
+    ) -> None:
         xyxy = np.asarray(xyxy, np.float32)
         confidence = np.asarray(confidence, np.float32)
         if xyxy.ndim != 2 or xyxy.shape[1] != 4:
@@ -77,7 +87,10 @@ class Detections:
             raise ValueError(f"confidence: expected shape ({len(xyxy)},), got {confidence.shape}")
         self.xyxy = xyxy
         self.confidence = confidence
+        if evidence is not None and evidence.shape != confidence.shape:
+            raise ValueError(f"evidence: expected shape ({len(xyxy)},), got {evidence.shape}")
         self.score_kind = score_kind
+        self.evidence = evidence
 
     @classmethod
     def empty(cls, score_kind: str = "max") -> "Detections":
@@ -85,7 +98,8 @@ class Detections:
 
     def select(self, index: Any) -> "Detections":
         """The subset selected by a numpy index (mask, integers, slice)."""
-        return Detections(self.xyxy[index], self.confidence[index], self.score_kind)
+        evidence = None if self.evidence is None else self.evidence[index]
+        return Detections(self.xyxy[index], self.confidence[index], self.score_kind, evidence)
 
     def __len__(self) -> int:
         return len(self.xyxy)

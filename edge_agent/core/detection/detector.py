@@ -8,26 +8,28 @@ import numpy as np
 
 from edge_agent.core.detection import centerface, gridbox
 from edge_agent.core.detection.clustering import SCORE_KIND, ClusterParams, cluster
-from edge_agent.core.detection.geometry import Placement, Size
+from edge_agent.core.detection.evidence import EvidenceParams, grades
+from edge_agent.core.detection.geometry import Placement, Size, iou
 from edge_agent.core.detection.model_contract import ModelContract
 from edge_agent.core.frame import Image
 from edge_agent.core.params import param
 from edge_agent.core.ports import Engine
-from edge_agent.core.types import Array, Detections
+from edge_agent.core.types import WEAK, Array, Detections
 from edge_agent.errors import ModelError
 
 
 class _Model(NamedTuple):
-    """A kind of model: decoder of its outputs and recommended thresholds."""
+    """A kind of model: decoder of its outputs, recommended thresholds, and which scores meet a threshold."""
 
     decode: Callable[[Mapping[str, Array], ModelContract, float], Tuple[Array, Array]]
     pre_cluster_threshold: float
     nms_iou_threshold: float
+    meets: Callable[[Array, float], Array]
 
 
 _MODELS: Dict[str, _Model] = {
-    "gridbox": _Model(gridbox.decode, gridbox.PRE_CLUSTER_THRESHOLD, gridbox.NMS_IOU_THRESHOLD),
-    "centerface": _Model(centerface.decode, centerface.PRE_CLUSTER_THRESHOLD, centerface.NMS_IOU_THRESHOLD),
+    "gridbox": _Model(gridbox.decode, gridbox.PRE_CLUSTER_THRESHOLD, gridbox.NMS_IOU_THRESHOLD, np.greater_equal),
+    "centerface": _Model(centerface.decode, centerface.PRE_CLUSTER_THRESHOLD, centerface.NMS_IOU_THRESHOLD, np.greater),
 }
 
 
@@ -70,23 +72,38 @@ class Decoder:
     Args:
         contract: Contract of the model.
         params: What counts as a face.
+        evidence: Also return what only continues a track, and grade all detections; None returns faces only, ungraded.
 
     Raises:
         ModelError: No decoder for this kind of model.
     """
 
-    def __init__(self, contract: ModelContract, params: DetectionParams) -> None:
+    def __init__(
+        self, contract: ModelContract, params: DetectionParams, evidence: Optional[EvidenceParams] = None
+    ) -> None:
         self.contract = contract
         self._model = _model_of(contract)
         self._place: Callable[[Size], Placement] = lru_cache(maxsize=16)(contract.place)
-        self.configure(params)
+        self.configure(params, evidence)
 
-    def configure(self, params: DetectionParams) -> None:
+    def configure(self, params: DetectionParams, evidence: Optional[EvidenceParams] = None) -> None:
         """Apply other parameters from the next image on; this resets `set_threshold`."""
         self.params = params
+        self._evidence = evidence
         self._clustering: ClusterParams = params
         if params.nms_iou_threshold is None:
             self._clustering = replace(params, nms_iou_threshold=self._model.nms_iou_threshold)
+        self._relaxed = self._clustering
+        if evidence is not None:
+            self._relaxed = replace(
+                self._clustering,
+                post_cluster_threshold=params.post_cluster_threshold * evidence.continue_ratio,
+                dbscan_min_score=params.dbscan_min_score * evidence.continue_ratio,
+            )
+        self._only_scores_relax = self._relaxed == self._clustering
+        self._same_face_iou = 1.0 - params.eps
+        if params.cluster_mode != "dbscan" and self._clustering.nms_iou_threshold is not None:
+            self._same_face_iou = self._clustering.nms_iou_threshold
         self._min_size = np.array([params.min_width_px, params.min_height_px], np.float32)
         self.set_threshold(None)
 
@@ -113,11 +130,14 @@ class Decoder:
             value = self._model.pre_cluster_threshold
         if not 0 < value <= 1:
             raise ValueError(f"threshold: expected a number above 0 and at most 1, got {value}")
-        self._threshold = float(value)
+        self._threshold = self._lowest = float(value)
         self._override = override
+        if self._evidence is not None:
+            self._lowest = self._threshold * self._evidence.continue_ratio
+            self._sure = np.float32(max(self._threshold, self.params.post_cluster_threshold))
 
     def decode(self, outputs: Mapping[str, Array], source: Size) -> Detections:
-        """Faces in px of the image that `outputs` belong to, clipped to it, best first.
+        """Faces in px of the image that `outputs` belong to, clipped to it, best first (weak ones may come last).
 
         Args:
             outputs: Outputs of the engine by role, without the batch axis.
@@ -126,10 +146,16 @@ class Decoder:
         Raises:
             ModelError: The outputs do not have the contract's shapes.
         """
-        xyxy, confidence = self._model.decode(outputs, self.contract, self._threshold)
+        xyxy, confidence = self._model.decode(outputs, self.contract, self._lowest)
         if not len(xyxy):
             return Detections.empty(SCORE_KIND)
-        xyxy, confidence = cluster(xyxy, confidence, self._clustering)
+        evidence: Optional[Array] = None
+        if self._evidence is None:
+            xyxy, confidence = cluster(xyxy, confidence, self._clustering)
+        elif self.params.cluster_mode in ("nms", "none"):
+            xyxy, confidence, evidence = self._graded(xyxy, confidence)
+        else:
+            xyxy, confidence, evidence = self._graded_groups(xyxy, confidence)
         xyxy = self._place(source).to_source(xyxy)
         np.maximum(xyxy, 0, out=xyxy)
         np.minimum(xyxy, np.array(source + source, np.float32), out=xyxy)
@@ -139,7 +165,36 @@ class Decoder:
         if not kept.all():
             kept = kept.all(axis=1)
             xyxy, confidence = xyxy[kept], confidence[kept]
-        return Detections(xyxy, confidence, SCORE_KIND)
+            evidence = None if evidence is None else evidence[kept]
+        return Detections(xyxy, confidence, SCORE_KIND, evidence)
+
+    def _graded(self, xyxy: Array, confidence: Array) -> Tuple[Array, Array, Optional[Array]]:
+        """Boxes, scores and evidence: in these modes a candidate cannot change what becomes of a better one."""
+        xyxy, confidence = cluster(xyxy, confidence, self._relaxed)
+        if not len(confidence) or confidence[-1] > self._sure:
+            return xyxy, confidence, None
+        starts = self._model.meets(confidence, self._threshold)
+        post = self.params.post_cluster_threshold
+        if post > 0 and self.params.cluster_mode != "none":
+            starts = starts & (confidence > np.float32(post))
+        return xyxy, confidence, grades(starts)
+
+    def _graded_groups(self, xyxy: Array, confidence: Array) -> Tuple[Array, Array, Optional[Array]]:
+        """Boxes, scores and evidence: faces are grouped without weak candidates, which would change a group.
+
+        What the relaxed parameters find beside the faces is weak.
+        """
+        if self._only_scores_relax and confidence.min() > self._sure:
+            return (*cluster(xyxy, confidence, self._clustering), None)
+        strong = self._model.meets(confidence, self._threshold)
+        faces, scores = cluster(xyxy[strong], confidence[strong], self._clustering)
+        evidence = grades(np.ones(len(scores), bool))
+        more, more_scores = cluster(xyxy, confidence, self._relaxed)
+        beside = (iou(more, faces) <= self._same_face_iou).all(axis=1)
+        more, more_scores = more[beside], more_scores[beside]
+        evidence = np.concatenate([evidence, np.full(len(more), WEAK, np.uint8)])
+        best = slice(self.params.top_k)
+        return np.concatenate([faces, more])[best], np.concatenate([scores, more_scores])[best], evidence[best]
 
 
 class FaceDetector(Decoder):
@@ -148,13 +203,14 @@ class FaceDetector(Decoder):
     Args:
         engine: Preprocessing and network; the caller closes it.
         params: What counts as a face.
+        evidence: As of `Decoder`.
 
     Raises:
         ModelError: No decoder for the engine's kind of model.
     """
 
-    def __init__(self, engine: Engine, params: DetectionParams) -> None:
-        super().__init__(engine.contract, params)
+    def __init__(self, engine: Engine, params: DetectionParams, evidence: Optional[EvidenceParams] = None) -> None:
+        super().__init__(engine.contract, params, evidence)
         self.engine = engine
 
     def detect(self, image: Image) -> Detections:

@@ -1,6 +1,7 @@
 """Mapping between an image and the input of a network."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Tuple
 
 import numpy as np
@@ -36,9 +37,16 @@ class Placement:
 
     def to_source(self, xyxy: Array) -> Array:
         """(N, 4) float32 boxes from network px to source px."""
-        shift = np.array([self.pad_x, self.pad_y] * 2, np.float32)
-        scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
+        shift, scale = self._shift_and_scale
         return np.asarray((xyxy - shift) / scale, np.float32)
+
+    # Two small arrays per frame would cost as much as the map itself.
+    @cached_property
+    def _shift_and_scale(self) -> Tuple[Array, Array]:
+        return (
+            np.array([self.pad_x, self.pad_y] * 2, np.float32),
+            np.array([self.scale_x, self.scale_y] * 2, np.float32),
+        )
 
 
 def stretch(source: Size, net: Size) -> Placement:

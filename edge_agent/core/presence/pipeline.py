@@ -7,6 +7,7 @@ import numpy as np
 
 from edge_agent.core.camera.params import CameraParams
 from edge_agent.core.camera.transform import CameraTransform
+from edge_agent.core.detection.evidence import graded
 from edge_agent.core.frame import Frame
 from edge_agent.core.ports import Clock, Detector, NewId
 from edge_agent.core.presence.crops import CropParams, assess, cut
@@ -111,6 +112,8 @@ class FacePipeline:
         t = info.moment.t
         self._latency_s = done_t - t
         tracks = self._tracker.update(faces, t)
+        if self._tracker.unused:
+            faces = faces.select(np.delete(np.arange(len(faces)), self._tracker.unused))
         events = self._visits.close_missing(tracks)
         events += self._visits.observe(
             tracks, Observation(image, info, faces.score_kind, started_t, done_t - started_t)
@@ -188,15 +191,18 @@ class FacePipeline:
         )
 
     def _filtered(self, found: Detections, corner: Tuple[int, int]) -> Detections:
-        """Detections in px of the full frame, without those that are too small or too weak for this camera."""
+        """Detections in px of the full frame that are large enough, graded by this camera's minimum score."""
         if not len(found):
             return found
         if corner != (0, 0):
-            found = Detections(found.xyxy + np.array(corner * 2, np.float32), found.confidence, found.score_kind)
-        if self._params.min_face_px <= 0 and self._params.min_score <= 0:
-            return found
-        sides = (found.xyxy[:, 2:] - found.xyxy[:, :2]).min(axis=1)
-        return found.select((sides >= self._params.min_face_px) & (found.confidence >= self._params.min_score))
+            xyxy = found.xyxy + np.array(corner * 2, np.float32)
+            found = Detections(xyxy, found.confidence, found.score_kind, found.evidence)
+        if self._params.min_score > 0:
+            found = graded(found, self._params.min_score, self._tracker.params)
+        if self._params.min_face_px > 0:
+            sides = (found.xyxy[:, 2:] - found.xyxy[:, :2]).min(axis=1)
+            found = found.select(sides >= self._params.min_face_px)
+        return found
 
     def _machines(self) -> Iterator[Tuple[PresenceMachine, bool, bool]]:
         """(machine, visible, present) of the camera and of each zone; a face in a short gap is present, not visible."""

@@ -14,7 +14,7 @@ import numpy as np
 from edge_agent.core.protocol.commands import parse_json
 from edge_agent.core.protocol.messages import DETECTIONS_SCHEMA, timestamp
 from edge_agent.core.protocol.topics import ID
-from edge_agent.core.types import Array, Detections, Moment, Sight
+from edge_agent.core.types import CLEAR, EVIDENCE, Array, Detections, Moment, Sight
 
 SIGHT_SCHEMA = "edge-agent.sight/1"
 MAX_LINE_BYTES = 1 << 20
@@ -116,6 +116,7 @@ def _detections(record: Mapping[str, Any], width: int, height: int) -> Detection
         raise ValueError("detections: expected a list")
     boxes: List[List[float]] = []
     scores: List[float] = []
+    evidence: List[int] = []
     for index, entry in enumerate(found):
         box = entry.get("box") if isinstance(entry, dict) else None
         if not isinstance(box, dict):
@@ -125,8 +126,12 @@ def _detections(record: Mapping[str, Any], width: int, height: int) -> Detection
             raise ValueError(f"detections[{index}].box: expected left < right and top < bottom")
         boxes.append(sides)
         scores.append(_number(entry.get("score"), f"detections[{index}].score", math.inf))
+        name = entry.get("evidence", EVIDENCE[CLEAR])
+        if name not in EVIDENCE:
+            raise ValueError(f"detections[{index}].evidence: expected one of {', '.join(EVIDENCE)}")
+        evidence.append(EVIDENCE.index(name))
     xyxy: Array = np.array(boxes, np.float64).reshape(-1, 4) * (width, height, width, height)
-    return Detections(xyxy, np.array(scores), kind)
+    return Detections(xyxy, np.array(scores), kind, np.array(evidence, np.uint8))
 
 
 _SIDES = ("left", "top", "right", "bottom")

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import List, Sequence, Tuple
 
+from edge_agent.core.detection.evidence import EvidenceParams
 from edge_agent.core.params import param
-from edge_agent.core.types import Detections
+from edge_agent.core.types import WEAK, Detections
 
 # Largest ratio of a face's areas in two successive detections.
 _MAX_AREA_RATIO = 6.0
@@ -23,7 +24,7 @@ _Position = Tuple[float, float, float, float]  # centre x, centre y, width, heig
 
 
 @dataclass(frozen=True)
-class TrackerParams:
+class TrackerParams(EvidenceParams):
     """When faces in two frames belong to the same track."""
 
     confirm_s: float = param(
@@ -91,20 +92,25 @@ class Tracker:
     between detections, beta = alpha^2 / (2 - alpha) (Benedict and Bordner, 1962); beta starts as in least
     squares over the first k detections, 6 / (k (k + 1)). Predicted and detected boxes are paired greedily, best DIoU
     first (Zheng et al., "Distance-IoU loss", AAAI 2020: IoU - squared centre distance / squared diagonal of the
-    enclosing box), which also ranks boxes that do not overlap.
+    enclosing box), which also ranks boxes that do not overlap. Weak detections are paired last, with the tracks that
+    are left (Zhang et al., "ByteTrack", ECCV 2022), and start none.
 
     Args:
         params: May be replaced between calls.
+
+    Attributes:
+        unused: Indices of the latest frame's weak detections that continue no track.
     """
 
     def __init__(self, params: TrackerParams) -> None:
         self.params = params
         self._tracks: List[Track] = []
+        self.unused: List[int] = []
         self._last_id = 0
         self._t = float("-inf")
 
     def update(self, detections: Detections, t: float) -> Sequence[Track]:
-        """Assign every detection of one frame to exactly one track (up to `max_tracks`).
+        """Assign every detection of one frame to exactly one track (up to `max_tracks`), of weak ones those that fit.
 
         Args:
             detections: In px of the upright full frame.
@@ -117,14 +123,24 @@ class Tracker:
         boxes: List[_XyXy] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in detections.xyxy.tolist()]
         scores: List[float] = detections.confidence.tolist()
         positions = [((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]
+        pairs = self._pairs(positions, t)
         for track in self._tracks:
             track.visible = False
         free = [True] * len(boxes)
-        for _, track, j in self._pairs(positions, t):
+        weak: Sequence[int] = ()
+        if detections.evidence is not None:
+            evidence = detections.evidence.tolist()
+            weak = [j for j, grade in enumerate(evidence) if grade == WEAK]
+            if weak:
+                pairs.sort(key=lambda pair: evidence[pair[2]] == WEAK)
+        for _, track, j in pairs:
             if free[j] and not track.visible:
                 free[j] = False
                 self._correct(track, positions[j], t)
                 self._detected(track, boxes[j], scores[j], t)
+        self.unused = [j for j in weak if free[j]]
+        for j in self.unused:
+            free[j] = False
         for j, position in enumerate(positions):
             if free[j]:
                 self._detected(self._new_track(position, t), boxes[j], scores[j], t)

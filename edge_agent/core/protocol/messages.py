@@ -11,7 +11,17 @@ from typing import Any, Callable, Dict, List, Literal, Mapping, Optional, Tuple
 
 import numpy as np
 
-from edge_agent.core.types import Box, CameraReport, Detections, FaceEvent, FrameInfo, Moment, normalised_boxes
+from edge_agent.core.types import (
+    CLEAR,
+    EVIDENCE,
+    Box,
+    CameraReport,
+    Detections,
+    FaceEvent,
+    FrameInfo,
+    Moment,
+    normalised_boxes,
+)
 
 EVENT_SCHEMA = "edge-agent.face-event/1"
 GAP_SCHEMA = "edge-agent.gap/1"
@@ -349,6 +359,14 @@ def encode_detections(profile: DetectionsProfile, detections: Detections, info: 
 
 
 def _native(detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any]:
+    found: List[Dict[str, Any]] = [
+        {"box": vars(box), "score": round(float(score), 4)}
+        for box, score in zip(normalised_boxes(detections, info.width, info.height), detections.confidence)
+    ]
+    if detections.evidence is not None:
+        for entry, evidence in zip(found, detections.evidence.tolist()):
+            if evidence != CLEAR:
+                entry["evidence"] = EVIDENCE[evidence]
     return {
         "schema": DETECTIONS_SCHEMA,
         "node": node,
@@ -356,10 +374,7 @@ def _native(detections: Detections, info: FrameInfo, node: str) -> Dict[str, Any
         "ts": timestamp(info.moment.at),
         "frame": {"sequence": info.sequence, "width": info.width, "height": info.height},
         "score_kind": detections.score_kind,
-        "detections": [
-            {"box": vars(box), "score": round(float(score), 4)}
-            for box, score in zip(normalised_boxes(detections, info.width, info.height), detections.confidence)
-        ],
+        "detections": found,
     }
 
 

@@ -148,7 +148,7 @@ def whole(engine: OrtEngine, faces: int) -> Tuple[Call, Call]:
     """Return the agent's work on a frame without the network, and the network; both on this thread."""
     params = DetectionParams(nms_iou_threshold=IOU)
     decoder, tracker, presence = (
-        Decoder(FACEDETECTIR, params),
+        Decoder(FACEDETECTIR, params, TrackerParams()),
         Tracker(TrackerParams()),
         PresenceMachine(PresenceParams()),
     )

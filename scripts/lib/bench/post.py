@@ -47,7 +47,7 @@ def stages(faces: int, params: DetectionParams) -> Dict[str, Callable[[], Any]]:
     """The timed calls, by name."""
     rng = np.random.default_rng(faces)
     grids = [grid(faces, rng) for _ in range(16)]
-    decoder = Decoder(FACEDETECTIR, params)
+    decoder = Decoder(FACEDETECTIR, params, TrackerParams())
     found = {len(decoder.decode(outputs, SOURCE)) for outputs in grids}
     if found != {faces}:
         raise SystemExit(f"expected {faces} faces in every grid, found {sorted(found)}")

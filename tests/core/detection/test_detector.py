@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.detection.detector import Decoder, DetectionParams, FaceDetector
+from edge_agent.core.detection.evidence import EvidenceParams
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.core.frame import Image
-from edge_agent.core.types import EngineInfo
+from edge_agent.core.types import CLEAR, WEAK, EngineInfo
 from edge_agent.errors import ModelError
 from tests.core.detection import detection_oracles as oracle
 
@@ -248,3 +249,95 @@ def test_faces_lie_in_the_image(seed, width, height, mode, centerface):
     assert (faces.xyxy[:, 2:] > faces.xyxy[:, :2]).all()
     assert ((faces.confidence > 0) & (faces.confidence <= 1)).all()
     assert (np.diff(faces.confidence) <= 0).all()
+
+
+def grid_or_heat(rng, centerface):
+    """Contract and random outputs of either kind, with scores all over 0..1."""
+    if not centerface:
+        return FACEDETECTIR, oracle.random_grid(rng, 1, 15, 24, 0.2)
+    heat = rng.random((1, 72, 96)) * (rng.random((1, 72, 96)) < 0.02)
+    scale, offset = rng.uniform(0, 3, (2, 72, 96)), rng.uniform(-1, 1, (2, 72, 96))
+    return CENTERFACE, {
+        name: values.astype(np.float32) for name, values in (("heatmap", heat), ("scale", scale), ("offset", offset))
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    mode=st.sampled_from(["nms", "dbscan", "hybrid", "none"]),
+    post=st.sampled_from([0.0, 0.6]),
+    min_score=st.sampled_from([0.0, 1.5]),
+    top_k=st.sampled_from([5, 1000]),
+    centerface=st.booleans(),
+)
+def test_grading_adds_weak_detections_and_leaves_the_faces_as_they_are(seed, mode, post, min_score, top_k, centerface):
+    contract, outputs = grid_or_heat(np.random.default_rng(seed), centerface)
+    params = DetectionParams(
+        mode,
+        None,
+        top_k,
+        post_cluster_threshold=post,
+        dbscan_min_score=min_score,
+        pre_cluster_threshold=0.5,
+        min_boxes=2,
+    )
+    faces = Decoder(contract, params).decode(outputs, (640, 480))
+    found = Decoder(contract, params, EvidenceParams(continue_ratio=0.6)).decode(outputs, (640, 480))
+    clear = np.ones(len(found), bool) if found.evidence is None else found.evidence == CLEAR
+    np.testing.assert_array_equal(found.xyxy[clear], faces.xyxy)
+    np.testing.assert_array_equal(found.confidence[clear], faces.confidence)
+    assert len(found) <= top_k and (found.confidence >= np.float32(0.3)).all()
+    same = Decoder(contract, params, EvidenceParams(continue_ratio=1.0)).decode(outputs, (640, 480))
+    strong = np.ones(len(same), bool) if same.evidence is None else same.evidence == CLEAR
+    np.testing.assert_array_equal(same.xyxy[strong], faces.xyxy)
+
+
+def blob(score, left, outputs):
+    """Add a face of 3 x 2 cells to a FaceDetectIR grid."""
+    for row in (3, 4):
+        for column in range(left, left + 3):
+            x, y = column * 16 + 0.5, row * 16 + 0.5
+            outputs["cov"][0, row, column] = score
+            outputs["bbox"][:, row, column] = np.array([x - left * 16, y - 40, left * 16 + 64 - x, 96 - y]) / 35
+
+
+MODEL_DEFAULT = ({}, 0.41, 0.39, 0.27)
+RAISED = ({"pre_cluster_threshold": 0.8}, 0.81, 0.79, 0.55)
+AFTER_MERGING = ({"pre_cluster_threshold": 0.2, "post_cluster_threshold": 0.6}, 0.61, 0.59, 0.41)
+
+
+@pytest.mark.parametrize(
+    ("mode", "limits", "clear", "weak", "nothing"),
+    [
+        (mode, *case)
+        for mode in ("nms", "dbscan", "hybrid", "none")
+        for case in (MODEL_DEFAULT, RAISED, *([AFTER_MERGING] if mode != "none" else []))
+    ],
+)
+def test_a_face_below_the_score_that_starts_a_track_is_weak_in_every_mode(mode, limits, clear, weak, nothing):
+    outputs = planted([])
+    for score, left in ((clear, 1), (weak, 9), (nothing, 17)):
+        blob(score, left, outputs)
+    found = Decoder(FACEDETECTIR, DetectionParams(mode, **limits), EvidenceParams()).decode(outputs, (384, 240))
+    each = {(round(float(box[0]) / 16), grade) for (box, _), grade in zip(found, found.evidence.tolist())}
+    assert each == {(1, CLEAR), (9, WEAK)}
+
+
+def test_a_dbscan_group_whose_sum_is_too_small_is_weak():
+    outputs = planted([])
+    blob(0.5, 1, outputs)
+    params = DetectionParams("dbscan", dbscan_min_score=3.5)
+    assert len(Decoder(FACEDETECTIR, params).decode(outputs, (384, 240))) == 0
+    found = Decoder(FACEDETECTIR, params, EvidenceParams()).decode(outputs, (384, 240))
+    assert found.evidence.tolist() == [WEAK] and found.confidence.tolist() == [0.5]
+
+
+def test_a_threshold_set_by_a_command_moves_the_score_that_continues():
+    outputs = planted([(48, 48, 112, 112)], scores=[0.65])
+    decoder = Decoder(FACEDETECTIR, DetectionParams(), EvidenceParams())
+    assert decoder.decode(outputs, (384, 240)).evidence is None
+    decoder.set_threshold(0.9)
+    assert decoder.decode(outputs, (384, 240)).evidence.tolist() == [WEAK]
+    decoder.configure(DetectionParams(pre_cluster_threshold=0.9), EvidenceParams(continue_ratio=0.8))
+    assert len(decoder.decode(outputs, (384, 240))) == 0

@@ -60,13 +60,15 @@ class StagedCamera:
         if sight is not None:
             self.sight(sight)
 
-    def show(self, *centres: Centre, after_s=0.1, side=SIDE, score=0.9, pixels=None, latency_s=0.0) -> Outcome:
+    def show(
+        self, *centres: Centre, after_s=0.1, side=SIDE, score=0.9, pixels=None, latency_s=0.0, kind="max"
+    ) -> Outcome:
         """A frame, `after_s` after the last step, with faces around `centres` px; it arrives `latency_s` later."""
         self.clock.advance(after_s)
         taken = self.clock()
         self.clock.advance(latency_s)
         c = np.array(centres, np.float32).reshape(-1, 2)
-        self.detector.answer = Detections(np.hstack([c - side / 2, c + side / 2]), np.full(len(c), score))
+        self.detector.answer = Detections(np.hstack([c - side / 2, c + side / 2]), np.full(len(c), score), kind)
         self.sequence += 1
         with Frame(EMPTY_ROOM if pixels is None else pixels, self.sequence, taken.t) as frame:
             return self._record(self.pipeline.step(frame, self.pipeline.frame_info(frame, taken)))

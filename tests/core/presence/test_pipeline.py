@@ -256,6 +256,23 @@ def test_small_and_weak_faces_are_ignored():
     assert camera.published == [("start", "event-1")]
 
 
+@pytest.mark.parametrize(("kind", "minimum"), [("max", 0.5), ("sum", 0.5), ("sum", 8.0)])
+def test_a_visit_continues_from_a_lower_score_than_it_starts_from(kind, minimum):
+    """A face whose score swings about the camera's minimum is one visit, and what never reaches it is none."""
+    camera = StagedCamera(camera=CameraParams("test://", min_score=minimum), tracker=TrackerParams(continue_ratio=0.6))
+    camera.show((320, 240), score=0.99 * minimum, kind=kind)
+    assert camera.events == [] and camera.report.presence is NO
+    camera.show((320, 240), score=minimum, kind=kind)
+    for share in [0.62] * 30 + [1.1] + [0.62] * 30:
+        outcome = camera.show((320, 240), score=share * minimum, kind=kind)
+        assert len(outcome.detections) == 1 and camera.report.presence is YES
+    assert camera.published == [("start", "event-1")]
+    for _ in range(40):
+        outcome = camera.show((320, 240), score=0.58 * minimum, kind=kind)
+        assert len(outcome.detections) == 0, "what continues no track is no detection"
+    assert [kind for kind, _ in camera.published] == ["start", "end"] and camera.report.presence is NO
+
+
 def test_boxes_found_in_the_region_of_interest_refer_to_the_full_upright_frame():
     camera = StagedCamera(camera=CameraParams("test://", roi=(0.5, 0.25, 1.0, 1.0), rotate=90))
     outcome = camera.show((100, 60), side=40)

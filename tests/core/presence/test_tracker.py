@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 from edge_agent.core.detection.geometry import iou
 from edge_agent.core.presence.tracker import Tracker, TrackerParams
-from edge_agent.core.types import Detections
+from edge_agent.core.types import CLEAR, WEAK, Detections
 
 SIDE = 80.0
 
 
-def faces(*centres, side=SIDE, scores=None):
+def faces(*centres, side=SIDE, scores=None, evidence=None):
     """Square faces around centres (x, y)."""
     c = np.array(centres, np.float32).reshape(-1, 2)
     scores = np.full(len(c), 0.9) if scores is None else np.array(scores)
-    return Detections(np.hstack([c - side / 2, c + side / 2]), scores)
+    evidence = None if evidence is None else np.array(evidence, np.uint8)
+    return Detections(np.hstack([c - side / 2, c + side / 2]), scores, "max", evidence)
 
 
 def visible(tracks):
@@ -224,6 +225,26 @@ def test_tracks_are_bounded_and_the_longest_unseen_goes_first():
     assert [track.id for track in tracks] == [2, 3, 4]
     tracks = tracker.update(faces(*[(200 * i, 900) for i in range(10)]), 0.3)
     assert len(tracks) == 3
+
+
+def test_a_weak_detection_continues_a_track_and_starts_none():
+    tracker = Tracker(TrackerParams())
+    assert tracker.update(faces((100, 100), evidence=[WEAK]), 0.0) == [] and tracker.unused == [0]
+    tracker.update(faces((100, 100), evidence=[CLEAR]), 0.1)
+    for i in range(40):
+        tracks = tracker.update(faces((400, 100), (100 + i, 100), evidence=[WEAK, WEAK]), 0.2 + i / 10)
+        assert visible(tracks) == [1] and tracker.unused == [0]
+    assert tracks[0].xyxy[0] == 99.0
+    tracks = tracker.update(faces((140, 100), scores=[0.5]), 4.2)
+    assert visible(tracks) == [1] and tracker.unused == []
+
+
+def test_a_weak_detection_takes_no_track_from_a_clear_one():
+    tracker = Tracker(TrackerParams())
+    tracker.update(faces((100, 100)), 0.0)
+    tracks = tracker.update(faces((100, 100), (130, 100), evidence=[WEAK, CLEAR]), 0.1)
+    assert [track.id for track in tracks] == [1] and tracks[0].xyxy[0] == 90.0
+    assert tracker.unused == [0]
 
 
 def test_boxes_without_area_are_tracked():

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from edge_agent.core.presence.recording import read_line
 from edge_agent.core.protocol.messages import encode_detections, to_json
-from edge_agent.core.types import Detections, FrameInfo
+from edge_agent.core.types import CLEAR, WEAK, Detections, FrameInfo
 from tests.fakes.clock import FakeClock
 from tests.fakes.schemas import validate
 
@@ -22,6 +23,16 @@ def test_native():
     value = validate(to_json(encode_detections("native", FACES, INFO, "lobby")))
     assert value["detections"][0] == {"box": {"left": 0, "top": 0.1, "right": 0.25, "bottom": 0.6}, "score": 0.9}
     assert value["detections"][1]["score"] == 1.5 and value["score_kind"] == "sum"
+
+
+def test_native_marks_a_detection_that_only_continues_a_track_and_a_recording_keeps_that():
+    found = Detections(FACES.xyxy, FACES.confidence, "max", np.array([CLEAR, WEAK], np.uint8))
+    line = to_json(encode_detections("native", found, INFO, "lobby"))
+    value = validate(line)
+    assert [entry.get("evidence") for entry in value["detections"]] == [None, "weak"]
+    assert read_line(line).detections.evidence.tolist() == [CLEAR, WEAK]
+    with pytest.raises(ValueError, match=r"detections\[1\].evidence: expected one of weak"):
+        read_line(line.replace(b'"weak"', b'"none"'))
 
 
 def test_deepstream_minimal():

@@ -24,7 +24,7 @@ from edge_agent.errors import ConfigError
 from edge_agent.host import journal
 from edge_agent.host.clock import SystemClock
 from edge_agent.host.identity import state_dir
-from edge_agent.host.process import Signals, rss_bytes
+from edge_agent.host.process import Signals, exit_now, rss_bytes
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.systemd import ServiceManager
 from edge_agent.runtime.command_queue import CommandQueue
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """Measured: hand-off p99 15.3 ms -> 1.2 ms while another Python thread is busy."""
 RELOAD_WITHIN_S = 5.0
-STOP_INFER_S, STOP_PUBLISH_S = 1.0, 2.8
-"""With one second for the cameras, together less than the five seconds that a stop may take."""
+STOP_CAPTURES_S, STOP_INFER_S, STOP_PUBLISH_S = 1.0, 1.0, 2.8
+"""Together less than the five seconds that a stop may take. The infer thread gets what the cameras leave."""
 
 
 def run_agent(settings: Settings, environ: Mapping[str, str], read: Callable[[], Settings], signals: Signals) -> int:
@@ -63,7 +63,10 @@ def run_agent(settings: Settings, environ: Mapping[str, str], read: Callable[[],
     if signals.stop_requested:
         log.info("stop requested before the start")
         return 0
-    return agent.run()
+    code = agent.run()
+    if threading.active_count() > 1:  # in native code, which would abort the interpreter's end
+        exit_now(code)
+    return code
 
 
 class Agent:
@@ -106,7 +109,7 @@ class Agent:
         self._recovery = recovery_policy(settings, self._state, captures, manager.present, self._started.t)
 
         self._inference = Inference(settings, environ, self._clock, self._pool, self._report_progress)
-        infer = InferStage(
+        infer = self._infer_stage = InferStage(
             self._mailbox,
             settings.cameras,
             lambda: self._inference.open(self._publishing.overrides, command_rules_of(settings)),
@@ -156,15 +159,21 @@ class Agent:
         workers = (self._publish_worker, self._infer_worker, *self._capture_workers)
         started = "edge-agent %s: node %s, boot %d"
         log.info(started, __version__, self._settings.node, self._state.boot, extra={"EVENT": "started"})
+        stopping_t = time.monotonic()
         with ExitStack() as stack:
-            for worker in (self._metrics.worker, *workers):
-                if worker is not None:
-                    stack.enter_context(worker)
+            if self._metrics.worker is not None:
+                stack.enter_context(self._metrics.worker)
+            stack.enter_context(self._publish_worker)
+            stack.callback(self._finish_for_infer)
+            stack.enter_context(self._infer_worker)
+            stack.callback(lambda: self._allow_infer(stopping_t))
+            for worker in self._capture_workers:
+                stack.enter_context(worker)
             stack.callback(self._stop_captures)
             self._supervisor.watch(workers)
             stopping_t = time.monotonic()
         log.info("stopped in %.1f s", time.monotonic() - stopping_t, extra={"EVENT": "stopped"})
-        return exit_code(workers) or int(self._supervisor.restart_reason is not None)
+        return exit_code(workers, self._publish_worker) or int(self._supervisor.restart_reason is not None)
 
     def request_stop(self) -> None:
         """Stop in order. Safe in a signal handler."""
@@ -251,6 +260,16 @@ class Agent:
         log.warning("restart requested by a command: stopping for a restart", extra={"EVENT": "restart-needed"})
         self._supervisor.request_stop()
         return {}
+
+    def _allow_infer(self, stopping_t: float) -> None:
+        """Give the infer thread the time that the cameras did not need to stop."""
+        left_s = STOP_CAPTURES_S - (time.monotonic() - stopping_t)
+        self._infer_worker.stop_within_s = STOP_INFER_S + max(0.0, left_s)
+
+    def _finish_for_infer(self) -> None:
+        """End the visits when the infer thread cannot, because the engine takes longer than a stop may."""
+        if self._infer_worker.stuck and self._inference.abandon():
+            self._infer_stage.finish()
 
     def _end_inference(self, stage: InferStage) -> None:
         stage.finish()

@@ -1,17 +1,19 @@
 """Composes what the infer thread owns: the engine, the detector and one pipeline per camera."""
 
 import logging
+import threading
 from typing import Callable, Mapping, Optional
 
 from edge_agent.app.factories import command_rules_of, engine_of, pipeline_params_of
 from edge_agent.config.settings import Settings
 from edge_agent.core.camera.transform import needs_cpu
 from edge_agent.core.detection.detector import FaceDetector
-from edge_agent.core.ports import Clock, Engine
+from edge_agent.core.frame import Image
+from edge_agent.core.ports import Clock, Detector, Engine
 from edge_agent.core.presence.pipeline import FacePipeline
 from edge_agent.core.protocol.commands import CommandRules
 from edge_agent.core.protocol.overrides import Overrides
-from edge_agent.core.types import EngineInfo
+from edge_agent.core.types import Detections, EngineInfo
 from edge_agent.host.identity import uuid7
 from edge_agent.host.process import trim
 from edge_agent.runtime.pool_proxy import PoolProxy
@@ -20,6 +22,42 @@ log = logging.getLogger(__name__)
 
 BUFFERS_RETURNED_S = 0.8
 """Less than the second that the infer thread has to end; cameras normally have stopped before."""
+
+
+class AbandonableDetector:
+    """A detector that a thread can be abandoned in, so that another may use the pipelines while the engine computes.
+
+    Args:
+        detector: Does the work.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._lock = threading.Lock()
+        self._inside = self._abandoned = False
+
+    def detect(self, image: Image) -> Detections:
+        """Faces in px of `image`.
+
+        Raises:
+            EngineError: The engine failed.
+            SystemExit: The call was abandoned; it ends the thread, which must not touch the pipelines any more.
+        """
+        with self._lock:
+            self._inside = True
+        try:
+            return self._detector.detect(image)
+        finally:
+            with self._lock:
+                self._inside = False
+                if self._abandoned:
+                    raise SystemExit
+
+    def abandon(self) -> bool:
+        """Let the call under way never return. Returns False when there is none. From any thread."""
+        with self._lock:
+            self._abandoned = self._inside
+            return self._abandoned
 
 
 class Inference:
@@ -48,6 +86,7 @@ class Inference:
         self._settings, self._environ, self._clock = settings, environ, clock
         self._pool, self._report = pool, report
         self._detector: Optional[FaceDetector] = None
+        self._abandonable: Optional[AbandonableDetector] = None
         self._engine: Optional[Engine] = None
         self._pipelines: Mapping[str, FacePipeline] = {}
 
@@ -72,11 +111,12 @@ class Inference:
         self.info = self._engine.info
         detector = self._detector = FaceDetector(self._engine, settings.detection, settings.tracker)
         detector.set_threshold(overrides.threshold)
+        self._abandonable = AbandonableDetector(detector)
         pipelines = self._pipelines = {
             name: FacePipeline(
                 name,
                 params,
-                detector,
+                self._abandonable,
                 uuid7,
                 self._clock,
                 pipeline_params_of(settings),
@@ -119,6 +159,14 @@ class Inference:
         self._detector.set_threshold(value)
         for pipeline in self._pipelines.values():
             pipeline.end_idle()
+
+    def abandon(self) -> bool:
+        """Leave the infer thread in the engine's call that is under way, if there is one. From any thread.
+
+        Returns:
+            True when the pipelines may be used by the caller: that thread touches them no more.
+        """
+        return self._abandonable is not None and self._abandonable.abandon()
 
     def close(self) -> None:
         """Free the engine after the cameras have returned its memory. Idempotent."""

@@ -2,9 +2,11 @@
 
 import ctypes
 import gc
+import logging
 import os
 import signal
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Callable, Iterator, Optional
@@ -47,6 +49,18 @@ class Signals:
         self._reload_requested = True
         if self._reload is not None:
             self._reload()
+
+
+def exit_now(code: int) -> None:
+    """End the process without the interpreter's own end, which would abort while threads are in native code.
+
+    Logs and streams are flushed; the kernel frees the rest.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def trim() -> None:

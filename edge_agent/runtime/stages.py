@@ -314,7 +314,7 @@ class InferStage:
                     self._emit(pipeline.tick(now))
 
     def finish(self) -> None:
-        """End all open events with the reason "shutdown"; presence becomes unknown."""
+        """End all open events with the reason "shutdown"; presence becomes unknown. Not while `step` changes them."""
         self._mailbox.close()
         now = self._clock()
         for pipeline in self._pipelines.values():

@@ -203,15 +203,16 @@ def failed(workers: Sequence[Worker]) -> Optional[Worker]:
     return next((worker for worker in workers if worker.error is not None), None)
 
 
-def exit_code(workers: Sequence[Worker]) -> int:
-    """Return 0 after an ordered stop; the error's own code, or 1, after a failure or a worker that did not stop.
+def exit_code(workers: Sequence[Worker], publisher: Worker) -> int:
+    """Return 0 after an ordered stop; the error's own code, or 1, after a failure or a publisher that did not stop.
 
-    A worker still in its setup may be left behind: an engine takes minutes to build, and nothing depends on it yet.
+    Any other worker may be left behind in a call that takes long, such as one of a slow engine or a hung camera: the
+    publisher has reported the end for it.
     """
     worker = failed(workers)
     if worker is not None:
         return worker.error.exit_code if isinstance(worker.error, EdgeAgentError) else 1
-    return 1 if any(worker.stuck and worker.set_up for worker in workers) else 0
+    return 1 if publisher.stuck and publisher.set_up else 0
 
 
 class RecoveryPolicy:

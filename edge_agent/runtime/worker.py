@@ -27,7 +27,7 @@ class Worker:
         setup: Called first, in the thread.
         teardown: Called last, in the thread, also after a fault.
         on_exit: Called when the thread ends for any reason; wakes the supervisor.
-        stop_within_s: How long leaving the block waits.
+        stop_within_s: How long the thread has to end once it is asked to; may be changed before.
         deadline_s: Seconds after which a step is overdue.
 
     Attributes:
@@ -54,8 +54,9 @@ class Worker:
         self.set_up = False
         self.progress_t = time.monotonic()
         self._step, self._setup, self._teardown, self._on_exit = step, setup, teardown, on_exit
-        self._stop_within_s = stop_within_s
+        self.stop_within_s = stop_within_s
         self._stop = threading.Event()
+        self._stop_t: Optional[float] = None
         # A call that never returns must not keep the process alive after an ordered stop.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -69,15 +70,18 @@ class Worker:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        self.stop()
-        self._thread.join(self._stop_within_s)
+        until_t = self.stop() + self.stop_within_s
+        self._thread.join(max(0.0, until_t - time.monotonic()))
         self.stuck = self._thread.is_alive()
         if self.stuck:
-            log.error("%s did not stop within %.1f s; left running", self.name, self._stop_within_s)
+            log.error("%s did not stop within %.1f s; left running", self.name, self.stop_within_s)
 
-    def stop(self) -> None:
-        """End after the current step."""
+    def stop(self) -> float:
+        """End after the current step. Returns the monotonic seconds of the first such call."""
+        if self._stop_t is None:
+            self._stop_t = time.monotonic()
         self._stop.set()
+        return self._stop_t
 
     def wait(self, seconds: float) -> None:
         """Sleep, at most until the worker is stopped. For use inside `step`."""

@@ -213,3 +213,27 @@ def bright(path: Path) -> Path:
     ]
     outputs = [tensor("output_cov/Sigmoid", [1, 1, 15, 24]), tensor("output_bbox/BiasAdd", [1, 4, 15, 24])]
     return save(path, nodes, [tensor("input_1", [1, 3, 240, 384])], outputs, weights)
+
+
+def slow_gridbox(path: Path, layers: int = 10) -> Path:
+    """A `gridbox` that computes for seconds: so many convolutions of 128 channels, whose result hardly counts."""
+    model = onnx.load(str(gridbox(path)))
+    cov = next(entry.name for entry in model.graph.output if "cov" in entry.name)
+    for node in model.graph.node:
+        node.output[:] = ["quick" if name == cov else name for name in node.output]
+    weights = np.full((128, 128, 3, 3), 1e-4, np.float32)
+    arrays = {"first": weights[:, :3].copy(), "next": weights, "little": np.array([1e-9], np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    names = [model.graph.input[0].name, *(f"layer{index}" for index in range(layers))]
+    for index, (source, target) in enumerate(zip(names, names[1:])):
+        kernel = "next" if index else "first"
+        model.graph.node.append(helper.make_node("Conv", [source, kernel], [target], pads=[1] * 4))
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", [names[-1]], ["mean"], axes=[1, 2, 3], keepdims=1),
+            helper.make_node("Mul", ["mean", "little"], ["nothing"]),
+            helper.make_node("Add", ["quick", "nothing"], [cov]),
+        ]
+    )
+    onnx.save(model, str(path))
+    return path

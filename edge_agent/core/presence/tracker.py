@@ -17,7 +17,15 @@ _SMOOTH_S = 0.02
 _MIN_ALPHA = 0.25
 
 # Constant velocity is not assumed for longer.
-_MAX_AHEAD_S = 1.0
+_MAX_AHEAD_S = 1.5
+
+# Slower faces, in widths per second, are expected where they were last seen once a frame has missed them: their speed
+# is mostly noise of the boxes, which would add up over a gap.
+_STILL = 0.5
+
+# A gap this long has the full `gap_overlap`: where a face may have gone grows with time, and so does the chance that
+# another person came.
+_TIGHT_S = 0.5
 
 _XyXy = Tuple[float, float, float, float]  # left, top, right, bottom, px
 _Position = Tuple[float, float, float, float]  # centre x, centre y, width, height, px
@@ -45,6 +53,13 @@ class TrackerParams(EvidenceParams):
         -0.2,
         "DIoU from which a face matches a track's predicted box (1 same position, -0.2 side by side); raise it "
         "when ids jump between neighbours, lower it when fast faces or slow cameras break into several events",
+        ge=-0.4,
+        lt=1,
+    )
+    gap_overlap: float = param(
+        0.35,
+        "DIoU that a face needs after half a second in which frames did not show it, min_overlap right after; raise it "
+        "when two people become one visit, lower it when faces that move while unseen break into several events",
         ge=-0.4,
         lt=1,
     )
@@ -172,9 +187,14 @@ class Tracker:
     def _pairs(self, positions: Sequence[_Position], t: float) -> List[Tuple[float, Track, int]]:
         """(DIoU, track, detection index) of possible matches, best first, then by id, then by index."""
         pairs = []
-        min_overlap = self.params.min_overlap
+        loose, tight = self.params.min_overlap, max(self.params.min_overlap, self.params.gap_overlap)
         for track in self._tracks:
-            dt = min(t - track.seen_t, _MAX_AHEAD_S)
+            dt, min_overlap = min(t - track.seen_t, _MAX_AHEAD_S), loose
+            # Between two successive frames, however far apart, a face may move; none showed that it is gone.
+            if not track.visible:
+                min_overlap += (tight - loose) * min(1.0, (t - track.seen_t) / _TIGHT_S)
+                if track.vx * track.vx + track.vy * track.vy < (_STILL * track.w) ** 2:
+                    dt = 0.0
             x, y, w, h = track.x + track.vx * dt, track.y + track.vy * dt, track.w, track.h
             area = w * h
             for j, (cx, cy, bw, bh) in enumerate(positions):

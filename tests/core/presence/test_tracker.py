@@ -164,6 +164,43 @@ def test_neighbours_do_not_take_over_an_id():
     assert visible(tracks) == [2]
 
 
+def first_id_of_another(fps, gap_s, aside, speed=0.0, rng=None, **params):
+    """Ids after a face, seen for 1 s, is missed for `gap_s` and one appears `aside` widths from where it would be."""
+    rng, tracker = rng or np.random.default_rng(1), Tracker(TrackerParams(**params))
+    frames, gap = round(fps), round(gap_s * fps)
+    for i in range(frames):
+        tracker.update(faces(rng.normal((200 + speed * i / fps, 200), 1.0)), i / fps)
+    for i in range(frames, frames + gap):
+        tracker.update(faces(), i / fps)
+    t = (frames + gap) / fps
+    return visible(tracker.update(faces((200 + speed * t + aside * SIDE, 200)), t))
+
+
+@pytest.mark.parametrize("fps", [5, 10, 15, 30])
+@pytest.mark.parametrize("gap_s", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("aside", [0.6, 0.8, 1.0, -0.7, -1.0])
+@pytest.mark.parametrize("speed", [0, 120])
+def test_who_appears_aside_after_a_gap_is_another(fps, gap_s, aside, speed):
+    assert first_id_of_another(fps, gap_s, aside, speed) == [2]
+    if abs(aside) < 1:
+        assert first_id_of_another(fps, gap_s, aside, speed, gap_overlap=-0.4) == [1], "the gate between two frames"
+
+
+@pytest.mark.parametrize("fps", [5, 10, 15, 30])
+@pytest.mark.parametrize("gap_s", [0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("aside", [0.0, 0.2, -0.3])
+def test_who_appears_in_the_same_place_after_a_gap_is_the_same(fps, gap_s, aside):
+    assert first_id_of_another(fps, gap_s, aside) == [1]
+
+
+def test_the_gate_tightens_with_the_age_of_the_gap():
+    reach = [
+        max(aside for aside in np.arange(0, 1.2, 0.05) if first_id_of_another(20, gap_s, aside) == [1])
+        for gap_s in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    ]
+    assert reach == sorted(reach, reverse=True) and reach[0] >= 0.9 and reach[-1] < 0.5
+
+
 def test_a_face_of_another_size_is_another_face():
     for before, after in ((200, 60), (60, 200)):
         tracker = Tracker(TrackerParams())

@@ -1,5 +1,6 @@
 """Frame sources, chosen by URI. Only the module of the chosen source is imported."""
 
+import os
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Dict, Mapping, NamedTuple, Optional, Tuple, cast
@@ -50,6 +51,7 @@ class _SourceClass(NamedTuple):
 
 _MEDIA = _SourceClass("edge_agent.capture.media", "MediaSource")
 _STREAM = _SourceClass("edge_agent.capture.media_stream", "StreamSource")
+_HTTP = _SourceClass("edge_agent.capture.http_source", "HttpSource")
 _IMAGES = _SourceClass("edge_agent.capture.images", "ImageSource")
 _V4L2 = _SourceClass("edge_agent.capture.v4l2.source", "V4l2Source")
 _JETSON = _SourceClass("edge_agent.capture.jetson.source", "JetsonSource")
@@ -59,12 +61,13 @@ _SCHEMES: Dict[str, _SourceClass] = {
     "jetson": _JETSON,
     "rtsp": _STREAM,
     "rtsps": _STREAM,
-    "http": _STREAM,
-    "https": _STREAM,
+    "http": _HTTP,
+    "https": _HTTP,
     "test": _SourceClass("edge_agent.capture.synthetic.source", "SyntheticSource"),
 }
 # Extras are not named: the project "edge-agent" on the package index is not ours.
 _PACKAGES = {"av": "av", "cv2": "opencv-python-headless"}
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # of Linux, in bytes
 _EXPECTED = (
     "expected v4l2:/dev/..., /dev/video*, csi://0, jetson:..., rtsp[s]://, http[s]://, test://, or a video file, "
     "an image or a folder"
@@ -109,6 +112,11 @@ def _choose(uri: str) -> Tuple[_SourceClass, str]:
     if uri.startswith("/dev/"):
         return _V4L2, uri
     path, _ = split_file(uri)
+    name = os.fsencode(path)
+    if b"\0" in name or len(name) >= _LONGEST_PATH or max(map(len, name.split(b"/"))) > _LONGEST_NAME:
+        raise InputError(
+            f"{str(path)[:80]!r}...: longer than the name of a file can be, or with a null byte", _EXPECTED
+        )
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return _MEDIA, uri

@@ -1,10 +1,15 @@
 """Parsing of source URIs: paths, query options, and removal of credentials for logs."""
 
+import re
+import socket
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from edge_agent.errors import InputError
+from edge_agent.errors import InputError, SourceError
+
+_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
+_ENCODE = "write '/' in user and password as %2F, '#' as %23, '?' as %3F, '@' as %40, '%' as %25"
 
 
 def hide_credentials(uri: str) -> str:
@@ -19,6 +24,76 @@ def hide_credentials(uri: str) -> str:
     if "@" in path:  # an unescaped slash in the password: everything up to the last @ may be secret
         host, slash, path = path.rpartition("@")[2].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+class NetworkAddress(NamedTuple):
+    """The parts of a camera's network address; user and password are percent-decoded."""
+
+    scheme: str
+    user: str
+    password: str
+    host: str
+    port: int
+    target: str  # path and query, as a request names them
+    doubtful: bool  # an @ follows the host: the password may hold an unescaped /, # or ?
+
+    def resolve(self) -> None:
+        """Look the host's name up, which FFmpeg does too, but without a word on it when it fails.
+
+        Raises:
+            SourceError: It is unknown.
+        """
+        try:
+            socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise self.unknown_host() from None
+
+    def unknown_host(self) -> SourceError:
+        """The error for a host whose name cannot be resolved."""
+        hint = "check the host in the address, and this machine's name server"
+        return SourceError("unknown host: its name cannot be resolved", _ENCODE if self.doubtful else hint)
+
+    def refused(self) -> SourceError:
+        """The error for a port that nothing listens on."""
+        hint = "check the port in the address, and that the camera's service is switched on"
+        return SourceError("connection refused: nothing listens on this port", _ENCODE if self.doubtful else hint)
+
+
+def split_network(uri: str) -> NetworkAddress:
+    """The parts of an rtsp, rtsps, http or https address.
+
+    Raises:
+        SourceError: It has no host or an invalid port, mostly since user or password hold characters that end them.
+            The message does not name the address.
+    """
+    scheme, _, rest = uri.partition("://")
+    scheme = scheme.lower()
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    tail = rest[len(authority) :]
+    who, _, where = authority.rpartition("@")
+    user, _, password = who.partition(":")
+    match = re.fullmatch(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]\s]+))(?::(?P<port>\d{1,5}))?", where)
+    port = int((match and match["port"]) or _PORTS.get(scheme, 0))
+    if match is None or not 0 < port < 65536:
+        what = "user or password hold a character that ends them" if "@" in tail else "no host and port can be read"
+        raise SourceError(f"the address cannot be read: {what}", _ENCODE if "@" in tail else "expected host:port")
+    target = tail.partition("#")[0]
+    target = quote(target if target.startswith("/") else f"/{target}", safe="%/:=&?~+!$,;'@()*[]|")
+    return NetworkAddress(
+        scheme, unquote(user), unquote(password), match["v6"] or match["name"], port, target, "@" in tail
+    )
+
+
+def without_options(uri: str, names: Sequence[str]) -> Tuple[str, str]:
+    """`uri` without these options in its query, which are ours and not the camera's, and a query of them alone."""
+    address, mark, query = uri.partition("?")
+    query, hash_, fragment = query.partition("#")
+    fields = query.split("&") if query else []
+    own = [field for field in fields if field.partition("=")[0] in names]
+    if not own or ("@" in query and "/" not in address.partition("://")[2]):  # an unescaped ? in the password
+        return uri, ""
+    rest = "&".join(field for field in fields if field not in own)
+    return address + (mark + rest if rest else "") + hash_ + fragment, "&".join(own)
 
 
 def split_file(uri: str) -> Tuple[Path, "Query"]:

@@ -2,7 +2,7 @@
 
 import re
 from functools import lru_cache
-from typing import Any, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
 
 import av
 import numpy as np
@@ -15,6 +15,13 @@ from edge_agent.errors import SourceError
 # Planar or semi-planar formats whose first plane is luma: yuv420p, yuvj422p, yuv420p10le, gray12le, nv12, ...
 _LUMA_FIRST = re.compile(r"(?:(?P<yuv>yuv[aj]?4\d\dp|nv12|nv16|nv21|nv24|nv42)|gray)(?:(?P<bits>\d+)le)?")
 _INTRA = frozenset({"mjpeg", "mjpegb", "jpeg2000", "png"})
+VIDEO_CODECS = frozenset(
+    {"h264", "hevc", "mjpeg", "mpeg4", "mpeg2video", "mpeg1video", "h263", "h263p", "flv", "vp8", "vp9", "av1"}
+    | {"libdav1d", "libvpx", "libvpx-vp9", "jpeg2000"}
+)
+"""FFmpeg's decoders that network cameras may use; a stream of any other is refused."""
+
+_MAX_PIXELS = 100_000_000  # a camera's frame of more is an attack on memory
 MAX_PIXELS = 1 << 25
 """A little more than 7680x4320. A small file can claim a size of gigabytes, which a decoder would allocate."""
 _MPEG_RANGE, _JPEG_RANGE = 1, 2  # AVCOL_RANGE_*; 0 is unspecified
@@ -82,6 +89,32 @@ class PacketDecoder:
         for frame in frames:
             flagged = bool(frame.is_corrupt or packet.is_corrupt)
             yield Decoded(frame, self._damage.observe(flagged, bool(frame.key_frame), t))
+
+
+class JpegDecoder:
+    """Decodes single JPEGs strictly: one of which data is missing is an undecodable frame. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._context = av.CodecContext.create("mjpeg", "r")
+        self._context.options = _decoder_options(True)
+        self._context.thread_count = 1
+        self.errors = 0
+
+    def decode(self, data: bytes) -> Decoded:
+        """The frame of one JPEG file; none, and damaged, where it cannot be decoded."""
+        try:
+            frames = self._context.decode(av.Packet(data)) if data else []
+        except (av.FFmpegError, ValueError):
+            frames = []
+        if not frames:
+            self.errors += 1
+            return Decoded(None, True)
+        return Decoded(frames[-1], bool(frames[-1].is_corrupt))
+
+
+def _decoder_options(intra: bool) -> Dict[str, str]:
+    options = {"max_pixels": str(_MAX_PIXELS)}
+    return {**options, "err_detect": "explode"} if intra else options
 
 
 def gray_pixels(frame: Any) -> Tuple[Array, Levels]:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from edge_agent.capture import SourceOptions, open_source
+from edge_agent.capture.http_source import HttpSource
 from edge_agent.capture.media import MediaSource
-from edge_agent.capture.media_stream import StreamSource, stream_options
+from edge_agent.capture.media_stream import stream_options
 from edge_agent.core.ports import Source
 from edge_agent.errors import EndOfStream, InputError, SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
@@ -60,7 +61,7 @@ class TestStreamContract(SourceContract):
     @pytest.fixture
     def make_source(self):
         with MjpegServer() as server:
-            yield lambda: StreamSource(server.uri(), PLAIN)
+            yield lambda: HttpSource(server.uri(), PLAIN)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "socket", "playlist", "list", "images", "huge", "huge gif"])
@@ -290,7 +291,7 @@ SILENT = pytest.param("/silent", marks=pytest.mark.slow)
 @pytest.mark.parametrize("path", ["/garbage", "/text", SILENT])
 def test_answers_without_video_are_an_error(path: str) -> None:
     with MjpegServer() as server:
-        source = StreamSource(server.uri(path), SourceOptions(stall_after_s=1.0))
+        source = HttpSource(server.uri(path), SourceOptions(stall_after_s=1.0))
         with closing(source), pytest.raises(SourceError, match=r"127\.0\.0\.1"):
             source.open()
             deadline = time.monotonic() + 15
@@ -341,13 +342,13 @@ def test_rtsp_to_a_closed_port_is_an_error() -> None:
 
 
 def test_rtsp_options_follow_ffmpegs_version() -> None:
-    new = stream_options("rtsp", 5.0, (59, 16, 100))
+    new = stream_options("tcp", 5.0, (59, 16, 100))
     assert new["timeout"] == "5000000"
     assert new["rtsp_transport"] == "tcp"
     assert "stimeout" not in new
-    old = stream_options("rtsps", 5.0, (58, 76, 100))
+    old = stream_options("udp", 5.0, (58, 76, 100))
     assert old["stimeout"] == "5000000"
     assert "timeout" not in old, "in FFmpeg 4 it means: listen"
-    http = stream_options("http", 2.5, (59, 16, 100))
-    assert http["rw_timeout"] == "2500000"
-    assert "rtsp_transport" not in http
+    assert old["rtsp_transport"] == "udp"
+    for options in (new, old):
+        assert not {"http", "https", "file"} & set(options["protocol_whitelist"].split(","))

@@ -17,8 +17,8 @@ from edge_agent.errors import InputError
         ("test://one", "SyntheticSource"),
         ("rtsp://camera/live", "StreamSource"),
         ("RTSPS://camera/live", "StreamSource"),
-        ("http://camera/video.mjpg", "StreamSource"),
-        ("https://camera/snapshot.jpg", "StreamSource"),
+        ("http://camera/video.mjpg", "HttpSource"),
+        ("https://camera/snapshot.jpg", "HttpSource"),
         ("clip.mp4", "MediaSource"),
         ("/videos/CLIP.MKV?loop=1", "MediaSource"),
         ("file:///videos/a%20clip.avi", "MediaSource"),
@@ -52,6 +52,13 @@ def test_unknown_uris_are_rejected_with_the_allowed_kinds(uri: str, expected: st
     with pytest.raises(InputError, match=expected) as caught:
         open_source(uri)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".png", ".mp4", "/", "?loop=1"])
+@pytest.mark.parametrize("name", ["n" * 300, "/tmp/" + "n" * 5000, "/n" * 3000, "\u00e4" * 200, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, suffix: str) -> None:
+    with pytest.raises(InputError, match="longer than the name of a file can be"):
+        open_source(name + suffix)
 
 
 def test_a_file_of_unknown_suffix_is_rejected(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class RecordedCamera:
         if isinstance(entry, SightChange):
             self.visibility = Visibility(False, entry.sight, entry.doubt)
         else:
-            self.visibility = Visibility(True, Sight.OK, self.visibility.doubt)
+            self.visibility = Visibility(True, Sight.OK, self.visibility.doubt, self.visibility.doubt)
             self.found = entry.detections
 
     def judge(self, pixels: Array, levels: Levels, t: float) -> Visibility:
@@ -152,7 +152,7 @@ class SightRecorder:
 
         def recording(pixels: Array, levels: Levels, t: float) -> Visibility:
             visibility = judge(pixels, levels, t)
-            state = visibility.sight, visibility.doubt
+            state = visibility.sight, visibility.doubt or visibility.faint
             if state != self._written:
                 self._written = state
                 _line(self._record, sight_line(SightChange(self._camera, self._clock(), *state)))

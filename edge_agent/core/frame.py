@@ -51,11 +51,16 @@ class Image:
         pixels: (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8; may be a strided view; borrowed, read only.
         levels: Conversion to 8-bit.
         device: The same pixels in GPU memory, where the source put them there.
+        mask: (H, W) bool: pixels that a privacy mask has blackened; None without masks.
+        smooth: Whether resizing also averages neighbours, with the weights 1, 2, 1 in both directions, and does not
+            round, because the levels amplify noise.
     """
 
     pixels: Array
     levels: Levels = FULL_RANGE
     device: Optional[DeviceView] = None
+    mask: Optional[Array] = None
+    smooth: bool = False
 
 
 class Frame:
@@ -72,9 +77,12 @@ class Frame:
             what it shows then proves nothing. Its pixels may be a placeholder.
         media_s: Seconds since the start of the recording, where the source is one.
         on_release: Called once, in the thread that releases.
+
+    Attributes:
+        faint: Set by the judge of visibility: so noisy that faces may be missed, so that their absence proves nothing.
     """
 
-    __slots__ = ("_on_release", "_pixels", "damaged", "device", "levels", "media_s", "sequence", "t")
+    __slots__ = ("_on_release", "_pixels", "damaged", "device", "faint", "levels", "media_s", "sequence", "t")
 
     def __init__(
         self,
@@ -89,6 +97,7 @@ class Frame:
     ) -> None:
         self.media_s = media_s
         self.damaged = damaged
+        self.faint = False
         self._pixels: Optional[Array] = pixels
         self._on_release = on_release
         self.sequence = sequence

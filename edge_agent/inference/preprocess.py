@@ -60,7 +60,7 @@ class Preprocessor:
 
     def __init__(self, contract: ModelContract, interpolation: str = "linear", opencv: Optional[bool] = None) -> None:
         self._contract = contract
-        self.resizer, self._resize = _resizer(interpolation, opencv)
+        self.resizer, self._resize, self._resize_smoothly = _resizers(interpolation, opencv)
         self._plans: Dict[Size, _Plan] = {}
 
     def __call__(self, image: Image) -> Array:
@@ -84,7 +84,10 @@ class Preprocessor:
         plan = self._plan((pixels.shape[1], pixels.shape[0]))
         placement = plan.placement
         size = (placement.inner_w, placement.inner_h)
-        resized = pixels if size == pixels.shape[1::-1] else self._resize(pixels, size)
+        if image.smooth:
+            resized = self._resize_smoothly(pixels, size)
+        else:
+            resized = pixels if size == pixels.shape[1::-1] else self._resize(pixels, size)
         if resized.ndim == 3 and self._contract.channels == 1:
             resized = resized @ _LUMA
         planes = plan.tensor[0, :, : placement.inner_h, : placement.inner_w]
@@ -117,17 +120,18 @@ class Preprocessor:
         return plan
 
 
-def _resizer(interpolation: str, opencv: Optional[bool]) -> Tuple[str, Resize]:
+def _resizers(interpolation: str, opencv: Optional[bool]) -> Tuple[str, Resize, Resize]:
+    """Name, function, and function of `Image.smooth`."""
     if opencv is not False:
         try:
-            return "opencv", _opencv_resizer(interpolation)
+            return ("opencv", *_opencv_resizers(interpolation))
         except ImportError:
             if opencv:
                 raise
-    return "numpy", resize_area if interpolation == "area" else resize_linear
+    return "numpy", resize_area if interpolation == "area" else resize_linear, resize_smoothly
 
 
-def _opencv_resizer(interpolation: str) -> Resize:
+def _opencv_resizers(interpolation: str) -> Tuple[Resize, Resize]:
     import cv2
 
     # An image takes 0.2 ms; waking a thread pool for it costs more than it saves.
@@ -138,7 +142,12 @@ def _opencv_resizer(interpolation: str) -> Resize:
         area = interpolation == "area" and shrinks
         return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR))
 
-    return resize
+    def smoothly(pixels: Array, size: Size) -> Array:
+        # A kernel of 3 and a sigma of 0 stand for the weights 1, 2, 1.
+        smooth = cv2.GaussianBlur(pixels.astype(np.float32), (3, 3), 0, borderType=cv2.BORDER_REPLICATE)
+        return np.asarray(cv2.resize(smooth, size, interpolation=cv2.INTER_LINEAR))
+
+    return resize, smoothly
 
 
 def resize_linear(pixels: Array, size: Size) -> Array:
@@ -151,6 +160,17 @@ def resize_linear(pixels: Array, size: Size) -> Array:
     trailing = (1,) * (pixels.ndim - 2)
     rows = _mix(pixels[y0], pixels[y1], wy.reshape((-1, 1, *trailing)))
     return _mix(rows[:, x0], rows[:, x1], wx.reshape((1, -1, *trailing)))
+
+
+def resize_smoothly(pixels: Array, size: Size) -> Array:
+    """(H, W[, 3]) float32: `resize_linear` of the image smoothed with the weights 1, 2, 1 in both directions."""
+    smooth = pixels.astype(np.float32)
+    for axis in (0, 1):
+        padded = np.concatenate([smooth.take([0], axis), smooth, smooth.take([-1], axis)], axis)
+        count = smooth.shape[axis]
+        lower, upper = (padded.take(np.arange(start, start + count), axis) for start in (0, 2))
+        smooth = (lower + upper + 2.0 * smooth) / np.float32(4.0)
+    return resize_linear(smooth, size)
 
 
 def resize_area(pixels: Array, size: Size) -> Array:

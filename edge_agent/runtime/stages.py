@@ -201,11 +201,12 @@ class CaptureStage:
         visibility = judge(frame.pixels, frame.levels, frame.t)
         if self._mailbox.set_sight(self.camera, visibility.sight, moment_of(frame.t, now)):
             log.info("%s: sight is %s", self.camera, visibility.sight.value, extra={"EVENT": "sight-changed"})
-        self._mailbox.set_doubt(self.camera, visibility.doubt)
+        self._mailbox.set_doubt(self.camera, visibility.doubt or visibility.faint)
         if self._damaged_since_t is not None:
             self._mailbox.add_doubt(self.camera, max(0.0, frame.t - self._damaged_since_t))
             self._damaged_since_t = None
         if visibility.keep:
+            frame.faint = visibility.faint
             self._mailbox.put(self.camera, frame)
         else:
             frame.release()

@@ -48,6 +48,20 @@ def test_both_resizers_agree_within_one_gray_level(interpolation: str, size: Tup
     assert np.abs(with_opencv(image) - without(image)).max() <= 1.0
 
 
+@pytest.mark.parametrize("opencv", [True, False])
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_smooth_image_is_averaged_and_not_rounded(
+    size: Tuple[int, int], channels: Tuple[int, ...], opencv: bool
+) -> None:
+    pixels = noise(*size, *channels) // 64
+    smooth = cv2.GaussianBlur(pixels.astype(np.float32), (3, 3), 0, borderType=cv2.BORDER_REPLICATE)
+    expected = cv2.resize(smooth, (384, 240), interpolation=cv2.INTER_LINEAR) * 40
+    image = Image(pixels, Levels(0.0, 40.0), smooth=True)
+    tensor = Preprocessor(replace(FACEDETECTIR, gain=1.0), opencv=opencv)(image)[0]
+    assert np.abs((tensor.transpose(1, 2, 0) if channels else tensor[0]) - expected).max() < 0.05
+
+
 def test_area_averages_what_linear_skips() -> None:
     stripes = np.zeros((960, 1536), np.uint8)
     stripes[:, ::4] = 200

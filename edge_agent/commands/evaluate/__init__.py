@@ -37,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--precision", choices=("auto", "int8", "fp16", "fp32"), default="auto", help="default auto")
     parser.add_argument("--threads", type=int, default=1, help="threads of the network (default 1)")
     parser.add_argument("--threshold", type=float, help="score that counts as a face (default: the model's own)")
+    parser.add_argument("--as-captured", action="store_true", help="do not adapt the levels of dim images")
     parser.add_argument("--color", action="store_true", help="feed colour; gray is the default, as from an IR camera")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every figure to this file")
     parser.add_argument(
@@ -106,7 +107,9 @@ def _evaluate(
         models_dir=os.environ.get("EDGE_AGENT_MODEL__MODELS_DIR"),
     )
     engine = engine_of(params, os.environ)
-    detector = FaceDetector(engine, DetectionParams(pre_cluster_threshold=args.threshold))
+    detector = FaceDetector(
+        engine, DetectionParams(pre_cluster_threshold=args.threshold, adapt_levels=not args.as_captured)
+    )
     wide = FaceDetector(engine, DetectionParams(pre_cluster_threshold=CURVE_THRESHOLD))
     tally, curve = Evaluation(args.iou), Evaluation(args.iou)
     durations_s: List[float] = []
@@ -115,7 +118,7 @@ def _evaluate(
         for path, truth in progress(images, "evaluating"):
             pixels = read_image(path, args.color)
             started = time.perf_counter()
-            outputs = engine.infer(Image(pixels))
+            outputs = detector.outputs(Image(pixels))
             size = (pixels.shape[1], pixels.shape[0])
             found = detector.decode(outputs, size)
             durations_s.append(time.perf_counter() - started)

@@ -52,8 +52,9 @@ class CameraTransform:
         if not self._masks:
             return Image(pixels, frame.levels, frame.device if pixels is frame.pixels else None)
         pixels = np.copy(pixels)
-        np.copyto(pixels, black_value(frame.levels, pixels.dtype), where=self._mask_of(pixels))
-        return Image(pixels, frame.levels)
+        mask = self._mask_of(pixels)
+        np.copyto(pixels, black_value(frame.levels, pixels.dtype), where=mask if pixels.ndim == 2 else mask[:, :, None])
+        return Image(pixels, frame.levels, mask=mask)
 
     def region(self, image: Image) -> Tuple[Image, Tuple[int, int]]:
         """The region of interest of an upright image, as a view, and its top left corner (x, y) in px."""
@@ -63,7 +64,8 @@ class CameraTransform:
         left, right = _span(self._roi[0], self._roi[2], width)
         top, bottom = _span(self._roi[1], self._roi[3], height)
         device = _shifted(image.device, left, top)
-        return Image(image.pixels[top:bottom, left:right], image.levels, device), (left, top)
+        mask = None if image.mask is None else image.mask[top:bottom, left:right]
+        return Image(image.pixels[top:bottom, left:right], image.levels, device, mask), (left, top)
 
     def zones_of(self, box: Box) -> Tuple[str, ...]:
         """Names, sorted, of the zones that contain the box's centre."""
@@ -80,11 +82,11 @@ class CameraTransform:
         return pixels
 
     def _mask_of(self, pixels: Array) -> Array:
-        """(H, W) or (H, W, 1) bool: pixels inside a mask, rasterised once per frame size."""
+        """(H, W) bool: pixels inside a mask, rasterised once per frame size."""
         height, width = pixels.shape[:2]
         if self._mask is None or self._mask.shape != (height, width):
             self._mask = rasterise(self._masks, width, height)
-        return self._mask if pixels.ndim == 2 else self._mask[:, :, None]
+        return self._mask
 
 
 def needs_cpu(camera: CameraParams) -> bool:

@@ -3,6 +3,7 @@
 Gray levels are 8-bit, 0..255. About 8,000 evenly spread pixels of each frame give:
 
 - `p99`, the 99th percentile: below 4 the frame is black (a damaged read, or no light) and holds only noise.
+- the ratio of signal to noise (`signal_noise`): a dim image shows faces as long as they stand out of the noise.
 - `top`, the mean of the brightest tenth: how well the scene is lit. The mean of all pixels does not show it: a well lit
   face may fill a twentieth of a dark room.
 
@@ -17,6 +18,7 @@ from typing import Deque, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from edge_agent.core.camera.signal_noise import FaintTimer, signal_to_noise
 from edge_agent.core.frame import Levels
 from edge_agent.core.params import param
 from edge_agent.core.types import Array, Sight
@@ -50,7 +52,8 @@ class VisibilityParams:
     )
     dark_after_s: float = param(
         1.5,
-        "Seconds without light after which the camera counts as dark; raise it to tolerate longer blackouts",
+        "Seconds without light, or with so little that faces drown in noise, after which the camera counts as dark; "
+        "raise it to tolerate longer blackouts",
         ge=0.2,
         le=60,
         restart=True,
@@ -87,11 +90,13 @@ class Visibility(NamedTuple):
         sight: Whether the camera can see.
         doubt: True while blindness is suspected and not yet proven, with `sight` still OK: faces that are not seen
             meanwhile do not count as gone.
+        faint: True for a frame so noisy that some faces are missed, with `sight` OK: likewise, but the frame is kept.
     """
 
     keep: bool
     sight: Sight
     doubt: bool = False
+    faint: bool = False
 
 
 class Light(NamedTuple):
@@ -119,6 +124,7 @@ class VisibilityMonitor:
         self._strobe = StrobeDetector()
         self._darkness = _DarknessTimer(params.dark_after_s)
         self._cover = _CoverTimer(params.covered_after_s, kind == "encoded")
+        self._noise = _NoiseTimer(params.dark_after_s, kind == "encoded")
         self._freeze = FreezeDetector()
         self._drops = 0
 
@@ -143,13 +149,16 @@ class VisibilityMonitor:
         sight = self._darkness.observe(light, self._strobe, t)
         if sight is Sight.OK and not dark:
             sight = self._cover.observe(plane, levels, light, t)
+            if sight is Sight.OK and not self._cover.doubt:
+                sight = self._noise.observe(plane, levels, light, t)
         elif sight is Sight.OK:
-            sight = self._cover.sight
+            sight = self._cover.sight if self._cover.sight is not Sight.OK else self._noise.sight
         # Black and saturated frames may repeat on a working camera, so only a seeing one can be frozen.
         if sight is Sight.OK and 0 < self._frozen_after_s <= self._freeze.observe(sample, pixels, t):
             sight = Sight.FROZEN
-        doubt = sight is Sight.OK and (self._darkness.doubt or self._cover.doubt)
-        return Visibility(self._keep(dark, sight.can_see and not doubt), sight, doubt)
+        doubt = sight is Sight.OK and (self._darkness.doubt or self._cover.doubt or self._noise.timer.doubt)
+        faint = sight is Sight.OK and self._noise.timer.faint
+        return Visibility(self._keep(dark, sight.can_see and not doubt), sight, doubt, faint)
 
     def _keep(self, dark: bool, sees: bool) -> bool:
         if not sees:
@@ -323,6 +332,26 @@ class _CoverTimer:
             self._since = t
         elif t - self._since >= self._after_s and not blind:
             self.sight = Sight.DARK if light.median <= _BLACK_LEVEL else Sight.COVERED
+        return self.sight
+
+
+class _NoiseTimer:
+    """DARK after a time in which no face would stand out of the noise."""
+
+    def __init__(self, after_s: float, encoded: bool) -> None:
+        self.timer = FaintTimer(after_s)
+        self._encoded = encoded
+        self._next_t = -math.inf
+
+    @property
+    def sight(self) -> Sight:
+        return Sight.DARK if self.timer.blind else Sight.OK
+
+    def observe(self, plane: Array, levels: Levels, light: Light, t: float) -> Sight:
+        """OK or DARK; examines about five frames per second."""
+        if t >= self._next_t:
+            self._next_t = t + _COVER_INTERVAL_S
+            self.timer.observe(signal_to_noise(plane, levels, light.top, self._encoded), t)
         return self.sight
 
 

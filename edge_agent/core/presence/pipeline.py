@@ -82,6 +82,7 @@ class FacePipeline:
         self._since = clock()
         self._published = self._state()
         self._latency_s = 0.0
+        self._evidence_t = self._since.t
         self._damaged_t = 0.0
 
     @property
@@ -111,6 +112,9 @@ class FacePipeline:
         faces = self._filtered(detections, corner)
         t = info.moment.t
         self._latency_s = done_t - t
+        if frame.faint and not len(faces):
+            return self._without_evidence(info, faces)
+        self._evidence_t = t
         tracks = self._tracker.update(faces, t)
         if self._tracker.unused:
             faces = faces.select(np.delete(np.arange(len(faces)), self._tracker.unused))
@@ -118,11 +122,18 @@ class FacePipeline:
         events += self._visits.observe(
             tracks, Observation(image, info, faces.score_kind, started_t, done_t - started_t)
         )
-        self._observe_presence(t)
+        if not frame.faint or any(visit.visible for visit in self._visits.open.values()):
+            self._observe_presence(t)
         self._idle_gate.inferred(region, t, empty=not tracks and self._presence.state is Presence.NO)
         return Outcome(
             self.camera, tuple(events), self._changed(info.moment), info, faces, self._visits.take_first_crop()
         )
+
+    def _without_evidence(self, info: FrameInfo, faces: Detections) -> Outcome:
+        """A face may be there that was not found: the time since the last evidence counts as no absence."""
+        self.excuse(max(0.0, info.moment.t - self._evidence_t))
+        self._evidence_t = info.moment.t
+        return Outcome(self.camera, info=info, detections=faces)
 
     def tick(self, moment: Moment) -> Optional[Outcome]:
         """Let delays expire, also without frames; None when nothing changes."""
@@ -225,6 +236,7 @@ class FacePipeline:
         if sight is self._sight:
             return None
         self._sight = sight
+        self._evidence_t = moment.t
         self._idle_gate.reset()
         events: List[FaceEvent] = []
         if sight is Sight.DAMAGED:

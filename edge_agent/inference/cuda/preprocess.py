@@ -23,7 +23,7 @@ ARGUMENTS = np.dtype(
 """The kernel's only argument: `Arguments` in kernel/preprocess.cuh, byte for byte."""
 
 _GRAY8, _GRAY16, _RGB8 = 0, 1, 2
-_BILINEAR, _AREA = 0, 1
+_BILINEAR, _AREA, _SMOOTH = 0, 1, 2
 _BLOCK = (32, 8, 1)
 
 
@@ -118,13 +118,14 @@ class CudaPreprocessor:
             source, pitch, layout = self._staging.upload(pixels), pixels.shape[1] * host.step, host
             self.copied += 1
         shrinks = placement.inner_w <= pixels.shape[1] and placement.inner_h <= pixels.shape[0]
+        resizing = _SMOOTH if image.smooth else self._filter if shrinks else _BILINEAR
         gain = image.levels.gain * self._contract.gain
         arguments = np.array(
             (
                 source + layout.offset,
                 target.pointer,
                 *(pitch, layout.step, pixels.shape[1], pixels.shape[0], layout.samples),
-                *(self._filter if shrinks else _BILINEAR, placement.net_w, placement.net_h),
+                *(resizing, placement.net_w, placement.net_h),
                 *(placement.inner_w, placement.inner_h),
                 *(placement.pad_x, placement.pad_y, self._contract.channels),
                 *(gain, -image.levels.offset * gain, 255.0 * self._contract.gain),

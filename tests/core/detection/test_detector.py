@@ -218,7 +218,7 @@ def test_outputs_of_another_model_are_a_clear_error():
 def test_every_field_is_described_and_bounded():
     for field in fields(DetectionParams):
         assert field.metadata["description"]
-        assert field.name == "cluster_mode" or {"ge", "gt"} & set(field.metadata)
+        assert field.name in ("cluster_mode", "adapt_levels") or {"ge", "gt"} & set(field.metadata)
 
 
 @settings(max_examples=200, deadline=None)

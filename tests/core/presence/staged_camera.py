@@ -61,7 +61,7 @@ class StagedCamera:
             self.sight(sight)
 
     def show(
-        self, *centres: Centre, after_s=0.1, side=SIDE, score=0.9, pixels=None, latency_s=0.0, kind="max"
+        self, *centres: Centre, after_s=0.1, side=SIDE, score=0.9, pixels=None, latency_s=0.0, kind="max", faint=False
     ) -> Outcome:
         """A frame, `after_s` after the last step, with faces around `centres` px; it arrives `latency_s` later."""
         self.clock.advance(after_s)
@@ -71,6 +71,7 @@ class StagedCamera:
         self.detector.answer = Detections(np.hstack([c - side / 2, c + side / 2]), np.full(len(c), score), kind)
         self.sequence += 1
         with Frame(EMPTY_ROOM if pixels is None else pixels, self.sequence, taken.t) as frame:
+            frame.faint = faint
             return self._record(self.pipeline.step(frame, self.pipeline.frame_info(frame, taken)))
 
     def tick(self, after_s=0.1) -> Optional[Outcome]:

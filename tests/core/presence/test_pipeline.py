@@ -372,3 +372,27 @@ def test_a_camera_that_is_lost_after_damage_ends_the_visit():
     camera.sight(Sight.DAMAGED)
     camera.sight(Sight.LOST)
     assert camera.events[-1].event_type == "end" and camera.events[-1].end_reason == "camera_lost"
+
+
+def test_faint_frames_show_that_somebody_is_there_but_not_that_nobody_is():
+    camera = StagedCamera()
+    for _ in range(50):
+        camera.show(faint=True)
+    assert (camera.report.presence, camera.report.faces) == (UNKNOWN, None)
+    camera.show((320, 240), faint=True)
+    assert (camera.report.presence, camera.report.faces) == (YES, 1)
+    for _ in range(100):
+        camera.show(faint=True)
+    assert camera.report.presence is YES and camera.published == [("start", "event-1")]
+    while camera.report.presence is YES:
+        camera.show()
+    assert camera.report.presence is NO and camera.events[-1].end_reason == "left"
+
+
+def test_a_gap_in_faint_frames_is_not_counted():
+    camera = StagedCamera()
+    camera.show((320, 240))
+    camera.show()
+    for _ in range(100):
+        camera.show(faint=True)
+    assert camera.show((322, 240)).events == () and len(camera.events) == 1

@@ -82,6 +82,17 @@ def test_area_is_opencvs(rig: Rig, size: Tuple[int, int]) -> None:
     assert np.array_equal(planes[1], planes[0]) and np.array_equal(planes[2], planes[0])
 
 
+@pytest.mark.parametrize("size", [*SIZES, *SMALLER])
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, ()), (np.uint16, ()), (np.uint8, (3,))])
+def test_a_smooth_image_is_the_cpus(rig: Rig, size: Tuple[int, int], dtype: Any, channels: Tuple[int, ...]) -> None:
+    pixels = noise(size, *channels, dtype=dtype)
+    levels = Levels(2.0, 8.0) if dtype is np.uint8 else Levels(300.0, 1 / 32)
+    image = Image(pixels // 10, levels, smooth=True)
+    expected = Preprocessor(PLAIN)(image)
+    for interpolation in ("linear", "area"):
+        assert np.abs(rig.run(rig.preprocessor(PLAIN, interpolation), image) - expected).max() <= 0.05
+
+
 def test_area_enlarges_as_bilinear(rig: Rig) -> None:
     image = Image(noise((400, 100)))
     area, linear = (rig.run(rig.preprocessor(PLAIN, filter), image) for filter in ("area", "linear"))

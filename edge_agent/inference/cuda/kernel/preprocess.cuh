@@ -13,7 +13,7 @@
 namespace preprocess {
 
 enum Samples : int { kGray8 = 0, kGray16 = 1, kRgb8 = 2 };
-enum Filter : int { kBilinear = 0, kArea = 1 };
+enum Filter : int { kBilinear = 0, kArea = 1, kSmooth = 2 };
 
 // Mirrored byte for byte by ARGUMENTS in cuda/preprocess.py. Sizes and positions in px; pitch and step in bytes.
 struct Arguments {
@@ -90,6 +90,37 @@ PREPROCESS_INLINE float bilinear(const Arguments &a, int x, int y) {
              mix(Sample::at(below + left), Sample::at(below + right), tx.weight), ty.weight);
 }
 
+PREPROCESS_INLINE int within(int at, int size) { return smaller(larger(at, 0), size - 1); }
+
+// Bilinear in the source smoothed with the weights 1, 2, 1: each of the two taps is a mean of three px.
+PREPROCESS_INLINE void smooth_taps(int at, int source, int inner, int *positions, float *weights) {
+  const Taps t = taps(at, source, inner);
+  const float upper = t.weight * 0.25f, lower = 0.25f - upper;
+  const int last = t.upper;  // at the edge the upper tap is the lower one
+  positions[0] = within(t.lower - 1, source), weights[0] = lower;
+  positions[1] = t.lower, weights[1] = 2.0f * lower;
+  positions[2] = within(t.lower + 1, source), weights[2] = lower;
+  positions[3] = within(last - 1, source), weights[3] = upper;
+  positions[4] = last, weights[4] = 2.0f * upper;
+  positions[5] = within(last + 1, source), weights[5] = upper;
+}
+
+template <typename Sample>
+PREPROCESS_INLINE float smooth(const Arguments &a, int x, int y) {
+  int columns[6], rows[6];
+  float across[6], down[6];
+  smooth_taps(x, a.source_w, a.inner_w, columns, across);
+  smooth_taps(y, a.source_h, a.inner_h, rows, down);
+  float total = 0.0f;
+  for (int v = 0; v < 6; ++v) {
+    const unsigned char *pixels = row(a, rows[v]);
+    float sum = 0.0f;
+    for (int u = 0; u < 6; ++u) sum += Sample::at(pixels + columns[u] * a.step) * across[u];
+    total += sum * down[v];
+  }
+  return total;
+}
+
 // Mean over the source px that the output pixel covers. It spans [at * source, (at + 1) * source) in units of
 // 1/inner source px, so that all shares are integers and spans begin and end exactly.
 template <typename Sample>
@@ -112,6 +143,7 @@ PREPROCESS_INLINE float area(const Arguments &a, int x, int y) {
 
 template <typename Sample>
 PREPROCESS_INLINE float resized(const Arguments &a, int x, int y) {
+  if (a.filter == kSmooth) return smooth<Sample>(a, x, y);
   return a.filter == kArea ? area<Sample>(a, x, y) : bilinear<Sample>(a, x, y);
 }
 

@@ -84,6 +84,7 @@ class FacePipeline:
         self._latency_s = 0.0
         self._evidence_t = self._since.t
         self._damaged_t = 0.0
+        self._size: Optional[Tuple[int, int]] = None
 
     @property
     def crops_on(self) -> bool:
@@ -110,6 +111,7 @@ class FacePipeline:
         detections = self._detector.detect(region)
         done_t = self._clock().t
         faces = self._filtered(detections, corner)
+        self._rescale_tracks((info.width, info.height))
         t = info.moment.t
         self._latency_s = done_t - t
         if frame.faint and not len(faces):
@@ -200,6 +202,13 @@ class FacePipeline:
         return CameraReport(
             self.camera, presence, sight, self._since, faces, best_score, event_ids, dict(zip(self._zones, zones))
         )
+
+    def _rescale_tracks(self, size: Tuple[int, int]) -> None:
+        """Keep the tracks on their faces when the stream changes its size: it shows the same view in other px."""
+        if size != self._size:
+            if self._size is not None:
+                self._tracker.rescale(size[0] / self._size[0], size[1] / self._size[1])
+            self._size = size
 
     def _filtered(self, found: Detections, corner: Tuple[int, int]) -> Detections:
         """Detections in px of the full frame that are large enough, graded by this camera's minimum score."""

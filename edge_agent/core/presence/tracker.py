@@ -184,6 +184,14 @@ class Tracker:
         """End all tracks; ids continue."""
         self._tracks = []
 
+    def rescale(self, x: float, y: float) -> None:
+        """The frame has another size from now on: multiply all positions, widths and heights by `x` and `y`."""
+        for track in self._tracks:
+            left, top, right, bottom = track.xyxy
+            track.xyxy = (left * x, top * y, right * x, bottom * y)
+            track.x, track.w, track.vx = track.x * x, track.w * x, track.vx * x
+            track.y, track.h, track.vy = track.y * y, track.h * y, track.vy * y
+
     def _pairs(self, positions: Sequence[_Position], t: float) -> List[Tuple[float, Track, int]]:
         """(DIoU, track, detection index) of possible matches, best first, then by id, then by index."""
         pairs = []

@@ -282,6 +282,27 @@ def test_boxes_found_in_the_region_of_interest_refer_to_the_full_upright_frame()
     assert camera.events[0].box.right == round(360 / 480, 4)
 
 
+SIZES = [(640, 480), (480, 640), (1280, 720), (320, 240), (1920, 1080), (352, 288), (640, 480)]
+
+
+@pytest.mark.parametrize("spots", [[(0.5, 0.5)], [(0.2, 0.3), (0.75, 0.6)]])
+@pytest.mark.parametrize("missed", [0, 1])
+@pytest.mark.parametrize("by_height", [True, False])
+@pytest.mark.parametrize("roi", [None, (0.0, 0.0, 1.0, 0.9)])
+def test_a_change_of_size_splits_no_visit_and_counts_nobody_twice(spots, missed, by_height, roi):
+    """A stream that changes its size; faces grow with the height, or with both sides; a frame may miss them."""
+    camera = StagedCamera(camera=CameraParams("test://", roi=roi))
+    for width, height in SIZES:
+        pixels = np.full((height, width), 90, np.uint8)
+        for _ in range(missed):
+            camera.show(pixels=pixels)
+        for _ in range(5):
+            side = 0.25 * (height if by_height else min(width, height))
+            camera.show(*((x * width, y * height) for x, y in spots), side=side, pixels=pixels)
+            assert camera.report.faces == len(spots) and camera.report.presence is YES
+    assert [kind for kind, _ in camera.published if kind != "update"] == ["start"] * len(spots)
+
+
 def test_boxes_are_clipped_to_the_frame():
     camera = StagedCamera()
     camera.show((5, 470))

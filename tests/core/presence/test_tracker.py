@@ -284,6 +284,17 @@ def test_a_weak_detection_takes_no_track_from_a_clear_one():
     assert tracker.unused == [0]
 
 
+def test_rescaling_keeps_place_size_and_speed():
+    tracker = Tracker(TrackerParams())
+    for i in range(10):
+        tracker.update(faces((200 + 20 * i, 100)), i / 10)
+    tracker.rescale(2.0, 0.5)
+    moved = Detections(np.array([[2 * 460 - SIDE, 50 - SIDE / 4, 2 * 460 + SIDE, 50 + SIDE / 4]]), np.array([0.9]))
+    tracker.update(faces(), 1.0)
+    (track,) = tracker.update(moved, 1.3)
+    assert track.id == 1 and track.visible, "where its speed has taken it while it was missed"
+
+
 def test_boxes_without_area_are_tracked():
     tracker = Tracker(TrackerParams())
     for t in range(3):

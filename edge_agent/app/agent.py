@@ -187,7 +187,11 @@ class Agent:
         stage = CaptureStage(
             name,
             source,
-            lambda: VisibilityMonitor(self._settings.illumination, source.kind).observe,
+            lambda: (
+                VisibilityMonitor(
+                    self._settings.illumination, source.kind, self._settings.cameras[name].dark_means
+                ).observe
+            ),
             self._mailbox,
             self._clock,
             lambda seconds: worker.wait(seconds),

@@ -225,7 +225,7 @@ def _replay_frames(
     recorder = None if record is None else SightRecorder(name, clock, record)
 
     def make_judge() -> Judge:
-        judge = VisibilityMonitor(settings.illumination, kind).observe
+        judge = VisibilityMonitor(settings.illumination, kind, params.dark_means).observe
         return judge if recorder is None else recorder.watch(judge)
 
     def open_camera(name: str) -> ReplayCamera:

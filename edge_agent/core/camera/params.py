@@ -87,6 +87,13 @@ class CameraParams:
         ge=0,
         restart=True,
     )
+    dark_means: Literal["cannot_see", "nobody"] = param(
+        "cannot_see",
+        "What darkness means: cannot_see, or nobody for a place whose light is off when nobody is there (hall, yard "
+        "with a lamp that people switch on): presence is then OFF while the image is black, also when the lens is "
+        "covered in the dark",
+        restart=True,
+    )
     stall_after_s: float = param(
         5.0, "Seconds without a frame after which the camera counts as lost", gt=0, le=600, restart=True
     )

@@ -116,10 +116,12 @@ class VisibilityMonitor:
     Args:
         params: Times.
         kind: `Source.kind`: "sensor", "encoded" or "still".
+        dark_means: `CameraParams.dark_means`; with "nobody" black frames are kept, as of a camera that sees.
     """
 
-    def __init__(self, params: VisibilityParams, kind: str) -> None:
+    def __init__(self, params: VisibilityParams, kind: str, dark_means: str = "cannot_see") -> None:
         self._params = params
+        self._dark_is_nobody = dark_means == "nobody"
         self._frozen_after_s = {"sensor": params.frozen_after_s, "encoded": params.frozen_stream_after_s}.get(kind, 0.0)
         self._strobe = StrobeDetector()
         self._darkness = _DarknessTimer(params.dark_after_s)
@@ -147,12 +149,16 @@ class VisibilityMonitor:
         light = brightness(levels.to_gray8(sample))
         dark = self._strobe.observe(light.top) or light.p99 < _BLACK
         sight = self._darkness.observe(light, self._strobe, t)
+        black = sight is Sight.DARK
         if sight is Sight.OK and not dark:
             sight = self._cover.observe(plane, levels, light, t)
             if sight is Sight.OK and not self._cover.doubt:
                 sight = self._noise.observe(plane, levels, light, t)
         elif sight is Sight.OK:
             sight = self._cover.sight if self._cover.sight is not Sight.OK else self._noise.sight
+        black = black or (sight is Sight.DARK and self._cover.sight is Sight.DARK)
+        if black and self._dark_is_nobody:
+            return Visibility(True, Sight.OK)
         # Black and saturated frames may repeat on a working camera, so only a seeing one can be frozen.
         if sight is Sight.OK and 0 < self._frozen_after_s <= self._freeze.observe(sample, pixels, t):
             sight = Sight.FROZEN

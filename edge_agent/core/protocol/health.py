@@ -176,7 +176,8 @@ class AgentHealth:
 def health_payload(health: AgentHealth) -> Dict[str, Any]:
     """The health message as a dict.
 
-    Its state is "failed" when no camera can see, "degraded" when there is any other reason, and else "ok".
+    Its state is "failed" when no camera can see and none is only dark, "degraded" when there is any other reason, and
+    else "ok".
     """
     blind = [
         f"camera {camera}: {state.sight.value}"
@@ -189,7 +190,9 @@ def health_payload(health: AgentHealth) -> Dict[str, Any]:
         reasons.append("messages were dropped")
     if health.outbox.quarantined:
         reasons.append("messages are in quarantine")
-    failed = bool(health.cameras) and len(blind) == len(health.cameras)
+    # A camera that is dark delivers frames: it works, and light is all that it lacks.
+    dark = any(state.sight is Sight.DARK for state in health.cameras.values())
+    failed = bool(health.cameras) and len(blind) == len(health.cameras) and not dark
     return {
         "schema": "edge-agent.health/1",
         "state": "failed" if failed else "degraded" if reasons else "ok",

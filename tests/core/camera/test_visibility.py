@@ -434,6 +434,25 @@ def test_a_tiny_image_is_never_covered() -> None:
     assert set(sights(played)) == {Sight.OK}
 
 
+@pytest.mark.parametrize("level", [0.0, 14.0], ids=["black", "black level"])
+def test_darkness_may_mean_nobody(level: float) -> None:
+    def camera() -> Camera:
+        made = Camera()
+        made.monitor = VisibilityMonitor(VisibilityParams(), "sensor", "nobody")
+        return made
+
+    hall = camera()
+    hall.play(live(room()), 3)
+    played = hall.play(live(uniform(level)), 10)
+    assert set(sights(played)) == {Sight.OK}
+    assert all(visibility == Visibility(True, Sight.OK) for t, visibility in played if t > 2.0)
+    assert Visibility(True, Sight.OK) in [visibility for t, visibility in hall.play(live(room()), 1) if t < 0.5]
+    assert hall.results[-1][1] == Visibility(True, Sight.OK)
+    assert camera().play(live(uniform(level)), 4)[-1][1] == Visibility(True, Sight.OK), "also from the start"
+    assert camera().play(live(uniform(120.0)), 4)[-1][1].sight is Sight.COVERED
+    assert camera().play(live(room(8.0), 4.0), 4)[-1][1].sight is Sight.DARK, "not black: somebody may be there"
+
+
 # --- Measurements.
 
 

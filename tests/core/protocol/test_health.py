@@ -29,6 +29,8 @@ def health(*sights, **more):
         ((Sight.STARTING, Sight.DISABLED), "ok", []),
         ((Sight.OK, Sight.DARK), "degraded", ["camera c1: dark"]),
         ((Sight.DISABLED, Sight.LOST), "degraded", ["camera c1: lost"]),
+        ((Sight.DARK,), "degraded", ["camera c0: dark"]),
+        ((Sight.DARK, Sight.LOST), "degraded", ["camera c0: dark", "camera c1: lost"]),
         ((Sight.EMITTER, Sight.COVERED), "failed", ["camera c0: emitter", "camera c1: covered"]),
     ],
 )

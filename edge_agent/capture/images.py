@@ -12,6 +12,7 @@ import numpy as np
 from edge_agent.capture import IMAGE_SUFFIXES, SourceOptions
 from edge_agent.capture.address import split_file
 from edge_agent.capture.image_header import image_size
+from edge_agent.capture.pixels import SampleDepth
 from edge_agent.core.frame import FULL_RANGE, Frame, Levels
 from edge_agent.core.types import Array, Counters
 from edge_agent.errors import EndOfStream, SourceError
@@ -23,12 +24,16 @@ DEFAULT_FPS = 5.0
 MAX_BYTES = 128 << 20
 MAX_PIXELS = 1 << 25
 """A little more than 7680x4320; checked before decoding, because a small file can hold an image of gigabytes."""
-_DEEP = Levels(0.0, 1.0 / 256.0)  # 16-bit files use their full range
 _EXPECTED = f"expected one of {', '.join(sorted(IMAGE_SUFFIXES))}"
 
 
-def load_image(path: Path, color: bool = False) -> Tuple[Array, Levels]:
+def load_image(path: Path, color: bool = False, depth: Optional[SampleDepth] = None) -> Tuple[Array, Levels]:
     """Decode an image file.
+
+    Args:
+        path: The file.
+        color: Return RGB instead of gray.
+        depth: What earlier images of 16 bits have shown of their depth; raw values of 10 to 14 bits are recognised.
 
     Returns:
         (H, W) uint8 or uint16, or (H, W, 3 RGB) uint8, read-only, rotated by the EXIF tag, and the levels that
@@ -47,7 +52,7 @@ def load_image(path: Path, color: bool = False) -> Tuple[Array, Levels]:
         if size[0] * size[1] > MAX_PIXELS:
             raise SourceError(f"{path}: {size[0]}x{size[1]} px are too many", f"expected at most {MAX_PIXELS} px")
         data = np.frombuffer(content, np.uint8)
-        flags = cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+        flags = (cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_ANYDEPTH
         decoded = cv2.imdecode(data, flags)
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}", _EXPECTED) from error
@@ -55,9 +60,14 @@ def load_image(path: Path, color: bool = False) -> Tuple[Array, Levels]:
         raise SourceError(f"{path}: OpenCV cannot decode it", _EXPECTED) from error
     if decoded is None or decoded.dtype not in (np.uint8, np.uint16):
         raise SourceError(f"{path}: damaged, truncated, or not an image of 8 or 16 bits", _EXPECTED)
-    pixels = np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if color else decoded)
+    levels = FULL_RANGE
+    if decoded.dtype == np.uint16:
+        levels = (depth or SampleDepth(16)).observe(decoded)
+    if color:
+        decoded, levels = cv2.cvtColor(levels.to_gray8(decoded), cv2.COLOR_BGR2RGB), FULL_RANGE
+    pixels = np.asarray(decoded)
     pixels.flags.writeable = False
-    return pixels, _DEEP if pixels.dtype == np.uint16 else FULL_RANGE
+    return pixels, levels
 
 
 class ImageSource:
@@ -81,6 +91,7 @@ class ImageSource:
         self.uri = uri
         self._path = path
         self._color = options.color
+        self._depth = SampleDepth(16)
         self._images: Optional[Iterator[Tuple[Array, Levels]]] = None
         self._due_t = 0.0
         self._sequence = 0
@@ -97,7 +108,7 @@ class ImageSource:
             names = self._list_folder()
             self._images = self._decode_folder(names)
         else:
-            self._images = cycle([load_image(self._path, self._color)])
+            self._images = cycle([load_image(self._path, self._color, self._depth)])
         self._due_t = time.monotonic()
 
     def read(self, timeout_s: float) -> Optional[Frame]:
@@ -146,7 +157,7 @@ class ImageSource:
             decoded = 0
             for path in paths:
                 try:
-                    image = load_image(path, self._color)
+                    image = load_image(path, self._color, self._depth)
                 except SourceError as error:
                     self._unreadable += 1
                     log.log(logging.DEBUG if warned else logging.WARNING, "skipped %s", error)

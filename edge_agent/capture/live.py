@@ -6,7 +6,7 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol, Tuple
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.address import hide_credentials
-from edge_agent.capture.media_decode import Decoded, gray_pixels, rgb_pixels
+from edge_agent.capture.media_decode import Decoded, PixelReader
 from edge_agent.core.frame import Frame, undecodable
 from edge_agent.core.types import Counters
 from edge_agent.errors import SourceError
@@ -172,7 +172,7 @@ class LiveSource:
         self.uri = hide_credentials(uri)
         self.stall_after_s = options.stall_after_s
         self._play = play
-        self._to_pixels = rgb_pixels if options.color else gray_pixels
+        self._to_pixels = PixelReader(options.color)
         self._counters: Counters = {"dropped": 0, "decode_errors": 0, "skipped_packets": 0, "lag_ms": 0}
         self._link: Optional[Link] = None
         self._thread: Optional[threading.Thread] = None

@@ -8,7 +8,7 @@ import av
 
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.address import split_file
-from edge_agent.capture.media_decode import Decoded, PacketDecoder, gray_pixels, rgb_pixels, video_stream
+from edge_agent.capture.media_decode import Decoded, PacketDecoder, PixelReader, video_stream
 from edge_agent.core.frame import Frame, undecodable
 from edge_agent.core.types import Counters
 from edge_agent.errors import EndOfStream, SourceError
@@ -51,7 +51,7 @@ class MediaSource:
         query.finish()
         self.uri = uri
         self._path = path
-        self._to_pixels = rgb_pixels if options.color else gray_pixels
+        self._to_pixels = PixelReader(options.color)
         self._frames: Optional[Generator[_TimedFrame, None, None]] = None
         self._queue: Deque[_TimedFrame] = deque()
         self._ended = False

@@ -2,11 +2,12 @@
 
 import re
 from functools import lru_cache
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 import av
 import numpy as np
 
+from edge_agent.capture.pixels import SampleDepth
 from edge_agent.core.camera.damage import PredictionDamage
 from edge_agent.core.frame import FULL_RANGE, Levels
 from edge_agent.core.types import Array
@@ -21,9 +22,9 @@ VIDEO_CODECS = frozenset(
 )
 """FFmpeg's decoders that network cameras may use; a stream of any other is refused."""
 
-_MAX_PIXELS = 100_000_000  # a camera's frame of more is an attack on memory
 MAX_PIXELS = 1 << 25
 """A little more than 7680x4320. A small file can claim a size of gigabytes, which a decoder would allocate."""
+_SIXTEEN_BITS = Levels(0.0, 1.0 / 256.0)
 _MPEG_RANGE, _JPEG_RANGE = 1, 2  # AVCOL_RANGE_*; 0 is unspecified
 
 
@@ -66,10 +67,7 @@ class PacketDecoder:
 
     def __init__(self, stream: Any) -> None:
         intra = stream.codec_context.name in _INTRA
-        options = {"max_pixels": str(MAX_PIXELS)}
-        if intra:
-            options["err_detect"] = "explode"
-        stream.codec_context.options = options
+        stream.codec_context.options = _decoder_options(intra)
         self._stream = stream
         self._damage = PredictionDamage(intra)
         self.errors = 0
@@ -113,8 +111,62 @@ class JpegDecoder:
 
 
 def _decoder_options(intra: bool) -> Dict[str, str]:
-    options = {"max_pixels": str(_MAX_PIXELS)}
+    options = {"max_pixels": str(MAX_PIXELS)}
     return {**options, "err_detect": "explode"} if intra else options
+
+
+class PixelReader:
+    """Callable: the upright pixels of an `av.VideoFrame` of one stream, and their levels.
+
+    Args:
+        color: Return RGB instead of luma.
+    """
+
+    def __init__(self, color: bool) -> None:
+        self._color = color
+        self._depth = SampleDepth(16)
+
+    def __call__(self, frame: Any) -> Tuple[Array, Levels]:
+        """The pixels and levels of `gray_pixels` or `rgb_pixels`; values of 10 to 14 bits in 16 are recognised."""
+        turn = _turn_of(frame)
+        if self._color and not frame.format.name.startswith("gray"):
+            pixels, levels = rgb_pixels(frame)
+        else:
+            pixels, levels = gray_pixels(frame)
+            if pixels.dtype == np.uint16 and levels == _SIXTEEN_BITS:
+                levels = self._depth.observe(pixels)
+            if self._color:
+                pixels, levels = np.repeat(levels.to_gray8(pixels)[..., np.newaxis], 3, axis=2), FULL_RANGE
+        return turn(pixels) if turn is not None else pixels, levels
+
+
+def _turn_of(frame: Any) -> Optional[Callable[[Array], Array]]:
+    """The rotation and reflection by the frame's display matrix; None when it is upright."""
+    if not len(frame.side_data):
+        return None
+    found = frame.side_data.get("DISPLAYMATRIX")
+    return None if found is None else turn_by(bytes(found))
+
+
+@lru_cache(maxsize=16)
+def turn_by(matrix: bytes) -> Optional[Callable[[Array], Array]]:
+    """The rotation and reflection in steps of 90 degrees that is nearest to a display matrix; None for none.
+
+    Args:
+        matrix: 9 native int32: a point (x, y) of the decoded frame is shown at (a x + c y, b x + d y).
+    """
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    swap = abs(b) + abs(c) > abs(a) + abs(d)
+    across, down = (c, b) if swap else (a, d)
+    step_x, step_y = -1 if across < 0 else 1, -1 if down < 0 else 1
+    if not swap and step_x == step_y == 1:
+        return None
+
+    def turn(pixels: Array) -> Array:
+        turned = pixels.swapaxes(0, 1) if swap else pixels
+        return np.ascontiguousarray(turned[::step_y, ::step_x])  # OpenCV takes no negative strides
+
+    return turn
 
 
 def gray_pixels(frame: Any) -> Tuple[Array, Levels]:
@@ -125,6 +177,8 @@ def gray_pixels(frame: Any) -> Tuple[Array, Levels]:
         that convert it to 8-bit gray. YUV is limited range unless the stream sets a range (FFmpeg's rule); gray is
         full range.
     """
+    if frame.format.name.startswith("gray") and frame.format.name.endswith("be"):
+        frame = frame.reformat(format=f"{frame.format.name[:-2]}le")
     bits, limited = _luma_of(frame.format.name)
     plane = frame.planes[0] if bits else None
     if plane is None or plane.line_size <= 0:

@@ -73,7 +73,7 @@ def read_frames(
     Args:
         recording: A folder, a video file or a synthetic scene that ends.
         timestamps: One line per frame, or None.
-        fps: Used without timestamps; None for `DEFAULT_FPS`.
+        fps: Instead of the recording's own times; None for those, and `DEFAULT_FPS` where it has none.
         camera: Settings of its camera.
         stack: Closes the source.
 
@@ -98,7 +98,7 @@ def read_frames(
         raise InputError(f"{recording}: is one image", _EXPECTED)
     times = None if timestamps is None else _read_times(timestamps)
     stack.callback(source.close)
-    return source.kind, _timed(source, times, fps or DEFAULT_FPS, str(timestamps))
+    return source.kind, _timed(source, times, fps, str(timestamps))
 
 
 def _read_times(path: Path) -> List[Moment]:
@@ -131,12 +131,16 @@ def _time(text: str) -> Moment:
     return moment_at(_EPOCH + timedelta(seconds=seconds))
 
 
-def _timed(source: Source, times: Optional[List[Moment]], fps: float, name: str) -> Iterator[Tuple[Frame, Moment]]:
+def _timed(
+    source: Source, times: Optional[List[Moment]], fps: Optional[float], name: str
+) -> Iterator[Tuple[Frame, Moment]]:
     """Yield every frame with its time. A frame or a time too many is an error: the others may be paired wrongly."""
     number = 0
     for frame in _all(source):
         if times is None:
-            yield frame, moment_at(_EPOCH + timedelta(seconds=number / fps))
+            own_s = None if fps is not None else frame.media_s
+            seconds = number / (fps or DEFAULT_FPS) if own_s is None else own_s
+            yield frame, moment_at(_EPOCH + timedelta(seconds=seconds))
         elif number < len(times):
             yield frame, times[number]
         else:

@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--timestamps", type=Path, metavar="FILE", help="of frames: one time per line, seconds or RFC 3339 in UTC"
     )
-    parser.add_argument("--fps", type=float, help="of frames without timestamps (default 30)")
+    parser.add_argument("--fps", type=float, help="of frames, instead of the video's own times (images: default 30)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the events here (default: stdout)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="of frames: write detections here, to be replayed")
     parser.add_argument("--seed", type=int, default=1, help="seed of the event ids (default 1)")

@@ -72,6 +72,22 @@ def test_sixteen_bits_are_kept(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frame.levels.to_gray8(frame.pixels), deep >> 8)
 
 
+@pytest.mark.parametrize(("bits", "shift"), [(10, 0), (12, 0), (14, 0), (16, 0), (10, 6), (12, 4)])
+def test_raw_values_of_fewer_bits_are_not_black(tmp_path: Path, bits: int, shift: int) -> None:
+    raw = np.random.default_rng(2).integers(0, 1 << bits, (96, 128)).astype(np.uint16)
+    gray, dark = raw >> (bits - 8), raw // 10 >> (bits - 8)
+    cv2.imwrite(str(tmp_path / "raw.png"), raw << shift)
+    cv2.imwrite(str(tmp_path / "tenth.png"), raw // 10 << shift)
+    for uri, options in ((tmp_path / "raw.png", PLAIN), (f"{tmp_path}?pace=fast", PLAIN)):
+        with closing(opened(uri, options)) as source, next_frame(source) as frame:
+            np.testing.assert_array_equal(frame.levels.to_gray8(frame.pixels), gray)
+            if source.uri.endswith("fast"):  # a darker image of the same folder has the same depth
+                with next_frame(source) as darker:
+                    np.testing.assert_array_equal(darker.levels.to_gray8(darker.pixels), dark)
+    with closing(opened(tmp_path / "raw.png", SourceOptions(color=True))) as source, next_frame(source) as frame:
+        np.testing.assert_array_equal(frame.pixels[..., 0], gray)
+
+
 def test_colour_is_rgb_when_asked(tmp_path: Path) -> None:
     red = np.zeros((20, 20, 3), np.uint8)
     red[..., 2] = 200  # OpenCV writes BGR

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import List
 
+import av
 import numpy as np
 import pytest
 
@@ -352,3 +353,49 @@ def test_rtsp_options_follow_ffmpegs_version() -> None:
     assert old["rtsp_transport"] == "udp"
     for options in (new, old):
         assert not {"http", "https", "file"} & set(options["protocol_whitelist"].split(","))
+
+
+ROTATION = {"right": (0, 1, -1, 0), "left": (0, -1, 1, 0), "half": (-1, 0, 0, -1), "mirrored": (-1, 0, 0, 1)}
+UPRIGHT = {
+    "right": lambda pixels: np.rot90(pixels, -1),
+    "left": np.rot90,
+    "half": lambda pixels: np.rot90(pixels, 2),
+    "mirrored": np.fliplr,
+}
+
+
+@pytest.mark.parametrize("color", [False, True])
+@pytest.mark.parametrize("name", ROTATION)
+def test_the_display_matrix_turns_frames_upright(tmp_path: Path, name: str, color: bool) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", 2, "mpeg4", "yuv420p")
+    options = SourceOptions(color=color)
+    with closing(opened(f"{clip}?pace=fast", options)) as source, next_frame(source) as frame:
+        as_stored = frame.pixels.copy()
+    a, b, c, d = (0x10000 * value for value in ROTATION[name])
+    data, identity = clip.read_bytes(), struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    at = data.index(b"tkhd")
+    at = data.index(identity, at)
+    clip.write_bytes(data[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000) + data[at + 36 :])
+    with closing(opened(f"{clip}?pace=fast", options)) as source, next_frame(source) as frame:
+        np.testing.assert_array_equal(frame.pixels, UPRIGHT[name](as_stored))
+        assert frame.pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize(("codec", "suffix"), [("ffv1", "mkv"), ("png", "mov")])
+@pytest.mark.parametrize("color", [False, True])
+def test_raw_values_in_sixteen_bit_video_are_not_black(
+    tmp_path: Path, bits: int, codec: str, suffix: str, color: bool
+) -> None:
+    raw = np.random.default_rng(3).integers(0, 1 << bits, (96, 128)).astype(np.uint16)
+    stored = "gray16be" if codec == "png" else "gray16le"
+    with av.open(str(tmp_path / f"raw.{suffix}"), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, stored
+        picture = av.VideoFrame.from_ndarray(raw, format="gray16le")
+        container.mux(stream.encode(picture.reformat(format=stored)))
+        container.mux(stream.encode())
+    clip = f"{tmp_path}/raw.{suffix}?pace=fast"
+    with closing(opened(clip, SourceOptions(color=color))) as source, next_frame(source) as frame:
+        shown = frame.levels.to_gray8(frame.pixels)
+        np.testing.assert_array_equal(shown[..., 0] if color else shown, raw >> (bits - 8))

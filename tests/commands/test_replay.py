@@ -11,17 +11,20 @@ import os
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 from edge_agent.cli import main
-from edge_agent.core.presence.recording import SightChange, moment_at, read_line, sight_line
+from edge_agent.core.presence.recording import SightChange, moment_at, read_line, read_timestamp, sight_line
 from edge_agent.core.protocol.messages import encode_detections, to_json
 from edge_agent.core.types import Detections, FrameInfo, Sight
 from tests.fakes.agent import environment
+from tests.fakes.images import write_video
 from tests.fakes.schemas import validate
 
 GOLDEN = Path(__file__).parent.parent / "data" / "replay"
@@ -330,3 +333,50 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as folder:
             trace = replay(recording(Path(folder), make()), settings={**SETTINGS, **more})
         (GOLDEN / f"{scenario}.jsonl").write_text("".join(f"{line}\n" for line in trace), "utf-8")
+
+
+def room(face, seed):
+    """A noisy room, with a bright marker where a face is."""
+    walls = 60 + 20 * np.sin(np.add.outer(np.arange(240) / 17, np.arange(320) / 23))
+    image = np.random.default_rng(seed).normal(walls, 3).clip(0, 255).astype(np.uint8)
+    if face:
+        cv2.ellipse(image, (160, 120), (40, 50), 0, 0, 360, 235, -1)
+    return image
+
+
+def presence_times(*arguments):
+    """The first seconds of ON, and of the OFF after it."""
+    lines = [json.loads(line) for line in replay(*arguments, settings=SCRIPTED)]
+    shown = [(line["presence"], read_timestamp(line["ts"])) for line in lines if "presence" in line]
+    on = next(at for presence, at in shown if presence == "ON")
+    return on.timestamp(), next(at for presence, at in shown if presence == "OFF" and at > on).timestamp()
+
+
+@pytest.mark.parametrize("fps", [7, 15, 60])
+def test_a_video_is_replayed_on_its_own_times_unless_others_are_given(tmp_path, fps):
+    """A face from the 3rd to the 8th second, at whatever rate."""
+    images = [room(3 * fps <= index < 8 * fps, index) for index in range(12 * fps)]
+    video = write_video(tmp_path / "clip.mkv", images, fps, "ffv1", "gray")
+    on, off = presence_times(video)
+    assert on == pytest.approx(3.0, abs=0.01) and 8.0 <= off < 11.0
+    on, off = presence_times(video, "--fps", fps / 2)
+    assert on == pytest.approx(6.0, abs=0.02) and 16.0 <= off < 19.0
+
+
+def test_a_video_of_varying_rate_is_replayed_on_its_own_times(tmp_path):
+    at_ms = [0, 100, 150, 900, 1000, 2500, *range(2600, 4000, 130), *range(4000, 9000, 210)]
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "gray"
+        for ms in at_ms:
+            picture = av.VideoFrame.from_ndarray(room(2500 <= ms < 4000, ms), format="gray")
+            picture.pts, picture.time_base = ms, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    on, off = presence_times(tmp_path / "clip.mkv")
+    assert on == 2.5 and 4.0 <= off < 7.0
+
+
+def test_a_scene_is_replayed_on_its_own_times():
+    lines = [json.loads(line) for line in replay("test://one?fps=10&end=4", settings=SCRIPTED)]
+    assert read_timestamp(lines[-1]["ts"]).timestamp() == pytest.approx(3.9, abs=0.11)

@@ -119,7 +119,8 @@ class SyntheticSource:
         pixels = self._renderer.draw(self._index)
         sequence = self._first_sequence + self._index
         self._index += 1
-        return Frame(self._formatted(pixels), sequence, time.monotonic(), Levels(0.0, 1.0 / (1 << (self._bits - 8))))
+        levels = Levels(0.0, 1.0 / (1 << (self._bits - 8)))
+        return Frame(self._formatted(pixels), sequence, time.monotonic(), levels, media_s=t_s)
 
     def close(self) -> None:
         """Stop reading; the scene time continues."""

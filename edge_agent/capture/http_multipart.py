@@ -12,10 +12,10 @@ from edge_agent.errors import SourceError
 
 MAX_HEAD = 64 * 1024
 MAX_PART = 32 * 1024 * 1024
+_LONGEST_MARGIN = 16  # of dashes, blanks and line ends around a boundary
 _CHUNK = 64 * 1024
 _HINT = "expected a camera that sends JPEGs"
-_SOI = b"\xff\xd8"
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_SOI, _EOI, _SOS = b"\xff\xd8", b"\xff\xd9", 0xDA
 _HEADER = re.compile(rb"[!-9;-~]+[ \t]*:")
 
 
@@ -28,27 +28,30 @@ class JpegEnd:
 
     def find(self, data: bytearray) -> int:
         """The first position after the JPEG; 0 while its end is not in `data`, which begins as in the last call."""
-        while True:
-            if self._in_scan:
-                match = _MARKER.search(data, self._at)
-                if match is None:
-                    self._at = max(self._at, len(data) - 1)
-                    return 0
-                self._at, self._in_scan = match.start(), False
-            if len(data) < self._at + 4 and data[self._at : self._at + 2] not in (b"\xff\xd9", _SOI):
-                return 0
-            code = data[self._at + 1]
-            if data[self._at] != 0xFF or code == 0x00 or 0xD0 <= code <= 0xD7:
-                self._at, self._in_scan = self._at + 1, True
-            elif code == 0xFF:
-                self._at += 1
-            elif code == 0xD9:
-                return self._at + 2
-            elif code == 0xD8:
+        while not self._in_scan:  # segments with a length, of which APP1 may hold a JPEG of its own
+            start = data[self._at : self._at + 4]
+            if start[:2] == _EOI:
+                return self._at + len(_EOI)
+            if start[:2] == _SOI:
                 return self._at  # the next JPEG: this one was cut
+            if len(start) < 4:
+                return 0
+            if start[:2] == b"\xff\xff":
+                self._at += 1
+            elif start[0] != 0xFF:
+                self._in_scan = True  # it is damaged
             else:
-                self._at += 2 + max(2, int.from_bytes(data[self._at + 2 : self._at + 4], "big"))
-                self._in_scan = code == 0xDA
+                self._at += 2 + max(2, int.from_bytes(start[2:4], "big"))
+                self._in_scan = start[1] == _SOS
+        # Neither coded data nor tables hold these bytes. Searching for them is much faster than for any marker.
+        end = data.find(_EOI, self._at)
+        following = data.find(_SOI + b"\xff", self._at, len(data) if end < 0 else end)
+        if following >= 0:
+            return following
+        if end >= 0:
+            return end + len(_EOI)
+        self._at = max(self._at, len(data) - len(_SOI))
+        return 0
 
 
 class Parts:
@@ -67,9 +70,10 @@ class Parts:
         self._token = boundary.encode("latin-1", "replace").strip(b"-")
         self._delimiter: Optional[re.Pattern[bytes]] = None
         if self._token:
-            self._delimiter = re.compile(rb"\r?\n-*" + re.escape(self._token) + rb"-*[ \t]*(?:\r?\n|$)")
+            self._delimiter = re.compile(rb"\r?\n-*" + re.escape(self._token) + rb"-*[ \t]*(?:\r?\n|\Z)")
         self._data = bytearray()
         self._length: Optional[int] = None
+        self._exact = False  # the last length was right; then the next JPEG need not be searched for its end
         self._ended = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -118,31 +122,54 @@ class Parts:
                 if name.strip().lower() == b"content-length" and value.strip().isdigit():
                     self._length = int(value)
 
+    def _cut_off(self, end: int) -> bytes:
+        part = bytes(self._data[:end])
+        del self._data[:end]
+        return part
+
+    def _find_boundary(self, start: int) -> Optional[int]:
+        """Where the line end before the next boundary begins, in the data from `start` on; None without one."""
+        while self._delimiter is not None:
+            at = self._data.find(self._token, start)  # much faster than a search for the expression
+            if at < 0:
+                return None
+            match = self._delimiter.search(
+                self._data, max(0, at - _LONGEST_MARGIN), at + len(self._token) + _LONGEST_MARGIN
+            )
+            # At the very end of the data a boundary may be the beginning of something longer.
+            if match is not None and (self._ended or match[0].endswith(b"\n")):
+                return match.start()
+            start = at + 1
+        return None
+
     def _take_part(self) -> bytes:
         end_of_jpeg: Optional[JpegEnd] = None
         searched = 0
+        while self._exact and self._length is not None and self._length <= MAX_PART:
+            if len(self._data) >= self._length:
+                self._exact = self._data[self._length - 2 : self._length] == _EOI
+                if self._exact:
+                    return self._cut_off(self._length)
+            elif not self._receive():
+                break
         while True:
             if end_of_jpeg is None and self._data[:4] == b"\r\n" + _SOI:
                 del self._data[:2]
             if end_of_jpeg is None and self._data[:2] == _SOI:
                 end_of_jpeg = JpegEnd()
             ends = [end_of_jpeg.find(self._data)] if end_of_jpeg else []
-            if self._delimiter is not None:
-                match = self._delimiter.search(self._data, searched)
-                # At the very end of the data a boundary may be the beginning of something longer.
-                if match is not None and (self._ended or match.end() < len(self._data) or match[0].endswith(b"\n")):
-                    ends.append(match.start() or 0)
-                    if match.start() == 0:
-                        return b""
-                searched = max(0, len(self._data) - len(self._token) - 64)
+            boundary = self._find_boundary(searched)
+            if boundary == 0:
+                return b""
+            ends.append(boundary or 0)
+            searched = max(0, len(self._data) - len(self._token) - _LONGEST_MARGIN)
             if self._length is not None and len(self._data) >= self._length:
                 ends.append(self._length)
             ends = [end for end in ends if end]
             if ends or self._ended:
                 end = min(ends) if ends else len(self._data)
-                part = bytes(self._data[:end])
-                del self._data[:end]
-                return part
+                self._exact = end == self._length and self._data[end - 2 : end] == _EOI
+                return self._cut_off(end)
             if len(self._data) > MAX_PART:
                 raise SourceError(f"an image exceeds {MAX_PART // 2**20} MiB", _HINT)
             self._receive()

@@ -34,6 +34,10 @@ LAYOUTS = {
     "no blank line either": b"".join(b"--frame\r\n" + one + b"\r\n" for one in JPEGS),
     "no boundary at all": b"".join(PLAIN_HEAD % len(one) + one for one in JPEGS),
     "nothing but JPEGs": b"".join(JPEGS),
+    "lengths that become wrong": b"".join(
+        b"--frame\r\n" + PLAIN_HEAD % (len(one) * (1 if number < 3 else 2)) + one + b"\r\n"
+        for number, one in enumerate(JPEGS)
+    ),
     "no length": b"".join(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + one + b"\r\n" for one in JPEGS),
     "a length of two bytes more": b"".join(b"--frame\r\n" + PLAIN_HEAD % (len(o) + 2) + o + b"\r\n" for o in JPEGS),
     "a length of 2 GB": b"".join(b"--frame\r\n" + PLAIN_HEAD % 2_000_000_000 + one + b"\r\n" for one in JPEGS),

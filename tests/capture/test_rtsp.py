@@ -11,6 +11,7 @@ import pytest
 from edge_agent.capture import SourceOptions
 from edge_agent.capture.media_stream import StreamSource
 from edge_agent.capture.synthetic.source import ASTRONAUT
+from edge_agent.errors import SourceError
 from tests.fakes import rtsp_server
 from tests.fakes.rtsp_server import LossyProxy, RtspServer
 
@@ -77,3 +78,14 @@ def test_a_backlog_is_skipped_and_the_age_of_frames_is_known(image: Path) -> Non
     assert counters["skipped_packets"] > 0, "what is too old is not decoded"
     assert held[-1][1] < 1.0 and counters["lag_ms"] < 1000, "it has caught up"
     assert not any(damaged for damaged, _ in held[-5:])
+
+
+def test_a_camera_that_streams_over_udp_only_is_named_and_can_be_used(image: Path) -> None:
+    with RtspServer(image, FPS, gop=FPS, protocol="udp") as server:
+        uri = f"rtsp://door:s3cr3t@127.0.0.1:{server.port}/live"
+        with pytest.raises(SourceError, match="does not stream over TCP") as caught:
+            StreamSource(uri, SourceOptions()).open()
+        assert "?transport=udp" in caught.value.hint
+        with closing(StreamSource(f"{uri}?transport=udp", SourceOptions())) as source:
+            source.open()
+            assert len(watched(source, 2.0)) > FPS

@@ -1,6 +1,6 @@
 """A real RTSP server (gst-rtsp-server) that shows a face in H.264, and a proxy that loses packets of its stream.
 
-Run as a program by the system's Python, which has GObject introspection: rtsp_server.py PORT IMAGE FPS GOP.
+Run as a program by the system's Python, which has GObject introspection: rtsp_server.py PORT IMAGE FPS GOP PROTOCOL.
 """
 
 import random
@@ -46,11 +46,16 @@ class RtspServer:
         image: PNG file whose picture moves a little from frame to frame.
         fps: Frames per second.
         gop: Frames from keyframe to keyframe.
+        protocol: `tcp` or `udp`; clients that ask for another are refused with status 461.
     """
 
-    def __init__(self, image: Path, fps: int = 15, gop: int = 30) -> None:
+    def __init__(self, image: Path, fps: int = 15, gop: int = 30, protocol: str = "tcp") -> None:
         self.port = free_port()
-        self._command = [SYSTEM_PYTHON, str(Path(__file__).resolve()), *map(str, (self.port, image, fps, gop))]
+        self._command = [
+            SYSTEM_PYTHON,
+            str(Path(__file__).resolve()),
+            *map(str, (self.port, image, fps, gop, protocol)),
+        ]
         self._process: Optional[subprocess.Popen[bytes]] = None
 
     def __enter__(self) -> "RtspServer":
@@ -154,13 +159,14 @@ class LossyProxy:
         return head + sum(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
 
 
-def main(port: str, image: str, fps: str, gop: str) -> None:
+def main(port: str, image: str, fps: str, gop: str, protocol: str) -> None:
     """Serve /live until killed."""
     import gi  # of the system's Python
 
     gi.require_version("Gst", "1.0")
+    gi.require_version("GstRtsp", "1.0")
     gi.require_version("GstRtspServer", "1.0")
-    from gi.repository import GLib, Gst, GstRtspServer
+    from gi.repository import GLib, Gst, GstRtsp, GstRtspServer
 
     Gst.init(None)
     factory = GstRtspServer.RTSPMediaFactory()
@@ -172,6 +178,7 @@ def main(port: str, image: str, fps: str, gop: str) -> None:
     )
     factory.set_shared(False)
     factory.set_latency(0)
+    factory.set_protocols(GstRtsp.RTSPLowerTrans.UDP if protocol == "udp" else GstRtsp.RTSPLowerTrans.TCP)
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
     server.set_service(port)
@@ -181,4 +188,4 @@ def main(port: str, image: str, fps: str, gop: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    main(*sys.argv[1:6])

@@ -58,6 +58,6 @@ def facts_of(path: Path, key: Optional[str] = None) -> Facts:
     model = parse_onnx(onnx, str(path))
     contract, classes = contract_structure(model, str(path))
     if contract.kind != "gridbox":
-        raise ModelError(f"model {path}: is {contract.kind}", "expected a DetectNet_v2, as nvinfer decodes by itself")
+        raise ModelError(f"model {path}: is {contract.kind}", "expected a DetectNet_v2, which nvinfer decodes itself")
     binding = bind_tensors(model, str(path))
     return Facts(contract, classes, binding.input, binding.outputs, uff is not None)

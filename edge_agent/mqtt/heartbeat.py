@@ -1,4 +1,4 @@
-"""Progress deadline of a thread, for a watchdog that cannot look inside it."""
+"""Progress deadline of a thread, for the watchdog."""
 
 from typing import Callable
 

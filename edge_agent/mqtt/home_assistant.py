@@ -31,7 +31,7 @@ class DiscoveryHandler(PublishHandler):
 
     Attributes:
         subscriptions: Home Assistant's status topic. Some installations publish it retained, so the retain flag must
-            tell an old message from a new one.
+            distinguish an old message from a new one.
     """
 
     def __init__(

@@ -109,7 +109,7 @@ def _set(device: Device, uri: str, wanted: PixelFormat, size: Tuple[int, int], e
         log.warning("%s: asked for %dx%d, the driver gives %dx%d", uri, *size, pix.width, pix.height)
     full_range = pix.quantization == abi.QUANTIZATION_FULL_RANGE or (
         pix.quantization == abi.QUANTIZATION_DEFAULT and pix.colorspace == abi.COLORSPACE_JPEG
-    )  # as V4L2_MAP_QUANTIZATION_DEFAULT says for Y'CbCr
+    )  # as V4L2_MAP_QUANTIZATION_DEFAULT defines for Y'CbCr
     return ImageLayout.make(wanted, pix.width, pix.height, pix.bytesperline, full_range)
 
 

@@ -19,7 +19,7 @@ class PredictionDamage:
     """Follows damage through a predicted codec: each frame repeats what the frames before it have lost.
 
     Args:
-        intra: Whether the codec codes every frame by itself (MJPEG), so that damage ends with its frame.
+        intra: Whether the codec codes every frame independently (MJPEG), so that damage ends with its frame.
     """
 
     def __init__(self, intra: bool) -> None:
@@ -56,7 +56,7 @@ class DamageMonitor:
         self.blind = False
 
     def observe(self, damaged: bool, t: float) -> None:
-        """Take note of one frame; `blind` is up to date afterwards."""
+        """Record one frame; `blind` is up to date afterwards."""
         self._recent.append((t, damaged))
         self._recent_damaged += damaged
         while self._recent[0][0] < t - _WINDOW_S:

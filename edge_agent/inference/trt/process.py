@@ -68,7 +68,7 @@ class WorkerProcess:
                 self._process = _start(python, theirs.fileno(), self._memory)
                 unstarted.pop_all()
             on_failure.callback(self._end)
-            on_failure.callback(self._channel.close)  # runs first, so that the worker ends by itself
+            on_failure.callback(self._channel.close)  # runs first, so that the worker exits
             self.hello = self._receive_hello()
             on_failure.pop_all()
         self._open = True

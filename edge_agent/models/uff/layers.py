@@ -19,7 +19,7 @@ class _Window(NamedTuple):
 
 
 def conv(assembly: Assembly, node: Node) -> Operand:
-    """A convolution, grouped or depthwise where `number_groups` says so."""
+    """A convolution, grouped or depthwise according to `number_groups`."""
     operand, kernel = assembly.inputs(node, 2)
     left, right = node.orders(2)
     if kernel.values is None:

@@ -1,4 +1,4 @@
-"""What holds for all tests: marks by folder, and one paragraph on what was skipped.
+"""Configuration of all tests: marks by folder, and a summary of skipped tests.
 
 Shared test code lives in `tests/fakes` and is imported by that name.
 """
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Iterator[None]:
-    """After all else but pytest's own last line: what did not run, why, and what would enable it."""
+    """Print which tests were skipped, why, and what would enable them."""
     yield
     reasons = Counter(reason_of(report) for report in terminalreporter.stats.get("skipped", []))
     lines = [f"{count:5} x {reason}" for reason, count in reasons.most_common()]
@@ -51,6 +51,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Ite
 
 
 def reason_of(report: Any) -> str:
-    """Why a test was skipped, in the words of who skipped it."""
+    """The reason that a skipped test gave."""
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return str(reason).replace("Skipped: ", "", 1)

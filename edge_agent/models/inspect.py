@@ -98,7 +98,8 @@ def inspect_etlt(data: bytes, name: str) -> Inspection:
     length = struct.unpack_from("<i", data)[0] if len(data) >= 4 else -1
     if not 0 <= length <= min(_NAME_LIMIT_BYTES, len(data) - 4):
         raise ModelError(
-            f"{name}: damaged or no .etlt: its header says {length}", "expected a length of 0 to 1024 bytes"
+            f"{name}: damaged or no .etlt: its header states the length {length}",
+            "expected a length of 0 to 1024 bytes",
         )
     node = data[4 : 4 + length]
     if not (node.isascii() and node.decode("ascii", "replace").isprintable()):

@@ -125,7 +125,7 @@ def entities(scenario: Scenario, **style: str) -> None:
         scenario.expect("and no problem", found["binary_sensor.lobby_hall_camera_problem"] == "off", found)
         scenario.expect("the number acted", found["number.lobby_threshold"] == "0.55", found["number.lobby_threshold"])
         image = scenario.listener.last("edge-agent/lobby/door/face/image")
-        scenario.expect("the picture is the crop", picture.is_file() and picture.read_bytes() == image)
+        scenario.expect("the image is the crop", picture.is_file() and picture.read_bytes() == image)
         shown = next(e for e in result["entities"] if e["entity_id"] == "image.front_door_last_face")["attributes"]
         named = json.loads(scenario.listener.last("edge-agent/lobby/door/presence/attributes"))["event_ids"]
         scenario.expect("it names its event", shown.get("event_id") in named, (shown, named))
@@ -144,7 +144,7 @@ def components(scenario: Scenario) -> None:
 
 
 def loss(scenario: Scenario) -> None:
-    """A camera that is lost is unavailable, not empty, and the problem sensor says so."""
+    """A camera that is lost is unavailable, not empty, and the problem sensor is on."""
     with scenario.agent(CAMERAS__DOOR__URI="test://still?fps=10&lose=2-900", CAMERAS__DOOR__STALL_AFTER_S=1):
         eventually(lambda: b'"lost"' in (scenario.listener.last("edge-agent/lobby/door/presence/attributes") or b""))
         found = states(scenario.home_assistant())
@@ -219,13 +219,13 @@ _WAIT = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep
 
 
 def birth(scenario: Scenario) -> None:
-    """When Home Assistant comes up, everything is told again; it takes its time to say that it is up."""
+    """When Home Assistant comes up, everything is published again; Home Assistant reports late that it is up."""
     with scenario.agent():
         topic = "homeassistant/device/edge-agent_lobby/config"
         eventually(lambda: scenario.listener.last(topic))
         before = len(scenario.listener.payloads(topic))
         scenario.home_assistant("--seconds", "30")
-        scenario.expect("told again", len(scenario.listener.payloads(topic)) > before)
+        scenario.expect("published again", len(scenario.listener.payloads(topic)) > before)
 
 
 def components_removal(scenario: Scenario) -> None:

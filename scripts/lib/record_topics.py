@@ -56,7 +56,7 @@ def record(folder: Path) -> List[Example]:
     """Return the received messages, oldest first."""
     with Broker(folder) as broker, Listener(broker) as listener:
         with AgentProcess({**SETTINGS, "MQTT__PORT": broker.port}) as agent:
-            eventually(lambda: _events(listener, "end"), "an appearance that has ended", 30.0)
+            eventually(lambda: _events(listener, "end"), "a visit that has ended", 30.0)
             client = Client(CallbackAPIVersion.VERSION2)
             client.connect("127.0.0.1", broker.port)
             client.loop_start()
@@ -121,7 +121,7 @@ _INTRODUCTION = f"""\
 `B` is `{B}`, base and node being `EDGE_AGENT_MQTT__BASE` (default `edge-agent`) and `EDGE_AGENT_NODE`; `C` is
 `B/{{camera}}`. What is retained is true at every connect of the agent, in the order: information, presence, discovery,
 `online`, health. The rest follows; what goes through the outbox is kept on disk until the broker has acknowledged it.
-[`asyncapi.yaml`](asyncapi.yaml) says the same to programs. Time stamps are UTC; boxes are 0..1 of the upright frame.
+[`asyncapi.yaml`](asyncapi.yaml) is its machine-readable form. Time stamps are UTC; boxes are 0..1 of the upright frame.
 
 | topic | payload | QoS | retained | through the outbox |
 |---|---|---|---|---|"""

@@ -108,7 +108,7 @@ def main() -> int:
         figures = (f"{row['loss']:.0%}", row["gop_s"], row["packets_dropped"], row["frames"], row["damaged"])
         print("| " + " | ".join(map(str, (*figures, row["off"], row["none"], ends))) + " |")
     wrong = [row for row in rows if row["off"] or row["ends"]]
-    print(f"{len(rows)} connections, {args.seconds:.0f} s: {len(wrong)} of them said OFF or ended a visit")
+    print(f"{len(rows)} connections, {args.seconds:.0f} s: {len(wrong)} of them published OFF or ended a visit")
     return 1 if wrong else 0
 
 

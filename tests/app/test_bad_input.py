@@ -32,17 +32,17 @@ def test_no_camera_and_bad_settings_exit_78_with_one_line_per_fault():
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "expected"),
     [
         ("gopher://camera", "unknown kind of source"),
         ("test://nowhere", "unknown scene"),
         ("test://one?size=0x0", "size"),
     ],
 )
-def test_an_invalid_uri_is_refused_at_once(uri, said):
+def test_an_invalid_uri_is_refused_at_once(uri, expected):
     for command in (["run"], ["config", "check"]):
         done = edge_agent(*command, settings={"CAMERAS__A__URI": uri, **SCRIPTED, **NOBODY})
-        refused(done, "EDGE_AGENT_CAMERAS__A__URI", said, code=78)
+        refused(done, "EDGE_AGENT_CAMERAS__A__URI", expected, code=78)
 
 
 def test_an_unknown_model_is_a_fault_of_the_settings():
@@ -77,9 +77,9 @@ def missing_file(folder):
 
 @pytest.mark.parametrize("make", [corrupt_onnx, wrong_contract, missing_file])
 def test_a_model_that_cannot_be_used_ends_the_agent_with_its_reason(make, tmp_path):
-    path, said = make(tmp_path)
+    path, expected = make(tmp_path)
     done = edge_agent("run", settings={**SCENE, **NOBODY, "MODEL__MODEL": path}, state_dir=tmp_path)
-    refused(done, said)
+    refused(done, expected)
 
 
 def test_a_model_that_was_never_fetched_names_the_command(tmp_path):
@@ -155,7 +155,7 @@ def test_a_state_folder_that_cannot_be_written_is_logged_and_survived(tmp_path):
             eventually(lambda: listener.last("edge-agent/n/a/presence") in (b"ON", b"OFF"))
         assert "EDGE_AGENT_STATE_DIR" in agent.log and "Traceback" not in agent.log
         warned = [line for line in agent.log.splitlines() if "WARNING" in line]
-        assert len(warned) == 1, "told once, not by everybody who would write there"
+        assert len(warned) == 1, "one warning, not one per writer"
 
 
 def test_a_second_signal_stops_at_once(tmp_path):

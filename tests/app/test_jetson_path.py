@@ -37,7 +37,7 @@ PERIOD_S = 0.008
 # Gray levels, cell by cell: far enough from one another that FP16 leaves their order, and so the clustering, alone.
 _Y, _X = np.mgrid[-2:3, -2:3]
 FACE_CELLS = 168.0 - 9 * abs(_X) - 6 * abs(_Y) - 2 * (_X > 0) - 3.5 * (_Y > 0)
-BOX_LIMIT = 0.002  # of the picture: the outputs of FP16 have three digits
+BOX_LIMIT = 0.002  # of the image: the outputs of FP16 have three digits
 SCORE_LIMIT = 0.02
 
 
@@ -115,7 +115,7 @@ class Running:
         settings: Mapping[str, Any] = {},
         environ: Mapping[str, str] = {},
     ) -> None:
-        told = {
+        values = {
             "NODE": "n",
             "CAMERAS__DOOR__URI": "v4l2:/dev/video0",
             "MODEL__MODEL": model,
@@ -131,7 +131,7 @@ class Running:
             "STATE_DIR": folder / "state",
             **settings,
         }
-        environ = {**environ, **{f"EDGE_AGENT_{name}": str(value) for name, value in told.items()}}
+        environ = {**environ, **{f"EDGE_AGENT_{name}": str(value) for name, value in values.items()}}
 
         def sources(settings: Any, pool: Any) -> Mapping[str, V4l2Source]:
             options = source_options(settings.cameras["door"], pool)
@@ -174,7 +174,7 @@ def watch(broker: Broker, running: Running, room: Room, mode: str) -> Agreement:
             eventually(lambda: listener.last("edge-agent/n/door/presence") == b"ON", "a face is seen")
             room.seen.set()
             eventually(lambda: listener.last("edge-agent/n/door/presence") == b"OFF", "it has gone")
-            eventually(lambda: info_of(listener)["capture_mode"] == {"door": mode}, "how pictures come is told")
+            eventually(lambda: info_of(listener)["capture_mode"] == {"door": mode}, "info names the capture mode")
             info = info_of(listener)
         assert running.code == 0
         events = [json.loads(payload) for payload in listener.payloads("edge-agent/n/door/events")]
@@ -239,8 +239,8 @@ def test_every_generation_publishes_what_onnxruntime_publishes(
         cache = calibration(tmp_path / "calibration.txt", calibrated()) if precision == "int8" else None
         settings = {} if cache is None else {"MODEL__CALIBRATION": cache}
         running = Running(tmp_path, broker, kernel, model(tmp_path / f"m.{model.__name__}"), "tensorrt", settings)
-        told = watch(broker, running, room, mode)
-    assert (told.info["engine"]["backend"], told.info["engine"]["precision"]) == ("tensorrt", precision)
+        measured = watch(broker, running, room, mode)
+    assert (measured.info["engine"]["backend"], measured.info["engine"]["precision"]) == ("tensorrt", precision)
     assert set(fake.trt.calls) == {call}
     launches = [np.frombuffer(launch.arguments, ARGUMENTS)[0] for launch in fake.cuda.launches]
     launched = {int(each["source"]) for each in launches if (each["source_w"], each["source_h"]) == SIZE}
@@ -252,14 +252,14 @@ def test_every_generation_publishes_what_onnxruntime_publishes(
     fake.assert_clean()
     assert library.registered == {} and kernel.mapped_buffers == 0 and kernel.open_descriptors == 0
 
-    both = sorted(set(told.detections) & set(expected.detections) & set(FACE))
-    assert len(both) >= len(FACE) // 4, "too few frames were looked at by both"
+    both = sorted(set(measured.detections) & set(expected.detections) & set(FACE))
+    assert len(both) >= len(FACE) // 4, "too few frames were inferred by both"
     assert all(expected.detections[sequence] for sequence in both)
-    differing = [number for number in both if not alike(told.detections[number], expected.detections[number])]
-    assert not differing, (told.detections[differing[0]], expected.detections[differing[0]])
-    for run in (told, expected):  # updates are a matter of time
+    differing = [number for number in both if not alike(measured.detections[number], expected.detections[number])]
+    assert not differing, (measured.detections[differing[0]], expected.detections[differing[0]])
+    for run in (measured, expected):  # updates are a matter of time
         assert [event["event_type"] for event in run.events if event["event_type"] != "update"] == ["start", "end"]
-    assert alike(told.events[:1], expected.events[:1])
+    assert alike(measured.events[:1], expected.events[:1])
 
 
 def test_a_camera_that_comes_back_in_another_size_gets_other_buffers(
@@ -272,9 +272,9 @@ def test_a_camera_that_comes_back_in_another_size_gets_other_buffers(
     kernel.plug(camera)
     with FakeDriverLibrary(fake.cuda), Broker(tmp_path) as broker, Listener(broker, "edge-agent/#") as listener:
 
-        def looks_at() -> Any:
-            told = listener.last("edge-agent/n/door/detections")
-            return told and json.loads(told)["frame"]["width"]
+        def inferred_width() -> Any:
+            payload = listener.last("edge-agent/n/door/detections")
+            return payload and json.loads(payload)["frame"]["width"]
 
         with Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt") as running:
             for width, height in (SIZE, (1280, 800), (640, 400)):
@@ -282,7 +282,7 @@ def test_a_camera_that_comes_back_in_another_size_gets_other_buffers(
                     kernel.unplug(camera)
                     camera = FakeCamera(formats={"GREY": [(width, height)]}, scene=Room())
                     kernel.plug(camera)
-                eventually(lambda width=width: looks_at() == width, f"pictures {width} px wide")
+                eventually(lambda width=width: inferred_width() == width, f"frames {width} px wide")
                 assert running.agent._sources["door"].mode == "userptr"
     fake.assert_clean()
     assert kernel.open_descriptors == 0
@@ -297,10 +297,10 @@ def test_a_gpu_that_fails_while_cameras_run_is_an_ordered_stop(tmp_path: Path, m
     with FakeDriverLibrary(fake.cuda), Broker(tmp_path) as broker, Listener(broker, "edge-agent/#") as listener:
         running = Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt")
         with running:
-            eventually(lambda: listener.last("edge-agent/n/door/presence") in (b"ON", b"OFF"), "it looks")
+            eventually(lambda: listener.last("edge-agent/n/door/presence") in (b"ON", b"OFF"), "it infers")
             assert running.agent._sources["door"].mode == "userptr"
             fake.cuda.fail["work"] = "unspecified launch failure"
-            eventually(lambda: running.code is not None, "it stops by itself")
+            eventually(lambda: running.code is not None, "it stops automatically")
         assert running.code == 1
         assert [worker.error for worker in running.agent._capture_workers] == [None], "written into freed memory"
         eventually(lambda: listener.last("edge-agent/n/availability") == b"offline")
@@ -321,9 +321,9 @@ def test_a_stop_while_the_engine_is_being_built_is_in_order(tmp_path: Path, monk
         with running:
             assert building.wait(20)
             status = "starting: building model m.onnx, which takes minutes"
-            eventually(lambda: {"STATUS": status} in manager.datagrams("STATUS"), "systemd is told")
+            eventually(lambda: {"STATUS": status} in manager.datagrams("STATUS"), "systemd is notified")
             assert manager.datagrams("EXTEND_TIMEOUT_USEC")
-            assert kernel.open_descriptors == 0, "no camera is opened before it is known where pictures go"
+            assert kernel.open_descriptors == 0, "no camera is opened before the engine is loaded"
             running.stop()
             eventually(lambda: not running.agent._capture_workers[0].alive, "the camera's thread ends")
             assert not running.agent._capture_workers[0].stuck
@@ -332,7 +332,7 @@ def test_a_stop_while_the_engine_is_being_built_is_in_order(tmp_path: Path, monk
 
 
 def held(make: Any, entered: threading.Event, go_on: threading.Event) -> Any:
-    """`make`, which takes its time."""
+    """`make`, slowed down."""
 
     def wait(*arguments: Any) -> Any:
         entered.set()
@@ -353,7 +353,7 @@ def test_frames_that_the_cpu_must_rotate_are_copied_and_that_is_logged(
     with Broker(tmp_path) as broker, Listener(broker, "edge-agent/#") as listener:
         turned = {"CAMERAS__DOOR__ROTATE": 180}
         with Running(tmp_path, broker, kernel, onnx(tmp_path / "m.onnx"), "tensorrt", settings=turned):
-            eventually(lambda: listener.last("edge-agent/n/door/presence") in (b"ON", b"OFF"), "it looks")
+            eventually(lambda: listener.last("edge-agent/n/door/presence") in (b"ON", b"OFF"), "it infers")
             assert info_of(listener)["capture_mode"] == {"door": "cpu"}
     assert "door: the CPU applies rotate, flip and masks, so frames are copied for the GPU" in caplog.text
     fake.assert_clean()

@@ -33,20 +33,20 @@ def status(folder):
 def test_events_before_a_crash_are_published_after_it_and_no_visit_stays_open(broker, tmp_path):
     state = tmp_path / "state"
     with AgentProcess(settings(broker, "test://still?fps=15"), state) as agent:
-        eventually(lambda: status(state)["open_appearances"] == 1, "an appearance is on disk", 30)
+        eventually(lambda: status(state)["open_appearances"] == 1, "a visit is on disk", 30)
         boot = status(state)["boot"]
         agent.kill()
     with broker, Listener(broker, "edge-agent/box/#") as listener:
         with AgentProcess(settings(broker, "test://empty?fps=15"), state) as agent:
             topic = "edge-agent/box/a/events"
             eventually(lambda: any(b'"end"' in p for p in listener.payloads(topic)), "the end", 30)
-            told = [json.loads(p) for p in listener.payloads(topic)]
-            assert [e["event_type"] for e in told if e["event_type"] != "update"] == ["start", "end"]
-            assert [e["seq"] for e in told] == [*range(1, len(told)), 1]
-            assert [e["boot"] for e in told] == [boot] * (len(told) - 1) + [boot + 1] and len(
-                {e["event_id"] for e in told}
+            published = [json.loads(p) for p in listener.payloads(topic)]
+            assert [e["event_type"] for e in published if e["event_type"] != "update"] == ["start", "end"]
+            assert [e["seq"] for e in published] == [*range(1, len(published)), 1]
+            assert [e["boot"] for e in published] == [boot] * (len(published) - 1) + [boot + 1] and len(
+                {e["event_id"] for e in published}
             ) == 1
-            assert told[-1]["end_reason"] == "restart"
+            assert published[-1]["end_reason"] == "restart"
             info = json.loads(listener.last("edge-agent/box/info"))
             assert info["boot"] == boot + 2
             first_event = listener.topics().index(topic)
@@ -105,10 +105,10 @@ def test_crops_of_an_earlier_run_are_not_sent_once_they_are_off(broker, tmp_path
     assert waited["pending_crops"]
     with broker, Listener(broker, "edge-agent/box/#") as listener, AgentProcess(common, state):
 
-        def told():
+        def published():
             return [json.loads(payload) for payload in listener.payloads("edge-agent/box/a/events")]
 
-        eventually(lambda: any(e["boot"] > waited["boot"] + 1 for e in told()), "the backlog is through", 30)
-        gaps = [(gap["of"], gap["reason"], gap["count"]) for gap in told() if "from_seq" in gap]
+        eventually(lambda: any(e["boot"] > waited["boot"] + 1 for e in published()), "the backlog is through", 30)
+        gaps = [(gap["of"], gap["reason"], gap["count"]) for gap in published() if "from_seq" in gap]
         assert gaps == [("crops", "disabled", waited["pending_crops"])]
         assert not [topic for topic in listener.topics() if "/crops/" in topic and not topic.endswith("/state")]

@@ -47,14 +47,14 @@ BLIND = {
 
 @pytest.mark.parametrize("fault", BLIND)
 def test_a_camera_that_cannot_see_is_none_with_its_reason_and_comes_back(broker, fault):
-    disturbance, more, said = BLIND[fault]
+    disturbance, more, reason = BLIND[fault]
     node = f"truth-{fault}"
     topic = f"edge-agent/{node}/a"
     agent = AgentProcess({**settings(broker, f"test://still?fps=15&{disturbance}"), **more, "NODE": node})
     with Listener(broker, f"edge-agent/{node}/#") as listener, agent:
         eventually(lambda: listener.last(f"{topic}/presence") == b"ON", "a face from the start")
-        eventually(lambda: listener.last(f"{topic}/presence") == b"None", f"{fault} is told", 20)
-        eventually(lambda: json.loads(listener.last(f"{topic}/presence/attributes"))["reason"] == said)
+        eventually(lambda: listener.last(f"{topic}/presence") == b"None", f"{fault} is published", 20)
+        eventually(lambda: json.loads(listener.last(f"{topic}/presence/attributes"))["reason"] == reason)
         eventually(lambda: listener.last(f"{topic}/availability") == b"offline")
         eventually(lambda: listener.last(f"{topic}/face_count") == b"None")
         eventually(lambda: listener.last(f"{topic}/presence") == b"ON", "it sees again", 30)
@@ -62,17 +62,17 @@ def test_a_camera_that_cannot_see_is_none_with_its_reason_and_comes_back(broker,
         assert "OFF" not in watch(listener, f"{topic}/presence"), "a blind camera must not publish that nobody is there"
 
         def ends():
-            told = [json.loads(p) for p in listener.payloads(f"{topic}/events")]
-            return [event["end_reason"] for event in told if event["event_type"] == "end"]
+            events = [json.loads(p) for p in listener.payloads(f"{topic}/events")]
+            return [event["end_reason"] for event in events if event["event_type"] == "end"]
 
         def reasons():
             return [
                 reason for p in listener.payloads(f"edge-agent/{node}/health") for reason in json.loads(p)["reasons"]
             ]
 
-        eventually(ends, "the end is told")
+        eventually(ends, "the end is published")
         assert ends() == ["camera_lost"]
-        eventually(lambda: f"camera a: {said}" in reasons(), "health has told it")
+        eventually(lambda: f"camera a: {reason}" in reasons(), "health has published it")
 
 
 @pytest.mark.parametrize("uri", ["test://empty?fps=15&noise=2", "test://empty?fps=15&noise=1&bits=10"])
@@ -84,7 +84,7 @@ def test_a_live_empty_room_stays_off(broker, uri):
     ):  # fmt: skip
         eventually(lambda: listener.last(f"edge-agent/{node}/a/presence") == b"OFF")
         eventually(lambda: len(listener.payloads(f"edge-agent/{node}/health")) >= 5, "five more seconds of life")
-        # "None" is told first only when the broker was there before the first frame.
+        # "None" is published first only when the broker was reachable before the first frame.
         assert watch(listener, f"edge-agent/{node}/a/presence") in (["None", "OFF"], ["OFF"])
         eventually(lambda: listener.last(f"edge-agent/{node}/a/availability") == b"online")
 
@@ -97,7 +97,7 @@ def test_delays_end_on_time_even_when_no_frame_arrives(broker, tmp_path):
     with Listener(broker, "edge-agent/slow/#") as listener, AgentProcess({**settings(broker, uri), "NODE": "slow"}):
         eventually(lambda: listener.last("edge-agent/slow/a/presence") == b"ON")
         eventually(lambda: listener.last("edge-agent/slow/a/presence") == b"OFF")
-        # The truth is told first; the event has to be on disk before it leaves.
+        # Presence is published first: an event has to be on disk before it is sent.
         eventually(lambda: any(b'"end"' in p for p in listener.payloads("edge-agent/slow/a/events")))
         end = next(json.loads(p) for p in listener.payloads("edge-agent/slow/a/events") if b'"end"' in p)
         assert end["end_reason"] == "left"

@@ -57,7 +57,7 @@ def broken(page: Path, text: str) -> List[Tuple[str, str]]:
     return wrong
 
 
-def test_every_relative_link_leads_somewhere() -> None:
+def test_every_relative_link_has_a_target() -> None:
     wrong = {str(page.relative_to(ROOT)): found for page in pages() if (found := broken(page, page.read_text("utf-8")))}
     assert not wrong
 

@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_frames_and_another_seed_other_ones() -> No
 @pytest.mark.parametrize("name", sorted(SCENES))
 def test_every_scene_has_noise_and_structure(name: str) -> None:
     frames = read_frames(f"test://{name}?pace=fast&size=320x240&fps=10", 30)
-    assert all(not np.array_equal(a, b) for a, b in zip(frames, frames[1:])), "noise makes every picture another"
+    assert all(not np.array_equal(a, b) for a, b in zip(frames, frames[1:])), "noise makes every frame differ"
     smooth = cv2.blur(frames[0], (5, 5))
     assert smooth.std() > 8, "a room has structure"
 

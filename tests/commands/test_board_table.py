@@ -1,4 +1,4 @@
-"""What a board's user meets at the command line: the precision of each board, and each fault in one line."""
+"""The command line on each board: the chosen precision, and each fault in one line."""
 
 import json
 from pathlib import Path
@@ -23,9 +23,9 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxr
 def plugged(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, backend: str = "tensorrt") -> FakeBoard:
     """A board with one of `FAULTS`, and the settings in the environment."""
     fault = FAULTS[name]
-    told = {**settings_of(fault, folder), "MODEL__BACKEND": backend, "STATE_DIR": str(folder / "state")}
+    values = {**settings_of(fault, folder), "MODEL__BACKEND": backend, "STATE_DIR": str(folder / "state")}
     fault.prepare(folder)
-    for setting, value in told.items():
+    for setting, value in values.items():
         monkeypatch.setenv(f"EDGE_AGENT_{setting}", value)
     board = FakeBoard(folder, **fault.board.get("gpu", {}))
     board.cuda.fail.update(fault.board.get("cuda_fails", {}))
@@ -46,10 +46,10 @@ def test_model_build_reports_the_fault_in_one_line(
         words += [f"--{option}", value] if value else []
     assert main(words) == (0 if fault.repaired else 1)
     shown = capsys.readouterr()
-    telling = [line for line in shown.err.splitlines() if fault.line in line]
-    assert len(telling) == 1, shown.err
+    reported = [line for line in shown.err.splitlines() if fault.line in line]
+    assert len(reported) == 1, shown.err
     if not fault.repaired:
-        assert telling[0].startswith("edge-agent: ") and shown.out == ""
+        assert reported[0].startswith("edge-agent: ") and shown.out == ""
         assert fault.hint in shown.err.splitlines()[-1]
     board.assert_clean()
 
@@ -71,7 +71,7 @@ def test_check_reports_the_fault_with_the_remedy(
 
 @pytest.mark.parametrize("name", ["no GPU", "wrong driver", "old driver"])
 def test_check_reports_the_cpu_in_place_of_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Left to the program, a board whose driver is broken still works; but its user should know."""
+    """With `auto`, a board with a broken driver runs on the CPU; the check reports this."""
     plugged(tmp_path, monkeypatch, name, backend="auto")
     settings = load_settings({"EDGE_AGENT_MODEL__MODEL": str(tmp_path / "m.onnx")}, None)
     (finding,) = host_probes.gpu(settings)
@@ -154,10 +154,10 @@ def test_on_jetpack_4_the_users_own_calibration_is_taken_where_there_is_int8(
     assert (report["calibration_sha256"] is not None) == (precision == "int8")
 
 
-def test_on_jetpack_4_check_takes_nothing_for_missing(jetpack: JetPack4, tmp_path: Path) -> None:
+def test_on_jetpack_4_check_reports_no_installed_package_as_missing(jetpack: JetPack4, tmp_path: Path) -> None:
     packages = {finding.name: finding for finding in probes.software(Path(jetpack.python))}
     for name in ("tensorrt", "pycuda"):
-        if not packages[name].found[0].isdigit():  # where it is installed here, that is told
+        if not packages[name].found[0].isdigit():  # where it is installed here, its version is reported
             assert packages[name].state == OK and "a worker of" in packages[name].found
     named = {"EDGE_AGENT_MODEL__TENSORRT_PYTHON": jetpack.python, "EDGE_AGENT_MODEL__BACKEND": "tensorrt"}
     (gpu,) = host_probes.gpu(load_settings(named, None))

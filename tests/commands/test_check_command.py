@@ -1,4 +1,4 @@
-"""`edge-agent check`: what works here and what does not, with the remedy."""
+"""`edge-agent check`: results for this machine, and a remedy for each failure."""
 
 import json
 
@@ -25,14 +25,14 @@ def test_everything_that_the_settings_need_works(tmp_path):
     assert "640x480" in found["camera a"]["found"]
 
 
-def test_it_leaves_no_trace_of_others_in_the_users_home(tmp_path, monkeypatch):
-    """ONNX Runtime keeps an identifier of the device there, and tells its maker of its use, unless told not to."""
+def test_no_third_party_files_are_left_in_the_users_home(tmp_path, monkeypatch):
+    """ONNX Runtime keeps an identifier of the device there, and sends usage data, unless this is disabled."""
     monkeypatch.setenv("HOME", str(tmp_path))
     edge_agent("check", settings=SCRIPTED, state_dir=tmp_path / "state")
     assert {path.name for path in tmp_path.iterdir()} == {"state"}
 
 
-def test_what_does_not_work_has_a_remedy_and_the_rest_is_still_checked(tmp_path):
+def test_a_failed_check_has_a_remedy_and_the_others_still_run(tmp_path):
     settings = {
         "CAMERAS__A__URI": "v4l2:/dev/video987",
         "MODEL__MODELS_DIR": tmp_path / "none",
@@ -47,10 +47,10 @@ def test_what_does_not_work_has_a_remedy_and_the_rest_is_still_checked(tmp_path)
         assert found[name]["state"] == "fail" and found[name]["remedy"], found[name]
     text = edge_agent("check", settings=settings, state_dir=tmp_path)
     assert "FAIL  camera a" in text.stdout and "3 of" in text.stdout
-    assert text.stderr == "", "what was found is said once"
+    assert text.stderr == "", "results are printed once"
 
 
-def test_settings_that_cannot_be_used_are_findings_too():
+def test_invalid_settings_are_reported_as_a_failed_check():
     done = edge_agent("check", "--json", settings={"MQTT__PORT": 0, "NODEE": "x"})
     assert done.returncode == 1
     faults = [finding["found"] for finding in json.loads(done.stdout)["findings"] if finding["name"] == "settings"]

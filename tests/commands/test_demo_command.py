@@ -1,4 +1,4 @@
-"""`edge-agent demo` as a stranger runs it: its own broker, the real detector, a verdict from the subscriber alone."""
+"""`edge-agent demo` with its own broker and the real detector; the verdict comes from the subscriber alone."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.fakes.weights import centerface_models_dir
 
 @pytest.fixture(scope="module", autouse=True)
 def weights():
-    """The demo fetches them itself; here they are fetched once for all tests, or the tests skip and say why."""
+    """The demo fetches them itself; here they are fetched once for all tests, or the tests skip with the reason."""
     models = centerface_models_dir()
     before = os.environ.get("STATE_DIRECTORY")
     os.environ["STATE_DIRECTORY"] = str(models.parent)
@@ -26,7 +26,7 @@ def weights():
 
 @pytest.mark.slow
 @needs_mosquitto
-def test_a_face_comes_moves_and_leaves_and_the_subscriber_saw_it(tmp_path):
+def test_the_subscriber_receives_the_visit_of_a_face(tmp_path):
     done = edge_agent("demo", "--duration", 14, "--json", "--output", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -60,7 +60,7 @@ def test_a_given_broker_is_used(tmp_path):
 def test_bad_arguments_are_one_clear_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    for arguments, said in (
+    for arguments, message in (
         (["--broker", f"mqtt://127.0.0.1:{port}"], f"no broker: 127.0.0.1:{port}"),
         (["--broker", "http://x"], "not a broker's address"),
         (["--duration", "0"], "expected a number above 0"),
@@ -68,7 +68,7 @@ def test_bad_arguments_are_one_clear_line(tmp_path):
     ):
         done = edge_agent("demo", *arguments)
         assert done.returncode == 1
-        assert said in done.stderr and "Traceback" not in done.stderr
+        assert message in done.stderr and "Traceback" not in done.stderr
 
 
 @needs_mosquitto
@@ -80,8 +80,8 @@ def test_an_unknown_source_is_reported_with_the_agents_error(tmp_path):
 
 @pytest.mark.slow
 @needs_mosquitto
-def test_what_waits_in_the_user_s_outbox_stays_there(tmp_path):
-    """The demo has a state of its own: nobody's events go to its throw-away broker."""
+def test_the_users_outbox_is_not_touched(tmp_path):
+    """The demo uses a state folder of its own, so queued events never go to its temporary broker."""
     settings = {"NODE": "lobby", "CAMERAS__A__URI": "test://one?end=3", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": 9}
     scripted = {"MODEL__BACKEND": "scripted", "MODEL__MODEL": "scripted"}
     assert edge_agent("run", settings={**settings, **scripted}, state_dir=tmp_path / "state").returncode == 0

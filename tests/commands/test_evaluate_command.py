@@ -1,4 +1,4 @@
-"""`edge-agent evaluate` as a user runs it: real pictures, real label files, real process."""
+"""`edge-agent evaluate` as a user runs it: real images, label files and process."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def evaluate(*arguments):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Ten pictures with one bright marker each, which the scripted engine can see, and one without."""
+    """Ten images with one bright marker each, which the scripted engine detects, and one without."""
     root = tmp_path_factory.mktemp("labelled")
     (root / "images").mkdir()
     (root / "kitti").mkdir()
@@ -72,7 +72,7 @@ ONE_BOX = b'{"images": [{"id": 1, "file_name": "p0.png"}], "annotations": [{"ima
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"{not json", "not JSON (line 1"),
         (b"[]", "expected COCO JSON"),
@@ -85,12 +85,12 @@ ONE_BOX = b'{"images": [{"id": 1, "file_name": "p0.png"}], "annotations": [{"ima
         (ONE_BOX % (b"[1, 2, 3, " + b"9" * 400 + b"]"), "OverflowError"),
     ],
 )
-def test_a_malformed_label_file_is_one_clear_line(labelled, tmp_path, content, said):
+def test_a_malformed_label_file_is_one_clear_line(labelled, tmp_path, content, message):
     labels = tmp_path / "labels.json"
     labels.write_bytes(content)
     done = evaluate("--images", labelled / "images", "--labels", labels)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -132,8 +132,8 @@ def test_bad_arguments_are_refused_before_any_work(labelled, tmp_path):
         (["--images", labelled / "kitti", "--labels", labelled / "kitti"], "not an image"),
         (["--images", labelled / "images", "--labels", labelled / "coco.json", "--json", tmp_path], "Is a directory"),
     ]
-    for arguments, said in cases:
+    for arguments, message in cases:
         done = evaluate(*arguments)
         assert done.returncode == 1, (arguments, done.stdout)
-        assert said in done.stderr, (arguments, done.stderr)
+        assert message in done.stderr, (arguments, done.stderr)
         assert "Traceback" not in done.stderr

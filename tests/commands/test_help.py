@@ -1,4 +1,4 @@
-"""What the command line says of itself."""
+"""Help texts of the command line."""
 
 import pytest
 
@@ -9,12 +9,12 @@ from edge_agent.cli import COMMANDS, main
 def test_every_command_describes_itself(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])
-    usage, says, *_ = capsys.readouterr().out.split("\n\n")
+    usage, about, *_ = capsys.readouterr().out.split("\n\n")
     assert ended.value.code == 0
-    assert usage.startswith(f"usage: edge-agent {' '.join(words)}") and says[0].isupper() and says.endswith(".")
+    assert usage.startswith(f"usage: edge-agent {' '.join(words)}") and about[0].isupper() and about.endswith(".")
 
 
-def test_no_command_at_all_is_answered_with_all_of_them(capsys):
+def test_without_a_command_all_commands_are_listed(capsys):
     assert main([]) == 2
-    said = capsys.readouterr().err
-    assert all(f"    {name} " in said for name in COMMANDS)
+    printed = capsys.readouterr().err
+    assert all(f"    {name} " in printed for name in COMMANDS)

@@ -1,4 +1,4 @@
-"""`scripts/install-jetson` on fake root folders: what it finds, what it lacks, and that `--check` changes nothing."""
+"""`scripts/install-jetson` on fake root folders: found and missing parts are reported; `--check` changes nothing."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ DRIVERS = {4: "tegra/libcuda.so.1.1", 5: "tegra/libcuda.so.1.1", 6: "nvidia/libc
 
 
 class Board:
-    """The root folder of a Jetson on which all is installed."""
+    """The root folder of a Jetson with every package installed."""
 
     def __init__(self, root: Path, jetpack: int) -> None:
         self.root, self.python = root, PYTHONS[jetpack]
@@ -47,7 +47,7 @@ class Board:
         place.write_text(text)
 
     def packages(self, versions: Dict[str, str], gone: Iterable[str] = ()) -> None:
-        """Dpkg's list; those `gone` are removed with their configuration left."""
+        """Dpkg's package list; packages in `gone` are removed but still configured."""
         rows = [(name, "install ok installed", version) for name, version in versions.items()]
         rows += [(name, "deinstall ok config-files", "1.0-1") for name in gone]
         text = "\n".join(f"Package: {name}\nStatus: {state}\nVersion: {version}\n" for name, state, version in rows)
@@ -73,7 +73,7 @@ def tree(root: Path) -> List[str]:
 
 
 @pytest.mark.parametrize("jetpack", [4, 5, 6, 7])
-def test_a_whole_board_lacks_nothing(tmp_path: Path, jetpack: int) -> None:
+def test_a_complete_board_has_no_missing_parts(tmp_path: Path, jetpack: int) -> None:
     text = Board(tmp_path, jetpack).check(0)
     assert "NVIDIA Jetson Test Kit" in text and f"JetPack                {jetpack} " in text
     assert "missing   " not in text
@@ -82,7 +82,7 @@ def test_a_whole_board_lacks_nothing(tmp_path: Path, jetpack: int) -> None:
 
 
 @pytest.mark.parametrize("jetpack", [4, 5, 6, 7])
-def test_a_bare_board_lacks_everything_and_each_has_a_remedy(tmp_path: Path, jetpack: int) -> None:
+def test_on_a_bare_board_every_missing_part_has_a_remedy(tmp_path: Path, jetpack: int) -> None:
     board = Board(tmp_path, jetpack)
     for folder in ("usr", "opt", "var"):
         shutil.rmtree(tmp_path / folder)
@@ -142,16 +142,16 @@ def test_an_unknown_jetson_is_reported_in_one_line(tmp_path: Path, release: str,
 
 
 def test_the_commands_are_those_of_the_jetpack(tmp_path: Path) -> None:
-    said = {jetpack: Board(tmp_path / str(jetpack), jetpack).run("--dry-run").stdout for jetpack in PYTHONS}
-    for jetpack, text in said.items():
+    printed = {jetpack: Board(tmp_path / str(jetpack), jetpack).run("--dry-run").stdout for jetpack in PYTHONS}
+    for jetpack, text in printed.items():
         assert ("--system-site-packages" in text) == (jetpack != 4)
         assert ("pycuda" in text) == (jetpack != 4)
         assert (r"numpy\<2" in text) == (jetpack != 7)
         assert "nvidia-jetpack" not in text  # nvcc is there
-    assert "/usr/bin/python3.8 -m venv /opt/edge-agent/venv" in said[4]
+    assert "/usr/bin/python3.8 -m venv /opt/edge-agent/venv" in printed[4]
 
 
-def test_shellcheck_has_nothing_to_say() -> None:
+def test_shellcheck_reports_nothing() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("needs shellcheck: apt-get install shellcheck")
     subprocess.run(["shellcheck", str(SCRIPT)], check=True)

@@ -1,4 +1,4 @@
-"""`edge-agent model` as a user calls it: words in, lines or JSON and an exit status out."""
+"""`edge-agent model`: arguments, output as lines or JSON, and exit status."""
 
 import argparse
 import json
@@ -104,7 +104,7 @@ def test_inspect_reads_the_header_of_an_etlt(
     assert (report["payload"], report["input"], report["payload_bytes"]) == (payload, node, 100)
 
 
-def test_inspect_of_an_etlt_names_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_inspect_of_an_etlt_names_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "m.etlt").write_bytes(struct.pack("<i", 7) + b"input_1" + bytes(100))
     findings = call_json(capsys, "inspect", str(tmp_path / "m.etlt"))["findings"]
     assert "versions up to 8.6" in findings[0]
@@ -136,9 +136,9 @@ def test_inspect_checks_the_range_of_a_calibration_cache(tmp_path: Path, capsys:
     )
     assert report["input_amplitude"] == pytest.approx(1.00024, abs=1e-4)
     assert "as images in 0..1 do" in report["findings"][0]
-    for reaches, says in ((0.7, "0..1 do: a DetectNet_v2"), (250, "0..255 do: CenterFace"), (9, "made for other")):
+    for reaches, expected in ((0.7, "0..1 do: a DetectNet_v2"), (250, "0..255 do: CenterFace"), (9, "made for other")):
         path.write_bytes(calibration(f"input_1: {struct.pack('>f', reaches / 127).hex()}", "dead: 0"))
-        assert says in call_json(capsys, "inspect", str(path))["findings"][0]
+        assert expected in call_json(capsys, "inspect", str(path))["findings"][0]
 
 
 def test_inspect_reads_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -147,9 +147,9 @@ def test_inspect_reads_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 
 BROKEN: List[Any] = [
-    ("m.etlt", b"\x01", "its header says -1"),
-    ("m.etlt", struct.pack("<i", -5) + bytes(50), "its header says -5"),
-    ("m.etlt", struct.pack("<i", 60) + bytes(50), "its header says 60"),
+    ("m.etlt", b"\x01", "its header states the length -1"),
+    ("m.etlt", struct.pack("<i", -5) + bytes(50), "its header states the length -5"),
+    ("m.etlt", struct.pack("<i", 60) + bytes(50), "its header states the length 60"),
     ("m.etlt", struct.pack("<i", 3) + b"\xff\x00\x01", "not text"),
     ("m.onnx", b"\x08", "damaged or no ONNX"),
     ("m.txt", b"TRT-what\n", "its first line is"),
@@ -161,16 +161,16 @@ BROKEN: List[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "data", "says"), BROKEN)
-def test_inspect_names_what_is_broken(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+@pytest.mark.parametrize(("name", "data", "expected"), BROKEN)
+def test_inspect_names_the_damage(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(EdgeAgentError, match=says) as caught:
+    with pytest.raises(EdgeAgentError, match=expected) as caught:
         call("inspect", str(tmp_path / name))
     assert name in caught.value.message
     assert caught.value.hint
 
 
-def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_names_and_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         call("inspect", str(tmp_path / "no.onnx"))
     with pytest.raises(ModelError, match="did you mean 'centerface'"):

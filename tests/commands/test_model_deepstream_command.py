@@ -1,4 +1,4 @@
-"""`edge-agent model import-deepstream` and `export-deepstream` as a user calls them, up to the detector."""
+"""`edge-agent model import-deepstream` and `export-deepstream`, up to the detector."""
 
 import json
 import os
@@ -33,7 +33,7 @@ pre-cluster-threshold=0.4
 
 @dataclass
 class Done:
-    """What the command line has answered."""
+    """Exit status and output of a command."""
 
     returncode: int
     stdout: str
@@ -45,7 +45,7 @@ Agent = Callable[..., Done]
 
 @pytest.fixture
 def agent(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Agent:
-    """The command line in this process, in the folder, without settings of this machine."""
+    """Run the command line in this process, in the folder, without this machine's settings."""
     for name in os.environ:
         if name.startswith("EDGE_AGENT_"):
             monkeypatch.delenv(name)
@@ -61,7 +61,7 @@ def agent(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.Monke
 
 
 def process(folder: Path, *words: str) -> Done:
-    """The same in a process of its own."""
+    """Run the same in a process of its own."""
     command = [sys.executable, "-m", "edge_agent", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder, timeout=60)
@@ -83,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_settings_go_to_the_output_and_words_beside_it(agent: Agent, folder: Path) -> None:
+def test_settings_go_to_stdout_and_the_report_to_stderr(agent: Agent, folder: Path) -> None:
     done = agent("model", "import-deepstream", "pgie.txt")
     assert done.returncode == 0, done.stderr
     assert f"EDGE_AGENT_MODEL__MODEL={folder}/p.onnx\n" in done.stdout
@@ -94,7 +94,7 @@ def test_settings_go_to_the_output_and_words_beside_it(agent: Agent, folder: Pat
     assert report["differs"] == []
 
 
-def test_there_back_and_into_the_agent(agent: Agent, folder: Path) -> None:
+def test_imported_settings_survive_an_export_and_configure_the_agent(agent: Agent, folder: Path) -> None:
     """The imported file drives `config show`, is exported again, and names the same settings."""
     done = agent("model", "import-deepstream", "pgie.txt", "--output", "made.env")
     assert done.returncode == 0, done.stderr

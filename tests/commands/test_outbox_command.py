@@ -22,7 +22,7 @@ def opened(folder: Path, boot: int) -> SqliteOutbox:
 
 
 def filled(folder: Path) -> SqliteOutbox:
-    """Four events and a crop wait, one event is set aside; nothing is closed."""
+    """Four events and a crop are queued, one event is quarantined; the outbox is still open."""
     outbox = opened(folder, 7)
     now = SystemClock()()
     outbox.put([message(1)], now)
@@ -96,7 +96,7 @@ def test_purge_is_refused_while_the_agent_runs_and_without_yes(running):
     assert "required" in outbox_command(folder, "purge", "--yes", code=2).stderr
 
 
-def test_purging_the_quarantine_leaves_what_waits(running):
+def test_purging_the_quarantine_keeps_queued_messages(running):
     folder, outbox = running
     outbox.close()
     outbox_command(folder, "purge", "--quarantine", "--yes")

@@ -1,4 +1,4 @@
-"""Single checks on machines that this one is not: devices, GPUs, models that see nothing."""
+"""Single checks on simulated machines: devices, GPUs, models that detect nothing."""
 
 import os
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_a_device_that_is_shut_fails_where_it_is_needed_and_names_the_group(root):
+def test_a_needed_device_without_permission_fails_and_names_the_group(root):
     camera, gpu = host_probes.permissions(settings(door="v4l2:/dev/video0"), root, NOBODY)
     assert (camera.state, gpu.state) == ("fail", "ok")
     assert "video0" in camera.found and "usermod -aG" in camera.remedy and "agent" in camera.remedy
@@ -48,7 +48,7 @@ def test_a_device_that_is_shut_fails_where_it_is_needed_and_names_the_group(root
     assert camera.state == "ok"
 
 
-def test_a_machine_without_devices_has_nothing_to_permit(tmp_path):
+def test_a_machine_without_devices_has_no_permission_checks(tmp_path):
     assert list(host_probes.permissions(settings(), tmp_path, NOBODY)) == []
 
 
@@ -77,7 +77,7 @@ def test_the_golden_face_is_found_or_not():
     assert nothing.state == "fail" and nothing.remedy
 
 
-def test_a_model_of_ones_own_that_sees_no_face_is_a_note(tmp_path):
+def test_a_users_own_model_that_detects_no_face_is_a_note(tmp_path):
     model = graphs.gridbox(tmp_path / "own.onnx")
     given = {"MODEL__MODEL": model, "MODEL__BACKEND": "onnxruntime", "MQTT__HOST": "127.0.0.1", "MQTT__PORT": 9}
     text = edge_agent("check", settings=given, state_dir=tmp_path).stdout

@@ -1,4 +1,4 @@
-"""`edge-agent replay`: golden traces, the same out of frames as out of what they recorded, and bad input in one line.
+"""`edge-agent replay`: golden traces, equal results from frames and their recording, bad input in one line.
 
 To record new traces after an intended change: python -m tests.commands.test_replay; then read the diff.
 """
@@ -51,7 +51,7 @@ def sight(t_s, word, doubt=False):
 
 
 def film(until_s, faces_at, without=()):
-    """Lines at `FPS`; `faces_at(t)` says who is there; none in the spans `without`."""
+    """Lines at `FPS` with the faces of `faces_at(t)`; no lines in the spans `without`."""
     times = [index / FPS for index in range(round(until_s * FPS))]
     return [(t, frame(t, *faces_at(t))) for t in times if not any(a <= t < b for a, b in without)]
 
@@ -72,15 +72,15 @@ def lost():
 
 
 def dark():
-    """The face has not been seen for a moment when the light goes, so nobody saw it leave."""
+    """The face is briefly undetected when the light goes out, so its visit does not end as left."""
     lines = film(15, lambda t: [FACE] if 1 <= t < 3.6 or 10 <= t < 13 else [], without=[(4, 10)])
-    told = [
+    detections = [
         (0.0, sight(0, "ok")),
         (4.0, sight(4, "ok", doubt=True)),
         (5.4, sight(5.4, "dark")),
         (10.0, sight(10, "ok")),
     ]
-    return sorted(told + lines, key=lambda entry: (entry[0], b"sight" not in entry[1]))
+    return sorted(detections + lines, key=lambda entry: (entry[0], b"sight" not in entry[1]))
 
 
 def two_faces():
@@ -92,7 +92,7 @@ def two_faces():
 
 
 def two_cameras():
-    """Told in the order of the infer thread: the yard's frames were exposed 0.15 s before the door's."""
+    """Published in the order of the infer thread: the yard's frames were exposed 0.15 s before the door's."""
     lines = film(8, between(1, 4, FACE))
     lines += [(t, frame(t, *between(2, 3, FACE)(t), camera="yard", late_s=0.15)) for t in np.arange(0, 8, 0.2)]
     return sorted(lines, key=lambda entry: entry[0])
@@ -118,7 +118,7 @@ def recording(folder, lines):
 
 
 def replay(*arguments, settings=SETTINGS):
-    """The lines written; in this process, for there are many."""
+    """The lines written; in this process, because there are many runs."""
     code, out, error = command(*arguments, settings=settings)
     assert code == 0, error
     return out.splitlines()
@@ -140,7 +140,7 @@ def command(*arguments, settings=SETTINGS):
 
 
 def shown(line):
-    """One line for people: when, what, and the rest that a trace holds."""
+    """One readable line: time, kind, and the other fields of a trace."""
     record = json.loads(line)
     at_s = (datetime.fromisoformat(record["ts"][:-1]).replace(tzinfo=timezone.utc) - START).total_seconds()
     what = record.get("event_type") or f"{record['presence']} ({record['reason']})"
@@ -157,17 +157,17 @@ def test_golden_trace(name, tmp_path):
     assert trace == golden, "\n".join(["", *difference, "", __doc__])
 
 
-def test_the_golden_traces_say_what_they_are_named_for():
-    def told(name):
+def test_the_golden_traces_contain_what_their_names_promise():
+    def published(name):
         records = [json.loads(line) for line in (GOLDEN / f"{name}.jsonl").read_text("utf-8").splitlines()]
         return [record.get("end_reason") or record.get("event_type") or record["presence"] for record in records]
 
-    assert told("appear_and_leave") == ["None", "OFF", "start", "ON", "update", "ON", "left", "ON", "OFF", "None"]
-    assert told("lost").count("camera_lost") == 1 and told("lost").count("start") == 2
-    assert told("dark").count("camera_lost") == told("dark").count("left") == 1
-    assert told("two_faces").count("start") == told("two_faces").count("left") == 2
-    assert told("two_cameras").count("left") == 2
-    assert told("delays")[:5] == ["None", "start", "None", "left", "OFF"], "a passer-by turns nothing ON"
+    assert published("appear_and_leave") == ["None", "OFF", "start", "ON", "update", "ON", "left", "ON", "OFF", "None"]
+    assert published("lost").count("camera_lost") == 1 and published("lost").count("start") == 2
+    assert published("dark").count("camera_lost") == published("dark").count("left") == 1
+    assert published("two_faces").count("start") == published("two_faces").count("left") == 2
+    assert published("two_cameras").count("left") == 2
+    assert published("delays")[:5] == ["None", "start", "None", "left", "OFF"], "a passer-by does not turn presence ON"
 
 
 def test_it_is_deterministic_but_for_the_seed_and_reads_stdin(tmp_path):
@@ -203,12 +203,12 @@ def test_events_are_those_of_the_contract(tmp_path):
 
 
 def bare(lines):
-    """Without what only pixels tell: the picture's quality."""
+    """Without the image quality, which only pixels give."""
     return [{**record, "quality": None} if "quality" in record else record for record in map(json.loads, lines)]
 
 
 @pytest.mark.parametrize("disturbance", ["", "&dark=4-9", "&cover=5-12&strobe=1:1"])
-def test_frames_and_what_they_recorded_tell_the_same(disturbance, tmp_path):
+def test_frames_and_their_recording_give_the_same_result(disturbance, tmp_path):
     settings = {**SCRIPTED, "CROPS__ENABLED": "false"}
     record = tmp_path / "record.jsonl"
     scene = f"test://one?fps=10&end=24{disturbance}"
@@ -239,7 +239,7 @@ def test_a_folder_with_times_and_a_hole_in_them_is_a_camera_that_was_lost(tmp_pa
     assert [r["end_reason"] for r in records if r.get("event_type") == "end"] == ["camera_lost", "camera_lost"]
     stamps.write_text("\n".join((START + timedelta(seconds=t)).strftime("%Y-%m-%dT%H:%M:%S.%fZ") for t in times))
     assert json.loads(replay(folder, "--timestamps", stamps, settings=SCRIPTED)[0])["ts"].startswith("2026-03-01T12:00")
-    for lines, said in (
+    for lines, message in (
         (times[:-1], "times.txt: 39 times, but"),
         ([*times, 99.0], "times.txt:41: one time more than the 40 frames"),
         ([1.0, 0.5], "times.txt:2: is before the line above"),
@@ -247,7 +247,7 @@ def test_a_folder_with_times_and_a_hole_in_them_is_a_camera_that_was_lost(tmp_pa
     ):
         stamps.write_text("\n".join(map(str, lines)))
         code, _, error = command(folder, "--timestamps", stamps, settings=SCRIPTED)
-        assert code == 1 and said in error
+        assert code == 1 and message in error
 
 
 def test_hours_take_seconds(tmp_path):
@@ -269,7 +269,7 @@ def broken(key, value):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"{", "not JSON"),
         (b"\xff", "not UTF-8"),
@@ -295,17 +295,17 @@ def broken(key, value):
         (sight(2, "ok").replace(b'"ok"', b'"blind"'), "sight: expected one of ok, starting"),
     ],
 )
-def test_a_bad_line_is_named(line, said, tmp_path):
+def test_a_bad_line_is_named(line, message, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(frame(0.5) + b"\n\n" + line + b"\n")
     code, _, error = command(path)
     assert code == 1
-    assert f"{path}:3: " in error and said in error
+    assert f"{path}:3: " in error and message in error
     assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nothing.jsonl"], "nothing.jsonl: No such file"),
         (["nothing.mp4"], "nothing.mp4: no such file or folder\n  expected a folder of images"),
@@ -320,10 +320,10 @@ def test_a_bad_line_is_named(line, said, tmp_path):
         (["test://one?end=1", "--output", "/no/where"], "/no/where: No such file"),
     ],
 )
-def test_what_cannot_be_replayed_is_said(arguments, said, tmp_path, monkeypatch):
+def test_an_input_that_cannot_be_replayed_is_named(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, error = command(*arguments)
-    assert code == 1 and said in error and "secret" not in error
+    assert code == 1 and message in error and "secret" not in error
 
 
 if __name__ == "__main__":

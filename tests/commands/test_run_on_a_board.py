@@ -1,4 +1,4 @@
-"""`edge-agent run` with TensorRT asked for, as its own process: what is wrong is one line, and the exit is right."""
+"""`edge-agent run` with the TensorRT backend, in its own process: each fault is one line with the right exit code."""
 
 from contextlib import ExitStack
 from typing import Dict, Iterator
@@ -28,7 +28,7 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, AgentProcess]]:
-    """All at once, for they take their time to start."""
+    """Started together, because each takes long to start."""
     started = {}
     with ExitStack() as stack:
         for name in NAMES:
@@ -47,13 +47,13 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, Agent
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_wrong_is_one_line_and_the_exit_is_right(agents: Dict[str, AgentProcess], name: str) -> None:
+def test_a_fault_is_one_line_with_the_right_exit_code(agents: Dict[str, AgentProcess], name: str) -> None:
     fault, agent = FAULTS[name], agents[name]
     if fault.repaired:  # and it goes on
         eventually(lambda: "ready: " in agent.log, "it works", deadline_s=60)
         agent.stop()
     assert agent.wait(60) == (0 if fault.repaired else 1)
-    telling = [line for line in agent.log.splitlines() if fault.line in line]
-    assert len(telling) == 1 and fault.hint in telling[0], agent.log
+    reported = [line for line in agent.log.splitlines() if fault.line in line]
+    assert len(reported) == 1 and fault.hint in reported[0], agent.log
     assert "Traceback" not in agent.log
     assert ("verified with the golden image" in agent.log) == fault.repaired

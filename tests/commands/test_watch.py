@@ -1,4 +1,4 @@
-"""`edge-agent watch`, as a support person runs it: a real broker, a real agent, a real terminal."""
+"""`edge-agent watch` with a real broker, agent and terminal."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_json_for_programs_and_one_node_only(broker: Broker) -> None:
 
 
 class Terminal:
-    """`edge-agent watch` inside a terminal of 110 by 30; what it draws is kept."""
+    """`edge-agent watch` inside a terminal of 110 by 30 characters; its output is recorded."""
 
     def __init__(self, *arguments: Any) -> None:
         self.drawn = ""
@@ -93,7 +93,7 @@ class Terminal:
                 return
 
     def screens(self) -> List[str]:
-        """Every picture that was drawn whole, without what belongs to the terminal."""
+        """Every complete screen, without the terminal's control sequences."""
         self.read()
         return [part.replace("\r", "") for part in self.drawn.split("\x1b[H\x1b[J")[1:]]
 
@@ -127,7 +127,7 @@ def test_a_table_on_a_terminal(broker: Broker) -> None:
         assert all(len(line) <= 110 for screen in terminal.screens() for line in screen.splitlines())
         assert terminal.interrupt() == 0
         assert terminal.drawn.startswith("\x1b[?1049h") and "\x1b[?25h\x1b[?1049l" in terminal.drawn
-        assert "lobby: offline" in terminal.drawn.rsplit("\x1b[?1049l")[1], "the last picture stays"
+        assert "lobby: offline" in terminal.drawn.rsplit("\x1b[?1049l")[1], "the last screen stays"
     finally:
         terminal.close()
 
@@ -154,7 +154,7 @@ def test_it_outlives_the_broker(broker: Broker) -> None:
 
 
 def publish(broker: Broker, topic: str, payload: bytes) -> None:
-    """Retained, below the base, so that it does not matter who comes first."""
+    """Publish retained messages below the base, so that the order of connecting does not matter."""
     client = Client(CallbackAPIVersion.VERSION2)
     client.connect("127.0.0.1", broker.port)
     client.loop_start()
@@ -165,7 +165,7 @@ def publish(broker: Broker, topic: str, payload: bytes) -> None:
 
 @pytest.mark.slow
 @needs_mosquitto
-def test_what_is_not_as_it_should_be_does_no_harm(broker: Broker) -> None:
+def test_malformed_messages_are_tolerated(broker: Broker) -> None:
     for topic in ("lobby/health", "lobby/info", "lobby/door/events", "lobby/door/presence/attributes", "lobby/x/state"):
         for number, payload in enumerate((b"", b"[]", b'{"engine": 3, "score": "x"}', b"\xff", b'{"reasons": 3}')):
             publish(broker, topic.replace("lobby", f"lobby{number}"), payload)
@@ -305,6 +305,6 @@ def test_numbers_that_are_none_stay_out_of_the_table(number) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"[" * 100_000, b'{"engine": {"backend": "x"}}', b"\xff", b"null"])
-def test_info_and_health_of_any_nonsense_are_a_line(payload) -> None:
+def test_malformed_info_and_health_give_one_line(payload) -> None:
     for topic in ("info", "health"):
         assert "lobby: " in str(Account("edge-agent").line(f"edge-agent/lobby/{topic}", payload))

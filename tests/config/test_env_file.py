@@ -46,7 +46,7 @@ def test_a_value_is_what_systemd_reads(text, value):
     assert parsed(text) == [("A", value)]
 
 
-def test_comments_and_blank_lines_say_nothing():
+def test_comments_and_blank_lines_are_ignored():
     assert parsed("# a\n\n  ; b='\n \t\n#A=1\nB=2\n") == [("B", "2")]
 
 
@@ -86,7 +86,7 @@ def test_quoted_values_come_back(value):
 
 
 @given(st.text("ab '\"\\$`\n\t\r#;=", max_size=12))
-def test_quoted_torture_comes_back(value):
+def test_quoted_special_characters_come_back(value):
     assert parsed(f"A={env_file.quote(value)}\nB=1\n") == [("A", value), ("B", "1")]
 
 

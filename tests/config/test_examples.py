@@ -1,4 +1,4 @@
-"""What lies under config/ for others: it parses, and speaks of topics, words and fields that there are."""
+"""The integration examples under config/ parse, and use only existing topics, commands and fields."""
 
 import json
 import re
@@ -81,8 +81,8 @@ def test_asyncapi_is_fresh() -> None:
     assert topics.ASYNCAPI.read_text("utf-8") == topics.document(), "run scripts/generate"
 
 
-def test_asyncapi_holds_together() -> None:
-    """References lead somewhere, channels have operations, addresses and parameters agree, schemas are schemas."""
+def test_asyncapi_is_consistent() -> None:
+    """References resolve, channels have operations, addresses and parameters agree, schemas are valid."""
     document = topics.asyncapi()
     assert document["asyncapi"] == "3.0.0" and set(document) <= {
         "asyncapi", "id", "info", "servers", "defaultContentType", "channels", "operations", "components",
@@ -136,8 +136,8 @@ def test_the_node_red_flow_is_wired() -> None:
     assert reached | inputs == {node["id"] for node in flow if "wires" in node}
 
 
-def test_the_node_red_flow_skips_what_is_replayed() -> None:
-    """Follow an event through the switches, as Node-RED would."""
+def test_the_node_red_flow_skips_replayed_events() -> None:
+    """Pass an event through the switches, as Node-RED does."""
     nodes = {node["id"]: node for node in json.loads((CONFIG / "node-red" / "flow.json").read_text("utf-8"))}
 
     def end(payload: Any, at: str = "ea-kind") -> str:
@@ -163,7 +163,7 @@ def test_the_node_red_flow_skips_what_is_replayed() -> None:
     ]  # fmt: skip
 
 
-def test_the_automations_name_what_discovery_makes() -> None:
+def test_the_automations_use_entities_of_discovery() -> None:
     text = (CONFIG / "home-assistant" / "automations.yaml").read_text("utf-8")
     site = AgentDescription("1", "board", (CameraDescription("door"),), image=True)
     made = set()
@@ -178,7 +178,7 @@ def test_the_automations_name_what_discovery_makes() -> None:
     assert text.count("replayed") >= 2
 
 
-def test_the_automations_are_automations() -> None:
+def test_the_automations_are_valid() -> None:
     yaml = pytest.importorskip("yaml", reason="needs PyYAML: pip install pyyaml")
     automations = yaml.safe_load((CONFIG / "home-assistant" / "automations.yaml").read_text("utf-8"))
     assert len({automation["id"] for automation in automations}) == len(automations)

@@ -75,7 +75,7 @@ def test_a_fault_inside_a_list_names_the_item(name, text, fault):
     assert faults({f"{DOOR}__{name}": text}) == [f"{DOOR}__{fault} [environment]"]
 
 
-def test_geometry_that_cannot_be_meant():
+def test_implausible_geometry():
     found = faults(
         {
             f"{DOOR}__ROI": "[0.5, 0, 0.5, 1]",
@@ -94,7 +94,7 @@ def test_geometry_that_cannot_be_meant():
     )
 
 
-def test_masks_that_leave_nothing_of_the_region():
+def test_masks_that_cover_the_whole_region():
     corner = "[[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]]"
     found = faults({f"{DOOR}__ROI": "[0.1, 0.1, 0.4, 0.4]", f"{DOOR}__MASKS": f"[{corner}]"})
     assert len(found) == 1 and found[0].startswith(f"{DOOR}__MASKS: they cover the whole region of interest")

@@ -1,4 +1,4 @@
-"""What is written from the settings' declarations is fresh, complete and true."""
+"""The files generated from the settings' declarations are up to date, complete and correct."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""nvinfer's configurations: both syntaxes, what becomes of every key, faults with their lines, there and back."""
+"""nvinfer's configurations: both syntaxes, the result of every key, faults with their lines, round trips."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -121,10 +121,10 @@ def test_nvidias_own_file(tmp_path: Path, name: str) -> None:
     assert "tlt_encode" not in "".join(report.taken + report.ignored)
     keys = {line.partition("=")[0] for line in FACEDETECTIR.splitlines() if "=" in line and not line.startswith("#")}
     reported = "\n".join(report.taken + report.ignored)
-    assert not {key for key in keys if f": {key}=" not in reported}, "a key of which nothing was said"
+    assert not {key for key in keys if f": {key}=" not in reported}, "a key that was not reported"
 
 
-def test_a_file_of_ones_own_is_named_with_its_key(tmp_path: Path) -> None:
+def test_a_users_own_file_is_named_with_its_key(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "facedetectir"
     folder.mkdir(parents=True)
     for name in ("mine.etlt", "resnet18_facedetectir_pruned.etlt"):
@@ -144,7 +144,7 @@ def test_a_file_of_ones_own_is_named_with_its_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "reason"),
     [
         ("net-scale-factor=1.0", "pixels in 0..1, so this agent uses 1/255"),
         ("offsets=124;117;104", "without mean subtraction"),
@@ -166,11 +166,13 @@ def test_a_file_of_ones_own_is_named_with_its_key(tmp_path: Path) -> None:
         ("filter-out-class-ids=0", "is the face"),
     ],
 )
-def test_what_contradicts_the_model_or_this_agent(tmp_path: Path, model: Path, line: str, says: str) -> None:
+def test_keys_that_contradict_the_model_or_agent_are_reported(
+    tmp_path: Path, model: Path, line: str, reason: str
+) -> None:
     text = minimal(model, line).replace("onnx-file=", f"onnx-file={model.parent}/")
     report = imported(tmp_path, text)
     assert len(report.differs) == 1, report.differs
-    assert says in report.differs[0]
+    assert reason in report.differs[0]
     assert line in report.differs[0]
     load_settings({}, None, dotted(report))
 
@@ -289,18 +291,18 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "says"), FAULTS)
-def test_a_broken_file_gives_one_line_that_names_the_line(model: Path, text: str, says: str) -> None:
+@pytest.mark.parametrize(("text", "reason"), FAULTS)
+def test_a_broken_file_gives_one_line_that_names_the_line(model: Path, text: str, reason: str) -> None:
     whole = minimal(model, "gpu-id=0").partition("\n[class")[0]
     with pytest.raises(InputError) as caught:
         imported(model.parent, text.replace("{}", whole))
-    assert says in caught.value.message
+    assert reason in caught.value.message
     assert "config.txt" in caught.value.message
     assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "reason"),
     [
         ("property:\n  - a", ":2: '- a': expected 'group:'"),
         ("property: {gpu-id: 0}", ":1: '{gpu-id: 0}': expected a plain value"),
@@ -312,10 +314,10 @@ def test_a_broken_file_gives_one_line_that_names_the_line(model: Path, text: str
         ("[property]\ngpu-id=0", ":1: '[property]': expected 'group:'"),
     ],
 )
-def test_a_broken_yaml_file_likewise(tmp_path: Path, text: str, says: str) -> None:
+def test_a_broken_yaml_file_gives_one_line_too(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(InputError) as caught:
         imported(tmp_path, text, "config.yml")
-    assert says in caught.value.message
+    assert reason in caught.value.message
 
 
 def test_yaml_values_may_be_quoted_and_commented() -> None:
@@ -326,7 +328,7 @@ def test_yaml_values_may_be_quoted_and_commented() -> None:
 
 
 @pytest.mark.parametrize("data", [b"[property]\n\xff", b"x" * ((1 << 20) + 1)])
-def test_what_is_no_text(tmp_path: Path, data: bytes) -> None:
+def test_binary_input_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "c.txt").write_bytes(data)
     with pytest.raises(InputError, match=r"not UTF-8|larger than"):
         import_nvinfer(tmp_path / "c.txt", tmp_path)
@@ -387,7 +389,7 @@ def there_and_back(given_settings: Settings, folder: Path, models: Path) -> Sett
 
 @given(detection=DETECTION, model_params=MODEL, calibrated=st.booleans())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_there_and_back_is_the_same(
+def test_a_round_trip_is_lossless(
     peoplenet: Path, detection: Dict[str, Any], model_params: Dict[str, Any], calibrated: bool
 ) -> None:
     folder = peoplenet.parent
@@ -403,8 +405,8 @@ def test_there_and_back_is_the_same(
     assert (after.model, after.detection) == (before.model, before.detection)
 
 
-def test_what_was_left_to_the_model_is_written_out(tmp_path: Path) -> None:
-    """And a label file is made where there was none."""
+def test_defaults_of_the_model_are_written_out(tmp_path: Path) -> None:
+    """A label file is created where there was none."""
     path = graphs.gridbox(tmp_path / "m.onnx", net=(736, 416))
     before = load_settings({}, None, {"model.model": str(path), "model.threads": 4})
     export = export_nvinfer(before, tmp_path, tmp_path / "l.txt")
@@ -419,7 +421,7 @@ def test_what_was_left_to_the_model_is_written_out(tmp_path: Path) -> None:
     assert again.text.replace("labels.txt", "l.txt") == export.text
 
 
-def test_facedetectir_there_and_back(tmp_path: Path) -> None:
+def test_facedetectir_round_trip(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model facedetectir is not there"):
         export_nvinfer(load_settings({}, None, {"model.model": "facedetectir"}), tmp_path, tmp_path / "l.txt")
     folder = tmp_path / "facedetectir"
@@ -435,7 +437,7 @@ def test_facedetectir_there_and_back(tmp_path: Path) -> None:
     assert after.model == replace(before.model, precision="int8")
 
 
-def test_a_uff_there_and_back(tmp_path: Path) -> None:
+def test_uff_round_trip(tmp_path: Path) -> None:
     (tmp_path / "m.uff").write_bytes(detectnet(np.zeros((1, 3, 48, 64), np.float32), (2, 2, 2, 2, 2)).encode())
     (tmp_path / "names.txt").write_text("head\n")
     words = {

@@ -1,4 +1,4 @@
-"""Where settings come from, which wins, and what a change means."""
+"""Sources of settings, their precedence, and the effect of changes."""
 
 import dataclasses
 from pathlib import Path

@@ -89,18 +89,18 @@ class AgentProcess:
 
     @property
     def log(self) -> str:
-        """All that it has written to stderr."""
+        """Its output on stderr."""
         return "".join(self._log)
 
     def stop(self, deadline_s: float = DEADLINE_S) -> float:
-        """SIGTERM, and wait; returns the seconds that it took."""
+        """Send SIGTERM and wait; returns the seconds until the exit."""
         started = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         self.wait(deadline_s)
         return time.monotonic() - started
 
     def kill(self) -> None:
-        """SIGKILL: no goodbye."""
+        """SIGKILL: no clean disconnect."""
         self.process.kill()
         self.wait()
 

@@ -122,7 +122,7 @@ FAULTS: Dict[str, Fault] = {
         "it begins with data, conv1, relu1",
         settings=OTHER,
     ),
-    "a calibration for other pictures": Fault(
+    "a calibration for other images": Fault(
         others_pictures,
         "other.txt: made for other preprocessing: its input input_1 reaches 255, but this model's images reach 1",
         "use the calibration that was published with this model, or precision fp16",

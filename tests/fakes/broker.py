@@ -25,7 +25,7 @@ VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv3
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
+    """An unused TCP port on loopback."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -48,7 +48,7 @@ class Broker:
         self.configure(config, persistence)
 
     def configure(self, config: str, persistence: bool = False) -> None:
-        """What holds from the next start on."""
+        """Set the configuration of the next start."""
         lines = ["" if "listener" in config else f"listener {self.port} 127.0.0.1"]
         lines += ["" if "allow_anonymous" in config else "allow_anonymous true"]
         lines += ["max_inflight_messages 0", "log_type all"]
@@ -73,14 +73,14 @@ class Broker:
         return self._process.pid
 
     def stop(self) -> None:
-        """In order."""
+        """Stop it cleanly."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """`kill -9`: no goodbye, nothing saved."""
+        """`kill -9`: no clean disconnect, no saved state."""
         self._end(signal.SIGKILL)
 
-    def tell(self, what: signal.Signals) -> None:
+    def send_signal(self, what: signal.Signals) -> None:
         """SIGSTOP: keep connections, and answer nothing. SIGCONT: go on. SIGHUP: read access lists again."""
         assert self._process is not None
         self._process.send_signal(what)
@@ -115,7 +115,7 @@ class Heard(NamedTuple):
 
 
 class Listener:
-    """An independent subscriber; validates and records all that it hears. Comes back by itself.
+    """An independent subscriber; validates and records all that it receives. Reconnects automatically.
 
     Args:
         broker: Where.
@@ -146,11 +146,11 @@ class Listener:
         return [heard.topic for heard in list(self.heard)]
 
     def payloads(self, topic: str) -> List[bytes]:
-        """All that came on one topic, oldest first."""
+        """Payloads of one topic, oldest first."""
         return [heard.payload for heard in list(self.heard) if heard.topic == topic]
 
     def last(self, topic: str) -> Optional[bytes]:
-        """The newest that came on one topic."""
+        """The newest payload of one topic."""
         return (self.payloads(topic) or [None])[-1]
 
     def _note(self, client: Client, _: Any, message: Any) -> None:
@@ -187,7 +187,7 @@ class Gate:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def shut(self) -> None:
-        """Cut what is connected and let nothing in."""
+        """Cut open connections and refuse new ones."""
         with self._lock:
             self._open = False
             for sock in self._pairs:

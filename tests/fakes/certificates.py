@@ -1,4 +1,4 @@
-"""Certificates as `scripts/make-certs` makes them, and some that must not be let in."""
+"""Certificates as `scripts/make-certs` makes them, and some that must be refused."""
 
 import os
 import ssl
@@ -20,7 +20,7 @@ def make(folder: Path, host: str, *names: str, days: int = 365) -> None:
 
 
 def postpone(folder: Path, name: str, until: str = "20410101000000Z") -> None:
-    """Make NAME's certificate one of the year 2040, as it looks to a machine whose clock is behind."""
+    """Make NAME's certificate one of the year 2040, as seen by a machine whose clock is behind."""
     _date(folder, name, "20400101000000Z", until)
 
 

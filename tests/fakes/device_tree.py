@@ -32,7 +32,7 @@ class DeviceTree:
         ]
 
     def add(self, camera: FakeCamera, number: int, links: bool) -> None:
-        """The kernel makes the entries; udev, sometimes late or never, the links."""
+        """Create the kernel's entries, and udev's links, which may come late or never."""
         Path(self.node(number)).touch()
         self._add_sysfs(camera, f"video{number}")
         if links:
@@ -40,7 +40,7 @@ class DeviceTree:
                 link.symlink_to(f"../../video{number}")
 
     def remove(self, camera: FakeCamera, node: str) -> None:
-        """All of it goes."""
+        """Remove all of its entries."""
         Path(node).unlink()
         entry = self.root / "sys/class/video4linux" / Path(node).name
         (entry / "device").unlink()

@@ -48,7 +48,7 @@ def now() -> Moment:
 
 
 def fake_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """As long as the picture is large and the quality high, and begins as a JPEG does."""
+    """Bytes that begin like a JPEG; the length grows with image size and quality."""
     return b"\xff\xd8" + bytes(pixels.shape[0] * pixels.shape[1] * quality // 400)
 
 
@@ -109,12 +109,12 @@ class Agent:
         self.skipped_s = 0.0
         self._health: Optional[Mapping[str, Any]] = None
         self._connected = False
-        self.inbox: queue.Queue[object] = queue.Queue()
+        self.pending: queue.Queue[object] = queue.Queue()
         self.notices: List[object] = []
         self.topics = Topics("edge-agent", node)
         settings = MqttParams(host="127.0.0.1", port=port, **{**QUICK, **params})
         self.client = MqttClient(
-            settings, client_id or node, last_will(self.topics), on_notice or self.inbox.put, jitter=random.Random(1)
+            settings, client_id or node, last_will(self.topics), on_notice or self.pending.put, jitter=random.Random(1)
         )
         self.outbox = MemoryOutbox(outbox, time.monotonic)
         encoder = EventEncoder(self.topics, 41, CropParams(), fake_jpeg, settings.max_packet_bytes)
@@ -153,9 +153,9 @@ class Agent:
     def take(self, timeout_s: float) -> List[object]:
         items: List[object] = []
         try:
-            items.append(self.inbox.get(timeout=timeout_s))
+            items.append(self.pending.get(timeout=timeout_s))
             while True:
-                items.append(self.inbox.get_nowait())
+                items.append(self.pending.get_nowait())
         except queue.Empty:
             return items
 

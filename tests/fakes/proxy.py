@@ -1,4 +1,4 @@
-"""A recording proxy in front of a broker: keeps every PUBLISH that went towards it, and can be an unkind network."""
+"""A recording proxy in front of a broker: records every PUBLISH sent to it, and simulates network faults."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ REFUSALS = {"refuse": b"\x99", "busy": b"\x97"}
 POLL_S = 0.05
 
 Verdict = Optional[str]
-"""What to do with a PUBLISH: None passes it on, "cut" swallows it and cuts, others answer it as `REFUSALS` say."""
+"""What to do with a PUBLISH: None passes it on, "cut" discards it and cuts, others refuse it as in `REFUSALS`."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Passed:
         return self.fate == "passed" and self.code is not None and self.code < 0x80
 
     def as_line(self) -> str:
-        """One line of JSON, for a person who looks into what went wrong."""
+        """One line of JSON, for debugging."""
         text = self.payload.decode("utf-8", "replace") if self.payload[:2] != b"\xff\xd8" else "(jpeg)"
         return json.dumps({**vars(self), "payload": text})
 
@@ -79,35 +79,35 @@ class RecordingProxy:
 
     @staticmethod
     def answers(port: int) -> bool:
-        """Whether somebody listens on this port of loopback."""
+        """Whether a process listens on this loopback port."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
             return True
         return False
 
     def cut(self) -> None:
-        """Cut what is connected and let nothing in."""
+        """Cut open connections and refuse new ones."""
         self._open = False
         self._cut_all()
 
     def stall(self, only_answers: bool = False) -> None:
-        """Keep connections, and pass nothing on; or only nothing of what the broker says."""
+        """Keep connections, and pass nothing on; or only what the broker sends."""
         self._down.clear()
         if not only_answers:
             self._up.clear()
 
     def refuse(self, code: int) -> None:
-        """Cut what is connected, and answer every CONNECT with this code."""
+        """Cut open connections, and answer every CONNECT with this code."""
         self._refusal = code
         self._cut_all()
 
     def mend(self) -> None:
-        """Be a good network again."""
+        """End all simulated faults."""
         self._open, self._refusal, self.judge = True, 0, lambda passed: None
         self._up.set()
         self._down.set()
 
     def close(self) -> None:
-        """Cut everything, for good."""
+        """Cut all connections and stop."""
         self.cut()
         _shut(self._server)
         self._server.close()
@@ -204,7 +204,7 @@ class _Link:
         return self.alive
 
     def _publish(self, packet: bytes) -> bool:
-        """Note it; False when it shall not be passed on."""
+        """Record it; returns False when it must not be passed on."""
         passed, packet_id = _parse(packet, self._level, self._number)
         verdict = self._proxy.judge(passed)
         if verdict is not None:
@@ -249,7 +249,7 @@ def packets(sock: socket.socket) -> Iterator[bytes]:
 
 
 def _length(data: bytes) -> Optional[int]:
-    """Of the packet that `data` begins with, as far as it tells."""
+    """Length of the packet at the start of `data`; None while its header is incomplete."""
     if len(data) < 2 or (data[1] & 0x80 and not any(byte < 0x80 for byte in data[1:5])):
         return None
     length, size = _varint(data, 1)

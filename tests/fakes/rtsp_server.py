@@ -33,7 +33,7 @@ def missing() -> str:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """An unused TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -43,7 +43,7 @@ class RtspServer:
     """`with RtspServer(image, fps, gop) as server: server.port`; each client has its own encoder, so a keyframe first.
 
     Args:
-        image: PNG file whose picture moves a little from frame to frame.
+        image: PNG file whose content moves a little from frame to frame.
         fps: Frames per second.
         gop: Frames from keyframe to keyframe.
         protocol: `tcp` or `udp`; clients that ask for another are refused with status 461.

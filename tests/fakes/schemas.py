@@ -1,4 +1,4 @@
-"""Every message that a test sees is held against the schemas that ship in the package."""
+"""Validates every message that a test receives against the schemas in the package."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def validate(payload: bytes) -> Any:
 
 
 def validate_message(topic: str, payload: bytes) -> None:
-    """Hold one message against the contract, by its topic."""
+    """Validate one message by its topic."""
     parts = topic.split("/")
     last = parts[-1]
     # An empty payload clears a retained topic whose camera has gone.
@@ -78,7 +78,7 @@ COMPONENT_KEYS = {
 
 
 def validate_discovery(topic: str, payload: bytes) -> None:
-    """Hold a discovery message of either style against what Home Assistant takes."""
+    """Validate a discovery message of either style as Home Assistant does."""
     value = json.loads(payload)
     assert value["device"]["identifiers"] and value["origin"]["name"], topic
     single = {key: item for key, item in value.items() if key not in ("device", "origin", "components")}

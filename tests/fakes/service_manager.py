@@ -1,4 +1,4 @@
-"""The other end of sd_notify: a datagram socket that keeps what services send."""
+"""The receiving end of sd_notify: a datagram socket that records notifications."""
 
 import socket
 import threading
@@ -23,11 +23,11 @@ class ServiceManager:
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """What the service is told of it."""
+        """The service's environment variables for it."""
         return {"NOTIFY_SOCKET": self.address}
 
     def states(self) -> List[str]:
-        """All but the watchdog's food and the status line: what changes the unit's state."""
+        """Names of the notifications that change the unit's state, without WATCHDOG and STATUS."""
         lines = [line for datagram in list(self.heard) for line in datagram.splitlines()]
         return [line.partition("=")[0] for line in lines if not line.startswith(("WATCHDOG", "STATUS", "MONOTONIC"))]
 

@@ -1,4 +1,4 @@
-"""A small machine: a real systemd as process 1 of its own namespaces, on a Debian root folder that stays as it was.
+"""A small machine: a real systemd as process 1 of its own namespaces, on a Debian root folder that stays unchanged.
 
 Made by `scripts/systemd-lane`, which sets LANE_ROOT. What it has not: devices, udev, memory limits.
 """
@@ -53,21 +53,21 @@ mount -t cgroup2 cgroup2 sys/fs/cgroup
 ln -sf /dev/null etc/systemd/system/systemd-modules-load.service
 pivot_root . mnt
 umount -l /mnt
-# systemd leaves this to whoever starts the container, and hands out empty credentials without it.
+# systemd leaves this to the container's manager, and passes empty credentials without it.
 mount --make-rshared /
 exec env -i container=lane PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --unit=multi-user.target
 """
 
 
 def why_not() -> str:
-    """What is missing for these tests; empty when the machine can be made."""
+    """Missing requirements of these tests; empty when the machine can be created."""
     if not ROOT.name or not ROOT.is_dir():
         return "needs a Debian root folder: scripts/systemd-lane makes one and runs these tests"
     return why_not_here()
 
 
 def why_not_here() -> str:
-    """What this host does not have or allow; empty when the machine can be made once there is a root folder."""
+    """Requirements that this host does not meet, apart from the root folder; empty when all are met."""
     if os.geteuid() != 0:
         return "needs root: sudo scripts/systemd-lane"
     missing = [tool for tool in ("unshare", "nsenter") if shutil.which(tool) is None]
@@ -81,7 +81,7 @@ def why_not_here() -> str:
 
 
 class Machine:
-    """Boots on entering the block, is gone on leaving it.
+    """A context manager: boots on entry, is removed on exit.
 
     Args:
         shared: A folder of this host that the machine sees.
@@ -129,7 +129,7 @@ class Machine:
         return int(self._run(command, "").returncode)
 
     def write(self, path: str, content: str, mode: int = 0o644) -> None:
-        """Make a file inside, in place (the same inode, as an editor that does not rename)."""
+        """Write a file inside, in place (the same inode, as an editor that does not rename)."""
         script = 'mkdir -p "${1%/*}" && cat >"$1" && chmod "$2" "$1"'
         self.run("sh", "-c", script, "sh", path, f"{mode:o}", text=content)
 
@@ -138,7 +138,7 @@ class Machine:
         return self.run("systemctl", "show", "-p", name, "--value", unit)
 
     def journal(self, unit: str) -> str:
-        """All that a unit, or systemd about it, has said."""
+        """Journal lines of a unit and of systemd about it."""
         return self.run("journalctl", "-u", unit, "--no-pager", "-o", "cat")
 
     def eventually(self, true: Any, what: str, deadline_s: float = DEADLINE_S) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that differ as a camera's do: a view that wanders over the one photograph that is shipped."""
+"""Images that differ like a camera's frames: a window that moves over the one photograph that is shipped."""
 
 from typing import List
 

@@ -18,14 +18,14 @@ if sys.argv[1] == "journal":
     os.environ["JOURNAL_STREAM"] = f"{stat.st_dev}:{stat.st_ino}"
 journal.configure("info", os.environ)
 log = logging.getLogger("part")
-log.debug("not told")
-log.info("told")
+log.debug("hidden")
+log.info("started")
 try:
     1 / 0
 except ZeroDivisionError:
     log.exception("failed")
 journal.set_level("error")
-log.warning("not told either")
+log.warning("hidden too")
 """
 
 
@@ -39,14 +39,14 @@ def output(where: str, **environ: str) -> list:
 
 def test_every_line_for_the_journal_has_a_priority():
     lines = output("journal")
-    assert lines[0] == "<6>part: told" and lines[1] == "<3>part: failed"
+    assert lines[0] == "<6>part: started" and lines[1] == "<3>part: failed"
     assert len(lines) > 3 and all(line.startswith("<3>") for line in lines[1:])
     assert "ZeroDivisionError" in lines[-1]
 
 
 def test_stderr_gets_times_also_when_redirected_away_from_the_journal():
     for lines in (output("terminal", JOURNAL_STREAM=""), output("terminal", JOURNAL_STREAM="1:2")):
-        assert lines[0].endswith("INFO    part: told") and lines[0][:2] == "20"
+        assert lines[0].endswith("INFO    part: started") and lines[0][:2] == "20"
 
 
 def test_records_of_a_camera_thread_have_its_id_unless_given():

@@ -1,6 +1,6 @@
-"""`edge-agent model convert` in a process of its own, as a user runs it: .uff and .etlt in, .onnx and lines out.
+"""`edge-agent model convert` in a process of its own: .uff and .etlt files become .onnx files.
 
-NVIDIA's decryption package may not be shipped; a stand-in beside the real import path does what theirs documents: a
+NVIDIA's decryption package may not be shipped; a fake module on the import path behaves as theirs is documented: a
 wrong key raises nothing, and yields bytes of the right length without meaning.
 """
 
@@ -128,7 +128,7 @@ def test_a_truncated_etlt_is_reported(tmp_path: Path, model: bytes) -> None:
     assert "in.etlt: cannot be decrypted" in fault
 
 
-def test_without_nvidias_package_the_hint_says_how_to_get_it(tmp_path: Path, model: bytes) -> None:
+def test_without_nvidias_package_the_hint_names_its_installation(tmp_path: Path, model: bytes) -> None:
     package(tmp_path, init="raise ImportError('not for this Python')")
     (tmp_path / "in.etlt").write_bytes(etlt(model, "tlt_encode"))
     (fault, hint) = faults(convert(tmp_path, "in.etlt", "out.onnx", "--key", "tlt_encode"))

@@ -106,7 +106,7 @@ def test_centerface_is_known_by_its_ids_or_its_shape(tmp_path: Path, ids: Any) -
         assert outputs["offset"].shape == (2, *grid)
 
 
-def test_the_error_says_how_to_prepare_centerface_as_published(tmp_path: Path) -> None:
+def test_the_error_names_the_preparation_of_centerface_as_published(tmp_path: Path) -> None:
     path = graphs.centerface(tmp_path / "m.onnx", shape=(10, 3, 32, 32), grid=(8, 8), as_published=True)
     with pytest.raises(ModelError, match=r"fixed at .*10x3x32x32.*model fetch centerface --from"):
         opened(path)
@@ -132,8 +132,8 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "how", "says"), WRONG, ids=[entry[0] for entry in WRONG])
-def test_other_contracts_are_refused_with_what_was_found(tmp_path: Path, fault: str, how: Any, says: str) -> None:
+@pytest.mark.parametrize(("fault", "how", "message"), WRONG, ids=[entry[0] for entry in WRONG])
+def test_other_contracts_are_refused_and_described(tmp_path: Path, fault: str, how: Any, message: str) -> None:
     path = tmp_path / "m.onnx"
     if fault == "float64":
         nodes = [
@@ -152,7 +152,7 @@ def test_other_contracts_are_refused_with_what_was_found(tmp_path: Path, fault: 
         graphs.gridbox(path, **how)
     with pytest.raises(ModelError) as caught:
         opened(path)
-    assert says in caught.value.message
+    assert message in caught.value.message
     assert "found inputs" in caught.value.message
     assert "expected DetectNet_v2" in caught.value.hint
 
@@ -177,7 +177,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         OrtEngine(tmp_path / "m.onnx", FACEDETECTIR, sha256="00")
 
 
-def test_what_the_runtime_refuses_is_a_model_error(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_file_that_the_runtime_refuses_is_a_model_error(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     path = graphs.gridbox(tmp_path / "m.onnx", activation="NoSuchOperator")
     with pytest.raises(ModelError, match=r"cannot run it: .*NoSuchOperator"):
         opened(path)

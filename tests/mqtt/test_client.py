@@ -86,10 +86,10 @@ def expect_missing_feature(agent: Agent, words: str) -> None:
     assert not any(isinstance(notice, Connected) for notice in agent.notices)
 
 
-@pytest.mark.parametrize(("said", "words"), [(b"\x25\x00", "no retained messages"), (b"\x24\x00", "QoS 0 only")])
-def test_a_broker_that_announces_a_missing_feature_is_a_fault_and_retried_late(said: bytes, words: str) -> None:
+@pytest.mark.parametrize(("properties", "words"), [(b"\x25\x00", "no retained messages"), (b"\x24\x00", "QoS 0 only")])
+def test_a_broker_that_announces_a_missing_feature_is_a_fault_and_retried_late(properties: bytes, words: str) -> None:
     """CONNACK with success, and the property Retain Available or Maximum QoS (MQTT 5.0, 3.2.2.3)."""
-    front = Front(free_port(), b"\x20\x05\x00\x00\x02" + said)
+    front = Front(free_port(), b"\x20\x05\x00\x00\x02" + properties)
     with Agent(front.port) as agent:
         expect_missing_feature(agent, words)
     front.close()
@@ -117,7 +117,7 @@ def test_a_network_thread_that_blocks_or_dies_misses_its_deadline(tmp_path: Path
     hold, dead = threading.Event(), threading.Event()
 
     def notify(notice: object) -> None:
-        agent.inbox.put(notice)
+        agent.pending.put(notice)
         if dead.is_set():
             raise SystemExit
         if isinstance(notice, Acked) and hold.is_set():
@@ -226,7 +226,7 @@ def test_a_listener_that_raises_does_not_end_the_thread(tmp_path: Path, caplog: 
         if isinstance(notice, (Acked, Disconnected)) and len(raised) < 3:
             raised.append(notice)
             raise RuntimeError("from the callback")
-        agent.inbox.put(notice)
+        agent.pending.put(notice)
 
     with Broker(tmp_path) as broker, Listener(broker) as listener:
         agent = Agent(broker.port, on_notice=notify)
@@ -243,10 +243,10 @@ def test_a_listener_that_raises_does_not_end_the_thread(tmp_path: Path, caplog: 
 def test_a_broker_that_stops_acknowledging_is_disconnected(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker, Agent(broker.port, ack_timeout_s=0.5) as agent:
         agent.until(agent.settled)
-        broker.tell(signal.SIGSTOP)
+        broker.send_signal(signal.SIGSTOP)
         agent.put(event(1))
         agent.until(lambda: "no acknowledgement" in agent.client.status().last_fault)
-        broker.tell(signal.SIGCONT)
+        broker.send_signal(signal.SIGCONT)
         agent.until(agent.settled)
 
 
@@ -303,11 +303,11 @@ def test_close_waits_for_acknowledgements_or_leaves_the_will_to_the_broker(tmp_p
         assert listener.last(ONLINE) == b"online", "a clean goodbye: no will"
     with Broker(tmp_path) as broker, Listener(broker, ONLINE) as listener, Agent(broker.port) as agent:
         agent.until(agent.settled)
-        broker.tell(signal.SIGSTOP)
+        broker.send_signal(signal.SIGSTOP)
         agent.put(event(1))
         agent.step()
         assert agent.client.close(0.2)
-        broker.tell(signal.SIGCONT)
+        broker.send_signal(signal.SIGCONT)
         eventually(lambda: listener.last(ONLINE) == b"offline")
 
 

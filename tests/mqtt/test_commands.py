@@ -1,4 +1,4 @@
-"""Commands and switches through a real broker to the real agent, and what it keeps over a restart."""
+"""Commands and switches through a real broker to the real agent, and the state kept over a restart."""
 
 import hashlib
 import json
@@ -167,21 +167,19 @@ def test_crops_off_stays_off_and_on_is_refused_when_the_settings_disable_crops(b
     assert not listener.last(f"{B}/a/face/image")
 
 
-def test_a_snapshot_is_a_picture_named_by_its_transaction(broker, listener, sender):
+def test_a_snapshot_is_an_image_named_by_its_transaction(broker, listener, sender):
     with AgentProcess(settings(broker, CAMERAS__A__MASKS="[[[0, 0], [0.75, 0], [0.75, 1], [0, 1]]]")):
         eventually(lambda: listener.last(f"{B}/a/availability") == b"online")
         answer = ask(sender, listener, "snapshot", transaction="shot-1")
         topic = answer["result"]["topic"]
         assert topic == f"{B}/a/crops/shot-1"
         eventually(lambda: listener.last(topic))
-        picture = listener.last(topic)
-        assert hashlib.sha256(picture).hexdigest() == answer["result"]["sha256"]
-        cv2 = pytest.importorskip(
-            "cv2", reason="needs OpenCV to look at the picture: pip install opencv-python-headless"
-        )
+        jpeg = listener.last(topic)
+        assert hashlib.sha256(jpeg).hexdigest() == answer["result"]["sha256"]
+        cv2 = pytest.importorskip("cv2", reason="needs OpenCV to decode the image: pip install opencv-python-headless")
         import numpy as np
 
-        pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_GRAYSCALE)
+        pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
         hidden = pixels[:, : pixels.shape[1] * 2 // 3]
         assert max(pixels.shape) <= 320 and hidden.max() < 8 and pixels.max() > 50, "as the mask has it"
         with Listener(broker, f"{B}/a/crops/#") as late:
@@ -203,7 +201,7 @@ REFUSED = {
 
 
 @pytest.mark.slow
-def test_what_is_refused_is_answered_counted_and_logged(broker, listener, sender):
+def test_a_refusal_is_answered_counted_and_logged(broker, listener, sender):
     def refused():
         return json.loads(listener.last(f"{B}/health"))["commands"]["refused"]
 
@@ -272,8 +270,8 @@ def test_a_transaction_that_comes_twice_is_done_once(broker, listener, sender):
         for _ in range(2):
             sender.send("request/snapshot", b'{"transaction": "shot"}')
         eventually(lambda: len(answers(listener, "snapshot")) == 2)
-        said = sorted((answer["status"], answer["reason"]) for answer in answers(listener, "snapshot"))
-        assert said == [("error", "duplicate"), ("ok", None)]
+        results = sorted((answer["status"], answer["reason"]) for answer in answers(listener, "snapshot"))
+        assert results == [("error", "duplicate"), ("ok", None)]
         assert {answer["transaction"] for answer in answers(listener, "snapshot")} == {"shot"}
         eventually(lambda: json.loads(listener.last(f"{B}/health"))["commands"]["refused"] == {"duplicate": 1})
         assert len(listener.payloads(f"{B}/a/crops/shot")) == 1

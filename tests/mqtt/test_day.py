@@ -111,7 +111,7 @@ def quick_hand_over() -> Iterator[None]:
 @pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.usefixtures("quick_hand_over")
-def test_a_day_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_day_leaks_no_memory_files_or_threads(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
     with Broker(tmp_path) as broker:

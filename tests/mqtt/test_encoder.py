@@ -41,7 +41,7 @@ def test_crops_can_be_off(off: EventEncoder) -> None:
     [(200, 20_000, 85, 200), (300, 20_000, 85, 300), (400, 20_000, 38, 400), (600, 20_000, 85, 300)],
 )
 def test_a_large_crop_gets_coarser_then_smaller(side: int, max_bytes: int, quality: int, shape: int) -> None:
-    """fake_jpeg's size is pixels * quality / 400, so what was tried last can be worked out."""
+    """fake_jpeg's size is pixels * quality / 400, so the last attempt can be derived from it."""
     tried = []
 
     def encode(pixels: np.ndarray, at: int) -> bytes:

@@ -78,7 +78,7 @@ def test_the_order_at_every_connect(tmp_path: Path, version: str) -> None:
 
 @needs_mosquitto
 @both_versions
-def test_what_is_retained_and_how(tmp_path: Path, version: str) -> None:
+def test_retained_topics_and_their_properties(tmp_path: Path, version: str) -> None:
     with Broker(tmp_path) as broker, Listener(broker, version=version, qos=1) as listener:
         with Agent(broker.port, protocol=version) as agent:
             agent.report_health()
@@ -297,7 +297,7 @@ def test_not_authorised_pauses_until_the_access_list_is_repaired(tmp_path: Path)
         refusals = sum(isinstance(notice, Rejected) for notice in agent.notices)
         assert refusals <= 12, "it pauses between attempts"
         acl.write_text("topic readwrite #\n")
-        broker.tell(signal.SIGHUP)
+        broker.send_signal(signal.SIGHUP)
         eventually(lambda: "SIGHUP" in broker.log.read_text() or "Reloading" in broker.log.read_text())
         agent.skipped_s = 61.0
         agent.until(agent.settled)
@@ -321,7 +321,7 @@ def test_a_refused_crop_does_not_pause_events(tmp_path: Path) -> None:
         assert f"the broker refuses {DOOR}/crops" in "".join(agent.publisher.faults)
         assert sum(isinstance(notice, Rejected) for notice in agent.notices) <= 20, "it pauses between attempts"
         acl.write_text("topic readwrite #\n")
-        broker.tell(signal.SIGHUP)
+        broker.send_signal(signal.SIGHUP)
         eventually(lambda: "SIGHUP" in broker.log.read_text() or "Reloading" in broker.log.read_text())
         agent.skipped_s = 61.0
         agent.until(agent.settled)
@@ -476,7 +476,7 @@ def test_after_a_lost_connection_suspects_are_sent_one_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("code", [0x87, 0x97])
-def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
+def test_after_a_refusal_no_message_overtakes_the_refused_one(code: int) -> None:
     """The broker may have accepted messages in flight beside it; no other message is sent before or beside it."""
     publisher, tape, outbox, clock = taped()
     publisher.handle(Connected(1, "5"))
@@ -514,7 +514,7 @@ def test_after_a_refusal_nothing_overtakes_what_was_refused(code: int) -> None:
 
 
 @needs_mosquitto
-def test_only_what_was_in_flight_beside_the_first_refused_event_overtakes_it(tmp_path: Path) -> None:
+def test_only_messages_in_flight_beside_the_first_refused_event_overtake_it(tmp_path: Path) -> None:
     """By less than the window; later refusals, on any connection, do not change the order."""
     refused: List[int] = []
 

@@ -1,4 +1,4 @@
-"""On MQTT 3.1.1 a broker acknowledges what it discards; the echo shows it."""
+"""On MQTT 3.1.1 a broker acknowledges messages that it discards; a missing echo reveals this."""
 
 import json
 import signal
@@ -75,7 +75,7 @@ def answered(test: SelfTest, t: float) -> int:
     return len(payload)
 
 
-def test_a_probe_is_as_large_as_what_was_acknowledged_and_each_size_is_proven_once() -> None:
+def test_a_probe_is_as_large_as_the_acknowledged_message_and_each_size_is_proven_once() -> None:
     test = SelfTest(ECHO, 1)
     test.connected("3.1.1", 0.0)
     small = answered(test, 0.0)
@@ -158,7 +158,7 @@ def test_an_access_list_that_is_broken_and_repaired(tmp_path: Path, version: str
 def reload(broker: Broker) -> None:
     """Wait until the broker has read its access list again."""
     before = broker.log.read_text("utf-8").count("Reloading config")
-    broker.tell(signal.SIGHUP)
+    broker.send_signal(signal.SIGHUP)
     eventually(lambda: broker.log.read_text("utf-8").count("Reloading config") > before)
 
 

@@ -39,8 +39,8 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_not_after_equals_that_of_openssl(certs: Path, name: str) -> None:
     path = str(certs / f"{name}.pem")
     command = ["openssl", "x509", "-in", path, "-noout", "-enddate"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    wanted = datetime.strptime(said, "notAfter=%b %d %H:%M:%S %Y GMT").replace(tzinfo=timezone.utc)
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    wanted = datetime.strptime(printed, "notAfter=%b %d %H:%M:%S %Y GMT").replace(tzinfo=timezone.utc)
     assert valid_until(path) == wanted
 
 
@@ -68,14 +68,14 @@ def test_a_file_without_a_certificate_has_no_expiry(tmp_path: Path, certs: Path)
 
 
 def test_the_expiry_is_reported_once_a_day() -> None:
-    def said(**left: int) -> List[str]:
+    def faults(**left: int) -> List[str]:
         return expiry_faults(NOW + timedelta(**left), NOW)
 
-    assert expiry_faults(None, NOW) == said(days=15) == []
-    assert said(days=3, hours=5) == ["our TLS certificate expires in 3 days, on 2026-11-25"]
-    assert said(days=1) == ["our TLS certificate expires in 1 day, on 2026-11-23"]
-    assert said(hours=2) == ["our TLS certificate expires within a day, on 2026-11-22"]
-    assert said(days=-2) == ["our TLS certificate has expired on 2026-11-20"]
+    assert expiry_faults(None, NOW) == faults(days=15) == []
+    assert faults(days=3, hours=5) == ["our TLS certificate expires in 3 days, on 2026-11-25"]
+    assert faults(days=1) == ["our TLS certificate expires in 1 day, on 2026-11-23"]
+    assert faults(hours=2) == ["our TLS certificate expires within a day, on 2026-11-22"]
+    assert faults(days=-2) == ["our TLS certificate has expired on 2026-11-20"]
 
 
 def test_a_replaced_file_changes_the_signature(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class OutboxContract:
         """An empty outbox."""
         raise NotImplementedError
 
-    def test_keeps_order_and_marks_what_is_in_flight(self) -> None:
+    def test_keeps_order_and_marks_messages_in_flight(self) -> None:
         outbox = self.make()
         outbox.put([message(1), message(2)], moment())
         outbox.put([message(3)], moment(1))
@@ -56,7 +56,7 @@ class OutboxContract:
         assert outbox.batch(2) == []
         assert outbox.status().in_flight == 3 and outbox.status().pending == 3
 
-    def test_gives_back_all_of_a_message(self) -> None:
+    def test_returns_every_field_of_a_message(self) -> None:
         outbox = self.make()
         sent = Message(
             "a/b", b"\x00\xff", qos=1, kind="crop", content_type="image/jpeg", properties=(("event_id", "é"),),
@@ -67,7 +67,7 @@ class OutboxContract:
         assert stored.message == sent
         assert stored.queued_at == "2026-11-22T17:05:17.483120Z" and stored.tries == 0
 
-    def test_forgets_only_what_was_accepted(self) -> None:
+    def test_deletes_only_accepted_messages(self) -> None:
         outbox = self.make()
         outbox.put([message(1), message(2), message(3)], moment())
         keys = [s.key for s in outbox.batch(3)]
@@ -79,7 +79,7 @@ class OutboxContract:
             outbox.accept(key)
         assert (outbox.status().pending, outbox.status().bytes, outbox.status().in_flight) == (0, 0, 0)
 
-    def test_what_was_rejected_goes_back_into_its_place(self) -> None:
+    def test_a_rejected_message_keeps_its_place(self) -> None:
         outbox = self.make()
         outbox.put([message(1), message(2), message(3)], moment())
         batch = outbox.batch(2)
@@ -216,7 +216,7 @@ class OutboxContract:
         assert [s for s in shown if isinstance(s, tuple) and s[0] == "crop"] == [("crop", 6), ("crop", 7)]
         assert shown[0] == ("crops", 1, 5, 5, "full")
 
-    def test_what_is_in_flight_is_not_dropped(self) -> None:
+    def test_messages_in_flight_are_not_dropped(self) -> None:
         outbox = self.make(max_bytes=5_000)
         outbox.put([message(1), message(2)], moment())
         flying = outbox.batch(2)

@@ -145,7 +145,7 @@ def test_nothing_is_handed_out_before_it_is_committed_and_one_flush_is_one_trans
     assert commits <= 8, "schema, boot, and one for the hundred"
 
 
-def test_acknowledged_messages_are_gone_soon_and_what_was_not_stays(make):
+def test_acknowledged_messages_are_deleted_soon_and_others_stay(make):
     outbox = make()
     outbox.put([message(seq) for seq in range(1, 6)], make.clock())
     for stored in outbox.batch(5)[:3]:
@@ -282,7 +282,7 @@ def test_a_message_kept_over_a_reboot_is_late_by_the_wall_clock(make):
 
 @pytest.mark.parametrize("then", [False, True])
 def test_a_clock_that_was_or_is_wrong_drops_nothing_for_its_age(make, then):
-    """Queued in 1970 by a board without a battery; sent with the right time. Or the other way round."""
+    """Queued in 1970 by a board without a battery and sent with the right time, and the reverse."""
     make.clock.step_wall(0.0)
     outbox = make()
     early = Moment(make.clock.t, datetime(1970, 1, 1, tzinfo=timezone.utc), synced=then)
@@ -315,7 +315,7 @@ def test_crops_expire_after_a_day_and_events_after_a_week(make):
 
 
 def crash(outbox: SqliteOutbox) -> None:
-    """Leave what is committed, and the lock, as the kernel would."""
+    """Stop as in a crash: committed rows stay, the kernel releases the lock."""
     outbox.flush()
     outbox._started = False
     outbox.close()
@@ -621,7 +621,7 @@ def backlog(make: OutboxFactory, *seqs: int) -> SqliteOutbox:
 
 
 def seqs_and_gaps(outbox: SqliteOutbox, limit: int = 20) -> List[Any]:
-    """Acknowledge and return what is handed out now."""
+    """Acknowledge and return the messages handed out now."""
     shown = []
     for stored in outbox.batch(limit):
         outbox.accept(stored.key)

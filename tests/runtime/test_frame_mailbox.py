@@ -1,4 +1,4 @@
-"""The hand-over: the newest frame wins, losses of sight are delivered, cameras take turns."""
+"""The hand-over: the newest frame wins, losses of sight are delivered, cameras are served in rotation."""
 
 import threading
 from datetime import datetime, timezone

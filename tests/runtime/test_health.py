@@ -71,7 +71,7 @@ def test_a_fault_of_another_part_is_a_reason():
     assert health_payload(rig.collect())["reasons"] == ["publish does not return"]
 
 
-def test_the_status_line_names_what_cannot_see_and_why():
+def test_the_status_line_names_blind_cameras_and_the_reason():
     rig = Rig()
     assert rig.collect.status_line() == "2 cameras, 2 cannot see: door (starting), yard (starting); broker connected"
     rig.report("door", Presence.YES)

@@ -141,7 +141,7 @@ def test_dismiss_before_the_pool_is_open_ends_all_waits() -> None:
     assert shared.close(0.0)
 
 
-def test_what_the_gpu_refuses_is_raised_in_the_requesting_thread(owner: Owner) -> None:
+def test_a_refusal_of_the_gpu_is_raised_in_the_requesting_thread(owner: Owner) -> None:
     owner.shared.modes()
     owner.pool.fault = EngineError("out of memory")
     with pytest.raises(EngineError, match="out of memory"):

@@ -65,7 +65,7 @@ def test_a_full_queue_drops_the_oldest_and_counts_its_events():
     publish_queue = PublishQueue(capacity=3)
     for seq in range(1, 8):
         publish_queue.put_outcome(Outcome("a", (event(seq),)))
-    assert shown(publish_queue) == [(1, 4), 5, 6, 7], "and says which"
+    assert shown(publish_queue) == [(1, 4), 5, 6, 7], "and names them"
     assert publish_queue.lost_events == 4
 
 
@@ -125,7 +125,7 @@ def test_every_sequence_number_is_accounted_for(seed):
     rng = random.Random(seed)
     publish_queue = PublishQueue(capacity=8)
     seqs, there = {"a": 0, "b": 0}, {"a": [], "b": []}
-    told: Dict[str, List[int]] = {"a": [], "b": []}
+    received: Dict[str, List[int]] = {"a": [], "b": []}
     seen_open, truth, faces, longest = set(), {}, 0, 0
 
     def take() -> None:
@@ -134,10 +134,10 @@ def test_every_sequence_number_is_accounted_for(seed):
         longest = max(longest, len(items))
         for item in items:
             if isinstance(item, LostEvents):
-                told[item.camera] += range(item.from_seq, item.to_seq + 1)
+                received[item.camera] += range(item.from_seq, item.to_seq + 1)
                 continue
             for one in item.events:
-                told[item.camera].append(one.seq)
+                received[item.camera].append(one.seq)
                 (seen_open.discard if one.event_type == "end" else seen_open.add)(one.event_id)
             if item.report:
                 truth[item.camera] = item.report.presence
@@ -161,7 +161,10 @@ def test_every_sequence_number_is_accounted_for(seed):
         if rng.random() < 0.05:
             take()
     take()
-    assert {camera: told[camera] == list(range(1, seqs[camera] + 1)) for camera in told} == {"a": True, "b": True}
+    assert {camera: received[camera] == list(range(1, seqs[camera] + 1)) for camera in received} == {
+        "a": True,
+        "b": True,
+    }
     assert seen_open <= {f"id{face}" for camera in there for face in there[camera]}, "nobody stays who has gone"
     assert truth == {camera: Presence.YES if there[camera] else Presence.NO for camera in there}
     assert publish_queue.lost_events > 300 and longest < 60

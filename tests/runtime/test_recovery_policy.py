@@ -1,4 +1,4 @@
-"""When the process restarts and when not, on injected time, memory and cameras."""
+"""Decisions to restart, on injected time, memory and cameras."""
 
 import random
 from types import SimpleNamespace

@@ -65,7 +65,7 @@ def test_a_live_camera_is_seen_at_its_first_frame():
     assert rig.stage.counters.frames == 1
 
 
-def test_a_camera_that_is_not_there_is_lost_and_tried_again_with_growing_jittered_delay():
+def test_an_absent_camera_is_lost_and_tried_again_with_growing_jittered_delay():
     rig = Rig([None] * 500)
     opened_at = []
     for _ in range(4000):
@@ -273,7 +273,7 @@ def test_infer_sees_sight_before_the_frame_releases_it_and_ticks_without_frames(
     assert sum(1 for what, _ in pipeline.calls if what == "tick") == ticks + 10
     stage.step()
     assert sum(1 for what, _ in pipeline.calls if what == "tick") == ticks + 10, "no time has passed"
-    assert [outcome.report.sight for outcome in out] == [Sight.OK], "a frame that says nothing new is no news"
+    assert [outcome.report.sight for outcome in out] == [Sight.OK], "a frame without a change reports nothing new"
     rig.mailbox.set_doubt("door", True)
     rig.clock.advance(0.1)
     stage.step()
@@ -287,7 +287,7 @@ def test_a_blindness_proven_while_another_camera_is_inferred_is_delivered_before
     mailbox = FrameMailbox(["door", "hall"], wait=lambda condition, seconds: None)
 
     class Slow(Recorder):
-        """Meanwhile the other camera's thread finishes its proof."""
+        """A slow pipeline; meanwhile the other camera's thread proves its blindness."""
 
         def step(self, frame, info):
             mailbox.set_sight("door", Sight.DARK, rig.clock())
@@ -302,7 +302,7 @@ def test_a_blindness_proven_while_another_camera_is_inferred_is_delivered_before
     for _ in range(3):
         stage.step()
         rig.clock.advance(0.1)
-    assert door.calls[0] == ("sight", Sight.DARK), "a tick before it could say that somebody has left"
+    assert door.calls[0] == ("sight", Sight.DARK), "a tick before it could report that the person has left"
     assert ("frame", 1) in hall.calls and door.calls[1][0] == "tick"
 
 
@@ -429,7 +429,7 @@ def test_a_short_burst_of_damage_is_doubt_and_no_news():
     rig.run(2.0)
     assert rig.mailbox.take(0).frame is not None
     rig.run(0.3)
-    assert rig.sight is Sight.OK and rig.mailbox.in_doubt("door"), "nobody may be said to have left"
+    assert rig.sight is Sight.OK and rig.mailbox.in_doubt("door"), "no visit may end as left"
     assert rig.mailbox.take(0) is None, "a damaged frame is no evidence"
     rig.run(1.0)
     delivery = rig.mailbox.take(0)

@@ -119,7 +119,7 @@ def wait_for_reports(rig, count):
     for _ in range(count):
         before = len(rig.manager.calls)
         rig.supervisor.wake()
-        eventually(lambda before=before: len(rig.manager.calls) > before, "it says something at every look")
+        eventually(lambda before=before: len(rig.manager.calls) > before, "it notifies at every check")
 
 
 def rounds(rig, count):
@@ -174,13 +174,13 @@ def test_an_engine_without_progress_for_long_gets_no_more_time(monkeypatch):
         ahead_s = [LONGEST_SILENCE_S]
         now = time.monotonic
         monkeypatch.setattr(time, "monotonic", lambda: now() + ahead_s[0])
-        rig.supervisor.progress("the only line")  # its status line is news, and so a look that can be waited for
+        rig.supervisor.progress("the only line")  # its changed status line marks a check that the test can wait for
         eventually(lambda: ("status", "starting: the only line") in rig.manager.calls)
         assert "extend" in rig.manager.names()
         ahead_s[0] = 2 * LONGEST_SILENCE_S + 1
-        told = list(rig.manager.calls)
+        calls = list(rig.manager.calls)
         rounds(rig, 2)
-        assert rig.manager.calls == told
+        assert rig.manager.calls == calls
 
 
 def ready(rig):

@@ -1,4 +1,4 @@
-"""The benchmark's own measure: slow is seen as slow, late as stale, silence as missed; its camera waits for nobody."""
+"""Figures of the benchmark: slow, late and missing events; its camera never waits for a reader."""
 
 import json
 import socket
@@ -26,12 +26,12 @@ delay_s, most = float(sys.argv[1]), int(sys.argv[2])
 client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
 client.connect(os.environ["MQTT_HOST"], int(os.environ["MQTT_PORT"]))
 client.loop_start()
-capture, before, said, topic = cv2.VideoCapture(os.environ["CAM_URL"]), None, 0, os.environ["MQTT_TOPIC"]
+capture, before, sent, topic = cv2.VideoCapture(os.environ["CAM_URL"]), None, 0, os.environ["MQTT_TOPIC"]
 while True:
     bright = np.argwhere(cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2GRAY) > 240)
     slot = tuple(int(v) // 160 for v in bright.mean(axis=0)) if len(bright) > 500 else None
-    if slot is not None and slot != before and said < most:
-        said += 1
+    if slot is not None and slot != before and sent < most:
+        sent += 1
         time.sleep(delay_s)
         (top, left), (bottom, right) = bright.min(axis=0) / (480, 640), bright.max(axis=0) / (480, 640)
         box = [float(left), float(top), float(right), float(bottom)]
@@ -50,7 +50,7 @@ def test_a_face_without_an_event_is_missed_and_an_event_without_a_face_answers_n
     score = judge(ONSETS, [Heard(9.9, 1), Heard(10.1, 7), Heard(12.1, 2), Heard(13.9, 3)])
     assert [round(ms) for ms in score.latencies_ms] == [100]
     assert (score.missed, score.stale) == (2, 0)
-    assert judge(ONSETS, [Heard(12.3, None)]).missed == 2, "one that does not say where is the last one's"
+    assert judge(ONSETS, [Heard(12.3, None)]).missed == 2, "an event without a box counts for the last onset"
 
 
 def test_cpu_is_per_processed_frame_between_samples_of_the_same_round() -> None:
@@ -127,7 +127,7 @@ def test_real_arms_slow_deaf_and_dead(tmp_path: Path) -> None:
     assert json.dumps(report.as_json(found, report.lines(found, 30.0)))
 
 
-def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
+def test_an_unmeasured_promise_is_neither_met_nor_missed() -> None:
     assert {line.verdict for line in report.lines({}, 30.0)} == {"not measured"}
     assert [report.Line("", value, 1.0).verdict for value in (1.0, 1.1)] == ["met", "MISSED"]
 
@@ -141,7 +141,7 @@ def test_the_page_of_a_run_comes_from_its_json_alone() -> None:
             "load_before": [1.0],
             "load_after": [2.0],
         },
-        "failed": {"dead": "dead: ended by itself"},
+        "failed": {"dead": "dead: ended unexpectedly"},
         **report.as_json(
             {}, [report.Line("a", 0.5, 1.0), report.Line("b", 131.2, 130.0, "why"), report.Line("c", None, 1.0)]
         ),
@@ -149,19 +149,19 @@ def test_the_page_of_a_run_comes_from_its_json_alone() -> None:
     text = "\n".join(report.page(json.loads(json.dumps(given))))
     assert "| a | 0.500 | 1 | met |  |" in text and "| b | 131 | 130 | **MISSED** | why |" in text
     assert "Not measured: c." in text and "today, one, load average 1.0 before and 2.0 after" in text
-    assert text.endswith("dead: ended by itself")
+    assert text.endswith("dead: ended unexpectedly")
 
 
-def test_the_picture_shows_every_onset_and_the_course_of_an_overload() -> None:
+def test_the_plot_shows_every_onset_and_the_course_of_an_overload() -> None:
     one = {"latencies_ms": [20.0, 30.0, 40.0, 50.0], "rounds_ms": [[20.0, 30.0], [40.0, 50.0]]}
     ends = [ElementTree.fromstring(plot.draw({name: one}, ["when"])) for name in (arms.OURS, arms.OVERLOAD)]
     tags = [[node.tag.rpartition("}")[2] for node in end.iter()] for end in ends]
     assert [seen.count("circle") for seen in tags] == [4, 4]
-    assert [seen.count("polyline") for seen in tags] == [0, 2], "one line per round, of whoever is overloaded"
+    assert [seen.count("polyline") for seen in tags] == [0, 2], "one line per round, for overloaded arms only"
     assert float(ends[1].attrib["height"]) > float(ends[0].attrib["height"])
 
 
 @pytest.mark.parametrize("payload", [b'{"event": "start"}', b'{"event": "start", "box": [0.0, 0.0, 0.1, 0.2]}'])
-def test_any_command_may_leave_out_where(payload: bytes) -> None:
-    said = arms.plain("t", payload)
-    assert said.onset and said.slot == (0 if b"box" in payload else None)
+def test_any_command_may_omit_the_box(payload: bytes) -> None:
+    parsed = arms.plain("t", payload)
+    assert parsed.onset and parsed.slot == (0 if b"box" in payload else None)

@@ -1,4 +1,4 @@
-"""The small benchmarks: what they compute from what they measured."""
+"""The small benchmarks: computation of their figures."""
 
 import os
 from pathlib import Path
@@ -41,13 +41,13 @@ def test_the_grid_shows_so_many_faces_to_every_step(faces: int) -> None:
     assert boxes.shape == (12 * faces, 4) and scores.min() >= 0.4
 
 
-def test_calls_take_turns_and_the_median_counts() -> None:
+def test_calls_alternate_and_the_median_counts() -> None:
     order = []
     timed = micro.measure({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2, repeats=3)
     assert order == list("ab" + "aaabbb" * 2) and set(timed) == {"a", "b"} and min(timed.values()) >= 0.0
 
 
-def test_what_is_wanted_of_frigate_is_taken_without_its_imports(tmp_path: Path) -> None:
+def test_functions_of_frigate_are_loaded_without_its_imports(tmp_path: Path) -> None:
     for name, text in FRIGATE.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

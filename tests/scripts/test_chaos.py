@@ -1,4 +1,4 @@
-"""The chaos run in short, and proof that its judge sees what it is there to see."""
+"""A short chaos run; its judge detects every kind of loss."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def judged(bodies: List[Dict[str, Any]], heard: Optional[List[Dict[str, Any]]] =
     return Account(Evidence({"a": scene(0)}, [Life(BEGAN)]), record, seen, ORIGIN + 6.5)
 
 
-def test_the_judge_is_content_with_a_faultless_agent() -> None:
+def test_the_judge_accepts_a_faultless_agent() -> None:
     account = judged(faultless(6.1))
     assert (account.faults, account.missing, account.events) == ([], [], len(faultless(6.1)))
 
@@ -72,7 +72,7 @@ def without(*seqs: int) -> Callable[[List[Dict[str, Any]]], List[Dict[str, Any]]
 
 
 def renumbered(bodies: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """An agent that does not even know what it has lost."""
+    """An agent that renumbers its events over an unreported loss."""
     return [{**body, "seq": seq} for seq, body in enumerate(bodies[4:], 1)]
 
 
@@ -95,7 +95,7 @@ def gap(first: int, last: int) -> Dict[str, Any]:
         ("a gap that cannot count", lambda bodies: [*bodies, {**gap(60, 62), "count": 2}]),
     ],
 )
-def test_the_judge_sees(what: str, change: Callable[[List[Dict[str, Any]]], List[Dict[str, Any]]]) -> None:
+def test_the_judge_detects(what: str, change: Callable[[List[Dict[str, Any]]], List[Dict[str, Any]]]) -> None:
     account = judged(change(faultless(6.1)))
     assert any(what in fault for fault in account.faults + account.missing), account.faults + account.missing
 
@@ -106,7 +106,7 @@ def test_the_judge_accepts_a_loss_that_a_gap_accounts_for_and_no_other() -> None
     assert judged([*faultless(6.1)[:4], gap(5, 6), *faultless(6.1)[7:]]).faults
 
 
-def test_the_judge_asks_the_subscriber_too() -> None:
+def test_the_judge_checks_the_subscriber_too() -> None:
     bodies = faultless(6.1)
     assert any("not received" in fault for fault in judged(bodies, without(9)(bodies)).faults)
     swapped = [*bodies[:3], bodies[4], bodies[3], *bodies[5:]]
@@ -114,7 +114,7 @@ def test_the_judge_asks_the_subscriber_too() -> None:
     assert judged(bodies, [*bodies, bodies[3]]).duplicates == 1
 
 
-def test_the_judge_holds_no_count_against_its_rate_limit() -> None:
+def test_the_judge_allows_for_the_rate_limit_of_counts() -> None:
     """The crowd comes one by one within the interval between two counts: only the first is published at once."""
     account = judged(faultless(6.1))
     crowded = [account.truth(ORIGIN + 3.05 + at_s) for at_s in (0.65, 0.85, 0.9, 1.1)]
@@ -124,7 +124,7 @@ def test_the_judge_holds_no_count_against_its_rate_limit() -> None:
 
 
 def quiet(*spans: Tuple[float, float]) -> Callable[[float], Optional[Dict[str, int]]]:
-    """A scene that is known in these spans of its clock only."""
+    """A scene whose faces are known only in these spans."""
     return lambda at: {"a": 0} if any(start <= at < end for start, end in spans) else None
 
 
@@ -137,14 +137,14 @@ def quiet(*spans: Tuple[float, float]) -> Callable[[float], Optional[Dict[str, i
         ("never comparable", math.inf, [(1.0, 1.1), (3.0, 3.1)], ["never quiet"]),
     ],
 )
-def test_the_judge_gives_a_busy_machine_time_and_a_lie_none(
+def test_the_judge_allows_a_busy_machine_time_but_no_wrong_state(
     what: str, right_from: float, spans: List[Tuple[float, float]], verdict: List[str]
 ) -> None:
     now = [0.0]
 
-    def look(faces: Dict[str, int]) -> List[str]:
+    def compare(faces: Dict[str, int]) -> List[str]:
         now[0] += 0.02
         return [] if now[0] >= right_from else ["stuck"]
 
-    found = untrue(quiet(*spans), look, lambda: now[0], lambda s: now.__setitem__(0, now[0] + s))
+    found = untrue(quiet(*spans), compare, lambda: now[0], lambda s: now.__setitem__(0, now[0] + s))
     assert len(found) == len(verdict) and all(word in fault for word, fault in zip(verdict, found)), found

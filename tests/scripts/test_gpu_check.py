@@ -1,4 +1,4 @@
-"""`scripts/gpu-check` in short, on the fake GPU with the kernel's twin; and that it sees what it is there to see."""
+"""`scripts/gpu-check` in short, on the fake GPU with the kernel's twin; it detects every kind of fault."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def test_a_sound_gpu_passes(cuda: FakeCuda, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
-def test_only_the_ways_that_the_gpu_has_are_tried(tmp_path: Path) -> None:
+def test_only_modes_of_the_gpu_are_tried(tmp_path: Path) -> None:
     for board, state in (("nano", (NOTE, NOTE, NOTE)), ("t4", (OK, NOTE, OK)), ("xavier-nx", (OK, OK, OK))):
         what = BOARDS[board]
         cuda = FakeCuda(spans=spans, capability=what.capability, integrated=what.integrated)
@@ -152,7 +152,7 @@ def test_engines_where_tensorrt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert states(run.engine("nowhere.onnx", tmp_path)) == {"engine": NOTE}
 
 
-def test_without_a_gpu_it_says_so_in_one_line() -> None:
+def test_without_a_gpu_it_reports_this_in_one_line() -> None:
     try:
         import pycuda.driver  # noqa: F401
     except ImportError:

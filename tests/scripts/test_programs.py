@@ -1,4 +1,4 @@
-"""The programs of scripts/lib: each explains itself, and the parts that need no broker do what they say."""
+"""The programs of scripts/lib: each has a help text; tests of the parts that need no broker."""
 
 import argparse
 import importlib
@@ -25,7 +25,7 @@ PROGRAMS = (
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_each_program_explains_itself(
+def test_each_program_has_a_help_text(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     program = importlib.import_module(f"scripts.lib.{name}")
@@ -103,8 +103,8 @@ def test_node_red_gets_the_shipped_flow_and_our_broker(tmp_path: Path, monkeypat
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     broker: Any = SimpleNamespace(port=4711)
-    with node_red.node_red("red.js", tmp_path, broker) as said:
-        assert said == ["Connected to broker\n"]
+    with node_red.node_red("red.js", tmp_path, broker) as lines:
+        assert lines == ["Connected to broker\n"]
     flow = json.loads((tmp_path / "flow.json").read_text("utf-8"))
     assert [node["port"] for node in flow if node["type"] == "mqtt-broker"] == ["4711"]
     names = {node.get("name") for node in flow if node["type"] == "debug"}

@@ -1,4 +1,4 @@
-"""The soak in short, and proof that its judge sees what it is there to see."""
+"""A short soak run; its judge detects every kind of fault."""
 
 import json
 from typing import Any, Dict, Sequence
@@ -48,7 +48,7 @@ def test_events_have_to_add_up(bodies: Any, holes: int, disordered: int) -> None
     assert (account.holes, account.disordered) == (holes, disordered)
 
 
-def test_nobody_while_blind_is_untrue() -> None:
+def test_off_while_blind_is_an_error() -> None:
     began = 1767225600.0
     ledger = ledger_of(
         *(event(n, frame=n) for n in range(1, 6)), presence=[(began + 14.0, b"OFF"), (began + 19.0, b"None")]
@@ -67,6 +67,6 @@ def test_growth_is_seen() -> None:
         "rows": rows, "untrue": [], "accounts": {}, "health": {}, "blind": {"dark": 2}, "reported_blind": {"dark": 1},
         "log": "", "struck": {"reload-valid": 1}, "stop_s": 0.1, "exit_code": 0,
     }  # fmt: skip
-    said = " ".join(judge(result))
+    verdict = " ".join(judge(result))
     for word in ("fds: 11", "memory grew", "outbox's files", "dark: 2 windows", "reload-valid"):
-        assert word in said
+        assert word in verdict

@@ -22,7 +22,7 @@ class Place(NamedTuple):
     state: Path
 
 
-class Said(NamedTuple):
+class ParsedMessage(NamedTuple):
     """One parsed message.
 
     Attributes:
@@ -42,7 +42,7 @@ class Arm(NamedTuple):
 
     Attributes:
         launch: Returns the command and its environment.
-        hear: Parses a topic and a payload.
+        parse: Parses a topic and a payload.
         visits: False for an arm that is measured for `seconds`, without visits.
         nobody: Without visits, the room is empty; else a face stays.
         fps: Frame rate of its camera; None for the benchmark's own.
@@ -50,14 +50,14 @@ class Arm(NamedTuple):
 
     name: str
     launch: Callable[[Place], Tuple[List[str], Mapping[str, str]]]
-    hear: Callable[[str, bytes], Said]
+    parse: Callable[[str, bytes], ParsedMessage]
     visits: bool = True
     seconds: float = 0.0
     fps: Optional[float] = None
     nobody: bool = False
 
 
-def plain(topic: str, payload: bytes) -> Said:
+def plain(topic: str, payload: bytes) -> ParsedMessage:
     """Parse the messages of any command.
 
     On MQTT_TOPIC `{"event": "start", "box": [left, top, right, bottom]}`, box 0..1 and optional; on MQTT_TOPIC/count
@@ -65,22 +65,22 @@ def plain(topic: str, payload: bytes) -> Said:
     """
     body = json.loads(payload)
     if topic.endswith("/count"):
-        return Said(counts=(body["processed"], body["read"]), infer_ms=tuple(body.get("infer_ms", ())))
-    return Said(body.get("event") == "start", _slot(body.get("box")))
+        return ParsedMessage(counts=(body["processed"], body["read"]), infer_ms=tuple(body.get("infer_ms", ())))
+    return ParsedMessage(body.get("event") == "start", _slot(body.get("box")))
 
 
-def agent_words(topic: str, payload: bytes) -> Said:
+def agent_messages(topic: str, payload: bytes) -> ParsedMessage:
     """Parse the agent's events and health."""
     if topic.endswith("/events"):
         body = json.loads(payload)
         box = body.get("box")
         place = _slot([box[side] for side in ("left", "top", "right", "bottom")]) if box else None
-        return Said(body.get("event_type") == "start", place)
+        return ParsedMessage(body.get("event_type") == "start", place)
     if topic.endswith("/health"):
         every = [camera["counters"] for camera in json.loads(payload)["cameras"].values()]
         read = sum(counters["frames"] + counters.get("source_dropped", 0) for counters in every)
-        return Said(counts=(sum(counters["inferred"] for counters in every), read))
-    return Said()
+        return ParsedMessage(counts=(sum(counters["inferred"] for counters in every), read))
+    return ParsedMessage()
 
 
 def _slot(box: Any) -> Optional[int]:
@@ -101,7 +101,7 @@ def agent(
         }  # fmt: skip
         return [sys.executable, *(python or ("-m", "edge_agent")), "run"], environment(own, place.state)
 
-    return Arm(name, launch, agent_words)
+    return Arm(name, launch, agent_messages)
 
 
 def module(
@@ -137,7 +137,7 @@ CENTERFACE = "agent centerface"
 DECODE_OURS, DECODE_SCRIPT, INFER = "decode, agent's", "decode, OpenCV's", "network int8 alone"
 LIBRARIES, LIBRARIES_LEAN = "libraries and network alone", "the same, no OpenCV"
 PARTS = (DECODE_OURS, DECODE_SCRIPT, INFER, LIBRARIES, LIBRARIES_LEAN)
-IDLE, IDLE_FULL, IDLE_VISITS = "agent int8, nobody there", "the same, every picture", "agent int8, idle between faces"
+IDLE, IDLE_FULL, IDLE_VISITS = "agent int8, nobody there", "the same, every frame", "agent int8, idle between faces"
 _SOON_IDLE = {"IDLE__AFTER_S": 0.2, "PRESENCE__DELAY_OFF_S": GONE_S}
 LEAN, EIGHT = "agent int8, no OpenCV, no crops", "agent int8, 8 cameras at 5 fps"
 OVERLOAD = "agent fp32 at 90 fps"

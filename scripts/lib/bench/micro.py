@@ -229,9 +229,9 @@ def main() -> int:
         judged.append(Line(f"2 the same / Frigate's per frame, {faces} face(s)", ours / theirs, limit, note))
     print("\n".join([*markdown(rows), "", *verdicts(judged)]))
     if args.json:
-        said = {"steps_us": {" / ".join(map(str, key)): round(us, 1) for key, us in steps.items()},
+        result = {"steps_us": {" / ".join(map(str, key)): round(us, 1) for key, us in steps.items()},
                 "promises": [{**line._asdict(), "verdict": line.verdict} for line in judged]}  # fmt: skip
-        args.json.write_text(json.dumps(said, indent=1) + "\n")
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
     return int(any(line.verdict == "MISSED" for line in judged))
 
 

@@ -1,6 +1,6 @@
 """The benchmark's network: a DetectNet_v2 on a ResNet18 of 0.44 width, as large as the pruned FaceDetectIR.
 
-Its weights are random, and count for next to nothing; a small branch sees bright patches, so that what it finds is
+Its weights are random and hardly affect the outputs; a small branch detects bright patches, so that the detections are
 known beforehand, in fp32 as in INT8. Its cost depends on shapes, not on weights. It does not measure accuracy.
 """
 
@@ -106,7 +106,7 @@ def _heads(made: _Builder, features: str, planes: int) -> None:
 
 
 def files(folder: Path, pictures: List[Any]) -> Files:
-    """The network in fp32 and, calibrated by the product's own code on these gray pictures, in INT8 (Q/DQ)."""
+    """The network in fp32 and, calibrated by the product's own code on these gray images, in INT8 (Q/DQ)."""
     from edge_agent.core.frame import Image
 
     fp32, int8 = folder / "bench-fp32.onnx", folder / "bench-int8.onnx"

@@ -11,7 +11,7 @@ LOW_MS, HIGH_MS = 5.0, 5000.0
 INK, PALE, OURS, OTHER = "#333", "#ddd", "#0a7d5a", "#c05a10"
 COURSE = 150
 OVERLOADED = (arms.OVERLOAD, arms.SCRIPT_FP32, arms.SCRIPT)
-"""Of whom it is shown how late they are from face to face: one gets more pictures than it can look at."""
+"""Arms whose latency is plotted per face; one of them receives more frames than it can infer."""
 
 
 def draw(found: Dict[str, Any], caption: Sequence[str]) -> str:
@@ -25,7 +25,7 @@ def draw(found: Dict[str, Any], caption: Sequence[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 40}" height="{height}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="100%" height="100%" fill="white"/><text x="12" y="20" font-size="14" fill="{INK}">'
-        "From the first picture with a face to the event at a subscriber, ms, log scale (stroke: the median)</text>",
+        "From the first frame with a face to the event at a subscriber, ms, log scale (stroke: the median)</text>",
     ]
     parts += _axis(TOP + ROW * len(rows))
     for number, (name, latencies) in enumerate(rows):
@@ -47,7 +47,7 @@ def _row(name: str, latencies: Sequence[float], y: int) -> List[str]:
 
 
 def _courses(courses: Sequence[Tuple[str, Sequence[Sequence[float]]]], top: int) -> List[str]:
-    """One line per arm and round, from its first face to its last: flat, unless late pictures queue up."""
+    """One line per arm and round, from its first face to its last: flat, unless late frames queue up."""
     made = [f'<text x="12" y="{top - 10}" font-size="14" fill="{INK}">The same from face to face of a round (flat: '
             "nothing queues up)</text>"]  # fmt: skip
     bottom = top + COURSE

@@ -57,7 +57,7 @@ def results(turns: Sequence[Turn]) -> Dict[str, Result]:
 
 
 class Line(NamedTuple):
-    """One promise: `value` of at most `limit`; a value of None was not measured, and `why` says so."""
+    """One promise: `value` of at most `limit`; a value of None was not measured, for the reason in `why`."""
 
     promise: str
     value: Optional[float]
@@ -98,7 +98,7 @@ def lines(found: Dict[str, Result], fps: float) -> List[Line]:
         Line("1 CPU per processed frame, agent int8 / script int8", share(own, net.get(arms.SCRIPT)), 0.7),
         Line("2 agent CPU outside inference / inference, 1 face", share(_less(own, network), network), 0.08,
              "whole process: capture, MQTT, disk and health once a second included"),
-        Line("3 CPU a second, nobody there, idle rate / every picture", share(_a_second(idle), _a_second(awake)), 0.25,
+        Line("3 CPU a second, nobody there, idle rate / every frame", share(_a_second(idle), _a_second(awake)), 0.25,
              "decode included"),
         Line("3 onsets missed by an agent that idles between them", float(woken.score.missed) if woken else None, 0),
         Line("4 peak RSS with OpenCV, MB", of(ours, "peak_rss_mb"), 130, _least(get(arms.LIBRARIES))),
@@ -148,14 +148,14 @@ def _drift(result: Optional[Result]) -> Optional[float]:
 def page(whole: Dict[str, Any]) -> List[str]:
     """All of a run as Markdown, from its JSON: when and where, a row per arm, a row per promise, what failed."""
     about = whole["about"]
-    said = [f"{about['date']}, {about['machine']}, load average {about['load_before'][0]:.1f} before and "
+    heading = [f"{about['date']}, {about['machine']}, load average {about['load_before'][0]:.1f} before and "
             f"{about['load_after'][0]:.1f} after. `{about['command']}`"]  # fmt: skip
     failed = ["", *whole["failed"].values()] if whole["failed"] else []
-    return [*said, "", *_arms(whole["arms"]), "", *verdicts([_line(one) for one in whole["promises"]]), *failed]
+    return [*heading, "", *_arms(whole["arms"]), "", *verdicts([_line(one) for one in whole["promises"]]), *failed]
 
 
 _HEADS = ("arm", "onset p50, ms", "p90", "worst", "onsets", "missed", "too late", "CPU, ms/frame", "of it decode",
-          "frames/s", "not looked at", "peak MB", "first event, s")  # fmt: skip
+          "frames/s", "not inferred", "peak MB", "first event, s")  # fmt: skip
 
 
 def _arms(found: Dict[str, Any]) -> List[str]:
@@ -183,8 +183,8 @@ def _arms(found: Dict[str, Any]) -> List[str]:
     return markdown(rows)
 
 
-def _line(told: Dict[str, Any]) -> Line:
-    return Line(*(told[field] for field in Line._fields))
+def _line(values: Dict[str, Any]) -> Line:
+    return Line(*(values[field] for field in Line._fields))
 
 
 def verdicts(judged: Sequence[Line]) -> List[str]:

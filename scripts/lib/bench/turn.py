@@ -92,14 +92,14 @@ class CameraProcess:
     def _read(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
-            said: Dict[str, Any] = json.loads(line)
-            if "port" in said:
-                self.port = said["port"]
+            report: Dict[str, Any] = json.loads(line)
+            if "port" in report:
+                self.port = report["port"]
                 self._ready.set()
-            elif "slot" in said:
-                self.marks.append((said["t"], said["slot"]))
+            elif "slot" in report:
+                self.marks.append((report["t"], report["slot"]))
             else:
-                self.frames, self.dropped = said["frames"], said["dropped"]
+                self.frames, self.dropped = report["frames"], report["dropped"]
                 self._over.set()
         self._process.stdout.close()
         self._over.set()
@@ -120,7 +120,7 @@ class Ear:
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.on_connect = lambda client, *_: client.subscribe([(topic, 1), (f"{topic}/#", 1)])
         self._client.on_subscribe = lambda *_: self._ready.set()
-        self._client.on_message = self._note
+        self._client.on_message = self._on_message
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         if not self._ready.wait(START_DEADLINE_S):
@@ -130,18 +130,18 @@ class Ear:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _note(self, client: Client, data: Any, message: Any) -> None:
+    def _on_message(self, client: Client, data: Any, message: Any) -> None:
         t = time.monotonic()
-        said = self._arm.hear(message.topic, message.payload)
-        if said.onset:
-            self.events.append(Heard(t, said.slot))
+        parsed = self._arm.parse(message.topic, message.payload)
+        if parsed.onset:
+            self.events.append(Heard(t, parsed.slot))
             self.first.set()
-        if said.counts and self.pid:
-            used = self.look()
-            self.samples.append(Sample(time.monotonic(), used.cpu_s, *said.counts))
-            self.infer_ms += said.infer_ms
+        if parsed.counts and self.pid:
+            used = self.read_usage()
+            self.samples.append(Sample(time.monotonic(), used.cpu_s, *parsed.counts))
+            self.infer_ms += parsed.infer_ms
 
-    def look(self) -> Usage:
+    def read_usage(self) -> Usage:
         """Read the usage of the arm's processes."""
         used = usage(self.pid or os.getpid())
         self.peak = max(self.peak, used.peak_rss_bytes)
@@ -191,8 +191,8 @@ def take_turn(arm: Arm, port: int, fps: float, onsets: int, seed: int) -> Turn:
                 began_t = time.monotonic()
                 time.sleep(arm.seconds)
             if process.poll() is not None:
-                raise _failed(arm, state, f"ended by itself with {process.returncode}")
-            ear.look()
+                raise _failed(arm, state, f"ended unexpectedly with {process.returncode}")
+            ear.read_usage()
         finally:
             _end(process)
             camera.end()
@@ -205,8 +205,8 @@ def take_turn(arm: Arm, port: int, fps: float, onsets: int, seed: int) -> Turn:
 
 
 def _failed(arm: Arm, state: str, what: str) -> ArmFailed:
-    said = (Path(state) / "stderr").read_text("utf-8", "replace").strip().splitlines()[-3:]
-    return ArmFailed(f"{arm.name}: {what}; its last lines: {' | '.join(said) or 'nothing'}")
+    last = (Path(state) / "stderr").read_text("utf-8", "replace").strip().splitlines()[-3:]
+    return ArmFailed(f"{arm.name}: {what}; its last lines: {' | '.join(last) or 'nothing'}")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

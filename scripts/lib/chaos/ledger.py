@@ -24,7 +24,7 @@ OUTAGE_S = 1.0
 """What a broker acknowledged so shortly before it was killed may not have reached the subscriber."""
 SLOW_S = 0.25
 """Further time that a busy machine may need to publish a change, beyond what `truth` allows for."""
-LOOKS, LOOK_S = 200, 0.03
+COMPARISONS, COMPARISON_INTERVAL_S = 200, 0.03
 NEAR = 0.06
 
 Stream = Tuple[int, str]
@@ -99,7 +99,7 @@ class Evidence:
         return Seen(body["boot"], body["camera"], body)
 
     def life_of(self, at: float) -> Optional[Life]:
-        """Return the life that this instant lies in."""
+        """Return the life of this instant."""
         return next((life for life in self.lives if life.began_at <= at <= life.ended_at), None)
 
 
@@ -167,7 +167,7 @@ class Account:
             self.faults.append(f"a gap that cannot count: {body}")
 
     def _find_origins(self) -> None:
-        """When each scene began, from stamp and number of frames; the process's life bounds what may be said."""
+        """When each scene began, from stamp and number of frames; the process's life bounds the result."""
         for stream, events in self._by_seq.items():
             own = [body for body in events.values() if body["end_reason"] != "restart"]
             if not own:
@@ -289,37 +289,37 @@ class Account:
 
 def untrue(
     truth: Callable[[float], Optional[Dict[str, int]]],
-    look: Callable[[Dict[str, int]], List[str]],
+    compare: Callable[[Dict[str, int]], List[str]],
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> List[str]:
-    """What is still wrong when the scene has been quiet for `SLOW_S`; a shorter quiet shows only what is right.
+    """Return what still differs when the scene has been quiet for `SLOW_S`; a shorter quiet shows only what is right.
 
     Args:
         truth: Faces per camera at a wall-clock second; None when that is not known.
-        look: What is wrong, when this is true; takes a while.
+        compare: Returns the differences from these faces; takes a while.
         clock: Wall-clock seconds.
-        sleep: Lets them pass.
+        sleep: Waits for so many seconds.
     """
     known: Optional[Dict[str, int]] = None
     since_at = 0.0
-    for _ in range(LOOKS):
+    for _ in range(COMPARISONS):
         faces = truth(clock())
         if faces != known:
             known, since_at = faces, clock()
         if faces is not None:
-            wrong = look(faces)
+            wrong = compare(faces)
             if not wrong:
                 return []
             # The check takes a while; what has changed meanwhile proves nothing.
             if clock() - since_at >= SLOW_S and truth(clock()) == faces:
                 return wrong
-        sleep(LOOK_S)
+        sleep(COMPARISON_INTERVAL_S)
     return ["the scene was never quiet for long, so nothing could be compared"]
 
 
 def _face_at(shown: Scene, t_s: float, box: Dict[str, float]) -> Optional[SceneFace]:
-    """The appearance, in absolute scene seconds, that a box at scene second `t_s` shows."""
+    """The visit, in absolute scene seconds, that a box at scene second `t_s` shows."""
     x, y = (box["left"] + box["right"]) / 2, (box["top"] + box["bottom"]) / 2
     began_s = math.floor(t_s / (shown.period_s or math.inf)) * (shown.period_s or 0.0)
     for face in shown.cast:

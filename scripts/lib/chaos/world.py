@@ -148,7 +148,7 @@ class World:
 
     def reload_acl(self) -> None:
         """Signal the broker to read its access list again."""
-        self.broker.tell(signal.SIGHUP)
+        self.broker.send_signal(signal.SIGHUP)
 
     def speak_5(self) -> None:
         """Reconnect until the agent uses MQTT 5 again, which it leaves for a while when the broker does not answer."""

@@ -262,7 +262,7 @@ def throughput(bench: Bench) -> Iterator[Row]:
         bytes_per_s = _bandwidth(bench, context)
         yield "memory", NOTE, f"{bytes_per_s / 1e9:.0f} GB/s, by copying"
         launch_us = _per_launch_us(bench, context, (32, 32), (32, 32), bench.launches)
-        for name, factor in (("one picture", 1), ("64 pictures' worth in one launch", 8)):
+        for name, factor in (("one image", 1), ("64 images' worth in one launch", 8)):
             size, net = (1280 * factor, 800 * factor), (384 * factor, 240 * factor)
             floor_us = 1e6 * (size[0] * size[1] + 3 * 4 * net[0] * net[1]) / bytes_per_s
             took_us = _per_launch_us(bench, context, size, net, max(bench.launches // factor**2, 1))

@@ -87,7 +87,7 @@ def engine(model: str, folder: Path) -> Iterator[Row]:
 
 
 def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, Tuple[Path, "Precision"]]]:
-    """With a calibration by made pictures; and the files that `model calibrate` also writes, by kind."""
+    """Calibrate with synthetic images; returns the files that `model calibrate` also writes, by kind."""
     from edge_agent.inference.calibration.measure import measure, reached
     from edge_agent.inference.trt.precision import to_fp16, to_int8
     from edge_agent.models.calibration_cache import encode_calibration, read_calibration

@@ -103,8 +103,8 @@ class Trouble:
         self._broker.start()
 
     def _broker_slow(self) -> None:
-        self._broker.tell(signal.SIGSTOP)
-        self._mend = lambda: self._broker.tell(signal.SIGCONT)
+        self._broker.send_signal(signal.SIGSTOP)
+        self._mend = lambda: self._broker.send_signal(signal.SIGCONT)
 
     def _outbox_full(self) -> None:
         """Cut the network for long enough that the outbox reaches its bound."""

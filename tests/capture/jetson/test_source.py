@@ -207,8 +207,8 @@ def test_credentials_are_never_logged(user: str, capfd, caplog) -> None:
     with pytest.raises(SourceError) as refused:
         source_of(Board(), f"jetson:rtsp://{user}127.0.0.1:x/live").open()
     assert "failed to create" in str(caught.value)
-    said = f"{caught.value} {refused.value} {caplog.text} {capfd.readouterr()}"
-    assert "secret" not in said
+    output = f"{caught.value} {refused.value} {caplog.text} {capfd.readouterr()}"
+    assert "secret" not in output
 
 
 @EVERY_VERSION

@@ -162,7 +162,7 @@ def test_an_unplugged_camera_is_reported_and_all_resources_freed(source, camera,
 
 def test_an_error_event_without_an_errno_ends_the_stream(source, camera, kernel) -> None:
     source.open()
-    camera.streaming = False  # as after a reset inside the driver: poll says POLLERR
+    camera.streaming = False  # as after a reset inside the driver: poll returns POLLERR
     camera.fail_next("DQBUF", errno.EAGAIN)
     with pytest.raises(SourceError, match="Input/output error"):
         source.read(0.1)

@@ -141,7 +141,7 @@ def test_the_pointer_of_the_camera_s_driver_is_the_pointer_of_the_launch(
                 np.testing.assert_array_equal(values, twin)
                 assert int(arguments["pitch"]) == camera_pitch(name)
                 launched.add(int(arguments["source"]) - offset)
-        assert preprocess.copied == 2 * BUFFERS, "only the host's pictures, for comparison, were copied"
+        assert preprocess.copied == 2 * BUFFERS, "only the host's images, for comparison, were copied"
         assert rig.cuda.copied_bytes == 0
         assert launched == rig.kernel.addresses and len(launched) == BUFFERS
     preprocess.close()

@@ -31,9 +31,9 @@ def test_an_ioctl_error_contains_the_ioctls_name() -> None:
     with pytest.raises(OSError, match="Inappropriate ioctl") as fault:
         device.ioctl(abi.QUERYCAP, abi.Capability())
     device.close()
-    told = explain("v4l2:/dev/null", "/dev/null", fault.value)
-    assert told.message == "v4l2:/dev/null: QUERYCAP: Inappropriate ioctl for device"
-    assert "not a V4L2 video node" in told.hint
+    explained = explain("v4l2:/dev/null", "/dev/null", fault.value)
+    assert explained.message == "v4l2:/dev/null: QUERYCAP: Inappropriate ioctl for device"
+    assert "not a V4L2 video node" in explained.hint
 
 
 def test_poll_respects_its_timeout_and_reports_data_and_hang_ups() -> None:
@@ -73,10 +73,10 @@ def test_the_holder_of_a_busy_camera_is_named(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
         busy = OSError(errno.EBUSY, "Device or resource busy", "STREAMON")
-        told = explain("v4l2:/dev/v4l/by-id/cam", str(path), busy)
+        explained = explain("v4l2:/dev/v4l/by-id/cam", str(path), busy)
         process.communicate(b"")
-    assert told.message == f"v4l2:/dev/v4l/by-id/cam (now {path}): STREAMON: Device or resource busy"
-    assert f"(pid {process.pid})" in told.hint
+    assert explained.message == f"v4l2:/dev/v4l/by-id/cam (now {path}): STREAMON: Device or resource busy"
+    assert f"(pid {process.pid})" in explained.hint
 
 
 def test_this_program_itself_is_named_as_the_holder(tmp_path: Path) -> None:

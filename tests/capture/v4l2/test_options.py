@@ -192,23 +192,23 @@ def test_an_unknown_control_is_logged_with_the_known_ones(kernel, caplog) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("gain", 256, "control gain=256: allowed 0 to 255"),
         ("exposure_absolute", 250, "control exposure_absolute=250: the driver rejects it: Permission denied"),
         ("gain", 42, "control gain=42: the driver set 40"),
     ],
 )
-def test_a_rejected_value_is_logged(kernel, caplog, name: str, value: int, told: str) -> None:
+def test_a_rejected_value_is_logged(kernel, caplog, name: str, value: int, expected: str) -> None:
     with closing(opened(kernel, FakeCamera(controls=controls()), controls={name: value})) as source:
-        assert told in caplog.text
+        assert expected in caplog.text
         next_frame(source).release()
 
 
 def test_an_open_is_logged_in_one_line(kernel, caplog) -> None:
     caplog.set_level(logging.INFO)
     with closing(opened(kernel, FakeCamera(card="Hello IR"))):
-        said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1
-    assert "'Hello IR'" in said[0]
-    assert "GREY 64x48, 30 frames per second, 6 buffers" in said[0]
+        messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "'Hello IR'" in messages[0]
+    assert "GREY 64x48, 30 frames per second, 6 buffers" in messages[0]

@@ -44,7 +44,7 @@ class Room:
 
 
 def run(room: Room, automatic: AutoExposure, frames: int) -> Tuple[List[Setting], List[float]]:
-    """Every change, and the mean of every lit frame."""
+    """Return every change, and the mean of every lit frame."""
     changes, means = [], []
     for _ in range(frames):
         image, lit = room.shoot(automatic.setting)
@@ -165,7 +165,7 @@ def test_a_camera_never_counts_as_blind_while_its_exposure_is_found(strobe, star
 
 
 def test_light_that_comes_and_goes_for_hours_is_still_followed() -> None:
-    """Every turn reverses a correction: the damping must not wear the control out."""
+    """Every step reverses the last correction: the damping must not wear the control out."""
     automatic, room = automatic_from(200), Room(0.5)
     run(room, automatic, 12 * STEP)
     means = []
@@ -177,7 +177,7 @@ def test_light_that_comes_and_goes_for_hours_is_still_followed() -> None:
 
 
 def test_exposure_and_gain_can_leave_zero():
-    """No factor leads away from it, and drivers have both."""
+    """Multiplying zero has no effect, and drivers report zero for both."""
     room = Room(0.5)
     automatic = AutoExposure(ExposureParams(TARGET), Scale(0, 1000, 10), None, Setting(0, None))
     _, means = run(room, automatic, 16 * STEP)

@@ -173,7 +173,7 @@ def test_a_step_back_in_time_is_inferred():
 
 
 def test_slow_changes_add_up_until_they_count():
-    """Looked at once in 100 s, so only the change since then can wake it: 0.5 gray levels a frame never would."""
+    """Inferred once in 100 s, so only the change since then can wake it: 0.5 gray levels per frame cannot."""
     rig = IdleRig(IdleParams(fps=0.01, after_s=0.0))
     scene = room()
     for step in range(60):

@@ -24,7 +24,7 @@ def upright(width, height):
 
 
 def raw(image, rotate, flip):
-    """As a camera delivers it that has to be turned clockwise by `rotate`, then mirrored by `flip`."""
+    """The frame as delivered by a camera that needs a clockwise `rotate`, then `flip`."""
     if flip in ("vertical", "both"):
         image = image[::-1]
     if flip in ("horizontal", "both"):

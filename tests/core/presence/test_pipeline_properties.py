@@ -130,7 +130,7 @@ test_any_order_of_things = TruthfulCamera.TestCase
 
 @pytest.mark.slow
 def test_memory_and_state_are_bounded_over_100_000_steps():
-    """Crowds that come and go, a camera that comes and goes, ids that never end."""
+    """Crowds and a camera appear and disappear; ids keep growing."""
     crowds = np.random.default_rng(5).uniform(0, 480, (20, 12, 2)).tolist()
     camera = StagedCamera(tracker=TrackerParams(max_tracks=8))
     blocks = []

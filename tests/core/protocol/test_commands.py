@@ -36,7 +36,7 @@ def guard():
 
 
 def ask(guard, clock, name="ping", payload=b"{}", retained=False):
-    """One request, a second after the last."""
+    """Send one request, a second after the previous one."""
     return guard.check_command(name, payload, retained, clock.advance(1))
 
 
@@ -281,7 +281,7 @@ SEEDS = [
 
 
 def mutated(random):
-    """A payload one to four small steps away from one that means something."""
+    """A valid payload with one to four small mutations."""
     payload = bytearray(random.choice(SEEDS))
     for _ in range(random.randint(1, 4)):
         at = random.randint(0, len(payload))

@@ -75,7 +75,7 @@ def test_certificate_expiry_verified_publish_and_link_state_reach_prometheus():
     assert found["mqtt_state"] == {("connecting",): 0, ("connected",): 0, ("waiting",): 1, ("closed",): 0}
 
 
-def test_what_the_connection_does_not_have_is_no_metric():
+def test_a_missing_connection_figure_is_no_metric():
     assert set(metrics(connected=True, state="connected")) == {"mqtt_connected", "mqtt_reconnects", "mqtt_state"}
 
 

@@ -77,7 +77,7 @@ int cuMemAlloc_v2(uint64_t *pointer, size_t size) {
         if (!blocks[i].base) {
             blocks[i].base = malloc(size);
             blocks[i].size = size;
-            memset(blocks[i].base, 0xA5, size); /* whoever reads what nobody wrote should notice */
+            memset(blocks[i].base, 0xA5, size); /* reads of unwritten memory become visible */
             *pointer = (uint64_t)(uintptr_t)blocks[i].base;
             return size ? 0 : INVALID;
         }

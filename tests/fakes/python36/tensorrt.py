@@ -307,13 +307,13 @@ class EngineInspector:
 
     def get_engine_information(self, format):
         assert format == LayerInformationFormat.JSON
-        told = "Half" if self._head["half"] else "Row major linear FP32"
+        described = "Half" if self._head["half"] else "Row major linear FP32"
         if self._head["scaled"]:
-            told = "Thirty-two wide channel vectorized row major Int8 format"
-        weights = {"Type": "Int8" if "Int8" in told else "Half" if told == "Half" else "Float", "Count": 9}
+            described = "Thirty-two wide channel vectorized row major Int8 format"
+        weights = {"Type": "Int8" if "Int8" in described else "Half" if described == "Half" else "Float", "Count": 9}
         if min(self._head["facts"]["shape"]) < 0:
-            told = "N/A due to dynamic shapes"
-        inputs = [{"Format/Datatype": told}]
+            described = "N/A due to dynamic shapes"
+        inputs = [{"Format/Datatype": described}]
         layers = [{"Name": "l", "LayerType": "Conv", "Inputs": inputs, "Outputs": [], "Weights": weights}]
         return json.dumps({"Layers": layers * len(self._head["facts"]["nodes"]), "Bindings": []})
 

@@ -1,4 +1,4 @@
-"""`edge-agent model calibrate`, and what becomes of its files: on every TensorRT, and on the CPU."""
+"""`edge-agent model calibrate`, and the use of its files by every TensorRT and on the CPU."""
 
 import argparse
 import json
@@ -50,7 +50,7 @@ def folder_of(path: Path, count: int) -> Path:
 
 
 def small(folder: Path) -> Path:
-    """A model that finds its bright cells, and so has faces to be judged by."""
+    """A model that detects its bright cells, so that the trial has faces."""
     folder.mkdir(exist_ok=True)
     return graphs.bright(folder / "m.onnx")
 
@@ -230,7 +230,7 @@ def test_on_tensorrt_11_every_precision_is_met(centerface: Path, tmp_path: Path,
 
 @pytest.mark.slow
 def test_the_files_themselves_build_on_tensorrt_11(centerface: Path, tmp_path: Path) -> None:
-    """The files themselves, for use with another program."""
+    """The files as such, for use with another program."""
     folder = centerface / "centerface"
     for name, precision in (("centerface.qdq.onnx", "int8"), ("centerface.fp16.onnx", "fp16")):
         network = read_network(str(folder / name), folder)
@@ -352,7 +352,7 @@ def test_damage_is_logged_and_the_float_version_used(tried: Path, caplog: pytest
 
 
 def test_the_trial_rejects_a_bad_version(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Calibrated with dim pictures only, and judged with bright ones: INT8 then clips the scores."""
+    """Calibrated with dim images only, and judged with bright ones: INT8 then clips the scores."""
     views = tmp_path / "views"
     views.mkdir()
     for index, picture in enumerate(wandering(48)):

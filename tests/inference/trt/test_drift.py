@@ -25,7 +25,7 @@ SHARED = {"execute_async", "has_implicit_batch_dimension"}
 
 @functools.lru_cache(maxsize=None)
 def library(version: str) -> bytes:
-    """The The The The The The tensorrt.so of a version, from a cache of wheels outside the repository."""
+    """The tensorrt.so of a version, from a cache of wheels outside the repository."""
     requirement, python = WHEELS[version]
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(base) / "edge-agent-tests" / "wheels"
@@ -55,13 +55,13 @@ def occurs(name: str, data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("version", list(WHEELS))
-def test_what_the_fake_has_the_bindings_have(version: str) -> None:
+def test_attributes_of_the_fake_exist_in_the_bindings(version: str) -> None:
     data = library(version)
     assert [name for name in sorted(names(version)) if not occurs(name, data)] == []
 
 
 @pytest.mark.parametrize("version", list(WHEELS))
-def test_what_the_fake_denies_the_bindings_lack(version: str) -> None:
+def test_attributes_that_the_fake_refuses_are_missing_in_the_bindings(version: str) -> None:
     data = library(version)
     denied = frozenset().union(*(names(other) for other in ATTRIBUTES)) - names(version) - SHARED
     assert denied

@@ -150,15 +150,20 @@ def test_the_agent_loads_what_build_made_with_its_settings(
 ) -> None:
     board = FakeBoard(tmp_path)
     board.plug_in(monkeypatch)
-    told = {"MODEL": graphs.centerface(tmp_path / "c.onnx"), "LONG_SIDE": 320, "WORKSPACE_MB": 64, "PRECISION": "fp32"}
+    given = {
+        "MODEL": graphs.centerface(tmp_path / "c.onnx"),
+        "LONG_SIDE": 320,
+        "WORKSPACE_MB": 64,
+        "PRECISION": "fp32",
+    }
     settings = tmp_path / "agent.env"
-    settings.write_text("".join(f"EDGE_AGENT_MODEL__{name}={value}\n" for name, value in told.items()))
+    settings.write_text("".join(f"EDGE_AGENT_MODEL__{name}={value}\n" for name, value in given.items()))
     assert build("--env-file", str(settings)) == 0
     assert "fp32" in capsys.readouterr().out
     params = load_settings({}, settings).model
     open_engine(params, tmp_path, board.reported.append).close()
     assert board.trt.built == 1
-    assert build("--env-file", str(settings), "--precision", "fp16") == 0  # what is said outranks them
+    assert build("--env-file", str(settings), "--precision", "fp16") == 0  # options outrank them
     assert board.trt.built == 2
     board.assert_clean()
 

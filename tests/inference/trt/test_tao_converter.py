@@ -91,7 +91,7 @@ def test_an_encrypted_model_is_built_with_nvidias_arguments(
         expected["-u"] = str(dla)
     assert {key: value for key, value in options.items() if key not in ("-c", "-e")} == expected
     assert ("-c" in options) == (precision == "int8")
-    if precision == "int8":  # NVIDIA's scales, said to be of this TensorRT
+    if precision == "int8":  # NVIDIA's scales, labelled as of this TensorRT
         given, own = ((converter / "calibration").read_text(), network.calibration.read_text())
         assert given.splitlines()[1:] == own.splitlines()[1:]
         assert given.splitlines()[0] == {"8.2": "TRT-8201", "8.6": "TRT-8601"}[version] + "-EntropyCalibration2"

@@ -186,7 +186,7 @@ def test_the_board_decides_the_precision(
         assert (opened.engine.info.calibration_sha256 is not None) == (precision == "int8")
         flags = fake.trt.configs[-1]["flags"] & {"INT8", "FP16"}
         expected = {"int8": {"INT8", "FP16"}, "fp16": {"FP16"}, "fp32": set()}[precision]
-        assert flags == (set() if version == "11.4" else expected)  # there the file says it
+        assert flags == (set() if version == "11.4" else expected)  # there the network is strongly typed
         assert fake.trt.configs[-1]["workspace"] == 256 << 20
         # Strongly typed, what lies between Q/DQ pairs stays float.
         rest = {"fp32"} if (version, precision) == ("11.4", "int8") else set()
@@ -270,10 +270,10 @@ def test_fast_int8_by_compute_capability() -> None:
 
 
 def test_progress_is_reported_at_intervals() -> None:
-    told: Any = Queue()
-    with progress_reports(told.put, "still building", 0.01):
-        assert told.get(timeout=5).startswith("still building, ")
-        told.get(timeout=5)
+    progress: Any = Queue()
+    with progress_reports(progress.put, "still building", 0.01):
+        assert progress.get(timeout=5).startswith("still building, ")
+        progress.get(timeout=5)
     assert not any(thread.name == "trt-progress" for thread in threading.enumerate())
 
 
@@ -296,9 +296,9 @@ def test_an_unavailable_precision_is_an_error(
     assert fake.trt.built == 0
 
 
-def convolution(**told: Any) -> Dict[str, Any]:
-    inputs = [{"Name": "a", "Format/Datatype": told.pop("seen", "N/A due to dynamic shapes")}]
-    return {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": inputs, "Outputs": [], **told}
+def convolution(**fields: Any) -> Dict[str, Any]:
+    inputs = [{"Name": "a", "Format/Datatype": fields.pop("seen", "N/A due to dynamic shapes")}]
+    return {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": inputs, "Outputs": [], **fields}
 
 
 def pooling(seen: str) -> Dict[str, Any]:

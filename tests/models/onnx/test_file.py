@@ -1,4 +1,4 @@
-"""ONNX files read, their graphs written again, and files that are not what they should be."""
+"""ONNX files are read, their graphs are written again, and malformed files are refused."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""UFF in, ONNX out: every operation against numpy, DetectNet_v2 up to the faces, files that are not what they say."""
+"""UFF in, ONNX out: every operation against numpy, DetectNet_v2 up to the faces, malformed files."""
 
 import tracemalloc
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Protobuf's wire format, as UFF's reader takes it: what an encoder of its own writes, and broken messages."""
+"""Protobuf's wire format as read by UFF's reader: encoded by a separate encoder, and broken messages."""
 
 import struct
 from typing import Any, List
@@ -18,7 +18,7 @@ def test_negative_numbers_are_twos_complement() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 2**29 - 1), st.one_of(st.integers(0, 2**64 - 1), st.binary(max_size=300)))))
-def test_what_is_encoded_is_read(entries: List[Any]) -> None:
+def test_encoded_messages_are_read(entries: List[Any]) -> None:
     data = b"".join(whole(*entry) if isinstance(entry[1], int) else chunk(*entry) for entry in entries)
     read = [(number, value if isinstance(value, int) else bytes(value)) for number, value in fields(data)]
     assert read == entries

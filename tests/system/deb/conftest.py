@@ -19,17 +19,17 @@ BROKER = "listener 1883 127.0.0.1\nallow_anonymous true\n"
 
 
 class Site:
-    """A clean Debian machine, and what one does on it."""
+    """A clean Debian machine, and the steps of an administrator."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
     def dpkg(self, *arguments: str) -> str:
-        """Run dpkg; it must succeed, and ask nothing."""
+        """Run dpkg, which must succeed without questions."""
         return self.machine.run("dpkg", *arguments, deadline_s=INSTALL_S)
 
     def refused(self, *command: str) -> str:
-        """Run what must fail; returns what it says."""
+        """Run a command that must fail; returns its output."""
         script = 'if "$@" 2>&1; then echo "it has not failed"; exit 1; fi'
         return self.machine.run("sh", "-c", script, "sh", *command, deadline_s=INSTALL_S)
 
@@ -54,7 +54,7 @@ class Site:
         self.machine.run("systemctl", "start", "edge-agent")
 
     def version(self) -> str:
-        """Of the program in force."""
+        """Of the installed program."""
         return self.machine.run("edge-agent", "--version").split()[-1]
 
     def pid(self) -> str:
@@ -62,7 +62,7 @@ class Site:
         return self.machine.show("edge-agent", "MainPID")
 
     def versions(self) -> List[str]:
-        """Those that are kept, as e.g. "0.1.0 current"."""
+        """The kept versions, e.g. "0.1.0 current"."""
         lines = self.machine.run("/usr/lib/edge-agent/versions", "list").splitlines()
         return sorted(" ".join([line.split("-")[0], *line.split()[1:]]) for line in lines)
 
@@ -93,7 +93,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What machines see as /srv: NAME.deb, and the checkout with wheels for it."""
+    """The machines' /srv: NAME.deb files, and the checkout with its wheels."""
     reason = why_not() if os.environ.get("DEB_LANE") else "needs minutes and a clean machine: scripts/deb-lane"
     if reason:
         pytest.skip(reason)

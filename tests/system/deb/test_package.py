@@ -1,10 +1,10 @@
-"""The package on a clean machine: its whole life, and what may go wrong in it."""
+"""The package on a clean machine: installation, upgrades, rollback, removal, and faults."""
 
 from typing import List
 
 from tests.system.deb.conftest import INSTALL_S, PYTHON, Site
 
-# Caches of Python's and of others' making, logs, dpkg's own notes; and the user, who is no file.
+# Caches of Python's and of others' making, logs, dpkg's own state; and the user, which is no file.
 NOT_OURS = (
     r"^/(proc|sys|dev|run|srv|tmp)(/|$)|^/var/(log|tmp|lib/(dpkg|systemd/(timers|timesync|catalog|random-seed)))(/|$)"
     r"|__pycache__|^/etc/(group|gshadow|passwd|shadow|subuid|subgid|\.pwd\.lock)-?$"
@@ -12,7 +12,7 @@ NOT_OURS = (
 
 
 def files(site: Site) -> List[str]:
-    """All of the machine that could be left behind."""
+    """Files of the machine that a purge could leave behind."""
     script = f"find / -xdev | grep -vE '{NOT_OURS}' | sort"
     return site.machine.run("sh", "-c", script).splitlines()
 
@@ -20,8 +20,8 @@ def files(site: Site) -> List[str]:
 def test_it_installs_starts_publishes_and_purges_without_a_trace(site: Site):
     machine = site.machine
     before = files(site)
-    said = machine.run("sh", "-c", "dpkg -i /srv/whole.deb 2>&1", deadline_s=INSTALL_S)
-    assert "name a camera" in said
+    output = machine.run("sh", "-c", "dpkg -i /srv/whole.deb 2>&1", deadline_s=INSTALL_S)
+    assert "name a camera" in output
     assert machine.show("edge-agent", "ActiveState") == "inactive", "no camera is named"
     assert machine.run("systemctl", "is-enabled", "edge-agent") == "enabled"
     assert machine.run("systemctl", "is-system-running") == "running"
@@ -94,7 +94,7 @@ def test_upgrades_and_rollbacks_keep_every_event_and_the_settings(site: Site):
     site.published(kept)
 
 
-def test_whatever_stops_an_upgrade_the_old_version_runs_on(site: Site):
+def test_after_a_failed_upgrade_the_old_version_keeps_running(site: Site):
     machine = site.machine
     machine.run("mkdir", "-p", "/opt/edge-agent")
     machine.run("mount", "-t", "tmpfs", "-o", "size=1g,mode=755", "tmpfs", "/opt/edge-agent")
@@ -108,19 +108,19 @@ def test_whatever_stops_an_upgrade_the_old_version_runs_on(site: Site):
     assert "no space" in site.refused("dpkg", "-i", "/srv/second.deb") and undisturbed()
     inodes = int(machine.run("sh", "-c", "df --output=iused /opt/edge-agent | tail -1"))
     machine.run("mount", "-o", f"remount,size=1g,nr_inodes={inodes + 500}", "/opt/edge-agent")
-    said = site.refused("dpkg", "--configure", "edge-agent")
-    assert "No space left on device" in said and "could not be made" in said and undisturbed()
+    output = site.refused("dpkg", "--configure", "edge-agent")
+    assert "No space left on device" in output and "could not be made" in output and undisturbed()
     machine.run("mount", "-o", "remount,nr_inodes=0", "/opt/edge-agent")
 
     modules = f"/usr/lib/python{PYTHON}/venv"
     machine.run("mv", modules, "/root/venv")
-    said = site.refused("dpkg", "--configure", "edge-agent")
-    assert "apt-get install python3-venv" in said and "Traceback" not in said and undisturbed()
+    output = site.refused("dpkg", "--configure", "edge-agent")
+    assert "apt-get install python3-venv" in output and "Traceback" not in output and undisturbed()
     machine.run("mv", "/root/venv", modules)
 
     site.configure({"PRESENCE__DELAY_OF_S": 3})
-    said = site.refused("dpkg", "--configure", "edge-agent")
-    assert "PRESENCE__DELAY_OFF_S" in said and "stays in force" in said
+    output = site.refused("dpkg", "--configure", "edge-agent")
+    assert "PRESENCE__DELAY_OFF_S" in output and "stays in force" in output
     assert site.pid() == pid and site.version() == "0.1.0"
     site.configure()
 
@@ -150,7 +150,7 @@ def test_without_dpkg_the_script_does_the_same(site: Site):
         return machine.run("sh", "-c", '"$@" 2>&1', "sh", install, *arguments, deadline_s=INSTALL_S)
 
     assert "can be installed" in script("--check", "--wheelhouse", "/srv/wheels")
-    assert set(files(site)) == set(before), "it only looked"
+    assert set(files(site)) == set(before), "it changed nothing"
     assert "no earlier version" in site.refused(install, "--rollback")
     assert "name a camera" in script("--wheelhouse", "/srv/wheels")
     site.configure()

@@ -65,13 +65,13 @@ class Lane:
         return int(self.machine.show(unit(name), "NRestarts"))
 
     def status(self, name: str) -> str:
-        """What it says of itself."""
+        """Its status."""
         return self.machine.show(unit(name), "StatusText")
 
-    def says(self, name: str, text: str, times: int = 1) -> None:
-        """Wait until the journal has it."""
+    def wait_for_log(self, name: str, text: str, times: int = 1) -> None:
+        """Wait until the journal contains `text` so many times."""
         machine = self.machine
-        machine.eventually(lambda: machine.journal(unit(name)).count(text) >= times, f"{name} says {text!r}")
+        machine.eventually(lambda: machine.journal(unit(name)).count(text) >= times, f"{name} logs {text!r}")
 
     def retained(self, topic: str) -> str:
         """The newest message of a topic."""

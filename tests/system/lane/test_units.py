@@ -1,4 +1,4 @@
-"""The units under a real systemd: what starts, what restarts, what is reloaded, and what is left alone."""
+"""The units under a real systemd: starts, restarts and reloads."""
 
 import json
 import os
@@ -31,14 +31,14 @@ def quiet(lane: Lane):
     lane.machine.run("systemctl", "stop", unit("quiet"))
 
 
-def test_verify_has_nothing_to_say_and_little_is_exposed(lane: Lane):
+def test_verify_reports_nothing_and_little_is_exposed(lane: Lane):
     units = ["edge-agent.service", unit("x"), "edge-agent-reload.path", "edge-agent-reload@x.path"]
     units += ["edge-agent-failed@x.service", "edge-agent-nvargus.path", "edge-agent-nvargus.service"]
     assert lane.machine.run("sh", "-c", 'systemd-analyze verify "$@" 2>&1', "sh", *units) == ""
     assert lane.machine.code("systemd-analyze", "security", "--threshold=25", unit("quiet")) == 0
 
 
-def test_it_starts_without_camera_and_broker_and_says_so(lane: Lane):
+def test_it_starts_without_camera_and_broker_and_reports_it(lane: Lane):
     assert lane.machine.show(unit("quiet"), "ActiveState") == "active", "start returned, so it is ready"
     for word in ("2 cameras", "cannot see", "/dev/video9", "/dev/video8", "not connected"):
         assert word in lane.status("quiet")
@@ -74,8 +74,8 @@ def test_check_by_root_is_as_the_service_and_knows_its_unit_and_settings(lane: L
     agent, env_file = "/opt/edge-agent/current/bin/edge-agent", "/etc/edge-agent/checked.env"
 
     def findings(*by: str) -> dict:
-        said = lane.machine.run(*by, agent, "check", "--json", "--env-file", env_file, check=False)
-        return {finding["name"]: finding for finding in json.loads(said)["findings"]}
+        output = lane.machine.run(*by, agent, "check", "--json", "--env-file", env_file, check=False)
+        return {finding["name"]: finding for finding in json.loads(output)["findings"]}
 
     found = findings()
     assert "-checked, cameras door" in found["settings"]["found"], "no instance shares the host's topics with another"
@@ -88,8 +88,8 @@ def test_check_by_root_is_as_the_service_and_knows_its_unit_and_settings(lane: L
     assert lane.machine.run("sh", "-c", "ls -d /tmp/edge-agent-*", check=False) == "", "the password's copy has gone"
     by_user = findings("runuser", "-u", "edge-agent", "--")
     assert by_user["checked as"]["remedy"] == f"sudo edge-agent check --env-file {env_file}"
-    said = lane.machine.run("env", "HOME=/root", agent, "check", check=False)
-    assert "sudo edge-agent check --env-file /etc/edge-agent/edge-agent.env" in said, "nobody's settings were named"
+    output = lane.machine.run("env", "HOME=/root", agent, "check", check=False)
+    assert "sudo edge-agent check --env-file /etc/edge-agent/edge-agent.env" in output, "no settings file was named"
 
     lane.machine.run("systemctl", "start", unit("checked"))
     found = findings()
@@ -106,7 +106,7 @@ def test_without_a_password_file_it_starts_and_has_none(lane: Lane):
     lane.drop_in("bare", "[Service]\nLoadCredential=\nLoadCredential=mqtt-password:/etc/edge-agent/no-such-file\n")
     lane.start("bare")
     lane.machine.eventually(lambda: "not connected" in lane.status("bare"), "it runs")
-    lane.says("bare", "authori")
+    lane.wait_for_log("bare", "authori")
     lane.machine.run("systemctl", "stop", unit("bare"))
 
 
@@ -124,7 +124,7 @@ def test_killed_it_is_started_again_and_stopped_it_stays_stopped(lane: Lane):
     assert "stopped in" in lane.machine.journal(unit("killed"))
 
 
-def test_a_crash_loop_ends_and_on_failure_is_told(lane: Lane):
+def test_a_crash_loop_ends_and_starts_the_on_failure_unit(lane: Lane):
     lane.drop_in("crash", "[Unit]\nStartLimitBurst=3\n[Service]\nRestartSec=100ms\n")
     lane.machine.write("/etc/edge-agent/allow-reboot", "")
     lane.machine.write("/var/lib/edge-agent-recovery/reboot", "")
@@ -150,7 +150,7 @@ def test_settings_that_cannot_be_used_are_not_retried_until_they_are_edited(lane
     assert lane.machine.code("systemctl", "start", unit("wrong")) != 0
     assert lane.machine.show(unit("wrong"), "ExecMainStatus") == "78"
     assert lane.restarts("wrong") == 0
-    assert "PRESENCE__DELAY_OFF_S" in lane.machine.journal(unit("wrong")), "it says what was meant"
+    assert "PRESENCE__DELAY_OFF_S" in lane.machine.journal(unit("wrong")), "the message names the setting"
     failed = f"edge-agent-failed@{unit('wrong')}.service"
     lane.machine.eventually(lambda: "when they are edited" in lane.machine.journal(failed), "OnFailure has run")
     lane.settings("wrong", {"PRESENCE__DELAY_OFF_S": 3})
@@ -165,16 +165,16 @@ def test_reload_by_signal_by_systemctl_and_by_an_edit_of_that_instance_only(lane
     taken = "settings read again"
 
     lane.machine.run("systemctl", "kill", "-s", "HUP", "--kill-who=main", unit("one"))
-    lane.says("one", f"{taken}: nothing has changed")
+    lane.wait_for_log("one", f"{taken}: nothing has changed")
     lane.machine.run("systemctl", "reload", unit("one"))
-    lane.says("one", f"{taken}: nothing has changed", times=2)
+    lane.wait_for_log("one", f"{taken}: nothing has changed", times=2)
 
     lane.settings("one", {"PRESENCE__DELAY_OFF_S": 7})
-    lane.says("one", f"{taken}: EDGE_AGENT_PRESENCE__DELAY_OFF_S")
+    lane.wait_for_log("one", f"{taken}: EDGE_AGENT_PRESENCE__DELAY_OFF_S")
     text = lane.machine.run("sed", "s/_OFF_S=.*/_OFF_S=8/", "/etc/edge-agent/one.env")
     lane.machine.write("/etc/edge-agent/.one.env.new", f"{text}\n")
     lane.machine.run("mv", "/etc/edge-agent/.one.env.new", "/etc/edge-agent/one.env")
-    lane.says("one", f"{taken}: EDGE_AGENT_PRESENCE__DELAY_OFF_S", times=2)
+    lane.wait_for_log("one", f"{taken}: EDGE_AGENT_PRESENCE__DELAY_OFF_S", times=2)
 
     assert taken not in lane.machine.journal(unit("other"))
     assert (lane.pid("one"), lane.pid("other")) == pids
@@ -191,13 +191,13 @@ def test_a_broken_env_file_changes_nothing_but_health(lane: Lane):
     lane.start("broken")
     pid = lane.pid("broken")
     lane.settings("broken", {"PRESENCE__DELAY_OFF_S": "soon"})
-    lane.says("broken", REFUSED)
+    lane.wait_for_log("broken", REFUSED)
     assert lane.pid("broken") == pid
 
     def reasons() -> str:
         return " ".join(json.loads(lane.retained("edge-agent/broken/health"))["reasons"])
 
-    lane.machine.eventually(lambda: REFUSED in reasons(), "health says so")
+    lane.machine.eventually(lambda: REFUSED in reasons(), "health reports it")
     assert "DELAY_OFF_S" in reasons()
     assert lane.machine.show(unit("broken"), "ActiveState") == "active"
     lane.settings("broken", {"PRESENCE__DELAY_OFF_S": 4})
@@ -205,7 +205,7 @@ def test_a_broken_env_file_changes_nothing_but_health(lane: Lane):
     assert lane.pid("broken") == pid
 
     lane.settings("broken", {"CAMERAS__DOOR__ROTATE": 90})
-    lane.says("broken", "new settings need a restart: EDGE_AGENT_CAMERAS__DOOR__ROTATE")
+    lane.wait_for_log("broken", "new settings need a restart: EDGE_AGENT_CAMERAS__DOOR__ROTATE")
     lane.machine.eventually(lambda: lane.pid("broken") not in ("0", pid), "systemd starts it again")
 
 
@@ -220,11 +220,11 @@ def test_a_thread_that_never_returns_ends_in_a_watchdog_restart(lane: Lane):
     lane.machine.run("systemctl", "kill", "-s", "HUP", "--kill-who=main", unit("publish"))
     for name in FROZEN:
         lane.machine.eventually(lambda name=name: lane.restarts(name) >= 1, f"{name}: the watchdog has acted")
-        said, thread = lane.machine.journal(unit(name)), "capture-door" if name == "capture" else name
-        assert "Watchdog timeout" in said and f"{thread} does not return" not in said, "that is the status line's"
-        assert f"{thread} has not returned from its step" in said
-        assert ("a call to the camera does not return" in said) is (name == "capture"), "and the camera is told as lost"
-        assert "Current thread" in said or "Thread 0x" in said, "and where every thread stood"
+        output, thread = lane.machine.journal(unit(name)), "capture-door" if name == "capture" else name
+        assert "Watchdog timeout" in output and f"{thread} does not return" not in output, "that is the status line's"
+        assert f"{thread} has not returned from its step" in output
+        assert ("a call to the camera does not return" in output) is (name == "capture"), "the camera is lost"
+        assert "Current thread" in output or "Thread 0x" in output, "and the stack of every thread"
     # Its successor waits for the other end of the pipe.
     lane.settings("publish")
     lane.machine.run("rm", file)
@@ -270,7 +270,7 @@ def test_many_edits_in_a_row_end_neither_the_watching_nor_the_agent(lane: Lane):
     lane.start("edited")
     for delay_s in range(3, 10):
         lane.settings("edited", {"PRESENCE__DELAY_OFF_S": delay_s})
-        lane.says("edited", "settings read again: EDGE_AGENT_PRESENCE__DELAY_OFF_S", times=delay_s - 2)
+        lane.wait_for_log("edited", "settings read again: EDGE_AGENT_PRESENCE__DELAY_OFF_S", times=delay_s - 2)
     for times, degrees in enumerate((90, 180, 270, 0), 1):
         before = lane.pid("edited")
         lane.settings("edited", {"CAMERAS__DOOR__ROTATE": degrees})

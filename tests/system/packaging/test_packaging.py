@@ -1,4 +1,4 @@
-"""The scripts of the package as such: all units are in it, wheels are proven, the shell has no complaint."""
+"""The package's scripts: every unit is included, wheels are verified, shellcheck passes."""
 
 import shutil
 import subprocess
@@ -20,19 +20,19 @@ SCRIPTS = (
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck: apt-get install shellcheck")
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_reports_nothing():
     done = subprocess.run(["shellcheck", *SCRIPTS], capture_output=True, text=True, check=False)
     assert done.stdout + done.stderr == ""
 
 
-def test_every_unit_is_laid_out_and_the_settings_are_nobody_elses(tmp_path):
+def test_every_unit_is_installed_and_the_settings_are_private(tmp_path):
     subprocess.run([SOURCE / "scripts" / "package" / "lay-out", tmp_path], check=True)
     units = {path.name for pattern in ("*.service", "*.path") for path in (SOURCE / "systemd").glob(pattern)}
     assert {path.name for path in (tmp_path / "lib/systemd/system").iterdir()} == units
     settings = tmp_path / "etc/edge-agent/edge-agent.env"
     assert settings.stat().st_mode & 0o777 == 0o640
     lines = settings.read_text("utf-8").splitlines()
-    assert all(line.startswith("#") or not line for line in lines), "no camera is watched before its owner says so"
+    assert all(line.startswith("#") or not line for line in lines), "no camera is watched by default"
     names = {line[1:].partition("=")[0] for line in lines if line.startswith("#EDGE_AGENT_")}
     known = (SOURCE / "config" / "edge-agent.env.example").read_text("utf-8")
     assert names and all(f"{name}=" in known for name in names)
@@ -60,7 +60,7 @@ def prove(folder: Path, machine: str, requirement: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
-def test_wheels_are_proven_for_the_other_machine(tmp_path):
+def test_wheels_are_verified_for_the_other_machine(tmp_path):
     wheel(tmp_path, "agent", "1.0", ["a>=2", "b; extra == 'more'", "c; platform_machine == 'aarch64'"], ["more"])
     wheel(tmp_path, "a", "2.1")
     assert prove(tmp_path, "x86_64", "agent==1.0") == ""

@@ -1,4 +1,4 @@
-"""The root helper's rations, on clocks that cannot be trusted."""
+"""Limits of the root helper, on unreliable clocks."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ STAMP = 1_700_000_000
 
 @pytest.fixture
 def reboots(tmp_path):
-    """Calls the helper for a unit that has given up; returns whether it has the machine rebooted."""
+    """Calls the helper for a failed unit; returns whether it has the machine rebooted."""
     programs, settings, state = (tmp_path / name for name in ("bin", "settings", "state"))
     for folder in (programs, settings, state):
         folder.mkdir()
@@ -56,7 +56,7 @@ def test_it_reboots_once_a_day_at_most_whatever_the_clock_says(reboots, clock, u
     assert (reboots.stamp.stat().st_mtime > STAMP) is yes, "and remembers it"
 
 
-def test_it_reboots_only_where_that_is_wanted_and_may_help(reboots):
+def test_it_reboots_only_where_enabled_and_useful(reboots):
     assert reboots(STAMP, 300)
     reboots.stamp.unlink()
     assert not reboots(STAMP, 300, status=78), "settings do not change by a reboot"

@@ -52,7 +52,7 @@ def root(tmp_path):
 
 
 def verify(root: Path, *units: str) -> str:
-    """What systemd has to say; its exit code alone does not tell of unknown keys."""
+    """Warnings of systemd; its exit code alone does not report unknown keys."""
     done = subprocess.run([ANALYZE, "verify", f"--root={root}", *units], capture_output=True, text=True, check=False)
     return done.stdout + done.stderr + (f"exit code {done.returncode}" if done.returncode else "")
 
@@ -65,7 +65,7 @@ def test_systemd_understands_every_unit(root):
 
 
 @needs_systemd
-def test_verify_would_tell(root):
+def test_verify_detects_errors(root):
     unit = root / "etc" / "systemd" / "system" / "edge-agent.service"
     unit.write_text(unit.read_text().replace("RestrictRealtime=", "RestrictRealTime="))
     assert "RestrictRealTime" in verify(root, "edge-agent.service")

@@ -1,4 +1,4 @@
-"""Virtual cameras of the kernel's `vivid` driver, an agent on one of them, and the table of what they went through."""
+"""Virtual cameras of the kernel's `vivid` driver, an agent on one of them, and a table of the faults."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def load_driver(*more: str) -> None:
-    """Anew, with these parameters; nobody may have a node open."""
+    """Load the module again with these parameters; no process may have a node open."""
     subprocess.run(["modprobe", "-r", "vivid"], check=True, timeout=DEADLINE_S)
     subprocess.run(["modprobe", "vivid", *ONE_CAMERA, *more], check=True, timeout=DEADLINE_S)
     eventually(lambda: os.access(NODE, os.R_OK | os.W_OK), f"{NODE} is there", DEADLINE_S)
@@ -69,7 +69,7 @@ def _virtual_machine() -> None:
 
 @pytest.fixture
 def driver(_virtual_machine: None) -> Iterator[None]:
-    """One camera, as it comes."""
+    """Load the driver with one camera and its defaults."""
     load_driver()
     yield
 
@@ -113,7 +113,7 @@ class Watched:
         return dict(self.camera()["counters"])
 
     def sees(self, deadline_s: float = DEADLINE_S) -> float:
-        """Wait until it says whether somebody is there; returns the seconds."""
+        """Wait until presence is known; returns the seconds."""
         return self._wait(lambda: self.presence in SEEING, "the camera sees", deadline_s)
 
     def blind(self, deadline_s: float = DEADLINE_S) -> float:
@@ -127,7 +127,7 @@ class Watched:
         return offline and attributes["reason"] == sight == self.camera()["sight"]
 
     def descriptors(self) -> Dict[str, int]:
-        """All that the process has open, and how many of them are video nodes."""
+        """Number of open descriptors, and how many of them are video nodes."""
         links = []
         for entry in Path(f"/proc/{self._agent.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The agent's V4L2 capture on a real kernel, with cameras that fail: it recovers, says so, and leaks nothing."""
+"""The agent's V4L2 capture on a real kernel, with cameras that fail: it recovers, reports it, and leaks nothing."""
 
 import itertools
 import mmap
@@ -32,14 +32,14 @@ AS_IT_COMES = {
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """One for all, since it has to live through all."""
+    """One agent for all tests, since it has to survive every fault."""
     load_driver()
     with watched(tmp_path_factory.mktemp("agent"), f"v4l2:{NODE}", **CAMERA) as it:
         yield it
 
 
 def recovers(agent: Watched, fault: str, counted: str, strike: Callable[[], None], mend: Callable[[], None]) -> None:
-    """It says `None`, never `OFF`, until the camera is back, and then sees within the time; nothing stays open."""
+    """Presence is `None`, never `OFF`, until the camera is back, then is known in time; no descriptor stays open."""
     agent.sees()
     before, held = agent.counters(), agent.descriptors()
     agent.mark()
@@ -60,7 +60,7 @@ def recovers(agent: Watched, fault: str, counted: str, strike: Callable[[], None
 
 
 def nothing() -> None:
-    """Such a fault mends itself."""
+    """Do nothing: this fault ends without a repair."""
 
 
 FORMATS = [("GREY", "uint8"), ("Y10", "uint16"), ("Y16", "uint16"), ("YUYV", "uint8")]
@@ -96,7 +96,7 @@ class HostPool:
 
 
 @pytest.mark.parametrize(("allocator", "mode"), [("allocators=0", "userptr"), ("allocators=1", "copied")])
-def test_the_driver_fills_our_memory_or_says_that_it_cannot(allocator: str, mode: str) -> None:
+def test_the_driver_fills_our_memory_or_refuses_it(allocator: str, mode: str) -> None:
     load_driver(allocator)
     pool = HostPool()
     with closing(V4l2Source(NODE, SourceOptions(width=320, height=180, fps=10, pool=pool))) as source:
@@ -230,7 +230,7 @@ def test_a_camera_that_delivers_but_cannot_see(agent: Watched, sight: str, scene
 
 @contextmanager
 def strobed() -> Iterator[Callable[[], None]]:
-    """About every other picture is black, as with an emitter that strobes. Calling what is given ends the light."""
+    """About every other frame is black, as with an emitter that strobes. The returned function ends the light."""
     dead = threading.Event()
 
     def strobe() -> None:

@@ -90,7 +90,7 @@ def test_it_opens_cameras_as_its_own_user_and_no_device_beyond_its_list(service:
 
 
 def test_check_finds_nothing_wrong_while_it_runs(service: Watched) -> None:
-    """It has the camera, so that nobody else can open it."""
+    """The agent holds the camera, so no other process can open it."""
     report = json.loads(run("edge-agent", "check", "--json", "--env-file", "/etc/edge-agent/cam.env"))
     found = {finding["name"]: finding for finding in report["findings"]}
     assert report["ok"] and "the running service uses it" in found["camera door"]["found"], found["camera door"]
@@ -103,13 +103,13 @@ def test_its_memory_is_bounded_by_the_kernel(service: Watched) -> None:
 
 
 def test_a_camera_is_taken_away_and_given_back(service: Watched) -> None:
-    """Its node is a new one then, and the group that lets the service's user in comes by udev a moment later."""
+    """The camera returns as a new node; udev grants the service's group access a moment later."""
     before, pid = service.counters(), show("MainPID")
     service.mark()
     bind("unbind")
     blind_s = service.blind()
     eventually(lambda: service.cannot_see("lost"), f"{service.camera()}", DEADLINE_S)
-    eventually(lambda: "1 cannot see" in show("StatusText"), "its status says so", DEADLINE_S)
+    eventually(lambda: "1 cannot see" in show("StatusText"), "its status reports it", DEADLINE_S)
     bind("bind")
     back_s = service.sees()
     assert service.published()[0] == b"None"

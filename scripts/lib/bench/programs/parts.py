@@ -114,8 +114,8 @@ def main() -> None:
         count += step()
         if time.monotonic() - counted_t >= 1.0:
             counted_t = time.monotonic()
-            said = {"processed": count, "read": count, "infer_ms": args.times_ms[-40:]}
-            client.publish(args.topic + "/count", json.dumps(said))
+            body = {"processed": count, "read": count, "infer_ms": args.times_ms[-40:]}
+            client.publish(args.topic + "/count", json.dumps(body))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class RecordedCamera:
         """Return the recorded visibility."""
         return self.visibility
 
-    def detect(self, picture: "Image") -> Detections:
+    def detect(self, image: "Image") -> Detections:
         """Return the recorded detections."""
         return self.found
 

@@ -99,11 +99,11 @@ def entities(scenario: Scenario, **style: str) -> None:
     """Every entity is there, has a value, and the switch, number and button act."""
     with scenario.agent(**style) as agent:
         eventually(lambda: scenario.listener.last("edge-agent/lobby/door/presence") == b"ON", "the agent")
-        picture = scenario.folder / "face.jpg"
+        path = scenario.folder / "face.jpg"
         result = scenario.home_assistant(
             "--call", "switch.turn_off:switch.lobby_hall_detection",
             "--call", "number.set_value:number.lobby_threshold",
-            "--fetch", f"image.front_door_last_face:{picture}",
+            "--fetch", f"image.front_door_last_face:{path}",
         )  # fmt: skip
         found = states(result)
         missing = [entity for entity in wanted() if entity not in found]
@@ -125,7 +125,7 @@ def entities(scenario: Scenario, **style: str) -> None:
         scenario.expect("and no problem", found["binary_sensor.lobby_hall_camera_problem"] == "off", found)
         scenario.expect("the number acted", found["number.lobby_threshold"] == "0.55", found["number.lobby_threshold"])
         image = scenario.listener.last("edge-agent/lobby/door/face/image")
-        scenario.expect("the image is the crop", picture.is_file() and picture.read_bytes() == image)
+        scenario.expect("the image is the crop", path.is_file() and path.read_bytes() == image)
         shown = next(e for e in result["entities"] if e["entity_id"] == "image.front_door_last_face")["attributes"]
         named = json.loads(scenario.listener.last("edge-agent/lobby/door/presence/attributes"))["event_ids"]
         scenario.expect("it names its event", shown.get("event_id") in named, (shown, named))

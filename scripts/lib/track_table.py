@@ -3,7 +3,7 @@
     scripts/track-table --data /work/shared/data/faces --variant one-threshold:continue_ratio=1
 
 The folder holds `clips/` (`CLIPS` has their names and numbers of faces), `images/` and `coco.json`. Labelled images
-become scenes in which every face stays: the picture trembles by a few px and carries shot and read noise. The network
+become scenes in which every face stays: the image trembles by a few px and carries shot and read noise. The network
 runs once per frame, and every variant sees the same outputs.
 """
 
@@ -80,10 +80,10 @@ def clip_frames(path: Path, every: int) -> Tuple[float, Iterator[np.ndarray]]:
     return rate, itertools.islice(frames, 0, None, every)
 
 
-def still_frames(picture: np.ndarray, count: int, dim: float, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The picture, trembling by up to 3 px, `dim` times as bright, with shot and read noise."""
+def still_frames(image: np.ndarray, count: int, dim: float, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The image, trembling by up to 3 px, `dim` times as bright, with shot and read noise."""
     for _ in range(count):
-        moved = np.roll(picture, rng.integers(-3, 4, 2), (0, 1)).astype(np.float64) * dim
+        moved = np.roll(image, rng.integers(-3, 4, 2), (0, 1)).astype(np.float64) * dim
         yield np.clip(rng.poisson(moved * 4) / 4 + rng.normal(0, 1.5, moved.shape), 0, 255).astype(np.uint8)
 
 
@@ -95,10 +95,10 @@ def scenes(data: Path, every: int, seconds: float, seed: int) -> Iterator[Scene]
     truths = read_labels(data / "coco.json", "auto") if (data / "coco.json").is_file() else []
     for truth in truths:
         if len(truth.faces) >= 3 and not len(truth.ignored):
-            picture = read_image(data / "images" / truth.name, False)
+            image = read_image(data / "images" / truth.name, False)
             for dim in (1.0, 0.125, 0.0625):
                 rng = np.random.default_rng([seed, round(1000 * dim)])
-                frames = still_frames(picture, round(seconds * 10), dim, rng)
+                frames = still_frames(image, round(seconds * 10), dim, rng)
                 yield f"{truth.name} x {dim:g}", len(truth.faces), 10.0, frames
 
 

@@ -21,12 +21,12 @@ def broker(tmp_path):
 
 def room(seed, face=None):
     rng = np.random.default_rng(seed)
-    picture = (60 + 20 * np.sin(np.add.outer(np.arange(480) / 17, np.arange(640) / 23))).astype(np.float32)
-    picture += rng.normal(0, 2, picture.shape)
-    picture = picture.clip(0, 255).astype(np.uint8)
+    image = (60 + 20 * np.sin(np.add.outer(np.arange(480) / 17, np.arange(640) / 23))).astype(np.float32)
+    image += rng.normal(0, 2, image.shape)
+    image = image.clip(0, 255).astype(np.uint8)
     if face:
-        cv2.ellipse(picture, face, (60, 80), 0, 0, 360, 235, -1)
-    return picture
+        cv2.ellipse(image, face, (60, 80), 0, 0, 360, 235, -1)
+    return image
 
 
 def drops(counters):
@@ -34,7 +34,7 @@ def drops(counters):
 
 
 def test_three_kinds_of_cameras_on_one_broker_each_with_its_own_presence(broker, tmp_path):
-    video, folder = tmp_path / "clip.mkv", tmp_path / "pictures"
+    video, folder = tmp_path / "clip.mkv", tmp_path / "images"
     write_video(video, [room(i, (320, 240)) for i in range(40)], fps=10)
     folder.mkdir()
     for index in range(6):

@@ -60,11 +60,11 @@ class Room:
         if sequence == FACE.stop - 1:
             self.seen.wait(10)
         rng = np.random.default_rng(sequence)
-        picture = 60 + 20 * np.sin(np.add.outer(np.arange(height) / 17, np.arange(width) / 23))
-        picture += rng.normal(0, 2, picture.shape)
+        pixels = 60 + 20 * np.sin(np.add.outer(np.arange(height) / 17, np.arange(width) / 23))
+        pixels += rng.normal(0, 2, pixels.shape)
         if sequence in FACE:
-            picture[128:288, 256:416] = FACE_CELLS.repeat(32, 0).repeat(32, 1) + rng.normal(0, 2, (160, 160))
-        return picture.clip(0, 255).astype(np.uint8)
+            pixels[128:288, 256:416] = FACE_CELLS.repeat(32, 0).repeat(32, 1) + rng.normal(0, 2, (160, 160))
+        return pixels.clip(0, 255).astype(np.uint8)
 
 
 class BrightIsAFace(uff_writer.Network):

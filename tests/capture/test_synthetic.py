@@ -95,8 +95,8 @@ def test_the_faces_repeat_with_the_period() -> None:
 
 def test_demo_shows_the_real_image() -> None:
     frames = read_frames("test://demo?pace=fast&fps=1&noise=0", 19)
-    picture = cv2.imread(str(ASTRONAUT), cv2.IMREAD_GRAYSCALE)
-    face = picture[66:175, 185:268]
+    image = cv2.imread(str(ASTRONAUT), cv2.IMREAD_GRAYSCALE)
+    face = image[66:175, 185:268]
     boxes = SCENES["demo"].boxes(18.0, 640, 480)
     assert len(boxes) == 1
     best = 0.0

@@ -39,10 +39,10 @@ class Slow:
     def __init__(self) -> None:
         self.seen = set()
 
-    def prepare(self, picture: Image) -> int:
+    def prepare(self, image: Image) -> int:
         time.sleep(0.002)
-        assert picture.pixels.shape == (80, 128)
-        self.seen.add(picture.pixels.tobytes())
+        assert image.pixels.shape == (80, 128)
+        self.seen.add(image.pixels.tobytes())
         return 17
 
     def run(self, tensor: int) -> Mapping[str, Any]:
@@ -50,12 +50,12 @@ class Slow:
         time.sleep(0.004)
         return {"cov": np.zeros(1)}
 
-    def infer(self, picture: Image) -> Mapping[str, Any]:
-        return self.run(self.prepare(picture))
+    def infer(self, image: Image) -> Mapping[str, Any]:
+        return self.run(self.prepare(image))
 
 
 class Whole:
-    def infer(self, picture: Image) -> Mapping[str, Any]:
+    def infer(self, image: Image) -> Mapping[str, Any]:
         return {}
 
 

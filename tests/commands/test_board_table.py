@@ -143,8 +143,8 @@ def test_on_jetpack_4_the_users_own_calibration_is_taken_where_there_is_int8(
     jetpack.plug_in(monkeypatch, *faults)
     views = tmp_path / "views"
     views.mkdir()
-    for index, picture in enumerate(wandering(16)):
-        cv2.imwrite(str(views / f"{index:02}.png"), picture.pixels)
+    for index, image in enumerate(wandering(16)):
+        cv2.imwrite(str(views / f"{index:02}.png"), image.pixels)
     model = ["--model", str(graphs.gridbox(tmp_path / "m.onnx"))]
     assert main(["model", "calibrate", "--source", str(views), "--for", "tensorrt", *model]) == 0
     capsys.readouterr()

@@ -25,16 +25,16 @@ def labelled(tmp_path_factory):
     (root / "kitti").mkdir()
     coco = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "Face"}, {"id": 2, "name": "car"}]}
     for index in range(11):
-        picture = RNG.normal(60, 3, (480, 768)).clip(0, 255).astype(np.uint8)
+        image = RNG.normal(60, 3, (480, 768)).clip(0, 255).astype(np.uint8)
         left, top = 96 + 32 * index, 96 + 16 * (index % 5)
         lines = ["DontCare 0 0 0 0 0 10 10"]
         if index < 10:
-            cv2.ellipse(picture, (left + 48, top + 64), (48, 64), 0, 0, 360, 235, -1)
+            cv2.ellipse(image, (left + 48, top + 64), (48, 64), 0, 0, 360, 235, -1)
             lines.append(f"face 0 0 0 {left} {top} {left + 96} {top + 128} 0 0 0 0 0 0 0")
             box = [left, top, 96, 128]
             coco["annotations"].append({"image_id": index, "bbox": box, "category_id": 1, "id": index})
             coco["annotations"].append({"image_id": index, "bbox": [0, 0, 9, 9], "category_id": 2, "id": 100 + index})
-        cv2.imwrite(str(root / "images" / f"p{index}.png"), picture)
+        cv2.imwrite(str(root / "images" / f"p{index}.png"), image)
         (root / "kitti" / f"p{index}.txt").write_text("\n".join(lines) + "\n")
         coco["images"].append({"id": index, "file_name": f"p{index}.png"})
     (root / "coco.json").write_text(json.dumps(coco))

@@ -119,12 +119,12 @@ def test_a_multi_class_model_is_evaluated_by_its_face_class(folder: Path) -> Non
     pixels[256:272, 480:496] = 255
     # graphs.BOX around that cell: 35 px left and 70 down of its corner and half a pixel, 17.5 up, 8.75 right.
     box = [480.5 - 35.0, 256.5 - 17.5, 35.0 + 8.75, 17.5 + 70.0]
-    (folder / "pictures").mkdir()
-    cv2.imwrite(str(folder / "pictures" / "a.png"), pixels)
+    (folder / "images").mkdir()
+    cv2.imwrite(str(folder / "images" / "a.png"), pixels)
     coco: Any = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "face"}]}
     coco["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": box}]
     (folder / "coco.json").write_text(json.dumps(coco))
-    words = ("evaluate", "--images", "pictures", "--labels", "coco.json", "--model", "p.onnx", "--json", "out.json")
+    words = ("evaluate", "--images", "images", "--labels", "coco.json", "--model", "p.onnx", "--json", "out.json")
     done = process(folder, *words, "--labels-file", "names.txt", "--iou", "0.95")
     assert done.returncode == 0, done.stderr
     figures = json.loads((folder / "out.json").read_text())

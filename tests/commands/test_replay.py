@@ -220,15 +220,15 @@ def test_frames_and_their_recording_give_the_same_result(disturbance, tmp_path):
 
 
 def test_a_folder_with_times_and_a_hole_in_them_is_a_camera_that_was_lost(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(1)
     for index in range(40):
-        picture = rng.integers(60, 90, (240, 320), np.uint8)
-        cv2.ellipse(picture, (160, 120), (30, 40), 0, 0, 360, 235, -1)
+        image = rng.integers(60, 90, (240, 320), np.uint8)
+        cv2.ellipse(image, (160, 120), (30, 40), 0, 0, 360, 235, -1)
         if index == 20:
-            picture[:] = 0  # a camera that begins dark has not seen anything yet
-        cv2.imwrite(str(folder / f"{index:03d}.png"), picture)
+            image[:] = 0  # a camera that begins dark has not seen anything yet
+        cv2.imwrite(str(folder / f"{index:03d}.png"), image)
     times = [0.1 * index + (20.0 if index >= 20 else 0.0) for index in range(40)]
     stamps = tmp_path / "times.txt"
     stamps.write_text("\n".join(f"{t:.3f}" for t in times))
@@ -314,8 +314,8 @@ def test_a_bad_line_is_named(line, message, tmp_path):
         (["test://one"], "never ends"),
         (["clip.mp4?loop=1"], "never ends"),
         (["a.jsonl", "--fps", "3"], "--fps: is for recorded frames"),
-        (["pictures", "--fps", "0"], "--fps 0: expected"),
-        (["pictures", "--fps", "5", "--timestamps", "t"], "expected one of them"),
+        (["images", "--fps", "0"], "--fps 0: expected"),
+        (["images", "--fps", "5", "--timestamps", "t"], "expected one of them"),
         (["test://one?end=1", "--timestamps", "nothing.txt"], "--timestamps nothing.txt: No such file"),
         (["test://one?end=1", "--output", "/no/where"], "/no/where: No such file"),
     ],

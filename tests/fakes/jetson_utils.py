@@ -294,9 +294,9 @@ class VideoSource:
     def _arrive(self) -> None:
         self._sequence += 1
         size = self._input.size_at(self._sequence)
-        picture = np.ascontiguousarray(self._input.scene(self._sequence, *size), np.uint8)
-        self._now = self._yuv.next(picture.size)
-        self._now[: picture.size] = picture.ravel()
+        encoded = np.ascontiguousarray(self._input.scene(self._sequence, *size), np.uint8)
+        self._now = self._yuv.next(encoded.size)
+        self._now[: encoded.size] = encoded.ravel()
 
     def _convert(self, name: str, stream: int) -> CudaImage:
         size = self._input.size_at(self._sequence)

@@ -66,11 +66,11 @@ def event(
     info = FrameInfo(camera, 100 + seq, at, 1280, 800)
     quality = Quality(0.82, 213.4, 142, 0.47, False)
     end = event_type == "end"
-    picture = Crop(np.full((side, side), 90, np.uint8), Box(0.3, 0.1, 0.6, 0.5), quality, info)
+    best = Crop(np.full((side, side), 90, np.uint8), Box(0.3, 0.1, 0.6, 0.5), quality, info)
     return FaceEvent(
         event_type, EVENT_ID.format(visit), seq, 17, info, Moment(at.t - 2.0, at.at - timedelta(seconds=2)),
         at if end else None, Box(0.4121, 0.221, 0.5233, 0.4172), 0.91, 0.96, "max", zones, quality,
-        picture if crop and end else None, "left" if end else None, at.t + 0.01, 0.002,
+        best if crop and end else None, "left" if end else None, at.t + 0.01, 0.002,
     )  # fmt: skip
 
 

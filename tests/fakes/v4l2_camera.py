@@ -205,7 +205,7 @@ class FakeCamera:
             return width * height * 2 + 4096
         return self.pitch * (height * 3 // 2 if self.format == "NV12" else height)
 
-    def picture(self, sequence: int) -> np.ndarray:
+    def scene_image(self, sequence: int) -> np.ndarray:
         """(H, W) uint8: what the sensor saw at that frame."""
         return self.scene(sequence, *self.size)
 
@@ -221,7 +221,7 @@ class FakeCamera:
         if not queued:
             return False
         buffer = self.buffers[queued[0]]
-        data = self.payload or encode(self.picture(sequence), self.format, self.pitch)
+        data = self.payload or encode(self.scene_image(sequence), self.format, self.pitch)
         buffer.flags = self.timestamp_flag
         if self.short_frames:
             self.short_frames -= 1

@@ -61,8 +61,8 @@ def faults(done: "subprocess.CompletedProcess[str]") -> List[str]:
 
 @pytest.fixture(scope="module")
 def model() -> bytes:
-    picture = np.random.default_rng(3).random((1, 3, 48, 64)).astype(np.float32)
-    return detectnet(picture, (2, 2, 2, 2, 2)).encode()
+    image = np.random.default_rng(3).random((1, 3, 48, 64)).astype(np.float32)
+    return detectnet(image, (2, 2, 2, 2, 2)).encode()
 
 
 def test_uff_becomes_a_model_that_the_agent_runs(tmp_path: Path, model: bytes) -> None:

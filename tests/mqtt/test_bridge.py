@@ -188,7 +188,7 @@ def test_retained_state_is_right_even_when_the_queue_was_full(sites: Sites) -> N
 def test_mqtt_5_properties_cross_the_bridge_and_crops_only_when_enabled(sites: Sites) -> None:
     with listening(sites, "operations", "#") as central:
         eventually(lambda: central.last(STATE) == b"1")
-        publish(sites.site, ("edge-agent/n/door/crops/1", b"picture", False), content_type="image/jpeg")
+        publish(sites.site, ("edge-agent/n/door/crops/1", b"image", False), content_type="image/jpeg")
         publish(sites.site, ("edge-agent/n/info", b"{}", True), content_type="application/json")
         eventually(lambda: central.payloads(f"{NODE}/info"))
         (info,) = [heard for heard in central.heard if heard.topic == f"{NODE}/info"]

@@ -196,7 +196,7 @@ def test_frames_judged_dark_are_released_and_counted():
 
 def test_dark_frames_of_a_strobe_are_counted_apart_from_blindness():
     lit = np.random.default_rng(1).integers(100, 200, (60, 48, 64)).astype(np.uint8)
-    rig = Rig([[picture for each in lit for picture in (each, each // 8)]])
+    rig = Rig([[image for each in lit for image in (each, each // 8)]])
     rig.run(12)
     counters = rig.stage.counters
     assert rig.sight is Sight.OK and counters.frames > 110

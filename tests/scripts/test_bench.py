@@ -83,7 +83,7 @@ def test_the_network_finds_each_place_in_fp32_and_int8_alike(tmp_path: Path) -> 
     from edge_agent.core.frame import Image
     from edge_agent.inference.ort import OrtEngine
 
-    shown = {slot: cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for slot, jpegs in scene.pictures().items()}
+    shown = {slot: cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for slot, jpegs in scene.scene_jpegs().items()}
     made = network.files(tmp_path, list(shown.values()))
     assert 1.1e9 < made.macs < 1.3e9
     for path, precision in ((made.fp32, "fp32"), (made.int8, "int8")):

@@ -14,7 +14,7 @@ from tests.fakes.proxy import Passed
 
 @needs_mosquitto
 def test_faults_at_random_leave_nothing_behind(tmp_path) -> None:
-    result = run_faulty(3_000, 30.0, 400.0, seed=3, picture=tmp_path / "soak.png", quiet_s=1.0)
+    result = run_faulty(3_000, 30.0, 400.0, seed=3, plot_path=tmp_path / "soak.png", quiet_s=1.0)
     assert not result["faults"], table(result) + result["log"][-3000:]
     assert result["struck"] and (tmp_path / "soak.png").stat().st_size > 1000
 

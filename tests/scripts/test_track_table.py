@@ -12,11 +12,11 @@ from scripts.lib import track_table
 
 
 def marked(*lefts):
-    """A gray picture with bright markers, which the scripted engine finds."""
-    picture = np.full((240, 384), 60, np.uint8)
+    """A gray image with bright markers, which the scripted engine finds."""
+    image = np.full((240, 384), 60, np.uint8)
     for left in lefts:
-        picture[64:128, left : left + 64] = 230
-    return picture
+        image[64:128, left : left + 64] = 230
+    return image
 
 
 def test_a_still_scene_counts_each_face_once():

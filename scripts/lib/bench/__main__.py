@@ -26,7 +26,7 @@ from scripts.lib.bench.arms import Arm, command, shipped
 from scripts.lib.bench.network import files
 from scripts.lib.bench.plot import draw
 from scripts.lib.bench.report import as_json, lines, page, results
-from scripts.lib.bench.scene import pictures
+from scripts.lib.bench.scene import scene_jpegs
 from scripts.lib.bench.turn import ArmFailed, Turn, take_turn
 from tests.fakes.broker import Broker
 
@@ -44,7 +44,7 @@ def main() -> int:
     about = _about(args)
     with tempfile.TemporaryDirectory() as name, Broker(Path(name), PROMPT) as broker:
         print("making the network and its INT8 version", file=sys.stderr)
-        gray = [cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for jpegs in pictures().values()]
+        gray = [cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for jpegs in scene_jpegs().values()]
         made = files(Path(name), gray)
         arms = shipped(made, args.part_seconds, args.haar_python)
         arms = [arm for arm in arms if not args.only or arm.name in args.only]

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from typing import Any, Deque, Dict, List, Optional
 
-from scripts.lib.bench.scene import Visit, pictures, visits
+from scripts.lib.bench.scene import Visit, scene_jpegs, visits
 
 SEND_BUFFER_BYTES = 65536
 QUEUE = 2
@@ -65,7 +65,7 @@ class Camera:
 
     def __init__(self, fps: float, plan: List[Visit], tail_s: float) -> None:
         self._parts: Dict[Optional[int], List[bytes]] = {
-            slot: [_part(jpeg) for jpeg in jpegs] for slot, jpegs in pictures().items()
+            slot: [_part(jpeg) for jpeg in jpegs] for slot, jpegs in scene_jpegs().items()
         }
         self._fps, self._plan = fps, plan
         self._end_s = (plan[-1].end_s if plan else 0.0) + tail_s

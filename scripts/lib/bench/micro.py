@@ -36,7 +36,7 @@ from edge_agent.inference.ort import OrtEngine
 from scripts.lib.bench.frigate import frigate_frame
 from scripts.lib.bench.network import files
 from scripts.lib.bench.report import Line, markdown, verdicts
-from scripts.lib.bench.scene import pictures
+from scripts.lib.bench.scene import scene_jpegs
 
 FACES = (1, 5, 20)
 IOU, EPS, MIN_BOXES = 0.5, 0.7, 3
@@ -154,13 +154,13 @@ def whole(engine: OrtEngine, faces: int) -> Tuple[Call, Call]:
     )
     presence.set_sight(Sight.OK)
     frames, clock = cycle([grid(faces, seed) for seed in range(16)]), iter(range(1 << 60))
-    jpeg = np.frombuffer(pictures()[0][0], np.uint8)
-    picture = Image(cv2.imdecode(jpeg, cv2.IMREAD_GRAYSCALE))
-    tensor = engine.prepare(picture)
+    jpeg = np.frombuffer(scene_jpegs()[0][0], np.uint8)
+    image = Image(cv2.imdecode(jpeg, cv2.IMREAD_GRAYSCALE))
+    tensor = engine.prepare(image)
 
     def besides() -> None:
         t = next(clock) / 30.0
-        engine.prepare(picture)
+        engine.prepare(image)
         tracks = tracker.update(decoder.decode(next(frames), SOURCE), t)
         presence.observe(any(track.confirmed and track.visible for track in tracks), t)
 
@@ -168,7 +168,7 @@ def whole(engine: OrtEngine, faces: int) -> Tuple[Call, Call]:
 
 
 def _frigate(checkout: Path, faces: int) -> Call:
-    grays = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), 0) for jpeg in pictures()[0]]
+    grays = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), 0) for jpeg in scene_jpegs()[0]]
     return frigate_frame(checkout, grays, [seen.xyxy.astype(float) for seen in sightings(faces)])
 
 
@@ -210,7 +210,7 @@ def main() -> int:
                 shares = "  ".join(f"{steps[step, name, n] / steps[step, 'agent', n]:.1f}x" for n in FACES)
                 rows.append((step, name, *(f"{steps[step, name, faces]:.0f}" for faces in FACES), shares))
     with tempfile.TemporaryDirectory() as folder:
-        gray = [cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for jpegs in pictures().values()]
+        gray = [cv2.imdecode(np.frombuffer(jpegs[0], np.uint8), 0) for jpegs in scene_jpegs().values()]
         engine = OrtEngine(files(Path(folder), gray).int8, FACEDETECTIR)
         pairs = {faces: whole(engine, faces) for faces in FACES}
         parts: Dict[Any, Call] = {(n, part): pairs[n][part] for n in FACES for part in (0, 1)}

@@ -105,14 +105,14 @@ def _heads(made: _Builder, features: str, planes: int) -> None:
     made.node("Conv", both, made.weight(bbox), half, out="output_bbox/BiasAdd")
 
 
-def files(folder: Path, pictures: List[Any]) -> Files:
+def files(folder: Path, images: List[Any]) -> Files:
     """The network in fp32 and, calibrated by the product's own code on these gray images, in INT8 (Q/DQ)."""
     from edge_agent.core.frame import Image
 
     fp32, int8 = folder / "bench-fp32.onnx", folder / "bench-int8.onnx"
     macs = build(fp32)
     network = read_network(str(fp32), folder)
-    data = make_int8(network, measure(network, [Image(picture) for picture in pictures]))
+    data = make_int8(network, measure(network, [Image(image) for image in images]))
     if data is None:
         raise SystemExit("the benchmark's network has no INT8 kernels on this machine")
     int8.write_bytes(data)

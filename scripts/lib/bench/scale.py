@@ -24,12 +24,12 @@ from typing import Any, Dict, List, Sequence, Tuple
 import edge_agent
 from scripts.lib.bench.curves import Panel, svg
 from scripts.lib.bench.publish import fleet
-from scripts.lib.soak.run import peak_rss_mb, picture, sample
+from scripts.lib.soak.run import peak_rss_mb, room_image, sample
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
 from tests.fakes.images import write_video
 
-PICTURE = Path(edge_agent.__file__).parent / "assets" / "astronaut.jpg"
+IMAGE = Path(edge_agent.__file__).parent / "assets" / "astronaut.jpg"
 RATIO, WITH_OPENCV_MB, WITHOUT_OPENCV_MB = 1.1, 130.0, 95.0
 WARM_UP_FRAMES = 5
 TOGETHER, APART = "one process", "a process each"
@@ -83,12 +83,12 @@ class Load:
 def uri(source: str, folder: Path, fps: float) -> str:
     """Return the camera URI of a source; makes the video when it is missing."""
     if source == "picture":
-        return f"{PICTURE}?fps={fps:g}"
+        return f"{IMAGE}?fps={fps:g}"
     if source == "scene":
         return f"test://one?size=640x480&fps={fps:g}"
     clip = folder / "clip.mkv"
     if not clip.exists():
-        room = picture(1, True).repeat(2, 0).repeat(2, 1)
+        room = room_image(1, True).repeat(2, 0).repeat(2, 1)
         write_video(clip, [room] * 30, fps=round(fps))
     return f"{clip}?loop=1"
 

@@ -42,7 +42,7 @@ def slot_of(x: float, y: float) -> int:
     return min(COLUMNS - 1, int(x * COLUMNS)) + COLUMNS * min(ROWS - 1, int(y * ROWS))
 
 
-def pictures(quality: int = 85) -> Dict[Optional[int], List[bytes]]:
+def scene_jpegs(quality: int = 85) -> Dict[Optional[int], List[bytes]]:
     """Return JPEGs by place (None: empty room): a dim noisy room with a real face beside a white patch.
 
     The benchmark's own network detects the patch; Haar and CenterFace detect the face.

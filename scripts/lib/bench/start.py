@@ -18,14 +18,14 @@ import edge_agent
 from tests.fakes.agent import AgentProcess
 from tests.fakes.broker import Broker, Listener, eventually
 
-PICTURE = Path(edge_agent.__file__).parent / "assets" / "astronaut.jpg"
+IMAGE = Path(edge_agent.__file__).parent / "assets" / "astronaut.jpg"
 GOAL_S = 0.5
 
 
 def once(broker: Broker, number: int) -> float:
     """Return the seconds of one start."""
     node = f"start{number}"
-    settings = {"NODE": node, "CAMERAS__A__URI": f"{PICTURE}?fps=30", "MQTT__PORT": broker.port, "LOG_LEVEL": "warning"}
+    settings = {"NODE": node, "CAMERAS__A__URI": f"{IMAGE}?fps=30", "MQTT__PORT": broker.port, "LOG_LEVEL": "warning"}
     with Listener(broker, f"edge-agent/{node}/a/events") as listener:
         started = time.monotonic()
         with AgentProcess(settings, scripted=False):

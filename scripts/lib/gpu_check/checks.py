@@ -124,10 +124,10 @@ def buffers(bench: Bench) -> Iterator[Row]:
 
 def camera_memory(bench: Bench) -> Iterator[Row]:
     """Each way in which images of a V4L2 camera reach the GPU; this program writes them in place of the driver."""
-    pictures = [bench.gray((640, 480)) for _ in range(CAMERA_BUFFERS)]
+    images = [bench.gray((640, 480)) for _ in range(CAMERA_BUFFERS)]
     with bench.gpu() as context:
         preprocess = CudaPreprocessor(context, bench.kernels, PLAIN)
-        wanted = [fetch(context, preprocess(Image(pixels))) for pixels in pictures]
+        wanted = [fetch(context, preprocess(Image(pixels))) for pixels in images]
         pool = CudaBufferPool(context)
         for mode in ("userptr", "registered", "copied"):
             name = f"camera memory: {mode}"
@@ -140,7 +140,7 @@ def camera_memory(bench: Bench) -> Iterator[Row]:
                 for opening in range(OPENINGS):
                     if opening == 2:  # what is taken once is no leak
                         before = _held(bench, context)
-                    same &= _camera_opening(context, preprocess, pool, mode, pictures, wanted)
+                    same &= _camera_opening(context, preprocess, pool, mode, images, wanted)
             except EdgeAgentError as error:
                 yield name, FAIL, str(error)
                 continue
@@ -154,17 +154,17 @@ def _camera_opening(
     preprocess: CudaPreprocessor,
     pool: CudaBufferPool,
     mode: str,
-    pictures: List[np.ndarray],
+    images: List[np.ndarray],
     wanted: List[np.ndarray],
 ) -> bool:
     """Return whether the GPU reads from each buffer what was written to it, without a copy."""
-    nbytes = pictures[0].nbytes
+    nbytes = images[0].nbytes
     buffers, freed = _camera_buffers(pool, mode, nbytes)
-    for buffer, pixels in zip(buffers, pictures):
+    for buffer, pixels in zip(buffers, images):
         buffer.array[:nbytes] = pixels.reshape(-1)
     copied = preprocess.copied
-    views = [DeviceView(buffer.pointer, pixels.shape[1], "gray8") for buffer, pixels in zip(buffers, pictures)]
-    found = [fetch(context, preprocess(Image(pixels, device=view))) for pixels, view in zip(pictures, views)]
+    views = [DeviceView(buffer.pointer, pixels.shape[1], "gray8") for buffer, pixels in zip(buffers, images)]
+    found = [fetch(context, preprocess(Image(pixels, device=view))) for pixels, view in zip(images, views)]
     pool.free(buffers, freed)
     return preprocess.copied == copied and all(np.array_equal(*both) for both in zip(found, wanted))
 
@@ -225,17 +225,17 @@ def threads(bench: Bench) -> Iterator[Row]:
 
 def leaks(bench: Bench, progress: Callable[[str], None]) -> Iterator[Row]:
     """Measure memory of GPU and process, and open files, over many frames and over many starts."""
-    pictures = [Image(bench.gray((1280, 800))) for _ in range(4)]
+    images = [Image(bench.gray((1280, 800))) for _ in range(4)]
 
     def frames(count: int) -> float:
         with bench.gpu() as context:
             preprocess = CudaPreprocessor(context, bench.kernels, FACEDETECTIR)
             for number in range(min(count, 200)):
-                preprocess(pictures[number % 4])
+                preprocess(images[number % 4])
             context.wait()
             before, started = _held(bench, context), time.monotonic()
             for number in range(count):
-                preprocess(pictures[number % 4])
+                preprocess(images[number % 4])
                 context.wait()
                 if number and number % 20000 == 0:
                     progress(f"{number} of {count} frames")
@@ -248,10 +248,10 @@ def leaks(bench: Bench, progress: Callable[[str], None]) -> Iterator[Row]:
     yield _row(name, _is_little(grown), f"{_grown(grown)}; {1e6 * took_s / bench.frames:.0f} us each with its copy")
     with bench.gpu() as context:
         for _ in range(5):
-            _start(bench, pictures[0])
+            _start(bench, images[0])
         before = _held(bench, context)
         for _ in range(STARTS):
-            _start(bench, pictures[0])
+            _start(bench, images[0])
         grown[:] = [after - at for after, at in zip(_held(bench, context), before)]
     yield _row(f"leaks: {STARTS} starts", _is_little(grown), _grown(grown))
 
@@ -284,9 +284,9 @@ def fetch(context: CudaContext, tensor: DeviceTensor) -> np.ndarray:
     return np.asarray(values)
 
 
-def _start(bench: Bench, picture: Image) -> None:
+def _start(bench: Bench, image: Image) -> None:
     with bench.gpu() as context:
-        CudaPreprocessor(context, bench.kernels, FACEDETECTIR)(picture)
+        CudaPreprocessor(context, bench.kernels, FACEDETECTIR)(image)
         context.wait()
 
 
@@ -331,12 +331,12 @@ def _per_launch_us(
     """Return the time of one launch, in a row of launches on images in GPU memory; the best of three."""
     preprocess = CudaPreprocessor(context, bench.kernels, replace(FACEDETECTIR, net=net))
     source = context.device_buffer(size[0] * size[1])
-    picture = Image(np.empty(size[::-1], np.uint8), device=DeviceView(source.pointer, size[0], "gray8"))
+    image = Image(np.empty(size[::-1], np.uint8), device=DeviceView(source.pointer, size[0], "gray8"))
     best = float("inf")
     for _ in range(4):  # the first warms up
         started = time.perf_counter()
         for _ in range(repeats):
-            preprocess(picture)
+            preprocess(image)
         context.wait()
         best = min(best, 1e6 * (time.perf_counter() - started) / repeats)
     preprocess.close()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NO_GPU = 3
 ENGINE_S = 5.0
-PICTURES = 32
+IMAGES = 32
 
 
 def progress(line: str) -> None:
@@ -93,7 +93,7 @@ def _calibrated(network: "Network", folder: Path) -> Tuple["Network", Dict[str, 
     from edge_agent.models.calibration_cache import encode_calibration, read_calibration
 
     cache = folder / "calibration.txt"
-    cache.write_bytes(encode_calibration(reached(network, measure(network, wandering(PICTURES)))))
+    cache.write_bytes(encode_calibration(reached(network, measure(network, wandering(IMAGES)))))
     files: Dict[str, Tuple[Path, Precision]] = {
         "Q/DQ": (folder / "made.qdq.onnx", "int8"),
         "FP16": (folder / "made.fp16.onnx", "auto"),

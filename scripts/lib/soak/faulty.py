@@ -34,7 +34,7 @@ PANELS = ("rss_mb", "fds", "threads", "db_kb", "pending", "fps")
 
 
 def run_faulty(
-    frames: int, timeout_s: float, fps: float, seed: int, picture: Optional[Path] = None, quiet_s: float = QUIET_S
+    frames: int, timeout_s: float, fps: float, seed: int, plot_path: Optional[Path] = None, quiet_s: float = QUIET_S
 ) -> Dict[str, Any]:
     """Run until so many frames came in, repair all faults, stop, and collect the figures to check.
 
@@ -43,7 +43,7 @@ def run_faulty(
         timeout_s: At most so long.
         fps: Of each camera; the speed-up against a real one.
         seed: Of the random moments.
-        picture: PNG to draw.
+        plot_path: PNG to draw.
         quiet_s: Before the first fault and after the last.
     """
     chance = random.Random(seed)
@@ -76,8 +76,8 @@ def run_faulty(
                 code = agent.process.returncode
             eventually(lambda: _all_in(proxy, ledger), "the agent reports that it is offline")
             proxy.close()
-    if picture is not None:
-        plot(rows, PANELS, trouble.struck.spans, picture)
+    if plot_path is not None:
+        plot(rows, PANELS, trouble.struck.spans, plot_path)
     seen = {camera: [w for w in windows[camera] if w.end_s < scene_s - 1.0] for camera in CAMERAS}
     result = {
         "rows": rows, "stop_s": stop_s, "exit_code": code, "struck": trouble.struck.counts, "log": agent.log,

@@ -33,7 +33,7 @@ SETTLED = 0.25
 RSS_GROWTH_MB = 6.0
 
 
-def picture(seed: int, face: bool) -> np.ndarray:
+def room_image(seed: int, face: bool) -> np.ndarray:
     """Return a live room as (240, 320) uint8, with or without a marker that the scripted engine detects."""
     rng = np.random.default_rng(seed)
     room = 60 + 20 * np.sin(np.add.outer(np.arange(240) / 17, np.arange(320) / 23)) + rng.normal(0, 2, (240, 320))
@@ -45,13 +45,13 @@ def picture(seed: int, face: bool) -> np.ndarray:
 
 def settings(folder: Path, port: int) -> Dict[str, Any]:
     """Return settings for a file that always shows a face, a folder that never does, and a scene with visits."""
-    write_video(folder / "clip.mkv", [picture(i, True) for i in range(50)], fps=25)
-    (folder / "pictures").mkdir()
+    write_video(folder / "clip.mkv", [room_image(i, True) for i in range(50)], fps=25)
+    (folder / "images").mkdir()
     for index in range(20):
-        cv2.imwrite(str(folder / "pictures" / f"{index}.png"), picture(index, False))
+        cv2.imwrite(str(folder / "images" / f"{index}.png"), room_image(index, False))
     return {
         "CAMERAS__FILE__URI": f"{folder / 'clip.mkv'}?loop=1&pace=fast",
-        "CAMERAS__FOLDER__URI": f"{folder / 'pictures'}?loop=1&pace=fast",
+        "CAMERAS__FOLDER__URI": f"{folder / 'images'}?loop=1&pace=fast",
         "CAMERAS__SCENE__URI": "test://one?size=320x240&pace=fast",
         "MQTT__PORT": port,
         "HEALTH__INTERVAL_S": 1,

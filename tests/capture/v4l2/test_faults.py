@@ -59,7 +59,7 @@ def test_half_filled_frames_are_dropped_and_counted(source, camera) -> None:
     camera.short_frames = 20
     with next_frame(source) as frame:
         assert frame.sequence == 20
-        np.testing.assert_array_equal(frame.pixels, camera.picture(20))
+        np.testing.assert_array_equal(frame.pixels, camera.scene_image(20))
     assert source.counters() == {"error_buffers": 0, "short_buffers": 20, "sequence_gaps": 0, "copied": 0}
 
 

@@ -59,9 +59,9 @@ class Rig:
     def preprocessor(self) -> CudaPreprocessor:
         return CudaPreprocessor(self.context, self._cache, FACEDETECTIR)
 
-    def run(self, preprocess: CudaPreprocessor, picture: Image) -> Tuple[np.ndarray, Any]:
+    def run(self, preprocess: CudaPreprocessor, image: Image) -> Tuple[np.ndarray, Any]:
         """The network's input, and the arguments that the launch received."""
-        tensor = preprocess(picture)
+        tensor = preprocess(image)
         self.context.wait()
         values = self.cuda.at(tensor.pointer, 4 * int(np.prod(tensor.shape))).view(np.float32).reshape(tensor.shape)
         return values.copy(), np.frombuffer(self.cuda.launches[-1].arguments, ARGUMENTS)[0]
@@ -135,9 +135,9 @@ def test_the_pointer_of_the_camera_s_driver_is_the_pointer_of_the_launch(
         assert source.mode == mode
         for _ in range(2 * BUFFERS):
             with next_frame(source) as frame:
-                picture, _ = view.region(view.upright(frame))
-                values, arguments = rig.run(preprocess, picture)
-                twin, _ = rig.run(preprocess, Image(picture.pixels, picture.levels))
+                image, _ = view.region(view.upright(frame))
+                values, arguments = rig.run(preprocess, image)
+                twin, _ = rig.run(preprocess, Image(image.pixels, image.levels))
                 np.testing.assert_array_equal(values, twin)
                 assert int(arguments["pitch"]) == camera_pitch(name)
                 launched.add(int(arguments["source"]) - offset)
@@ -209,7 +209,7 @@ def test_a_rejected_mode_is_logged_once_and_the_next_one_is_kept(
             source.open()
             assert source.mode == expected
             with next_frame(source) as frame:
-                np.testing.assert_array_equal(frame.pixels, camera.picture(frame.sequence))
+                np.testing.assert_array_equal(frame.pixels, camera.scene_image(frame.sequence))
                 assert (frame.device is None) == (expected == "cpu")
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [line.split("mode ")[1].split()[0] for line in lines] == rejected
@@ -296,7 +296,7 @@ def test_nothing_is_left_after_many_reopens_in_changing_sizes_with_frames_held(r
         source = sources[turn % 3]
         source.open()
         frame = next_frame(source)
-        np.testing.assert_array_equal(frame.pixels, camera.picture(frame.sequence))
+        np.testing.assert_array_equal(frame.pixels, camera.scene_image(frame.sequence))
         held.append(frame)
         source.close()
         if len(held) == 3:

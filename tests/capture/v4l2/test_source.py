@@ -115,7 +115,7 @@ def test_every_format_gives_the_sensors_scene(kernel: FakeKernel, name: str, pit
         assert source.kind == ("encoded" if name == "MJPG" else "sensor")
         with next_frame(source) as frame:
             gray = frame.levels.to_gray8(frame.pixels).astype(int)
-            assert np.abs(gray - camera.picture(frame.sequence)).max() <= (4 if name == "MJPG" else 0)
+            assert np.abs(gray - camera.scene_image(frame.sequence)).max() <= (4 if name == "MJPG" else 0)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_frames_held_beyond_the_lending_limit_are_copies_and_the_camera_continue
         held = [next_frame(source) for _ in range(BUFFERS + 4)]
         assert source.counters()["copied"] == 4 + 2, "all but n - 2 of n buffers"
         for frame in held:
-            np.testing.assert_array_equal(frame.pixels, camera.picture(frame.sequence))
+            np.testing.assert_array_equal(frame.pixels, camera.scene_image(frame.sequence))
         for frame in held:
             frame.release()
         for _ in range(BUFFERS):
@@ -177,7 +177,7 @@ def test_many_frames_released_by_another_thread_are_all_correct(kernel: FakeKern
     def consume() -> None:
         for frame in iter(handed_over.get, None):
             with frame:
-                if not np.array_equal(frame.pixels, camera.picture(frame.sequence)):
+                if not np.array_equal(frame.pixels, camera.scene_image(frame.sequence)):
                     wrong.append(frame.sequence)
 
     consumer = threading.Thread(target=consume)
@@ -204,7 +204,7 @@ def test_buffers_stay_mapped_until_the_last_frame_of_their_stream_is_released(ke
     assert kernel.open_descriptors == 0
     first.release()
     assert kernel.mapped_buffers == BUFFERS
-    np.testing.assert_array_equal(second.pixels, camera.picture(second.sequence))
+    np.testing.assert_array_equal(second.pixels, camera.scene_image(second.sequence))
     second.release()
     assert kernel.mapped_buffers == 0
 

@@ -44,8 +44,8 @@ def calibrate(*words: str) -> int:
 
 def folder_of(path: Path, count: int) -> Path:
     path.mkdir()
-    for index, picture in enumerate(wandering(count)):
-        cv2.imwrite(str(path / f"{index:03}.png"), picture.pixels)
+    for index, image in enumerate(wandering(count)):
+        cv2.imwrite(str(path / f"{index:03}.png"), image.pixels)
     return path
 
 
@@ -65,7 +65,7 @@ def test_kept_frames_are_spread_over_time_and_differ() -> None:
         found.offer(
             Image(np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8))
         )  # noise is not new
-    kept = [200 - int(picture.pixels[0, -1]) for picture in found.images()]
+    kept = [200 - int(image.pixels[0, -1]) for image in found.images()]
     assert len(kept) == 8 and kept == sorted(set(kept))
     assert kept[0] < 15 and kept[-1] > 80 and max(np.diff(kept)) < 25
     assert found.alike > 100 and found.seen == 2000
@@ -81,7 +81,7 @@ def test_dark_and_empty_frames_are_not_kept() -> None:
 @pytest.mark.parametrize("kind", ["folder", "video", "file:"])
 def test_files_are_read_to_their_end(tmp_path: Path, kind: str) -> None:
     if kind == "video":
-        source = str(write_video(tmp_path / "clip.avi", [picture.pixels for picture in wandering(40)], 25))
+        source = str(write_video(tmp_path / "clip.avi", [image.pixels for image in wandering(40)], 25))
     else:
         source = ("file:" if kind == "file:" else "") + str(folder_of(tmp_path / "views", 40))
     found = gather(source, 20, 0.001, 16)
@@ -152,7 +152,7 @@ def test_frames_of_a_camera_are_transformed_as_for_the_engine(
     found = gather(camera["URI"], 20, 1.0, 16, load_settings({}, settings).cameras["door"])
     assert seen[0].pixels.shape == (192, 256) and found[0].pixels.shape == (192, 192)
     assert not found[0].pixels[:64].any()
-    turned = [np.rot90(picture.pixels, -1)[128:] for picture in seen]
+    turned = [np.rot90(image.pixels, -1)[128:] for image in seen]
     assert any(np.array_equal(found[0].pixels[64:], lower) for lower in turned)
     assert calibrate("--camera", "door", "--env-file", str(settings), "--for", "tensorrt", "--json") == 0
     assert json.loads(capsys.readouterr().out)["calibration"] == str(local_calibration(path))
@@ -355,8 +355,8 @@ def test_the_trial_rejects_a_bad_version(tmp_path: Path, capsys: pytest.CaptureF
     """Calibrated with dim images only, and judged with bright ones: INT8 then clips the scores."""
     views = tmp_path / "views"
     views.mkdir()
-    for index, picture in enumerate(wandering(48)):
-        dim = (picture.pixels // 4 if index % 2 == 0 else picture.pixels).astype(np.uint8)
+    for index, image in enumerate(wandering(48)):
+        dim = (image.pixels // 4 if index % 2 == 0 else image.pixels).astype(np.uint8)
         cv2.imwrite(str(views / f"{index:03}.png"), dim)
     path = small(tmp_path / "models")
     assert calibrate("--source", str(views), "--model", str(path), "--for", "cpu", "--json") == 0

@@ -203,7 +203,7 @@ def test_halves_too_small_for_an_exponent_round_too(rig: Rig) -> None:
     assert np.array_equal(half, exact.astype(np.float16))
 
 
-PICTURES = [
+IMAGES = [
     Image(noise((1280, 800))),
     Image(noise((641, 479))[3:, 5:]),
     Image(np.rot90(noise((640, 400)))),
@@ -216,13 +216,13 @@ PICTURES = [
 
 @pytest.mark.parametrize("contract", [FACEDETECTIR, CENTERFACE, replace(FACEDETECTIR, channels=1)])
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
-@pytest.mark.parametrize("number", range(len(PICTURES)))
+@pytest.mark.parametrize("number", range(len(IMAGES)))
 @pytest.mark.parametrize("integrated", [True, False])
 def test_the_gpu_gives_what_the_cpu_gives(
     tmp_path: Path, contract: ModelContract, interpolation: str, number: int, integrated: bool
 ) -> None:
     rig = Rig(tmp_path, integrated=integrated)
-    image = PICTURES[number]
+    image = IMAGES[number]
     found = rig.run(rig.preprocessor(contract, interpolation), image)
     level = contract.gain
     in_float = Preprocessor(contract, interpolation, opencv=False)(image)
@@ -235,7 +235,7 @@ def test_the_gpu_gives_what_the_cpu_gives(
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
 def test_it_is_within_a_gray_level_of_opencv_with_rounding(rig: Rig, interpolation: str) -> None:
     pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
-    for image in PICTURES[:2]:
+    for image in IMAGES[:2]:
         found = rig.run(rig.preprocessor(PLAIN, interpolation), image)
         assert np.abs(found - Preprocessor(PLAIN, interpolation, opencv=True)(image)).max() <= 1.0
 

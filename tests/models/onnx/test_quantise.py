@@ -30,25 +30,25 @@ def network_of(path: Path) -> Network:
     return read_network(str(path), path.parent)
 
 
-def outputs_of(network: Network, data: bytes, picture: Image) -> Dict[str, np.ndarray]:
-    feed = np.array(Preprocessor(network.contract)(picture))
+def outputs_of(network: Network, data: bytes, image: Image) -> Dict[str, np.ndarray]:
+    feed = np.array(Preprocessor(network.contract)(image))
     found = run_once(data, "made", {network.binding.input: feed})
     return {role: found[name] for role, name in network.binding.outputs.items()}
 
 
-def largest_error(network: Network, data: bytes, pictures: List[Image]) -> float:
+def largest_error(network: Network, data: bytes, images: List[Image]) -> float:
     """The largest difference of any output, as a share of the float network's norm."""
     worst = 0.0
-    for picture in pictures:
-        wanted = outputs_of(network, network.onnx, picture)
-        for role, value in outputs_of(network, data, picture).items():
+    for image in images:
+        wanted = outputs_of(network, network.onnx, image)
+        for role, value in outputs_of(network, data, image).items():
             worst = max(worst, float(np.linalg.norm(value - wanted[role]) / np.linalg.norm(wanted[role])))
     return worst
 
 
-def scales(network: Network, pictures: List[Image], folder: Path) -> Any:
+def scales(network: Network, images: List[Image], folder: Path) -> Any:
     path = folder / "own.int8.txt"
-    path.write_bytes(encode_calibration(reached(network, measure(network, pictures))))
+    path.write_bytes(encode_calibration(reached(network, measure(network, images))))
     return read_calibration(path)
 
 

@@ -26,7 +26,7 @@ from tests.fakes.uff_writer import Network, Orders, UffWriter, chunk, detectnet,
 TOLERANCE = 1e-5
 
 
-def picture(*shape: int) -> np.ndarray:
+def random_input(*shape: int) -> np.ndarray:
     return np.random.default_rng(7).normal(size=shape).astype(np.float32)
 
 
@@ -88,14 +88,14 @@ def test_detectnet_gives_the_same_faces(scene: np.ndarray, tmp_path: Path) -> No
 
 def test_every_tensor_keeps_its_name() -> None:
     """A calibration cache made for the UFF file names inner tensors, too."""
-    net = detectnet(picture(1, 3, 32, 48), (2, 2, 2, 2, 2))
+    net = detectnet(random_input(1, 3, 32, 48), (2, 2, 2, 2, 2))
     graph = onnx.load_from_string(convert_uff(net.encode(), "net.uff").data).graph
     kept = {name for node in graph.node for name in node.output}
     assert {"block_1a_bn_1/batchnorm/mul_1", "block_1a_conv_1/BiasAdd", "add_2b/add", "bn_conv1/FusedBatchNorm"} <= kept
 
 
 def test_batch_is_one_or_free() -> None:
-    net = detectnet(picture(1, 3, 32, 48), (2, 2, 2, 2, 2))
+    net = detectnet(random_input(1, 3, 32, 48), (2, 2, 2, 2, 2))
     fixed, free = convert_uff(net.encode(), "net.uff"), convert_uff(net.encode(), "net.uff", batch=None)
     assert fixed.inputs[0].shape == (1, 3, 32, 48)
     assert free.inputs[0].shape == ("batch", 3, 32, 48)
@@ -120,7 +120,7 @@ def test_an_input_without_a_batch_axis() -> None:
 def test_same_padding_is_tensorflows(layout: str, stride: int, size: int) -> None:
     for height, width in ((8, 11), (9, 7)):
         shape = (1, 3, height, width) if layout == "NC+" else (1, height, width, 3)
-        net = Network(picture(*shape), layout)
+        net = Network(random_input(*shape), layout)
         net.conv("conv", "input_1", 4, size, stride)
         net.pool("max", "input_1", "max", size, stride, True)
         net.pool("avg", "input_1", "avg", size, stride, True)
@@ -130,7 +130,7 @@ def test_same_padding_is_tensorflows(layout: str, stride: int, size: int) -> Non
 @pytest.mark.parametrize("layout", ["NC+", "N+C"])
 def test_layers(layout: str) -> None:
     shape = (1, 4, 9, 12) if layout == "NC+" else (1, 9, 12, 4)
-    net = Network(picture(*shape), layout)
+    net = Network(random_input(*shape), layout)
     net.conv("dilated", "input_1", 3, 3, dilation=2)
     net.conv("padded", "input_1", 3, 3, stride=2, padding=1)
     net.conv("valid", "input_1", 3, 3, padding=0)
@@ -143,7 +143,7 @@ def test_layers(layout: str) -> None:
 
 
 def test_grouped_kernels() -> None:
-    net = Network(picture(1, 4, 5, 6))
+    net = Network(random_input(1, 4, 5, 6))
     kernel = net.weights("kernel", 1, 1, 2, 6)
     value, halves = net.values["input_1"], np.split(net.values[kernel][0, 0], 2, axis=1)
     out = [np.einsum("nchw,ck->nkhw", value[:, 2 * index : 2 * index + 2], half) for index, half in enumerate(halves)]
@@ -175,8 +175,8 @@ ACTIVATION: Dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def test_elementwise_operations() -> None:
-    net = Network(5 * picture(1, 3, 4, 5))
-    positive = Network(np.abs(picture(1, 3, 4, 5)) + 0.1)
+    net = Network(5 * random_input(1, 3, 4, 5))
+    positive = Network(np.abs(random_input(1, 3, 4, 5)) + 0.1)
     for func, compute in ACTIVATION.items():
         net.put("Activation", func, ["input_1"], compute(net.values["input_1"]), func=func)
     for func, compute in UNARY.items():
@@ -192,7 +192,7 @@ def test_elementwise_operations() -> None:
 
 @pytest.mark.parametrize("func", [*UNARY])
 def test_operations_on_constants_are_folded(func: str) -> None:
-    net = Network(picture(1, 3))
+    net = Network(random_input(1, 3))
     weights = net.const("w", np.array([0.3, 1.5, 2.5], np.float32))
     net.put("Unary", "folded", [weights], UNARY[func](net.values[weights]), func=func)
     net.binary("out", "mul", "input_1", "folded")
@@ -201,7 +201,7 @@ def test_operations_on_constants_are_folded(func: str) -> None:
 
 
 def test_shapes_are_rearranged() -> None:
-    net = Network(picture(1, 2, 3, 4))
+    net = Network(random_input(1, 2, 3, 4))
     value = net.values["input_1"]
     net.put("Transpose", "moved", ["input_1"], value.transpose(0, 2, 3, 1), permutation=[0, 2, 3, 1])
     net.put("Concat", "joined", ["input_1", "input_1"], np.concatenate([value, value], 3), axis=-1)
@@ -227,7 +227,7 @@ def test_shapes_are_rearranged() -> None:
 
 
 def test_only_what_the_outputs_need_is_converted() -> None:
-    net = Network(picture(1, 3, 4, 5))
+    net = Network(random_input(1, 3, 4, 5))
     net.relu("wanted", "input_1")
     net.node("Mystery", "unwanted", ["wanted"])
     net.mark("unwanted")
@@ -298,7 +298,7 @@ def test_a_file_that_is_not_uff(data: bytes) -> None:
 
 
 def small_network() -> bytes:
-    net = detectnet(picture(1, 3, 16, 16), (1, 1, 1, 1, 1))
+    net = detectnet(random_input(1, 3, 16, 16), (1, 1, 1, 1, 1))
     pads = net.const("pads", np.array([[0, 0], [0, 0], [1, 2], [0, 3]], np.int32))
     net.node("Pad", "padded", ["activation_1/Relu", pads])
     net.pool("pool", "activation_1/Relu", "avg", 2, 2, True)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = (
     "bench.__main__", "bench.idle", "bench.micro", "bench.post", "bench.publish", "bench.scale", "bench.start",
     "bench.programs.parts", "bench.programs.script", "chaos.run", "generate", "gpu_check.run", "home_assistant",
-    "node_red", "record_topics", "soak.run", "stream_loss", "track_table",
+    "dim_table", "node_red", "record_topics", "soak.run", "stream_loss", "track_table",
 )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.fakes.agent import edge_agent
 from tests.fakes.broker import Broker, needs_mosquitto
 
@@ -56,3 +58,20 @@ def test_invalid_settings_are_reported_as_a_failed_check():
     faults = [finding["found"] for finding in json.loads(done.stdout)["findings"] if finding["name"] == "settings"]
     assert any("EDGE_AGENT_MQTT__PORT" in fault for fault in faults)
     assert any("did you mean EDGE_AGENT_NODE" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("uri", "state", "words"),
+    [
+        ("test://demo", "ok", "frames per second, mean level"),
+        ("test://empty?dark=0-100", "fail", "it cannot see: dark"),
+    ],
+)
+def test_a_camera_is_judged_by_what_it_shows(uri, state, words):
+    from edge_agent.commands.check.probes import _camera
+    from edge_agent.core.camera.params import CameraParams
+    from edge_agent.core.camera.visibility import VisibilityParams
+
+    result = _camera("door", CameraParams(uri), VisibilityParams(dark_after_s=0.5))
+    assert result.state == state and words in result.found
+    assert "noise" in result.found and "sharpness" in result.found

@@ -7,11 +7,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
+from typing import TYPE_CHECKING, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
-from edge_agent.errors import EdgeAgentError, MissingPackage
+from edge_agent.errors import EdgeAgentError, EndOfStream, MissingPackage
 from edge_agent.inference.trt.find import JETPACK_4
 
 OK, NOTE, FAIL = "ok", "note", "fail"
@@ -37,9 +37,14 @@ class CheckResult:
 if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
     from edge_agent.core.camera.params import CameraParams
+    from edge_agent.core.camera.visibility import VisibilityParams
+    from edge_agent.core.frame import Frame
+    from edge_agent.core.ports import Source
     from edge_agent.core.types import Detections
 
 FIRST_FRAME_S = 8.0
+JUDGED_S = 1.0
+"""Beyond the time that proves darkness or a cover."""
 GOLDEN_FACE = (86.0, 24.0, 141.0, 96.0)
 """The face in assets/golden.pgm: left, top, right, bottom, px."""
 GOLDEN_OVERLAP, GOLDEN_MOST = 0.35, 3
@@ -148,14 +153,14 @@ def cameras(settings: "Settings", service_pid: str = "") -> Iterator[CheckResult
     if not settings.cameras:
         yield CheckResult("cameras", NOTE, "none is set", "set EDGE_AGENT_CAMERAS__<NAME>__URI, e.g. v4l2:/dev/video0")
     for name, params in settings.cameras.items():
-        result = _camera(name, params)
+        result = _camera(name, params, settings.illumination)
         if service_pid and f"(pid {service_pid})" in result.remedy:
             remedy = "systemctl status shows what it sees; stop the service to test the camera"
             result = CheckResult(result.name, NOTE, f"{result.found}: the running service uses it", remedy)
         yield result
 
 
-def _camera(name: str, params: "CameraParams") -> CheckResult:
+def _camera(name: str, params: "CameraParams", visibility: "VisibilityParams") -> CheckResult:
     from edge_agent.app.factories import source_of
 
     try:
@@ -168,14 +173,62 @@ def _camera(name: str, params: "CameraParams") -> CheckResult:
         while time.monotonic() < deadline:
             frame = source.read(0.5)
             if frame is not None and not frame.damaged:
-                with frame:
-                    shape, dtype = frame.pixels.shape, frame.pixels.dtype
-                return CheckResult(f"camera {name}", OK, f"{source.uri}: {shape[1]}x{shape[0]}, {dtype}")
+                return _seen(name, source, frame, params, visibility)
         return CheckResult(f"camera {name}", FAIL, f"{source.uri}: no frame in {FIRST_FRAME_S:g} s", "is it in use?")
     except EdgeAgentError as error:
         return CheckResult(f"camera {name}", FAIL, error.message, error.hint)
     finally:
         source.close()
+
+
+def _seen(
+    name: str, source: "Source", first: "Frame", params: "CameraParams", visibility: "VisibilityParams"
+) -> CheckResult:
+    """What the judge of visibility says to the frames of the next seconds, with their figures."""
+    from edge_agent.core.camera.signal_noise import noise_and_contrast
+    from edge_agent.core.camera.visibility import VisibilityMonitor
+    from edge_agent.core.presence.crops import laplacian_variance
+    from edge_agent.core.types import Sight
+
+    monitor = VisibilityMonitor(visibility, source.kind, params.dark_means)
+    shape, dtype, started = first.pixels.shape, first.pixels.dtype, time.monotonic()
+    frame: Optional[Frame] = first
+    frames = damaged = 0
+    figures, sight, faint = "", Sight.STARTING, False
+    seconds = 0.0
+    while seconds < visibility.dark_after_s + JUDGED_S:
+        if frame is not None:
+            with frame:
+                frames += 1
+                damaged += frame.damaged
+                if not frame.damaged:
+                    verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
+                    sight, faint = verdict.sight, verdict.faint
+                    plane = frame.pixels if frame.pixels.ndim == 2 else frame.pixels[:, :, 1]
+                    if verdict.keep or not figures:
+                        gray = frame.levels.to_gray8(plane)
+                        noise, _ = noise_and_contrast(plane, frame.levels)
+                        figures = f"mean level {gray.mean():.0f}, noise {noise:.1f}, sharpness "
+                        figures += f"{laplacian_variance(gray):.0f}"
+        try:
+            frame = source.read(0.25)
+        except EndOfStream:
+            break
+        seconds = time.monotonic() - started
+    rate = f", {frames / seconds:.1f} frames per second" if seconds > 1.0 else ""
+    strobe = ", strobed emitter" if monitor.strobed else ""
+    found = f"{source.uri}: {shape[1]}x{shape[0]}, {dtype}{rate}, {figures}{strobe}"
+    if 2 * damaged > frames:
+        return CheckResult(
+            f"camera {name}", FAIL, f"{found}; {damaged} of {frames} frames are damaged", "see its network"
+        )
+    if not sight.can_see and seconds > 1.0:
+        remedy = "presence is unknown meanwhile: look for a cap or an obstacle, light, the emitter and the exposure"
+        return CheckResult(f"camera {name}", FAIL, f"{found}; it cannot see: {sight.value}", remedy)
+    if faint:
+        remedy = "more light, longer exposure or an emitter; faces may be missed, so presence does not turn OFF"
+        return CheckResult(f"camera {name}", NOTE, f"{found}; too noisy to find every face", remedy)
+    return CheckResult(f"camera {name}", OK, found)
 
 
 def broker(settings: "Settings") -> Iterator[CheckResult]:

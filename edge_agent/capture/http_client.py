@@ -218,7 +218,10 @@ class Answer:
             data, self._pushed_back = self._pushed_back[:size], self._pushed_back[size:]
             return data
         try:
-            return self._response.read1(size)
+            data = self._response.read1(size)
+            if not data:
+                self._response.close()  # which read1 leaves out; the connection can be used again then
+            return data
         except socket.timeout:
             raise SourceError("the stream broke off: no data in time", HINT_SILENT) from None
         except (OSError, http.client.HTTPException, ValueError, AttributeError):  # the last two: closed meanwhile

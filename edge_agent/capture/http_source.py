@@ -18,6 +18,8 @@ from edge_agent.errors import InputError, SourceError
 
 DEFAULT_FPS = 2.0
 _PEEKED = 512
+_AT_ONCE_S = 0.001  # a read that takes longer has waited for the camera
+_BEHIND_S = 1.0
 _TEXT = frozenset({"application/json", "application/xml", "application/vnd.apple.mpegurl", "application/x-mpegurl"})
 
 
@@ -47,8 +49,8 @@ class HttpSource(LiveSource):
     def _fetch(self, link: Link) -> SourceError:
         camera, answer = self._connect(link, self._camera_uri)
         try:
-            if answer.content_type != "image/jpeg" and self._full_uri != self._camera_uri:
-                camera.disconnect()  # not a single image, so `fps` is an option of the camera's own
+            if self._full_uri != self._camera_uri and not _is_single_image(answer):
+                camera.disconnect()  # so `fps` is an option of the camera's own
                 camera, answer = self._connect(link, self._full_uri)
             return self._play_answer(link, camera, answer)
         finally:
@@ -98,17 +100,45 @@ class HttpSource(LiveSource):
 
 
 def _play_images(link: Link, answer: Answer, boundary: str, decoder: JpegDecoder) -> int:
-    """Decode the JPEGs of an answer until it ends; returns their number."""
+    """Decode the JPEGs of an answer until it ends; returns their number.
+
+    When no read has waited for data in the last `_BEHIND_S`, decoding is too slow for the stream: then images are left
+    out until one waits, but for one in a second.
+    """
     errors = link.counters["decode_errors"] - decoder.errors
     count = 0
-    for image in Parts(answer.read, boundary):
+    waited_t = decoded_t = time.monotonic()
+
+    def read(size: int) -> bytes:
+        nonlocal waited_t
+        asked_t = time.monotonic()
+        data = answer.read(size)
+        arrived_t = time.monotonic()
+        if arrived_t - asked_t > _AT_ONCE_S:
+            waited_t = arrived_t
+        return data
+
+    for image in Parts(read, boundary):
         if link.stopping:
             break
         count += 1
         arrived_t = time.monotonic()
+        lag_s = arrived_t - waited_t  # at most: the image came after the last wait
+        link.counters["lag_ms"] = int(lag_s * 1000)
+        if lag_s > _BEHIND_S and arrived_t - decoded_t < _BEHIND_S:
+            link.counters["skipped_packets"] += 1
+            link.alive(arrived_t)
+            continue
+        decoded_t = arrived_t
         link.offer(decoder.decode(image), arrived_t)
         link.counters["decode_errors"] = errors + decoder.errors
     return count
+
+
+def _is_single_image(answer: Answer) -> bool:
+    if answer.content_type.startswith("multipart/"):
+        return False
+    return answer.content_type.startswith("image/") or (answer.has_length and answer.peek(_PEEKED)[:2] == b"\xff\xd8")
 
 
 def _boundary_of(start: bytes) -> Optional[str]:

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import closing
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Callable, List
 from urllib.parse import quote
@@ -14,6 +15,7 @@ import pytest
 
 from edge_agent.capture import SourceOptions, open_source
 from edge_agent.capture.http_multipart import MAX_HEAD, Parts
+from edge_agent.capture.media_decode import Decoded, JpegDecoder
 from edge_agent.core.ports import Source
 from edge_agent.errors import InputError, SourceError
 from tests.capture.contract import MakeSource, SourceContract, next_frame
@@ -242,6 +244,65 @@ def test_a_streaming_camera_gets_its_own_fps_option() -> None:
         with closing(opened(camera.uri("/mjpg?fps=7&x=1"))) as source:
             next_frame(source).release()
         assert camera.paths[-1] == "/mjpg?fps=7&x=1"
+
+
+@pytest.mark.parametrize("kind", [b"image/jpeg", b"image/jpg", b"application/octet-stream"])
+def test_a_snapshot_is_polled_over_one_connection_where_the_camera_keeps_it(kind: bytes) -> None:
+    ports = set()
+    paths = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            ports.add(self.client_address[1])
+            paths.add(self.path)
+            self.wfile.write(OK + b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n" % (kind, len(JPEGS[0])) + JPEGS[0])
+            self.close_connection = False
+
+        def log_message(self, *_: object) -> None:
+            """Suppress the request log."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.block_on_close = True, False
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    with closing(opened(f"http://127.0.0.1:{server.server_address[1]}/a?fps=25&x=1")) as source:
+        for _ in range(5):
+            assert not next_frame(source).damaged
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    assert len(ports) == 1
+    assert paths == {"/a?x=1"}
+
+
+def test_images_are_left_out_when_decoding_cannot_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = JpegDecoder.decode
+    sent = 0
+
+    def slow(self: JpegDecoder, data: bytes) -> Decoded:
+        time.sleep(0.1)
+        return decode(self, data)
+
+    def answer(path: str, send: Send) -> None:
+        nonlocal sent
+        send(MIXED)
+        while True:
+            send(b"--frame\r\n\r\n" + jpeg(sent % 256) + b"\r\n")
+            sent += 1
+            time.sleep(0.02)
+
+    monkeypatch.setattr(JpegDecoder, "decode", slow)
+    with HttpCamera(answer) as camera, closing(opened(camera.uri())) as source:
+        ages = []
+        until = time.monotonic() + 5.0
+        while time.monotonic() < until:
+            with next_frame(source) as frame:
+                ages.append((sent - image_number(frame.pixels)) % 256)
+        assert source.counters()["skipped_packets"] > 0
+        assert len(ages) > 10
+        assert max(ages[-10:]) < 100, "of 250 sent, 50 can be decoded: without skipping the last is 200 behind"
 
 
 def test_a_slow_stream_is_waited_for_as_long_as_set() -> None:

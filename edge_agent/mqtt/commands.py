@@ -112,7 +112,7 @@ class CommandHandler(PublishHandler):
             log.info("detection threshold set to %s", answer["threshold"])
             self._answer(command.name, command.transaction, answer)
         elif result.crop is not None:
-            self._publish_snapshot(command, result.crop)
+            self._publish_snapshot(command, result.crop, result.result)
 
     def _run(self, command: Command, now: Moment) -> None:
         if command.name in IN_INFER_THREAD:
@@ -162,7 +162,7 @@ class CommandHandler(PublishHandler):
         topic = self._topics.camera(camera).switch_state(name)
         self._sink.retain(Message(topic, b"ON" if on else b"OFF", retain=True))
 
-    def _publish_snapshot(self, command: Command, crop: Crop) -> None:
+    def _publish_snapshot(self, command: Command, crop: Crop, more: Mapping[str, Any]) -> None:
         jpeg = self._actions.encode(crop)
         if jpeg is None or command.camera is None or command.transaction is None:
             self._answer(command.name, command.transaction, error="the image cannot be made small", reason="failed")
@@ -172,7 +172,7 @@ class CommandHandler(PublishHandler):
         properties = (("transaction", command.transaction), ("sha256", sha256))
         self._sink.send(Message(topic, jpeg, kind="image", content_type="image/jpeg", properties=properties))
         result = {"topic": topic, "sha256": sha256, "bytes": len(jpeg), "ts": timestamp(crop.info.moment.at)}
-        self._answer(command.name, command.transaction, result)
+        self._answer(command.name, command.transaction, {**result, **more})
 
     def _save(self, overrides: Overrides) -> None:
         if overrides != self.overrides:

@@ -56,11 +56,21 @@ class CommandQueue:
             while waiting and now.t >= waiting[0][1]:
                 self._answer(CommandResult(waiting.pop(0)[0], error="the camera delivers no frame"))
 
+    def waiting_snapshots(self) -> List[str]:
+        """The cameras of which a snapshot waits for a frame. For the infer thread."""
+        return [camera for camera, waiting in self._snapshots.items() if waiting]
+
     def take_snapshots(self, pipeline: FacePipeline, frame: Frame, info: FrameInfo) -> None:
         """Take the snapshots that wait for a frame of this camera."""
         for command, _ in self._snapshots.pop(info.camera, ()):
             refusal = _refusal(pipeline)
-            self._answer(CommandResult(command, refusal, crop=None if refusal else pipeline.snapshot(frame, info)))
+            if refusal is not None:
+                self._answer(CommandResult(command, refusal))
+                continue
+            # A frame of a camera that cannot see shows why.
+            sight = pipeline.report().sight
+            result = {} if sight.can_see else {"sight": sight.value}
+            self._answer(CommandResult(command, result=result, crop=pipeline.snapshot(frame, info)))
 
     def _run(self, command: Command, pipelines: Mapping[str, FacePipeline], now: Moment) -> Optional[Outcome]:
         name, camera = command.name, command.camera

@@ -36,6 +36,7 @@ class _Slot:
         self.taken = 0
         self.dropped = 0
         self.idle = 0
+        self.wanted = False
 
 
 class FrameMailbox:
@@ -89,6 +90,16 @@ class FrameMailbox:
         if displaced is not None:
             displaced.release()
         return True
+
+    def want_frame(self, camera: str) -> None:
+        """Ask for one frame even if the camera cannot see: a snapshot shows why."""
+        self._slots[camera].wanted = True
+
+    def frame_wanted(self, camera: str) -> bool:
+        """Return whether `want_frame` was called since the last time."""
+        slot = self._slots[camera]
+        wanted, slot.wanted = slot.wanted, False
+        return wanted
 
     def set_doubt(self, camera: str, doubt: bool) -> None:
         """Set whether the camera may have gone blind, which takes a while to prove."""

@@ -209,11 +209,14 @@ class CaptureStage:
             frame.faint = visibility.faint
             self._mailbox.put(self.camera, frame)
         else:
-            frame.release()
             if visibility.sight.can_see and not visibility.doubt:
                 self.counters.dark += 1
             else:
                 self.counters.blind += 1
+            if not visibility.sight.can_see and self._mailbox.frame_wanted(self.camera):
+                self._mailbox.put(self.camera, frame)
+            else:
+                frame.release()
 
     def _drop_damaged(self, frame: Frame, now: Moment) -> None:
         """A damaged frame proves nothing: the camera is in doubt, and blind when damage lasts."""
@@ -306,6 +309,8 @@ class InferStage:
         now = self._clock()
         for outcome in self._command_queue.run_pending(self._pipelines, now) if self._command_queue is not None else ():
             self._emit(outcome)
+        for camera in self._command_queue.waiting_snapshots() if self._command_queue is not None else ():
+            self._mailbox.want_frame(camera)
         ticks = math.floor((now.t + _ROUNDING_S) * TICKS_PER_S)
         if ticks > self._ticks:
             self._ticks = ticks

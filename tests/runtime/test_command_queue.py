@@ -4,7 +4,7 @@ import numpy as np
 
 from edge_agent.core.frame import Frame
 from edge_agent.core.protocol.commands import Command, CommandResult
-from edge_agent.core.types import FrameInfo, Outcome
+from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
 from edge_agent.runtime.command_queue import SNAPSHOT_WITHIN_S, CommandQueue
 from tests.fakes.clock import FakeClock
 
@@ -24,6 +24,9 @@ class Switchboard:
 
     def snapshot(self, frame, info):
         return (info.camera, frame.sequence)
+
+    def report(self):
+        return CameraReport(self.camera, Presence.UNKNOWN, Sight.OK, None, None, None, (), {})
 
 
 def setup(capacity=32, set_threshold=lambda value: None):

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from edge_agent.core.camera.visibility import VisibilityMonitor, VisibilityParams
+from edge_agent.core.camera.visibility import Visibility, VisibilityMonitor, VisibilityParams
 from edge_agent.core.frame import Frame
 from edge_agent.core.protocol.commands import Command, CommandResult
 from edge_agent.core.types import CameraReport, FrameInfo, Outcome, Presence, Sight
@@ -21,6 +21,7 @@ from edge_agent.runtime.stages import (
     PublishStage,
     moment_of,
 )  # fmt: skip
+from tests.core.presence.staged_camera import StagedCamera
 from tests.fakes.camera import DAMAGED, END, FRAME, GONE, NOTHING, ScriptedCamera
 from tests.fakes.clock import FakeClock
 
@@ -314,6 +315,9 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
             self.calls.append(("snapshot", info.sequence))
             return "crop"
 
+        def report(self):
+            return CameraReport("door", Presence.UNKNOWN, Sight.OK, rig.clock(), None, None, (), {})
+
     rig, answers, pipeline = Rig([[FRAME] * 5]), [], Eye("door")
     command_queue = CommandQueue(answers.append, lambda value: None)
     stage = InferStage(
@@ -327,6 +331,28 @@ def test_commands_are_done_between_frames_and_a_snapshot_is_of_the_next_one():
     stage.step()
     assert [what for what, _ in pipeline.calls if what != "tick"] == ["work", "sight", "snapshot", "frame"]
     assert [done.crop for done in answers if isinstance(done, CommandResult)] == ["crop"]
+
+
+def test_a_snapshot_of_a_camera_that_cannot_see_is_its_frame_with_the_reason():
+    answers = []
+    rig = Rig([[FRAME] * 200])
+    rig.stage._make_judge = lambda: lambda pixels, levels, t: Visibility(False, Sight.DARK)
+    camera = StagedCamera(sight=None)
+    command_queue = CommandQueue(answers.append, lambda value: None)
+    stage = InferStage(
+        rig.mailbox, ["door"], lambda: {"door": camera.pipeline}, rig.clock, lambda _: None, command_queue=command_queue
+    )
+    stage.setup()
+    rig.run(0.5)
+    stage.step()
+    assert rig.mailbox.take(0) is None, "else its frames are dropped"
+    command_queue.submit(Command("snapshot", "t", "door"))
+    stage.step()
+    rig.run(0.3)
+    stage.step()
+    (done,) = answers
+    assert done.error is None and done.crop is not None and done.result == {"sight": "dark"}
+    assert camera.detector.calls == 0
 
 
 class RecordingPublisher:

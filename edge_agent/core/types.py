@@ -54,10 +54,10 @@ class Box:
     bottom: float
 
 
-WEAK, CLEAR = 0, 1
-"""Evidence of a detection: it only continues a track, or it is a face."""
+WEAK, FAIR, CLEAR = 0, 1, 2
+"""Evidence of a detection: only continues a track; starts one that a second detection must confirm; counts at once."""
 
-EVIDENCE = ("weak", "clear")
+EVIDENCE = ("weak", "fair", "clear")
 """Their names in payloads."""
 
 
@@ -68,7 +68,7 @@ class Detections:
         xyxy: (N, 4) float32: left, top, right, bottom in source px of the upright full frame.
         confidence: (N,) float32, sorted or not; its meaning is `score_kind`.
         score_kind: "max" (a probability, 0..1) or "sum" (coverage summed over a cluster, may exceed 1).
-        evidence: (N,) uint8 `WEAK` or `CLEAR`; None when all are clear.
+        evidence: (N,) uint8 `WEAK`, `FAIR` or `CLEAR`; None when all are clear.
 
     Raises:
         ValueError: On shapes that do not match.

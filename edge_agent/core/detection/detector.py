@@ -8,7 +8,7 @@ import numpy as np
 
 from edge_agent.core.detection import centerface, gridbox
 from edge_agent.core.detection.clustering import SCORE_KIND, ClusterParams, cluster
-from edge_agent.core.detection.evidence import EvidenceParams, grades
+from edge_agent.core.detection.evidence import EvidenceParams, clear_score, grades
 from edge_agent.core.detection.geometry import Placement, Size, iou
 from edge_agent.core.detection.levels import adapted
 from edge_agent.core.detection.model_contract import ModelContract
@@ -140,7 +140,8 @@ class Decoder:
         self._override = override
         if self._evidence is not None:
             self._lowest = self._threshold * self._evidence.continue_ratio
-            self._sure = np.float32(max(self._threshold, self.params.post_cluster_threshold))
+            start = max(self._threshold, self.params.post_cluster_threshold)
+            self._clear = clear_score(start, SCORE_KIND, self._evidence)
 
     def decode(self, outputs: Mapping[str, Array], source: Size) -> Detections:
         """Faces in px of the image that `outputs` belong to, clipped to it, best first (weak ones may come last).
@@ -177,24 +178,24 @@ class Decoder:
     def _graded(self, xyxy: Array, confidence: Array) -> Tuple[Array, Array, Optional[Array]]:
         """Boxes, scores and evidence: in these modes a candidate cannot change what becomes of a better one."""
         xyxy, confidence = cluster(xyxy, confidence, self._relaxed)
-        if not len(confidence) or confidence[-1] > self._sure:
+        if not len(confidence) or confidence[-1] > self._clear:
             return xyxy, confidence, None
         starts = self._model.meets(confidence, self._threshold)
         post = self.params.post_cluster_threshold
         if post > 0 and self.params.cluster_mode != "none":
             starts = starts & (confidence > np.float32(post))
-        return xyxy, confidence, grades(starts)
+        return xyxy, confidence, grades(confidence, starts, self._clear)
 
     def _graded_groups(self, xyxy: Array, confidence: Array) -> Tuple[Array, Array, Optional[Array]]:
         """Boxes, scores and evidence: faces are grouped without weak candidates, which would change a group.
 
         What the relaxed parameters find beside the faces is weak.
         """
-        if self._only_scores_relax and confidence.min() > self._sure:
+        if self._only_scores_relax and confidence.min() > self._clear:
             return (*cluster(xyxy, confidence, self._clustering), None)
         strong = self._model.meets(confidence, self._threshold)
         faces, scores = cluster(xyxy[strong], confidence[strong], self._clustering)
-        evidence = grades(np.ones(len(scores), bool))
+        evidence = grades(scores, np.ones(len(scores), bool), self._clear)
         more, more_scores = cluster(xyxy, confidence, self._relaxed)
         beside = (iou(more, faces) <= self._same_face_iou).all(axis=1)
         more, more_scores = more[beside], more_scores[beside]

@@ -85,6 +85,7 @@ class FacePipeline:
         self._evidence_t = self._since.t
         self._damaged_t = 0.0
         self._size: Optional[Tuple[int, int]] = None
+        self._trial_t: Optional[float] = None
 
     @property
     def crops_on(self) -> bool:
@@ -125,7 +126,7 @@ class FacePipeline:
             tracks, Observation(image, info, faces.score_kind, started_t, done_t - started_t)
         )
         if not frame.faint or any(visit.visible for visit in self._visits.open.values()):
-            self._observe_presence(t)
+            self._observe_presence(t, any(track.on_trial for track in tracks))
         self._idle_gate.inferred(region, t, empty=not tracks and self._presence.state is Presence.NO)
         return Outcome(
             self.camera, tuple(events), self._changed(info.moment), info, faces, self._visits.take_first_crop()
@@ -232,10 +233,18 @@ class FacePipeline:
             inside = [visible for visible, zones in faces if zone in zones]
             yield machine, any(inside), bool(inside)
 
-    def _observe_presence(self, t: float) -> None:
-        """Update the presence machines by the frame of time `t`; a face in a gap is no observation."""
+    def _observe_presence(self, t: float, on_trial: bool) -> None:
+        """Update the presence machines by the frame of time `t`; a face in a gap is no observation.
+
+        Neither is a face on trial: until its second look, for a limited time, nobody can be said to be absent.
+        """
+        if not on_trial:
+            self._trial_t = None
+        elif self._trial_t is None:
+            self._trial_t = t
+        undecided = self._trial_t is not None and t - self._trial_t <= self._tracker.params.second_look_s
         for machine, visible, present in self._machines():
-            if visible or not present:
+            if visible or not (present or undecided):
                 machine.observe(visible, t)
 
     def _apply_sight(self, moment: Moment) -> Optional[Outcome]:

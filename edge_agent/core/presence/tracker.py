@@ -6,7 +6,7 @@ from typing import List, Sequence, Tuple
 
 from edge_agent.core.detection.evidence import EvidenceParams
 from edge_agent.core.params import param
-from edge_agent.core.types import WEAK, Detections
+from edge_agent.core.types import FAIR, WEAK, Detections
 
 # Largest ratio of a face's areas in two successive detections.
 _MAX_AREA_RATIO = 6.0
@@ -39,6 +39,13 @@ class TrackerParams(EvidenceParams):
         0.0,
         "Seconds a face must be tracked before it counts; raise it against flickering false alarms, 0 counts the "
         "first detection and is fastest",
+        ge=0,
+        le=60,
+    )
+    second_look_s: float = param(
+        0.5,
+        "Seconds in which a face near the threshold must be seen a second time, or in the next frame if that comes "
+        "later; raise it when such faces are missed, lower it against false alarms",
         ge=0,
         le=60,
     )
@@ -81,11 +88,13 @@ class Track:
         first_t: Time of the first detection.
         seen_t: Time of the last detection.
         visible: True when the latest frame showed the face, False in a gap.
-        confirmed: True once it was tracked for `confirm_s`.
+        on_trial: True while only one detection near the threshold has shown it.
+        confirmed: True once it is not on trial and was tracked for `confirm_s`.
     """
 
     __slots__ = (
-        "confidence", "confirmed", "first_t", "h", "hits", "id", "seen_t", "visible", "vx", "vy", "w", "x", "xyxy", "y",
+        "confidence", "confirmed", "first_t", "h", "hits", "id", "on_trial", "seen_t", "visible", "vx", "vy", "w", "x",
+        "xyxy", "y",
     )  # fmt: skip
 
     def __init__(self, number: int, t: float) -> None:
@@ -95,6 +104,7 @@ class Track:
         self.first_t = t
         self.seen_t = t
         self.visible = True
+        self.on_trial = False
         self.confirmed = False
         self.hits = 0
         self.x = self.y = self.w = self.h = self.vx = self.vy = 0.0
@@ -142,15 +152,19 @@ class Tracker:
         for track in self._tracks:
             track.visible = False
         free = [True] * len(boxes)
+        evidence: Sequence[int] = ()
         weak: Sequence[int] = ()
         if detections.evidence is not None:
             evidence = detections.evidence.tolist()
             weak = [j for j, grade in enumerate(evidence) if grade == WEAK]
             if weak:
+                # A track on trial needs a second detection that could have started it.
+                pairs = [pair for pair in pairs if evidence[pair[2]] != WEAK or not pair[1].on_trial]
                 pairs.sort(key=lambda pair: evidence[pair[2]] == WEAK)
         for _, track, j in pairs:
             if free[j] and not track.visible:
                 free[j] = False
+                track.on_trial = False
                 self._correct(track, positions[j], t)
                 self._detected(track, boxes[j], scores[j], t)
         self.unused = [j for j in weak if free[j]]
@@ -158,7 +172,9 @@ class Tracker:
             free[j] = False
         for j, position in enumerate(positions):
             if free[j]:
-                self._detected(self._new_track(position, t), boxes[j], scores[j], t)
+                track = self._new_track(position, t)
+                track.on_trial = bool(evidence) and evidence[j] == FAIR
+                self._detected(track, boxes[j], scores[j], t)
         return self.expire(t)
 
     def expire(self, t: float) -> Sequence[Track]:
@@ -167,7 +183,10 @@ class Tracker:
         Only a frame can show that a face is gone, so a track that is visible in the latest frame does not age.
         """
         limit_t = t - self.params.max_lost_s
-        tracks = [track for track in self._tracks if track.visible or track.seen_t >= limit_t]
+        trial_t = t - min(self.params.second_look_s, self.params.max_lost_s)
+        tracks = [
+            track for track in self._tracks if track.visible or track.seen_t >= (trial_t if track.on_trial else limit_t)
+        ]
         if len(tracks) > self.params.max_tracks:
             tracks.sort(key=lambda track: (-track.seen_t, track.id))
             tracks = sorted(tracks[: self.params.max_tracks], key=lambda track: track.id)
@@ -237,7 +256,7 @@ class Tracker:
         track.seen_t = t
         track.visible = True
         track.hits += 1
-        track.confirmed = track.confirmed or t - track.first_t >= self.params.confirm_s
+        track.confirmed = track.confirmed or (not track.on_trial and t - track.first_t >= self.params.confirm_s)
 
     def _correct(self, track: Track, position: _Position, t: float) -> None:
         """Alpha-beta step from the last detection to `t`."""

@@ -11,7 +11,7 @@ from edge_agent.core.detection.detector import Decoder, DetectionParams, FaceDet
 from edge_agent.core.detection.evidence import EvidenceParams
 from edge_agent.core.detection.model_contract import CENTERFACE, FACEDETECTIR, ModelContract
 from edge_agent.core.frame import Image
-from edge_agent.core.types import CLEAR, WEAK, EngineInfo
+from edge_agent.core.types import CLEAR, FAIR, WEAK, EngineInfo
 from edge_agent.errors import ModelError
 from tests.core.detection import detection_oracles as oracle
 
@@ -284,12 +284,12 @@ def test_grading_adds_weak_detections_and_leaves_the_faces_as_they_are(seed, mod
     )
     faces = Decoder(contract, params).decode(outputs, (640, 480))
     found = Decoder(contract, params, EvidenceParams(continue_ratio=0.6)).decode(outputs, (640, 480))
-    clear = np.ones(len(found), bool) if found.evidence is None else found.evidence == CLEAR
+    clear = np.ones(len(found), bool) if found.evidence is None else found.evidence >= FAIR
     np.testing.assert_array_equal(found.xyxy[clear], faces.xyxy)
     np.testing.assert_array_equal(found.confidence[clear], faces.confidence)
     assert len(found) <= top_k and (found.confidence >= np.float32(0.3)).all()
     same = Decoder(contract, params, EvidenceParams(continue_ratio=1.0)).decode(outputs, (640, 480))
-    strong = np.ones(len(same), bool) if same.evidence is None else same.evidence == CLEAR
+    strong = np.ones(len(same), bool) if same.evidence is None else same.evidence >= FAIR
     np.testing.assert_array_equal(same.xyxy[strong], faces.xyxy)
 
 
@@ -321,7 +321,21 @@ def test_a_face_below_the_score_that_starts_a_track_is_weak_in_every_mode(mode, 
         blob(score, left, outputs)
     found = Decoder(FACEDETECTIR, DetectionParams(mode, **limits), EvidenceParams()).decode(outputs, (384, 240))
     each = {(round(float(box[0]) / 16), grade) for (box, _), grade in zip(found, found.evidence.tolist())}
-    assert each == {(1, CLEAR), (9, WEAK)}
+    assert each == {(1, FAIR), (9, WEAK)}
+
+
+@pytest.mark.parametrize("mode", ["nms", "dbscan", "hybrid", "none"])
+@pytest.mark.parametrize(("threshold", "fair", "clear"), [(0.4, 0.54, 0.56), (0.8, 0.84, 0.86), (0.05, 0.28, 0.29)])
+def test_a_face_near_the_threshold_is_fair_in_every_mode(mode, threshold, fair, clear):
+    outputs = planted([])
+    for score, left in ((fair, 1), (clear, 9)):
+        blob(score, left, outputs)
+    params = DetectionParams(mode, pre_cluster_threshold=threshold)
+    found = Decoder(FACEDETECTIR, params, EvidenceParams()).decode(outputs, (384, 240))
+    each = {(round(float(box[0]) / 16), grade) for (box, _), grade in zip(found, found.evidence.tolist())}
+    assert each == {(1, FAIR), (9, CLEAR)}
+    sure = Decoder(FACEDETECTIR, params, EvidenceParams(clear_margin=0.0)).decode(outputs, (384, 240))
+    assert sure.evidence is None or set(sure.evidence.tolist()) == {CLEAR}
 
 
 def test_a_dbscan_group_whose_sum_is_too_small_is_weak():

@@ -253,6 +253,7 @@ def test_small_and_weak_faces_are_ignored():
     assert len(camera.show((100, 100), score=0.49).detections) == 0
     assert camera.events == [] and camera.report.presence is NO
     camera.show((100, 100), side=50, score=0.5)
+    camera.show((100, 100), side=50, score=0.5)
     assert camera.published == [("start", "event-1")]
 
 
@@ -263,6 +264,7 @@ def test_a_visit_continues_from_a_lower_score_than_it_starts_from(kind, minimum)
     camera.show((320, 240), score=0.99 * minimum, kind=kind)
     assert camera.events == [] and camera.report.presence is NO
     camera.show((320, 240), score=minimum, kind=kind)
+    camera.show((320, 240), score=minimum, kind=kind)
     for share in [0.62] * 30 + [1.1] + [0.62] * 30:
         outcome = camera.show((320, 240), score=share * minimum, kind=kind)
         assert len(outcome.detections) == 1 and camera.report.presence is YES
@@ -271,6 +273,50 @@ def test_a_visit_continues_from_a_lower_score_than_it_starts_from(kind, minimum)
         outcome = camera.show((320, 240), score=0.58 * minimum, kind=kind)
         assert len(outcome.detections) == 0, "what continues no track is no detection"
     assert [kind for kind, _ in camera.published] == ["start", "end"] and camera.report.presence is NO
+
+
+NEAR = {"min_score": 0.4}  # a clear face has 0.55 then
+
+
+@pytest.mark.parametrize("score", [0.4, 0.54])
+def test_one_box_near_the_threshold_is_no_visit_and_no_presence(score):
+    camera = StagedCamera(camera=CameraParams("test://", **NEAR))
+    camera.show()
+    for _ in range(5):
+        camera.show((320, 240), score=score)
+        for _ in range(20):
+            camera.show()
+            camera.tick(0.0)
+    assert camera.events == [] and {report.presence for report in camera.reports} <= {UNKNOWN, NO}
+
+
+@pytest.mark.parametrize(("kind", "minimum", "score"), [("max", 0.4, 0.55), ("sum", 4.0, 5.0), ("sum", 0.4, 0.5)])
+def test_a_clear_face_counts_at_once_and_one_near_the_threshold_in_the_second_frame(kind, minimum, score):
+    for share, frames in ((1.0, 1), (0.99, 2)):
+        camera = StagedCamera(camera=CameraParams("test://", min_score=minimum))
+        camera.show()
+        shown = [camera.show((320, 240), score=share * score, kind=kind) for _ in range(3)]
+        assert [bool(outcome.events) for outcome in shown] == [i == frames - 1 for i in range(3)]
+        assert camera.report.presence is YES
+
+
+def test_nobody_is_not_said_while_a_face_awaits_its_second_look():
+    camera = StagedCamera(camera=CameraParams("test://", **NEAR), tracker=TrackerParams(second_look_s=0.5))
+    camera.show((320, 240), score=0.45)
+    for _ in range(4):
+        camera.show()
+        assert camera.report.presence is UNKNOWN
+    camera.show((320, 240), score=0.45)
+    assert camera.report.presence is YES
+    assert NO not in {report.presence for report in camera.reports}
+
+
+def test_flashes_hold_off_nobody_for_a_limited_time():
+    """False boxes in every frame, each elsewhere, so that one is always on trial."""
+    camera = StagedCamera(camera=CameraParams("test://", **NEAR), tracker=TrackerParams(second_look_s=0.5))
+    for i in range(8):
+        camera.show((50 + 270 * (i % 3), 60 + 180 * (i // 3 % 3)), score=0.45, side=30)
+    assert camera.events == [] and camera.report.presence is NO
 
 
 def test_boxes_found_in_the_region_of_interest_refer_to_the_full_upright_frame():

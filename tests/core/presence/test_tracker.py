@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edge_agent.core.detection.geometry import iou
 from edge_agent.core.presence.tracker import Tracker, TrackerParams
-from edge_agent.core.types import CLEAR, WEAK, Detections
+from edge_agent.core.types import CLEAR, FAIR, WEAK, Detections
 
 SIDE = 80.0
 
@@ -293,6 +293,40 @@ def test_rescaling_keeps_place_size_and_speed():
     tracker.update(faces(), 1.0)
     (track,) = tracker.update(moved, 1.3)
     assert track.id == 1 and track.visible, "where its speed has taken it while it was missed"
+
+
+def test_a_face_near_the_threshold_is_confirmed_by_a_second_detection_and_a_clear_one_at_once():
+    tracker = Tracker(TrackerParams())
+    (near, clear) = tracker.update(faces((100, 100), (400, 100), evidence=[FAIR, CLEAR]), 0.0)
+    assert (near.confirmed, clear.confirmed) == (False, True)
+    (near, clear) = tracker.update(faces((100, 100), evidence=[FAIR]), 0.4)
+    assert near.confirmed and near.id == 1
+
+
+@pytest.mark.parametrize("second", [WEAK, None])
+def test_a_face_near_the_threshold_is_dropped_without_a_second_look_in_time(second):
+    """A weak detection is none: it could not have started the track."""
+    tracker = Tracker(TrackerParams(second_look_s=0.5))
+    tracker.update(faces((100, 100), evidence=[FAIR]), 0.0)
+    shown = faces() if second is None else faces((100, 100), evidence=[second])
+    for i in range(1, 6):
+        assert [track.confirmed for track in tracker.update(shown, i / 10)] == [False]
+    assert tracker.update(shown, 0.6) == []
+    (track,) = tracker.update(faces((100, 100), evidence=[FAIR]), 0.7)
+    assert track.id == 2 and not track.confirmed
+
+
+def test_the_next_frame_is_a_second_look_however_late():
+    tracker = Tracker(TrackerParams(second_look_s=0.5))
+    tracker.update(faces((100, 100), evidence=[FAIR]), 0.0)
+    (track,) = tracker.update(faces((100, 100), evidence=[FAIR]), 5.0)
+    assert track.id == 1 and track.confirmed
+
+
+def test_confirm_s_holds_beside_the_second_look():
+    tracker = Tracker(TrackerParams(confirm_s=0.25))
+    confirmed = [tracker.update(faces((100, 100), evidence=[FAIR]), i / 10)[0].confirmed for i in range(5)]
+    assert confirmed == [False, False, False, True, True]
 
 
 def test_boxes_without_area_are_tracked():

@@ -84,6 +84,7 @@ class FacePipeline:
         self._latency_s = 0.0
         self._evidence_t = self._since.t
         self._damaged_t = 0.0
+        self._unseen = False  # since damage, no frame has shown whether the open visits go on
         self._size: Optional[Tuple[int, int]] = None
         self._trial_t: Optional[float] = None
 
@@ -126,7 +127,8 @@ class FacePipeline:
             tracks, Observation(image, info, faces.score_kind, started_t, done_t - started_t)
         )
         if not frame.faint or any(visit.visible for visit in self._visits.open.values()):
-            self._observe_presence(t, any(track.on_trial for track in tracks))
+            self._unseen = False
+        self._observe_presence(t, any(track.on_trial for track in tracks))
         self._idle_gate.inferred(region, t, empty=not tracks and self._presence.state is Presence.NO)
         return Outcome(
             self.camera, tuple(events), self._changed(info.moment), info, faces, self._visits.take_first_crop()
@@ -258,7 +260,7 @@ class FacePipeline:
         self._idle_gate.reset()
         events: List[FaceEvent] = []
         if sight is Sight.DAMAGED:
-            self._damaged_t = moment.t
+            self._damaged_t, self._unseen = moment.t, True
         elif not sight.can_see:
             events = self._end_visits(_END_REASONS.get(sight, "camera_lost"))
         for machine, _, _ in self._machines():
@@ -280,7 +282,7 @@ class FacePipeline:
         presence = self._presence.state
         open_ids = tuple(visit.event_id for visit in self._visits.open.values())
         # The number is unknown until the first frame after sight was regained.
-        known = presence is not Presence.UNKNOWN or (bool(open_ids) and self._sight.can_see)
+        known = presence is not Presence.UNKNOWN or (bool(open_ids) and not self._unseen)
         faces = len(open_ids) if known else None
         return presence, self._sight, faces, open_ids, tuple(machine.state for machine in self._zones.values())
 

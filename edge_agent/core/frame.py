@@ -117,6 +117,11 @@ class Frame:
         return self._pixels
 
     @property
+    def is_placeholder(self) -> bool:
+        """Whether the source could decode nothing of it."""
+        return self.damaged and self.pixels.size == 1
+
+    @property
     def released(self) -> bool:
         return self._pixels is None
 

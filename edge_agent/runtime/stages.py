@@ -213,10 +213,7 @@ class CaptureStage:
                 self.counters.dark += 1
             else:
                 self.counters.blind += 1
-            if not visibility.sight.can_see and self._mailbox.frame_wanted(self.camera):
-                self._mailbox.put(self.camera, frame)
-            else:
-                frame.release()
+            self._drop(frame, blind=not visibility.sight.can_see)
 
     def _drop_damaged(self, frame: Frame, now: Moment) -> None:
         """A damaged frame proves nothing: the camera is in doubt, and blind when damage lasts."""
@@ -227,10 +224,17 @@ class CaptureStage:
         moment = moment_of(frame.t, now)
         if self._damaged_since_t is None:
             self._damaged_since_t = frame.t
-        frame.release()
         self._mailbox.set_doubt(self.camera, True)
         if self._damage.blind and self._mailbox.set_sight(self.camera, Sight.DAMAGED, moment):
             log.info("%s: sight is %s", self.camera, Sight.DAMAGED.value, extra={"EVENT": "sight-changed"})
+        self._drop(frame, blind=self._damage.blind)
+
+    def _drop(self, frame: Frame, blind: bool) -> None:
+        """Release a frame that is not inferred, unless a snapshot waits for it: it shows why the camera is blind."""
+        if blind and not frame.is_placeholder and self._mailbox.frame_wanted(self.camera):
+            self._mailbox.put(self.camera, frame)
+        else:
+            frame.release()
 
     def _trouble(self, frame: Frame, now: Moment) -> str:
         """What is wrong with the frames; rounded, so that the same trouble keeps its words."""

@@ -355,6 +355,27 @@ def test_a_snapshot_of_a_camera_that_cannot_see_is_its_frame_with_the_reason():
     assert camera.detector.calls == 0
 
 
+@pytest.mark.parametrize(("side", "answered"), [(48, True), (1, False)])
+def test_a_snapshot_of_a_damaged_camera_is_its_frame_unless_nothing_of_it_can_be_decoded(side, answered):
+    answers = []
+    rig = Rig([[FRAME] * 200])
+    pixels = np.zeros((side, side), np.uint8)
+    rig.camera.read = lambda timeout_s: Frame(pixels, 1, rig.clock.t, damaged=True)
+    camera = StagedCamera(sight=None)
+    command_queue = CommandQueue(answers.append, lambda value: None)
+    stage = InferStage(
+        rig.mailbox, ["door"], lambda: {"door": camera.pipeline}, rig.clock, lambda _: None, command_queue=command_queue
+    )
+    stage.setup()
+    rig.run(2.5)
+    command_queue.submit(Command("snapshot", "t", "door"))
+    stage.step()
+    rig.run(0.3)
+    stage.step()
+    assert [done.result for done in answers if done.error is None] == ([{"sight": "damaged"}] if answered else [])
+    assert camera.detector.calls == 0
+
+
 class RecordingPublisher:
     """A publisher that records its calls."""
 

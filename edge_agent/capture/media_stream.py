@@ -142,7 +142,8 @@ def play_file(source: Readable, link: Link) -> SourceError:
     file = _File(source, link)
     options = {**_probe_options(), "format_whitelist": _FORMATS, "protocol_whitelist": "data"}
     try:
-        with av.open(file, options=options) as media:
+        # Not `options`: with them PyAV 12 crashes on formats whose streams appear late (FLV).
+        with av.open(file, container_options=options) as media:
             _decode_container(media, link)
     except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
         text = f"what the camera sends cannot be read as video: {_ffmpeg_text(error)}"

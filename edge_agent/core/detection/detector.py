@@ -191,8 +191,11 @@ class Decoder:
 
         What the relaxed parameters find beside the faces is weak.
         """
-        if self._only_scores_relax and confidence.min() > self._clear:
-            return (*cluster(xyxy, confidence, self._clustering), None)
+        if self._only_scores_relax and confidence.min() > self._threshold:
+            faces, scores = cluster(xyxy, confidence, self._clustering)
+            if not len(scores) or scores[-1] >= self._clear:
+                return faces, scores, None
+            return faces, scores, grades(scores, np.ones(len(scores), bool), self._clear)
         strong = self._model.meets(confidence, self._threshold)
         faces, scores = cluster(xyxy[strong], confidence[strong], self._clustering)
         evidence = grades(scores, np.ones(len(scores), bool), self._clear)

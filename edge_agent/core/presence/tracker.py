@@ -27,6 +27,8 @@ _STILL = 0.5
 # another person came.
 _TIGHT_S = 0.5
 
+_NONE: Sequence[int] = ()
+
 _XyXy = Tuple[float, float, float, float]  # left, top, right, bottom, px
 _Position = Tuple[float, float, float, float]  # centre x, centre y, width, height, px
 
@@ -130,7 +132,7 @@ class Tracker:
     def __init__(self, params: TrackerParams) -> None:
         self.params = params
         self._tracks: List[Track] = []
-        self.unused: List[int] = []
+        self.unused = _NONE
         self._last_id = 0
         self._t = float("-inf")
 
@@ -152,8 +154,7 @@ class Tracker:
         for track in self._tracks:
             track.visible = False
         free = [True] * len(boxes)
-        evidence: Sequence[int] = ()
-        weak: Sequence[int] = ()
+        evidence = weak = _NONE
         if detections.evidence is not None:
             evidence = detections.evidence.tolist()
             weak = [j for j, grade in enumerate(evidence) if grade == WEAK]
@@ -167,9 +168,11 @@ class Tracker:
                 track.on_trial = False
                 self._correct(track, positions[j], t)
                 self._detected(track, boxes[j], scores[j], t)
-        self.unused = [j for j in weak if free[j]]
-        for j in self.unused:
-            free[j] = False
+        self.unused = _NONE
+        if weak:
+            self.unused = [j for j in weak if free[j]]
+            for j in self.unused:
+                free[j] = False
         for j, position in enumerate(positions):
             if free[j]:
                 track = self._new_track(position, t)

@@ -273,7 +273,7 @@ def test_a_weak_detection_continues_a_track_and_starts_none():
         assert visible(tracks) == [1] and tracker.unused == [0]
     assert tracks[0].xyxy[0] == 99.0
     tracks = tracker.update(faces((140, 100), scores=[0.5]), 4.2)
-    assert visible(tracks) == [1] and tracker.unused == []
+    assert visible(tracks) == [1] and not tracker.unused
 
 
 def test_a_weak_detection_takes_no_track_from_a_clear_one():

@@ -63,11 +63,12 @@ class PacketDecoder:
 
     Args:
         stream: Of `video_stream`.
+        live: Whether frames come out without waiting for later ones.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, live: bool = False) -> None:
         intra = stream.codec_context.name in _INTRA
-        stream.codec_context.options = _decoder_options(intra)
+        stream.codec_context.options = _decoder_options(intra, live)
         self._stream = stream
         self._damage = PredictionDamage(intra)
         self.errors = 0
@@ -94,7 +95,7 @@ class JpegDecoder:
 
     def __init__(self) -> None:
         self._context = av.CodecContext.create("mjpeg", "r")
-        self._context.options = _decoder_options(True)
+        self._context.options = _decoder_options(True, live=True)
         self._context.thread_count = 1
         self.errors = 0
 
@@ -110,9 +111,13 @@ class JpegDecoder:
         return Decoded(frames[-1], bool(frames[-1].is_corrupt))
 
 
-def _decoder_options(intra: bool) -> Dict[str, str]:
+def _decoder_options(intra: bool, live: bool) -> Dict[str, str]:
     options = {"max_pixels": str(MAX_PIXELS)}
-    return {**options, "err_detect": "explode"} if intra else options
+    if live:
+        options["flags"] = "low_delay"
+    if intra:
+        options["err_detect"] = "explode"
+    return options
 
 
 class PixelReader:

@@ -46,7 +46,6 @@ def _probe_options() -> Dict[str, str]:
     """FFmpeg's options for any live stream: little delay, and only codecs of cameras."""
     # Not fflags=nobuffer: it discards what was read while probing, the first keyframe included.
     return {
-        "flags": "low_delay",
         "analyzeduration": str(int(_PROBE_S * 1e6)),
         "codec_whitelist": ",".join(sorted(VIDEO_CODECS)),
     }
@@ -77,7 +76,9 @@ class StreamSource(LiveSource):
         started = time.monotonic()
         connected = False
         try:
-            with av.open(self._camera_uri, options=options, timeout=(open_s, max(link.stall_after_s, open_s))) as media:
+            # Not `options`: with them PyAV 12 crashes on formats whose streams appear late (FLV).
+            timeout = open_s, max(link.stall_after_s, open_s)
+            with av.open(self._camera_uri, container_options=options, timeout=timeout) as media:
                 connected = True
                 _decode_container(media, link)
         except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
@@ -142,7 +143,6 @@ def play_file(source: Readable, link: Link) -> SourceError:
     file = _File(source, link)
     options = {**_probe_options(), "format_whitelist": _FORMATS, "protocol_whitelist": "data"}
     try:
-        # Not `options`: with them PyAV 12 crashes on formats whose streams appear late (FLV).
         with av.open(file, container_options=options) as media:
             _decode_container(media, link)
     except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
@@ -168,7 +168,7 @@ def _decode_container(container: Any, link: Link) -> None:
     stream = video_stream(container)
     if stream.codec_context.name not in VIDEO_CODECS:
         raise SourceError(f"its video is of a kind that is not accepted: {stream.codec_context.name}", HINT_PATH)
-    decoder = PacketDecoder(stream)
+    decoder = PacketDecoder(stream, live=True)
     errors = link.counters["decode_errors"]
     clock = StreamClock()
     behind = False

@@ -2,10 +2,17 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 
+from edge_agent.capture.synthetic.source import ASTRONAUT
+from edge_agent.config.settings import load_settings
+from edge_agent.core.camera.params import CameraParams
+from edge_agent.core.frame import FULL_RANGE
 from tests.fakes.agent import edge_agent
 from tests.fakes.broker import Broker, needs_mosquitto
+from tests.fakes.weights import centerface_models_dir
 
 SCRIPTED = {"MODEL__BACKEND": "scripted", "MODEL__MODEL": "scripted", "MQTT__HOST": "127.0.0.1"}
 
@@ -64,14 +71,29 @@ def test_invalid_settings_are_reported_as_a_failed_check():
     ("uri", "state", "words"),
     [
         ("test://demo", "ok", "frames per second, mean level"),
+        ("test://demo", "ok", "a face"),
         ("test://empty?dark=0-100", "fail", "it cannot see: dark"),
     ],
 )
 def test_a_camera_is_judged_by_what_it_shows(uri, state, words):
     from edge_agent.commands.check.probes import _camera
-    from edge_agent.core.camera.params import CameraParams
     from edge_agent.core.camera.visibility import VisibilityParams
 
-    result = _camera("door", CameraParams(uri), VisibilityParams(dark_after_s=0.5))
+    result = _camera("door", CameraParams(uri), VisibilityParams(dark_after_s=0.5), lambda pixels, levels: ", a face")
     assert result.state == state and words in result.found
     assert "noise" in result.found and "sharpness" in result.found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("side", "words"), [(None, "% of the height"), (400, "under 10% faces are often missed"), (0, "no face")]
+)
+def test_the_size_of_a_face_in_view_is_reported(side, words):
+    from edge_agent.commands.check.probes import _face_in_view
+
+    face = cv2.imread(str(ASTRONAUT), cv2.IMREAD_GRAYSCALE)
+    scene = face if side is None else np.full((1080, 1920), 96, np.uint8)
+    if side:
+        scene[300 : 300 + side, 800 : 800 + side] = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
+    settings = load_settings({"EDGE_AGENT_MODEL__MODELS_DIR": str(centerface_models_dir())}, None)
+    assert words in _face_in_view(settings, CameraParams("test://"), scene, FULL_RANGE)

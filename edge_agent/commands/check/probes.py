@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -38,13 +39,17 @@ if TYPE_CHECKING:
     from edge_agent.config.settings import Settings
     from edge_agent.core.camera.params import CameraParams
     from edge_agent.core.camera.visibility import VisibilityParams
-    from edge_agent.core.frame import Frame
+    from edge_agent.core.frame import Frame, Levels
     from edge_agent.core.ports import Source
-    from edge_agent.core.types import Detections
+    from edge_agent.core.types import Array, Detections
+
+    FaceInView = Callable[[Array, Levels], str]
 
 FIRST_FRAME_S = 8.0
 JUDGED_S = 1.0
 """Beyond the time that proves darkness or a cover."""
+SMALL_FACE = 0.1
+"""Share of the height below which faces are often missed."""
 GOLDEN_FACE = (86.0, 24.0, 141.0, 96.0)
 """The face in assets/golden.pgm: left, top, right, bottom, px."""
 GOLDEN_OVERLAP, GOLDEN_MOST = 0.35, 3
@@ -153,14 +158,44 @@ def cameras(settings: "Settings", service_pid: str = "") -> Iterator[CheckResult
     if not settings.cameras:
         yield CheckResult("cameras", NOTE, "none is set", "set EDGE_AGENT_CAMERAS__<NAME>__URI, e.g. v4l2:/dev/video0")
     for name, params in settings.cameras.items():
-        result = _camera(name, params, settings.illumination)
+        result = _camera(name, params, settings.illumination, partial(_face_in_view, settings, params))
         if service_pid and f"(pid {service_pid})" in result.remedy:
             remedy = "systemctl status shows what it sees; stop the service to test the camera"
             result = CheckResult(result.name, NOTE, f"{result.found}: the running service uses it", remedy)
         yield result
 
 
-def _camera(name: str, params: "CameraParams", visibility: "VisibilityParams") -> CheckResult:
+def _face_in_view(settings: "Settings", params: "CameraParams", pixels: "Array", levels: "Levels") -> str:
+    """The tallest face of a frame as a share of the height that the detector sees; empty without an engine."""
+    from edge_agent.app.factories import engine_of
+    from edge_agent.core.camera.transform import CameraTransform
+    from edge_agent.core.detection.detector import FaceDetector
+    from edge_agent.core.frame import Frame
+    from edge_agent.core.types import WEAK
+
+    transform = CameraTransform(params)
+    region = transform.region(transform.upright(Frame(pixels, 0, 0.0, levels)))[0]
+    try:
+        engine = engine_of(settings.model, os.environ, lambda line: None)
+    except EdgeAgentError:  # the check of the engine has reported it
+        return ""
+    try:
+        found = FaceDetector(engine, settings.detection).detect(region)
+    finally:
+        engine.close()
+    heights = found.xyxy[:, 3] - found.xyxy[:, 1]
+    if found.evidence is not None:
+        heights = heights[found.evidence != WEAK]
+    if not len(heights):
+        return ", no face in view"
+    share = float(heights.max()) / region.pixels.shape[0]
+    small = f": under {SMALL_FACE:.0%} faces are often missed" if share < SMALL_FACE else ""
+    return f", face in view {share:.0%} of the height{small}"
+
+
+def _camera(
+    name: str, params: "CameraParams", visibility: "VisibilityParams", face_in_view: "FaceInView"
+) -> CheckResult:
     from edge_agent.app.factories import source_of
 
     try:
@@ -173,7 +208,7 @@ def _camera(name: str, params: "CameraParams", visibility: "VisibilityParams") -
         while time.monotonic() < deadline:
             frame = source.read(0.5)
             if frame is not None and not frame.damaged:
-                return _seen(name, source, frame, params, visibility)
+                return _seen(name, source, frame, params, visibility, face_in_view)
         return CheckResult(f"camera {name}", FAIL, f"{source.uri}: no frame in {FIRST_FRAME_S:g} s", "is it in use?")
     except EdgeAgentError as error:
         return CheckResult(f"camera {name}", FAIL, error.message, error.hint)
@@ -182,7 +217,12 @@ def _camera(name: str, params: "CameraParams", visibility: "VisibilityParams") -
 
 
 def _seen(
-    name: str, source: "Source", first: "Frame", params: "CameraParams", visibility: "VisibilityParams"
+    name: str,
+    source: "Source",
+    first: "Frame",
+    params: "CameraParams",
+    visibility: "VisibilityParams",
+    face_in_view: "FaceInView",
 ) -> CheckResult:
     """What the judge of visibility says to the frames of the next seconds, with their figures."""
     from edge_agent.core.camera.signal_noise import noise_and_contrast
@@ -195,6 +235,7 @@ def _seen(
     frame: Optional[Frame] = first
     frames = damaged = 0
     figures, sight, faint = "", Sight.STARTING, False
+    last: Optional[Tuple[Array, Levels]] = None
     seconds = 0.0
     while seconds < visibility.dark_after_s + JUDGED_S:
         if frame is not None:
@@ -205,6 +246,8 @@ def _seen(
                     verdict = monitor.observe(frame.pixels, frame.levels, frame.t)
                     sight, faint = verdict.sight, verdict.faint
                     plane = frame.pixels if frame.pixels.ndim == 2 else frame.pixels[:, :, 1]
+                    if verdict.keep:
+                        last = frame.pixels.copy(), frame.levels
                     if verdict.keep or not figures:
                         gray = frame.levels.to_gray8(plane)
                         noise, _ = noise_and_contrast(plane, frame.levels)
@@ -228,7 +271,7 @@ def _seen(
     if faint:
         remedy = "more light, longer exposure or an emitter; faces may be missed, so presence does not turn OFF"
         return CheckResult(f"camera {name}", NOTE, f"{found}; too noisy to find every face", remedy)
-    return CheckResult(f"camera {name}", OK, found)
+    return CheckResult(f"camera {name}", OK, found + (face_in_view(*last) if last is not None else ""))
 
 
 def broker(settings: "Settings") -> Iterator[CheckResult]:

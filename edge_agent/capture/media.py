@@ -1,5 +1,6 @@
 """Video files, decoded by PyAV and played in real time (late frames are skipped) or as fast as they are read."""
 
+import errno
 import time
 from collections import deque
 from typing import Any, Deque, Generator, Iterator, NamedTuple, Optional, Tuple
@@ -127,10 +128,11 @@ class MediaSource:
     def _decode_next(self) -> Optional[_TimedFrame]:
         try:
             return None if self._frames is None else next(self._frames, None)
-        except av.ArgumentError as error:
-            raise SourceError(f"{self.uri}: not a video format that is allowed, or damaged", _EXPECTED) from error
         except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter: invalid tags in the file
-            raise SourceError(f"{self.uri}: {getattr(error, 'strerror', error)}", _EXPECTED) from error
+            text = getattr(error, "strerror", error)
+            if getattr(error, "errno", None) == errno.EINVAL:
+                text = "not a video format that is allowed, or damaged"
+            raise SourceError(f"{self.uri}: {text}", _EXPECTED) from error
 
     def _skip_late(self, deadline: float) -> None:
         while time.monotonic() < deadline:
@@ -167,7 +169,7 @@ class MediaSource:
             require_regular(self._path)
         except OSError as error:
             raise SourceError(f"{self.uri}: {error.strerror}", _EXPECTED) from error
-        with av.open(f"file:{self._path}", options=_OPTIONS) as container:
+        with av.open(f"file:{self._path}", container_options=_OPTIONS) as container:
             try:
                 stream = video_stream(container)
             except SourceError as error:

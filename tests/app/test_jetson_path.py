@@ -122,6 +122,8 @@ class Running:
             "MODEL__BACKEND": backend,
             "DETECTION__PRE_CLUSTER_THRESHOLD": 0.7,
             "DETECTION__TOP_K": 1,
+            "DETECTION__ADAPT_LEVELS": "false",  # the made weights find brightness, not faces
+            "TRACKER__CONTINUE_RATIO": 1,
             "PRESENCE__DELAY_OFF_S": 0.1,
             "TRACKER__MAX_LOST_S": 0.5,
             "MQTT__HOST": "127.0.0.1",

@@ -239,4 +239,6 @@ class FaceDetector(Decoder):
         Raises:
             EngineError: The engine failed.
         """
-        return self.engine.infer(adapted(image) if self.params.adapt_levels else image)
+        # The scripted engine knows its markers by their brightness at the sensor.
+        adapt = self.params.adapt_levels and self.engine.info.backend != "scripted"
+        return self.engine.infer(adapted(image) if adapt else image)

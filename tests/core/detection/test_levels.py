@@ -9,6 +9,7 @@ from edge_agent.core.detection.detector import DetectionParams, FaceDetector
 from edge_agent.core.detection.levels import SPAN, adapted
 from edge_agent.core.detection.model_contract import FACEDETECTIR
 from edge_agent.core.frame import FULL_RANGE, LIMITED_RANGE, Image, Levels
+from edge_agent.core.types import EngineInfo
 from edge_agent.inference.preprocess import Preprocessor
 
 RNG = np.random.default_rng(5)
@@ -88,6 +89,9 @@ def test_pixels_under_a_privacy_mask_do_not_count() -> None:
 class Recorder:
     contract = FACEDETECTIR
 
+    def __init__(self, backend: str = "onnxruntime") -> None:
+        self.info = EngineInfo(backend, "fp32", "model", "")
+
     def infer(self, image: Image) -> dict:
         self.image = image
         return {"cov": np.zeros((1, 15, 24), np.float32), "bbox": np.zeros((4, 15, 24), np.float32)}
@@ -98,3 +102,9 @@ def test_the_detector_adapts_unless_it_is_turned_off(on: bool) -> None:
     engine, image = Recorder(), Image(np.rint(SCENE / 20).astype(np.uint8))
     FaceDetector(engine, DetectionParams(adapt_levels=on)).detect(image)  # type: ignore[arg-type]
     assert (engine.image is image) != on
+
+
+def test_the_scripted_engine_gets_the_sensors_levels() -> None:
+    engine, image = Recorder("scripted"), Image(np.rint(SCENE / 20).astype(np.uint8))
+    FaceDetector(engine, DetectionParams(adapt_levels=True)).detect(image)  # type: ignore[arg-type]
+    assert engine.image is image, "it knows its markers by their brightness"

@@ -1,6 +1,6 @@
 """Counts ids and visits against ground truth, on clips and on seeded scenes of still faces, per set of settings.
 
-    scripts/track-table --data /work/shared/data/faces --variant one-threshold:continue_ratio=1
+    scripts/track-table --data ../shared/data/faces --variant one-threshold:continue_ratio=1
 
 The folder holds `clips/` (`CLIPS` has their names and numbers of faces), `images/` and `coco.json`. Labelled images
 become scenes in which every face stays: the image trembles by a few px and carries shot and read noise. The network

@@ -130,10 +130,16 @@ class PixelReader:
     def __init__(self, color: bool) -> None:
         self._color = color
         self._depth = SampleDepth(16)
+        self._turn: Optional[Callable[[Array], Array]] = None
+        self._turn_size: Optional[Tuple[int, int]] = None
 
     def __call__(self, frame: Any) -> Tuple[Array, Levels]:
         """The pixels and levels of `gray_pixels` or `rgb_pixels`; values of 10 to 14 bits in 16 are recognised."""
-        turn = _turn_of(frame)
+        # Once per size: a frame whose side data was read refers to itself, and stays until the garbage collector runs.
+        if self._turn_size != (frame.width, frame.height):
+            self._turn_size = frame.width, frame.height
+            self._turn = _turn_of(frame)
+        turn = self._turn
         if self._color and not frame.format.name.startswith("gray"):
             pixels, levels = rgb_pixels(frame)
         else:
